@@ -1,0 +1,34 @@
+# Everything runs from a virtual environment of its own; only Python 3.10 to 3.13 and make are needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= build/demo
+
+.PHONY: help install demo test lint bench clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## virtual environment with EchoPlan in it
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the main job on phantom data: train five folds, predict held-out patients, report
+	$(BIN)/python tests/demo.py --root $(DEMO)
+
+test: $(INSTALLED)  ## the test suite with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(INSTALLED)  ## ruff
+	$(BIN)/python -m ruff check .
+
+bench: $(INSTALLED)  ## speed and memory beside peers, a table each
+	@for benchmark in tests/benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+clean:  ## remove what was built here
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*

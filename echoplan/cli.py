@@ -1,0 +1,97 @@
+"""What all commands share: the parser, the common options, and how errors reach the user."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+
+from echoplan import __version__
+from echoplan.errors import EchoPlanError
+from echoplan.paths import Folders
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
+    """Turn `main(arguments) -> exit status` into a console script.
+
+    Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says that nothing is lost.
+    """
+
+    @wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        try:
+            return main(sys.argv[1:] if arguments is None else list(arguments))
+        except EchoPlanError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+            return INTERRUPTED
+
+    return run
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser that takes options by their whole name only, and shows the defaults."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"echoplan {__version__}")
+    return made
+
+
+def add_processes(to: argparse.ArgumentParser) -> None:
+    """-np: how many worker processes; 0 works in this process."""
+    default = min(8, os.cpu_count() or 1)
+    to.add_argument("-np", type=_count, default=default, metavar="N", help="worker processes; 0: none")
+
+
+def add_device(to: argparse.ArgumentParser) -> None:
+    """--device: where networks run."""
+    choices = ("auto", "cuda", "mps", "cpu")
+    to.add_argument("--device", choices=choices, default="auto", help="auto takes a GPU where there is one")
+
+
+def add_plans_name(to: argparse.ArgumentParser) -> None:
+    """-p: which plan of the dataset, where there are several."""
+    to.add_argument("-p", "--plans_name", default="EchoPlans", metavar="NAME", help="the plan's name")
+
+
+def report_failures(failures: Mapping[str, str], *, work: str) -> int:
+    """Name each broken case with its reason on standard error; the exit status that a command should return."""
+    if not failures:
+        return 0
+    print(f"{len(failures)} not done ({work}):", file=sys.stderr)
+    for case, reason in failures.items():
+        print(f"  {case}: {reason}", file=sys.stderr)
+    return 1
+
+
+def folders() -> Folders:
+    """The three folders, from the environment."""
+    return Folders.from_environment(os.environ)
+
+
+def existing_path(text: str) -> Path:
+    """An argparse type: a path that must exist."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number

@@ -1,0 +1,151 @@
+"""What every converter does: a place for the dataset, labels on the clip's grid, and the two files that describe it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan.errors import EchoPlanError
+from echoplan.work import run_cases
+
+logger = logging.getLogger(__name__)
+
+STRUCTURES = {
+    "lv": {"background": 0, "LV": 1},
+    "all": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the conversion of one case gives: its row of cases.csv, and what a user should know of it."""
+
+    case: Case
+    warnings: tuple[str, ...] = ()
+
+
+def labels_of(structures: str) -> dict[str, int]:
+    """The labels kept by `--structures lv|all`, numbered as CAMUS does.
+
+    Raises:
+        EchoPlanError: there is no such choice.
+    """
+    try:
+        return dict(STRUCTURES[structures])
+    except KeyError:
+        choices = ", ".join(STRUCTURES)
+        raise EchoPlanError(f"structures is {structures!r}", remedy=f"choose one of: {choices}") from None
+
+
+def build_dataset(
+    source: Path,
+    folder: Path,
+    description: DatasetDescription,
+    convert: Callable[..., Converted],
+    arguments: Mapping[str, tuple[Any, ...]],
+    *,
+    processes: int = 0,
+    overwrite: bool = False,
+    failures: dict[str, str] | None = None,
+) -> EchoDataset:
+    """Convert every case into `folder`, go on past broken ones, and write dataset.json and cases.csv at the end.
+
+    Args:
+        source: where the data comes from; it must not lie in `folder`.
+        folder: the dataset's folder; what an interrupted conversion left there is written again.
+        convert: a module-level function, called with (folder, *arguments[case]).
+        arguments: case name -> what `convert` takes; cases.csv keeps this order.
+        failures: filled with each broken case's reason; without it they are logged.
+
+    Raises:
+        EchoPlanError: the dataset exists and `overwrite` is off, or no case at all could be converted.
+    """
+    _make_room(folder, source, overwrite=overwrite)
+    with_folder = {case: (folder, *values) for case, values in arguments.items()}
+    results = run_cases(convert, with_folder, processes=processes, description="converting")
+    converted = [results.done[case] for case in arguments if case in results.done]
+    if failures is not None:
+        failures.update(results.failures)
+    else:
+        for case, reason in results.failures.items():
+            logger.warning("%s is left out: %s", case, reason)
+    if not converted:
+        reason = next(iter(results.failures.values()), "there are none")
+        raise EchoPlanError(f"no case could be converted; the first one's reason: {reason}", file=folder)
+    _log_warnings(converted)
+    dataset = EchoDataset(folder, description, tuple(item.case for item in converted))
+    dataset.write()
+    return dataset
+
+
+def places(case: str, split: str, *, image_ending: str = ".nii.gz") -> tuple[str, str]:
+    """Where a case's image and label lie, relative to the dataset's folder."""
+    part = "Ts" if split == "test" else "Tr"
+    return f"images{part}/{case}{image_ending}", f"labels{part}/{case}.nii.gz"
+
+
+def keep_labels(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """The mask with every value that `labels` does not name made background; 255 stays."""
+    return np.where(np.isin(mask, [*labels.values(), IGNORE]), mask, 0).astype(np.uint8)
+
+
+def spread_labels(
+    labelled: np.ndarray, frames: Sequence[int], shape: tuple[int, int, int], *, source: str | Path
+) -> np.ndarray:
+    """A (T, H, W) label clip that holds 255 everywhere but on the labelled frames.
+
+    Args:
+        labelled: (n, H, W) label values.
+        frames: the n frames they belong to.
+        shape: (T, H, W) of the clip.
+        source: what messages name.
+
+    Raises:
+        EchoPlanError: the numbers of frames or the grids differ, or a frame lies outside the clip.
+    """
+    if labelled.shape != (len(frames), *shape[1:]):
+        raise EchoPlanError(
+            f"the labels are {labelled.shape}, not {len(frames)} labelled frames on the grid of the clip {shape}",
+            file=source,
+            remedy="export the labels on the clip's own grid, one frame for each labelled frame",
+        )
+    outside = [frame for frame in frames if not 0 <= frame < shape[0]]
+    if outside:
+        raise EchoPlanError(
+            f"there is no frame {outside[0]} in a clip of {shape[0]} frames", file=source, remedy="count frames from 0"
+        )
+    mask = np.full(shape, IGNORE, np.uint8)
+    mask[list(frames)] = labelled
+    return mask
+
+
+def _make_room(folder: Path, source: Path, *, overwrite: bool) -> None:
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise EchoPlanError(
+            "a dataset cannot be converted into itself", file=source, remedy="choose another name with -d"
+        )
+    described = [folder / name for name in ("dataset.json", "cases.csv") if (folder / name).exists()]
+    if described and not overwrite:
+        raise EchoPlanError("this dataset exists already", file=folder, remedy="give --overwrite, or another name")
+    for file in described:
+        file.unlink()
+    if described:
+        for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _log_warnings(converted: Sequence[Converted]) -> None:
+    for item in converted:
+        for warning in item.warnings:
+            logger.warning("%s: %s", item.case.case, warning)
+    concerned = sum(bool(item.warnings) for item in converted)
+    if concerned:
+        logger.warning("%d of %d cases were converted with a warning", concerned, len(converted))

@@ -1,0 +1,286 @@
+"""The raw dataset: dataset.json and cases.csv, read, validated, written.
+
+Dataset001_CAMUS/
+    dataset.json      what the labels mean (`DatasetDescription`)
+    cases.csv         one row a clip (`Case`)
+    imagesTr/ labelsTr/ imagesTs/ labelsTs/
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_csv, write_json
+from echoplan.imageio import Clip, read_clip, read_mask
+
+IGNORE = 255
+SPLITS = ("train", "val", "test", "")
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What dataset.json says.
+
+    Attributes:
+        name: the dataset's name.
+        labels: structure -> value in the masks; "background" is 0.
+        ignore_label: the value of pixels nobody labelled.
+        target: the structure whose volume is measured.
+        image_ending, label_ending: the usual file endings, for people; cases.csv names every file.
+        licence, reference: the terms of the data and what to cite.
+    """
+
+    name: str
+    labels: dict[str, int] = field(default_factory=lambda: {"background": 0, "LV": 1})
+    ignore_label: int = IGNORE
+    target: str = "LV"
+    image_ending: str = ".nii.gz"
+    label_ending: str = ".nii.gz"
+    licence: str = ""
+    reference: str = ""
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """The labels without the background."""
+        return {name: value for name, value in self.labels.items() if value != 0}
+
+    @property
+    def classes(self) -> int:
+        """K, the output channels a network needs: 1 (sigmoid) for a single structure, else one a label (softmax)."""
+        return 1 if len(self.structures) == 1 else len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As dataset.json holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], *, source: str | Path = "dataset.json") -> DatasetDescription:
+        """From what dataset.json holds; unknown keys are kept out.
+
+        Raises:
+            EchoPlanError: a key is missing or wrong.
+        """
+        known = {item.name for item in fields(cls)}
+        try:
+            description = cls(**{key: value for key, value in content.items() if key in known})
+            description._validate()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise EchoPlanError(f"dataset.json is not as it should be: {error}", file=source) from error
+        return description
+
+    def _validate(self) -> None:
+        values = list(self.labels.values())
+        if self.labels.get("background") != 0:
+            raise ValueError('"labels" needs "background": 0')
+        if sorted(values) != list(range(len(values))) or any(isinstance(value, bool) for value in values):
+            raise ValueError(f'the values of "labels" must be 0, 1, 2, ... without gaps, not {values}')
+        if len(values) < 2:
+            raise ValueError('"labels" names no structure besides the background')
+        if self.target not in self.structures:
+            raise ValueError(f'"target" is {self.target!r}, which "labels" does not name')
+        if self.ignore_label != IGNORE:
+            raise ValueError(f'"ignore_label" must be {IGNORE}')
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of cases.csv: one clip. Frames count from 0; what is unknown is None or empty.
+
+    Attributes:
+        case: the clip's unique name.
+        patient: clips of one patient never part between folds, and pair up for biplane volumes.
+        image, label: paths relative to the dataset's folder.
+        view: "A2C", "A4C" or any other word.
+        split: "train", "val", "test"; empty counts as train.
+        ed_frame, es_frame: end-diastole and end-systole.
+        labelled_frames: the frames with labels; None where nobody wrote it down (the label file then says).
+        frame_time_ms, spacing_row_mm, spacing_col_mm: set where the file does not know or is wrong; they win over it.
+        ef_percent, edv_ml, esv_ml: the reference measurements.
+        quality: the dataset's own word for the image quality.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str | None = None
+    view: str = ""
+    split: str = ""
+    ed_frame: int | None = None
+    es_frame: int | None = None
+    labelled_frames: tuple[int, ...] | None = None
+    frame_time_ms: float | None = None
+    spacing_row_mm: float | None = None
+    spacing_col_mm: float | None = None
+    ef_percent: float | None = None
+    edv_ml: float | None = None
+    esv_ml: float | None = None
+    quality: str = ""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float] | None:
+        """(row, column) in mm, or None where cases.csv does not give both."""
+        if self.spacing_row_mm is None or self.spacing_col_mm is None:
+            return None
+        return self.spacing_row_mm, self.spacing_col_mm
+
+
+COLUMNS = ("case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames",
+           "frame_time_ms", "spacing_row_mm", "spacing_col_mm", "ef_percent", "edv_ml", "esv_ml", "quality")  # fmt: skip
+_FRAMES = ("ed_frame", "es_frame")
+_POSITIVE = ("frame_time_ms", "spacing_row_mm", "spacing_col_mm")
+_NUMBERS = (*_POSITIVE, "ef_percent", "edv_ml", "esv_ml")
+
+
+@dataclass(frozen=True)
+class EchoDataset:
+    """A raw dataset on disk."""
+
+    folder: Path
+    description: DatasetDescription
+    cases: tuple[Case, ...]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> EchoDataset:
+        """Read and validate dataset.json and cases.csv.
+
+        Raises:
+            EchoPlanError: a file is missing or wrong; the message names the row.
+        """
+        folder = Path(folder)
+        description_file = folder / "dataset.json"
+        description = DatasetDescription.from_dict(read_json(description_file), source=description_file)
+        return cls(folder, description, read_cases(folder / "cases.csv"))
+
+    def write(self) -> None:
+        """Write dataset.json and cases.csv into the folder."""
+        write_cases(self.folder / "cases.csv", self.cases)
+        write_json(self.folder / "dataset.json", self.description.to_dict())
+
+    def training_cases(self) -> tuple[Case, ...]:
+        """The cases that cross-validation uses: all but the test split."""
+        return tuple(case for case in self.cases if case.split != "test")
+
+    def test_cases(self) -> tuple[Case, ...]:
+        """The cases of the test split."""
+        return tuple(case for case in self.cases if case.split == "test")
+
+    def case(self, name: str) -> Case:
+        """The case called `name`; EchoPlanError if there is none."""
+        for case in self.cases:
+            if case.case == name:
+                return case
+        raise EchoPlanError(f"there is no case {name!r}", file=self.folder / "cases.csv")
+
+    def load_clip(self, case: Case) -> Clip:
+        """The case's clip, with what cases.csv knows better than the file."""
+        return read_clip(self.folder / case.image, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
+
+    def load_mask(self, case: Case, *, frames_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+        """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255.
+
+        Raises:
+            EchoPlanError: there is no label file, it lies on another grid than `frames_shape`, or it holds a value that
+                dataset.json does not name.
+        """
+        if case.label is None:
+            raise EchoPlanError(f"case {case.case} has no label file", file=self.folder / "cases.csv")
+        path = self.folder / case.label
+        mask = read_mask(path, frames_shape=frames_shape)
+        unnamed = sorted(set(np.unique(mask).tolist()) - {*self.description.labels.values(), IGNORE})
+        if unnamed:
+            raise EchoPlanError(
+                f"the labels hold the value(s) {unnamed}, which dataset.json does not name",
+                file=path,
+                remedy='name them under "labels" in dataset.json, or mend the mask',
+            )
+        return mask
+
+
+def read_cases(path: Path) -> tuple[Case, ...]:
+    """Read cases.csv; also used for a cases.csv that lies beside clips to predict.
+
+    Raises:
+        EchoPlanError: the file is missing, lacks a required column, or a row is wrong.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+            columns = set(reader.fieldnames or ())
+    except FileNotFoundError as error:
+        raise EchoPlanError("cases.csv is missing", file=path, remedy="convert the dataset again") from error
+    missing = [name for name in ("case", "patient", "image") if name not in columns]
+    if missing:
+        raise EchoPlanError(f"required columns are missing: {', '.join(missing)}", file=path)
+    cases = tuple(_parse_row(row, line, path) for line, row in enumerate(rows, start=2))
+    twice = [name for name, count in Counter(case.case for case in cases).items() if count > 1]
+    if twice:
+        raise EchoPlanError(
+            f"case names must be unique; more than one row has: {', '.join(twice[:5])}", file=path, remedy="rename them"
+        )
+    return cases
+
+
+def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
+    """Write cases.csv."""
+    rows = [asdict(case) for case in cases]
+    for row in rows:
+        if row["labelled_frames"] is not None:
+            row["labelled_frames"] = ";".join(map(str, row["labelled_frames"]))
+    write_csv(path, rows, COLUMNS)
+
+
+def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
+    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    values: dict[str, Any] = {name: text[name] for name in ("case", "patient", "image", "view", "split", "quality")}
+    values["label"] = text["label"] or None
+    try:
+        for name in ("case", "patient", "image"):
+            if not text[name]:
+                raise ValueError(f"{name} is empty")
+        if "/" in text["case"] or text["case"] in (".", ".."):
+            raise ValueError(f"the case name {text['case']!r} cannot be a file name")
+        if text["split"] not in SPLITS:
+            raise ValueError(f"split is {text['split']!r}; it must be train, val, test or empty")
+        for name in _FRAMES:
+            values[name] = _frame(text[name], name)
+        for name in _NUMBERS:
+            values[name] = _number(text[name], name)
+        if text["labelled_frames"]:
+            frames = [_frame(part, "labelled_frames") for part in text["labelled_frames"].split(";")]
+            values["labelled_frames"] = tuple(frame for frame in frames if frame is not None)
+    except ValueError as error:
+        raise EchoPlanError(f"row {line} ({text['case']}): {error}", file=path, remedy="mend this row") from error
+    return Case(**values)
+
+
+def _frame(text: str, name: str) -> int | None:
+    if not text:
+        return None
+    try:
+        number = float(text)  # spreadsheets turn 17 into 17.0
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, not a frame number") from None
+    if number < 0 or number != int(number):
+        raise ValueError(f"{name} is {text!r}; frames count 0, 1, 2, ...")
+    return int(number)
+
+
+def _number(text: str, name: str) -> float | None:
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, not a number") from None
+    if not math.isfinite(number) or (name in _POSITIVE and number <= 0):
+        raise ValueError(f"{name} is {text!r}; leave the cell empty where the value is unknown")
+    return number

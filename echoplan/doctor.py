@@ -1,0 +1,76 @@
+"""echoplan_doctor: what EchoPlan sees on this machine, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from echoplan import __version__
+from echoplan.cli import command, parser
+from echoplan.device import choose_device
+from echoplan.paths import Folders
+
+_LIBRARIES = ("torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy", "blosc2",
+              "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "av")  # fmt: skip
+_LOW_DISK_GB = 10
+
+
+@command
+def doctor(arguments: Sequence[str]) -> int:
+    """echoplan_doctor"""
+    parser("echoplan_doctor", "Print folders, versions, device, free disk, and what is missing.").parse_args(arguments)
+    lines, problems = diagnose(os.environ)
+    print("\n".join(lines))
+    for problem in problems:
+        print(f"missing: {problem}")
+    print("nothing is missing" if not problems else f"{len(problems)} thing(s) to look at")
+    return 1 if problems else 0
+
+
+def diagnose(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What is here, line by line, and what is missing or short, each with what to do."""
+    lines = [f"echoplan {__version__}, Python {platform.python_version()}, {platform.platform()}", ""]
+    problems: list[str] = []
+    folders = Folders.from_environment(environment)
+    for name in ("raw", "preprocessed", "results"):
+        path: Path = getattr(folders, name)
+        source = f"$echoplan_{name}" if environment.get(f"echoplan_{name}") else (
+            "$ECHOPLAN_ROOT" if environment.get("ECHOPLAN_ROOT") else "default"
+        )  # fmt: skip
+        home = _nearest_existing(path)
+        free = shutil.disk_usage(home).free / 1e9
+        datasets = len(list(path.glob("Dataset*"))) if path.is_dir() else 0
+        lines.append(f"{name:13} {path} ({source}), {datasets} dataset(s), {free:.0f} GB free")
+        if not os.access(home, os.W_OK):
+            problems.append(f"{home} cannot be written to; set echoplan_{name} or ECHOPLAN_ROOT to a folder of yours")
+        if free < _LOW_DISK_GB:
+            problems.append(f"only {free:.1f} GB are free for {path}")
+    lines += ["", *_device_lines(), ""]
+    for library in _LIBRARIES:
+        try:
+            lines.append(f"{library:18} {importlib.metadata.version(library)}")
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"the package {library} is not installed; run: pip install {library}")
+    return lines, problems
+
+
+def _device_lines() -> list[str]:
+    device = choose_device("auto")
+    lines = [f"device        {device.type} (--device auto takes it)"]
+    if device.type == "cuda":
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            lines.append(f"              {about.name}, {about.total_memory / 2**30:.0f} GiB")
+    else:
+        lines.append(f"              no CUDA GPU found: training runs on {device.type}, {os.cpu_count()} cores")
+    return lines
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())

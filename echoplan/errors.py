@@ -1,0 +1,47 @@
+"""The one exception a user can act on."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class EchoPlanError(Exception):
+    """Something the user can mend: what is wrong, in which file, and what to do.
+
+    Args:
+        problem: what is wrong, in one sentence without a full stop.
+        file: the file or folder it was found in.
+        remedy: what to do about it, in one sentence without a full stop.
+        fatal: going on with the next case would meet the same error (a full disk).
+
+    Example:
+        >>> str(EchoPlanError("the frame time is zero", file="a.dcm", remedy="give it in cases.csv"))
+        'the frame time is zero (a.dcm). What to do: give it in cases.csv.'
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | PathLike[str] | None = None,
+        remedy: str | None = None,
+        fatal: bool = False,
+    ) -> None:
+        self.problem = problem.rstrip(".")
+        self.file = None if file is None else str(file)
+        self.remedy = None if remedy is None else remedy.rstrip(".")
+        self.fatal = fatal
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f" ({self.file})" if self.file else ""
+        what_to_do = f" What to do: {self.remedy}." if self.remedy else ""
+        return f"{self.problem}{where}.{what_to_do}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default way between worker processes.
+        return _rebuild, (self.problem, self.file, self.remedy, self.fatal)
+
+
+def _rebuild(problem: str, file: str | None, remedy: str | None, fatal: bool) -> EchoPlanError:
+    return EchoPlanError(problem, file=file, remedy=remedy, fatal=fatal)

@@ -1,0 +1,103 @@
+"""Files that are whole or not there: written beside their name, then moved into place."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from echoplan.errors import EchoPlanError
+
+_PARTIAL = ".partial-"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; move it into place when the block ends well.
+
+    The temporary name keeps all suffixes of `path`, because writers choose a format by them. Missing folders are made.
+    On any error, an interruption included, the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        EchoPlanError: the disk is full.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())  # a crash after the move must not leave an empty file under the final name
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise EchoPlanError(
+                "the disk is full",
+                file=target,
+                remedy="free some space and run the same command again; what is finished is kept",
+                fatal=True,
+            ) from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON; NumPy scalars and paths are converted, NaN and infinity become null."""
+    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        EchoPlanError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EchoPlanError("the file is missing", file=path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EchoPlanError(f"this is not valid JSON: {error}", file=path, remedy="mend or remove the file") from error
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV with the given columns; None and NaN become empty cells.
+
+    Raises:
+        ValueError: a row has a key that is not a column.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(columns), restval="", extrasaction="raise")
+        writer.writeheader()
+        for row in rows:
+            values = plain(dict(row))
+            writer.writerow({key: "" if value is None else value for key, value in values.items()})
+
+
+def plain(value: Any) -> Any:
+    """The value with plain Python types only, as JSON and CSV want them: NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

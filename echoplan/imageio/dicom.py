@@ -1,0 +1,237 @@
+"""DICOM ultrasound clips, single- and multi-frame.
+
+Only pixels, spacing and times leave this module. Nothing else of the header is even parsed, so that no name or date of
+a patient can reach a log, an error message or a converted file.
+
+Spacing comes from the Sequence of Ultrasound Regions (PS3.3 C.8.5.5): the region of tissue in 2D with both deltas in
+cm, the largest where there are several. The clip is cropped to it, which also cuts away most of what is burnt in.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.pixels import apply_color_lut, iter_pixels
+
+from echoplan.errors import EchoPlanError
+from echoplan.imageio.arrays import to_clip_dtype, to_grey, usable_spacing, usable_time
+from echoplan.imageio.clip import Clip, ClipInfo
+
+logger = logging.getLogger(__name__)
+
+_CENTIMETRES = 3  # PhysicalUnitsXDirection
+_FORMAT_2D, _TISSUE = 1, 1  # RegionSpatialFormat, RegionDataType
+_SMALLEST_SIDE = 8  # a box of fewer pixels was never filled in
+_OVERHANG = 2  # pixels; some makers write the box's far corner as one past the last pixel
+_TAGS = [
+    "SOPClassUID", "SequenceOfUltrasoundRegions", "PixelSpacing",
+    "FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate", "FrameIncrementPointer",
+    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Region:
+    box: tuple[int, int, int, int]  # first row, end row, first column, end column
+    spacing_mm: tuple[float, float]
+    tissue: bool
+
+    @property
+    def area(self) -> int:
+        first_row, end_row, first_column, end_column = self.box
+        return (end_row - first_row) * (end_column - first_column)
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """Whether the file is DICOM: by its 'DICM' mark, or, without a preamble, by a class that pydicom finds in it."""
+    if head[128:132] == b"DICM":
+        return True
+    if head[:2] not in (b"\x08\x00", b"\x00\x08", b"\x02\x00"):  # the first group of a file without a preamble
+        return False
+    try:
+        return bool(_parse(path, ["SOPClassUID"]).get("SOPClassUID"))
+    except EchoPlanError:
+        return False
+
+
+def read(path: Path) -> Clip:
+    """Read a clip, cropped to its ultrasound region, in grey.
+
+    A region box larger than the image means that the image was resized or cut after its header was written: it is not
+    cropped, and the region's spacing is not used either; a warning says so.
+
+    Raises:
+        EchoPlanError: there are no pixels, they cannot be decoded, or the file is truncated.
+    """
+    header = _parse(path, _TAGS)
+    if not header.get("PixelData"):
+        raise EchoPlanError("the DICOM file holds no pixels", file=path, remedy="export the clip itself, not a report")
+    info, (first_row, end_row, first_column, end_column) = _interpret(header, path)
+    frames = []
+    try:
+        with _quiet():
+            for pixels in iter_pixels(header):
+                frames.append(_grey(pixels[first_row:end_row, first_column:end_column], header))
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise what they like
+        raise EchoPlanError(
+            f"the pixels cannot be decoded ({type(error).__name__}: {error})",
+            file=path,
+            remedy="check that the file is whole; for JPEG 2000 install pylibjpeg-openjpeg",
+        ) from error
+    if len(frames) < info.shape[0]:
+        raise EchoPlanError(
+            f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames", file=path, remedy="export it again"
+        )
+    return Clip(to_clip_dtype(np.stack(frames), path), info.spacing_mm, info.frame_time_ms, str(path))
+
+
+def probe(path: Path) -> ClipInfo:
+    """Shape (after the crop to the region), spacing and frame time from the header alone."""
+    return _interpret(_parse(path, [tag for tag in _TAGS if tag != "PixelData"]), path)[0]
+
+
+def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
+    """The named elements, and nothing else."""
+    try:
+        with _quiet():
+            header = pydicom.dcmread(path, force=True, specific_tags=tags, stop_before_pixels="PixelData" not in tags)
+    except MemoryError:
+        raise
+    except Exception as error:  # pydicom raises what the damage happens to provoke
+        raise EchoPlanError(
+            f"the DICOM file cannot be parsed ({type(error).__name__})", file=path, remedy="export it again"
+        ) from error
+    if "TransferSyntaxUID" not in header.file_meta:  # a file without a preamble
+        implicit, little = header.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+    return header
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's own messages: they can quote a header's values, and what matters becomes an error here."""
+    messages = logging.getLogger("pydicom")
+    level = messages.level
+    messages.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        messages.setLevel(level)
+
+
+def _grey(pixels: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+    """(H, W) of one decoded frame; iter_pixels has already turned YBR into RGB."""
+    photometric = header.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, header)
+        if pixels.dtype.itemsize > 1:  # tables of 16 bits hold 8 bits of colour, most in the upper byte
+            pixels = (pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8)
+    if pixels.ndim == 3:
+        return to_grey(pixels)
+    if photometric == "MONOCHROME1":
+        largest = (1 << int(header.BitsStored)) - 1
+        return (-1 - pixels) if int(header.get("PixelRepresentation") or 0) else (largest - pixels).astype(pixels.dtype)
+    return pixels
+
+
+def _interpret(header: pydicom.Dataset, path: Path) -> tuple[ClipInfo, tuple[int, int, int, int]]:
+    """What the header says of the clip, and the box (first row, end row, first column, end column) to crop to."""
+    try:
+        with _quiet():
+            rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+            spacing, region = _pixel_spacing(header), _main_region(header)
+            time = _frame_time_ms(header) if frames > 1 else None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise EchoPlanError(
+            "the DICOM file holds no image, or numbers in its header are none",
+            file=path,
+            remedy="export the clip itself, not a report",
+        ) from error
+    box = (0, rows, 0, columns)
+    if region is not None and _reaches_beyond(region, rows, columns):
+        logger.warning(
+            "%s: the ultrasound region reaches beyond the image of %d x %d, so the image was resized or cut after its "
+            "header was written; it is not cropped and its spacing is unknown (give it in cases.csv)",
+            path, rows, columns
+        )  # fmt: skip
+        spacing = None
+    elif region is not None:
+        first_row, end_row, first_column, end_column = region.box
+        box = (first_row, min(end_row, rows), first_column, min(end_column, columns))
+        spacing = region.spacing_mm
+        if not usable_spacing(region.spacing_mm):
+            logger.warning("%s: the ultrasound region's spacing %s is no length: unknown", path, region.spacing_mm)
+            spacing = None
+    return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time), box
+
+
+def _main_region(header: pydicom.Dataset) -> _Region | None:
+    """The 2D region in cm that shows tissue and is the largest; None where there is none with a box."""
+    regions = [_region(item) for item in header.get("SequenceOfUltrasoundRegions") or []]
+    usable = [region for region in regions if region is not None]
+    return max(usable, key=lambda region: (region.tissue, region.area), default=None)
+
+
+def _region(item: pydicom.Dataset) -> _Region | None:
+    units = (item.get("PhysicalUnitsXDirection"), item.get("PhysicalUnitsYDirection"))
+    if units != (_CENTIMETRES, _CENTIMETRES) or item.get("RegionSpatialFormat", _FORMAT_2D) != _FORMAT_2D:
+        return None
+    corners = ("RegionLocationMinY0", "RegionLocationMaxY1", "RegionLocationMinX0", "RegionLocationMaxX1")
+    if any(item.get(name) is None for name in corners):
+        return None
+    first_row, last_row, first_column, last_column = (int(item.get(name)) for name in corners)
+    row, column = (abs(float(item.get(name) or 0.0)) * 10 for name in ("PhysicalDeltaY", "PhysicalDeltaX"))
+    if min(last_row - first_row, last_column - first_column) < _SMALLEST_SIDE - 1:
+        return None
+    return _Region(
+        box=(first_row, last_row + 1, first_column, last_column + 1),
+        spacing_mm=(row, column),
+        tissue=item.get("RegionDataType") == _TISSUE,
+    )
+
+
+def _reaches_beyond(region: _Region, rows: int, columns: int) -> bool:
+    return region.box[1] > rows + _OVERHANG or region.box[3] > columns + _OVERHANG
+
+
+def _pixel_spacing(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """(row, column) in mm of Pixel Spacing, which files without ultrasound regions may have."""
+    values = header.get("PixelSpacing")
+    if values is None or isinstance(values, (str, float)) or len(values) != 2:
+        return None
+    spacing = (float(values[0]), float(values[1]))
+    return spacing if usable_spacing(spacing) else None
+
+
+def _frame_time_ms(header: pydicom.Dataset) -> float | None:
+    """Mean time between frames: Frame Time, Frame Time Vector, Cine Rate, or Recommended Display Frame Rate."""
+    vector = header.get("FrameTimeVector")
+    if isinstance(vector, (str, float)) or vector is None or len(vector) < 2:
+        increments = None
+    else:  # the first increment is 0 by definition
+        increments = math.fsum(float(value) for value in vector[1:]) / (len(vector) - 1)
+    times = [header.get("FrameTime"), increments]
+    if header.get("FrameIncrementPointer") == pydicom.tag.Tag("FrameTimeVector"):
+        times.reverse()
+    rates = [header.get("CineRate"), header.get("RecommendedDisplayFrameRate")]
+    times += [1000 / float(rate) for rate in rates if rate]
+    return next((time for time in map(usable_time, times) if time is not None), None)

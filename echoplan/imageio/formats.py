@@ -1,0 +1,209 @@
+"""The table of formats, and reading and writing by it. A file's content says which format it is, not its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import atomic_path
+from echoplan.imageio import dicom, metaimage, nifti, pictures, video
+from echoplan.imageio.arrays import usable_spacing
+from echoplan.imageio.clip import Clip, ClipInfo
+
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table.
+
+    Attributes:
+        name: what messages call it.
+        endings: the file endings, lower case; a writer is chosen by them.
+        matches: (path, first bytes) -> whether the content is of this format.
+        read, probe: the whole clip, and what its header says.
+        read_labels: whole-number labels, for formats that keep them exactly.
+        write: writes a clip to the path given.
+        lossless: whether what is written is read again unchanged.
+        one_file: whether a clip is one file that can be copied as it is, without anything about a patient in it.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    matches: Callable[[Path, bytes], bool]
+    read: Callable[[Path], Clip]
+    probe: Callable[[Path], ClipInfo]
+    read_labels: Callable[[Path], np.ndarray] | None = None
+    write: Callable[[Path, Clip], None] | None = None
+    lossless: bool = True
+    one_file: bool = True
+
+
+FORMATS = (
+    Format("NIfTI", (".nii.gz", ".nii"), nifti.matches, nifti.read, nifti.probe, nifti.read_labels, nifti.write),
+    Format("MetaImage", (".mha",), metaimage.matches, metaimage.read, metaimage.probe,
+           metaimage.read_labels, metaimage.write),
+    Format("DICOM", (".dcm", ".dicom"), dicom.matches, dicom.read, dicom.probe, one_file=False),
+    Format("AVI", (".avi",), video.is_avi, video.read, video.probe, write=video.write_avi),
+    Format("MP4", (".mp4", ".m4v", ".mov"), video.is_mp4, video.read, video.probe,
+           write=video.write_mp4, lossless=False),
+    Format("PNG", (".png",), pictures.matches, pictures.read, pictures.probe, pictures.read_labels, pictures.write_png),
+    Format("PNG folder", ("",), pictures.is_folder, pictures.read, pictures.probe, pictures.read_labels,
+           pictures.write_folder, one_file=False),
+)  # fmt: skip
+
+
+def find_format(path: str | PathLike[str]) -> Format:
+    """The format of an existing file or folder, by its content.
+
+    Raises:
+        EchoPlanError: there is nothing, it is empty, or no reader knows it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise EchoPlanError("there is no such file or folder", file=path)
+    head = b""
+    if path.is_file():
+        with open(path, "rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+        if not head:
+            raise EchoPlanError("the file is empty", file=path, remedy="copy or export it again")
+    for known in FORMATS:
+        if known.matches(path, head):
+            return known
+    names = ", ".join(known.name for known in FORMATS)
+    raise EchoPlanError("this is no clip of a known format", file=path, remedy=f"convert it to one of: {names}")
+
+
+def ending(path: str | PathLike[str]) -> str:
+    """The file's ending if the table has it, lower case (".nii.gz" is one ending); "" for none."""
+    name = Path(path).name.lower()
+    return next((known for row in FORMATS for known in row.endings if known and name.endswith(known)), "")
+
+
+def read_clip(
+    path: str | PathLike[str],
+    *,
+    spacing_mm: tuple[float, float] | None = None,
+    frame_time_ms: float | None = None,
+) -> Clip:
+    """Read a clip of any format in the table.
+
+    Args:
+        path: a file, or a folder of PNG or JPEG pictures.
+        spacing_mm, frame_time_ms: what is known better than the file knows it; they replace what it says.
+
+    Raises:
+        EchoPlanError: the file is missing, damaged or of no known format, or the spacing in its header is no length and
+            none was given.
+    """
+    path = Path(path)
+    clip = find_format(path).read(path)
+    spacing = _checked_spacing(spacing_mm or clip.spacing_mm, path)
+    return replace(clip, spacing_mm=spacing, frame_time_ms=frame_time_ms or clip.frame_time_ms)
+
+
+def probe_clip(path: str | PathLike[str]) -> ClipInfo:
+    """Shape, spacing and frame time of a clip without decoding it.
+
+    Raises:
+        EchoPlanError: as `read_clip`, as far as the header shows it.
+    """
+    path = Path(path)
+    info = find_format(path).probe(path)
+    return replace(info, spacing_mm=_checked_spacing(info.spacing_mm, path))
+
+
+def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Read whole-number labels, (T, H, W) uint8.
+
+    Args:
+        path: a NIfTI, MetaImage or PNG file, or a folder of PNGs.
+        frames_shape: the (T, H, W) of the clip the labels belong to.
+
+    Raises:
+        EchoPlanError: the file cannot be read or holds no labels, or its grid is not `frames_shape`.
+    """
+    path = Path(path)
+    known = find_format(path)
+    if known.read_labels is None:
+        raise EchoPlanError(f"{known.name} files hold no labels", file=path, remedy="use .nii.gz, .mha or .png")
+    mask = known.read_labels(path)
+    if frames_shape is not None and mask.shape != tuple(frames_shape):
+        raise EchoPlanError(
+            f"the mask is {mask.shape} and its clip {tuple(frames_shape)} (frames, rows, columns)",
+            file=path,
+            remedy="export the mask on the clip's own grid",
+        )
+    return mask
+
+
+def write_clip(path: str | PathLike[str], clip: Clip) -> None:
+    """Write a clip in the format its path's ending names, whole or not at all; without an ending, a folder of PNGs.
+
+    NIfTI and MetaImage keep everything (the frame time as the third spacing, in ms); AVI keeps 8-bit frames exactly and
+    the frame time; MP4 is for looking at; PNG keeps 8- and 16-bit frames alone.
+
+    Raises:
+        EchoPlanError: no writer has this ending, or the format cannot hold such a clip.
+    """
+    path = Path(path)
+    known = _writer(path)
+    assert known.write is not None
+    if not ending(path):
+        known.write(path, clip)  # replaces the folder as a whole by itself
+        return
+    with atomic_path(path) as temporary:
+        known.write(temporary, clip)
+
+
+def write_mask(path: str | PathLike[str], mask: np.ndarray, *, like: Clip) -> None:
+    """Write labels on the grid of `like`, as uint8.
+
+    Args:
+        path: .nii.gz, .nii, .mha, .png, or a folder's name.
+        mask: (T, H, W) whole numbers in 0..255.
+        like: the clip it belongs to; it gives the spacing and the frame time.
+
+    Raises:
+        EchoPlanError: the format is not lossless, the shapes differ, or the values are no labels.
+    """
+    path = Path(path)
+    if _writer(path).read_labels is None:
+        raise EchoPlanError("masks are not written as videos", file=path, remedy="use .nii.gz, .mha or .png")
+    if mask.shape != like.frames.shape:
+        shapes = f"{mask.shape} and its clip {like.frames.shape} (frames, rows, columns)"
+        raise EchoPlanError(f"the mask is {shapes}", file=path)
+    labels = np.asarray(mask)
+    labels = labels.astype(np.uint8) if labels.dtype == bool else labels
+    from_labels = Clip(nifti.to_labels(labels, path), like.spacing_mm, like.frame_time_ms)
+    write_clip(path, from_labels)
+
+
+def _writer(path: Path) -> Format:
+    found = ending(path)
+    if not found and path.suffix and not path.is_dir():
+        found = path.suffix.lower()
+    for known in FORMATS:
+        if found in known.endings and known.write is not None:
+            return known
+    endings = ", ".join(known for row in FORMATS if row.write is not None for known in row.endings if known)
+    raise EchoPlanError(f"clips are not written as {found}", file=path, remedy=f"use one of: {endings}")
+
+
+def _checked_spacing(spacing_mm: tuple[float, float] | None, path: Path) -> tuple[float, float] | None:
+    if spacing_mm is None:
+        return None
+    if not usable_spacing(spacing_mm):
+        row, column = spacing_mm
+        raise EchoPlanError(
+            f"the spacing in the header, {row:g} x {column:g} mm, is no length",
+            file=path,
+            remedy="mend the header, or give spacing_row_mm and spacing_col_mm in cases.csv",
+        )
+    return float(spacing_mm[0]), float(spacing_mm[1])

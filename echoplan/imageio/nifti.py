@@ -1,0 +1,220 @@
+"""NIfTI-1 and NIfTI-2 clips in one file (.nii, .nii.gz).
+
+Axes are (columns, rows, frames), so the array is (T, H, W). Only files that EchoPlan wrote say their frame time: it is
+the third spacing, in ms, and `descrip` says so. NIfTI itself has units of time for a fourth axis alone, which is read
+too (columns, rows, 1, frames); what other programs put in the third spacing is a slice distance, or nothing at all.
+`descrip` also says where the spacing is unknown, since a NIfTI file must have one: 1 mm is then only a stopgap.
+
+Files are parsed here and not by SimpleITK, which reads a truncated file as if zeros followed, turns a spacing of zero
+into 1 mm without a word, and takes no file whose name does not end in .nii or .nii.gz.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import SimpleITK as sitk
+
+from echoplan.errors import EchoPlanError
+from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_time
+from echoplan.imageio.clip import Clip, ClipInfo
+
+_FRAME_TIME_NOTE = "EchoPlan: third spacing is the frame time in ms"
+_NO_SPACING_NOTE = "EchoPlan: spacing unknown"
+_GZIP = b"\x1f\x8b"
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_RGB24, _RGBA32 = 128, 2304
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
+_MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}  # second, millisecond, microsecond
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]  # fastest axis first, as the file has it
+    pixdim: tuple[float, ...]
+    dtype: np.dtype
+    channels: int  # in each voxel: 3 and 4 for the RGB types
+    offset: int
+    slope: float
+    intercept: float
+    units: int
+    description: str
+
+    @property
+    def vector(self) -> int:
+        """Components along the fifth axis (a vector image), or 1."""
+        return self.shape[4] if len(self.shape) >= 5 else 1
+
+    @property
+    def spacing_mm(self) -> tuple[float, float] | None:
+        if _NO_SPACING_NOTE in self.description:
+            return None
+        scale = _MM_PER_UNIT.get(self.units & 0x07, 1.0)
+        return self.pixdim[1] * scale, self.pixdim[0] * scale
+
+    @property
+    def frames(self) -> int:
+        return int(np.prod(self.shape[2:4], dtype=int))
+
+    @property
+    def frame_time_ms(self) -> float | None:
+        if self.frames < 2:
+            return None
+        if _FRAME_TIME_NOTE in self.description:
+            return usable_time(self.pixdim[2])
+        if len(self.shape) >= 4 and self.shape[3] > 1:
+            return usable_time(self.pixdim[3] * _MS_PER_UNIT.get(self.units & 0x38, 0.0))
+        return None
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """Whether the file's content is NIfTI, compressed or not."""
+    if head.startswith(_GZIP):
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, 352)
+        except zlib.error:
+            return False
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
+
+def read(path: Path) -> Clip:
+    """Read a clip; the spacing is the header's, be it sane or not.
+
+    Raises:
+        EchoPlanError: the file is truncated or damaged, or is no 2D clip.
+    """
+    header, values = _load(path)
+    components = header.channels * header.vector
+    if components in (3, 4):
+        values = to_grey(values[..., :3])
+    elif components == 1:
+        values = values[..., 0]
+    else:
+        raise EchoPlanError(f"pixels of {components} channels are not an ultrasound image", file=path)
+    return Clip(
+        frames=to_clip_dtype(as_frames(values, path), path),
+        spacing_mm=header.spacing_mm,
+        frame_time_ms=header.frame_time_ms,
+        source=str(path),
+    )
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """(T, H, W) uint8 label values.
+
+    Raises:
+        EchoPlanError: the file is damaged, or its values are not labels.
+    """
+    header, values = _load(path)
+    if header.channels * header.vector != 1:
+        raise EchoPlanError("a mask has one channel, this file has several", file=path)
+    return to_labels(as_frames(values[..., 0], path), path)
+
+
+def probe(path: Path) -> ClipInfo:
+    """Shape, spacing and frame time from the header alone."""
+    with _open(path) as stream:
+        header = _read_header(stream, path)
+    columns, rows = header.shape[:2]
+    return ClipInfo((header.frames, rows, columns), header.spacing_mm, header.frame_time_ms)
+
+
+def write(path: Path, clip: Clip) -> None:
+    """Write the clip; the third spacing is the frame time in ms where it is known."""
+    image = to_simpleitk(clip)
+    notes = [_FRAME_TIME_NOTE] * bool(clip.frame_time_ms) + [_NO_SPACING_NOTE] * (clip.spacing_mm is None)
+    image.SetMetaData("ITK_FileNotes", "; ".join(notes))  # becomes `descrip`, of 79 characters at most
+    sitk.WriteImage(image, str(path), useCompression=path.name.endswith(".gz"))
+
+
+def to_simpleitk(clip: Clip) -> sitk.Image:
+    """A SimpleITK image of size (W, H, T) with spacing (column mm, row mm, frame ms); 1 stands for what is unknown."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
+    row, column = clip.spacing_mm or (1.0, 1.0)
+    image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
+    return image
+
+
+def _open(path: Path) -> BinaryIO:
+    with open(path, "rb") as stream:
+        compressed = stream.read(2) == _GZIP
+    return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
+
+
+def _load(path: Path) -> tuple[_Header, np.ndarray]:
+    """The header, and the values as (..., T, H, W, components) with the intensity scale applied."""
+    with _open(path) as stream:
+        header = _read_header(stream, path)
+        count = int(np.prod(header.shape, dtype=int)) * header.channels
+        content = _read(stream, header.offset, path)  # to the end, so that gzip's own checksum is checked
+    if len(content) < count * header.dtype.itemsize:
+        raise _truncated(path)
+    values = np.frombuffer(content, header.dtype, count)
+    values = values.astype(header.dtype.newbyteorder("="))  # a copy: the buffer cannot be written to
+    if header.channels > 1:
+        values = values.reshape(*header.shape[::-1], header.channels)
+    else:
+        vector_last = np.moveaxis(values.reshape(header.vector, -1), 0, -1)
+        values = vector_last.reshape(*header.shape[:4][::-1], header.vector)
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        values = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+    return header, values
+
+
+def _read(stream: BinaryIO, start: int, path: Path) -> bytes:
+    try:
+        stream.seek(start)
+        return stream.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _truncated(path) from error
+
+
+def _truncated(path: Path) -> EchoPlanError:
+    return EchoPlanError("the NIfTI file is truncated or damaged", file=path, remedy="copy or download it again")
+
+
+def _read_header(stream: BinaryIO, path: Path) -> _Header:
+    try:
+        head = stream.read(540)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _truncated(path) from error
+    if len(head) < 348:
+        raise _truncated(path)
+    if b"ni1\0" in head[344:348] or b"ni2\0" in head[4:8]:
+        raise EchoPlanError("NIfTI in two files (.hdr and .img) is not read", file=path, remedy="save it as .nii.gz")
+    order = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
+
+    def get(code: str, offset: int) -> tuple:
+        return struct.unpack_from(order + code, head, offset)
+
+    if head[4:8] == b"n+2\0":
+        dim, pixdim, (datatype,) = get("8q", 16), get("8d", 104), get("h", 12)
+        (offset,), scale, (units,), description = get("q", 168), get("2d", 176), get("i", 500), head[240:320]
+    else:
+        dim, pixdim, (datatype,) = get("8h", 40), get("8f", 76), get("h", 70)
+        (offset,), scale, (units,), description = get("f", 108), get("2f", 112), get("B", 123), head[148:228]
+    if not 2 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or max(dim[6 : dim[0] + 1], default=1) > 1:
+        raise EchoPlanError(f"the header names impossible dimensions {dim}", file=path, remedy="export it again")
+    channels = {_RGB24: 3, _RGBA32: 4}.get(datatype, 1)
+    code = "u1" if channels > 1 else _DTYPES.get(datatype)
+    if code is None:
+        raise EchoPlanError(f"NIfTI data type {datatype} is no image", file=path, remedy="save it as uint8 or float32")
+    usable = bool(np.isfinite(scale).all()) and scale[0] != 0  # a slope of 0 means: no scaling
+    slope, intercept = scale if usable else (1.0, 0.0)
+    return _Header(
+        shape=tuple(int(length) for length in dim[1 : dim[0] + 1]),
+        pixdim=tuple(float(value) for value in pixdim[1:]),
+        dtype=np.dtype(code).newbyteorder(order),
+        channels=channels,
+        offset=int(offset),
+        slope=float(slope),
+        intercept=float(intercept),
+        units=int(units),
+        description=description.split(b"\0")[0].decode("latin-1"),
+    )

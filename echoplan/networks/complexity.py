@@ -1,0 +1,39 @@
+"""How large a network is and what a clip costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(network: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of parameters (buffers such as running means are not counted)."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trainable_only)
+
+
+def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -> float:
+    """Multiply-accumulates, in 1e9, of one forward pass in evaluation mode.
+
+    Convolutions, matrix products and attention are counted; element-wise work is not. This is what the papers call
+    "GFLOPs". It is counted by running a clip of zeros where the network's parameters lie; a network moved to the
+    ``meta`` device is counted without computing anything.
+
+    Args:
+        network: takes a clip ``(B, T, C, H, W)``; its mode and what learns are put back afterwards.
+        clip_shape: that shape, for instance ``(1, 10, 1, 256, 256)``.
+    """
+    clip = torch.zeros(clip_shape, device=next(network.parameters()).device)
+    was_training, learning = network.training, [p for p in network.parameters() if p.requires_grad]
+    network.eval()
+    # The counter's hooks cannot stand a parameter that is passed to a module while gradients are off.
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(clip)
+    finally:
+        network.train(was_training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+    return counter.get_total_flops() / 2 / 1e9

@@ -1,0 +1,203 @@
+"""Kernel-based segmentation: kernels that start from the predictor and are refined over the whole clip."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_PHASES = 10  # the papers' clips have ten frames; other lengths interpolate between these
+_TINY = 1e-6
+
+
+class Attention(nn.Module):
+    """Equation 3, then a residual to the query and LayerNorm.
+
+    LN(psi_4(softmax(psi_1(Q) psi_2(K)^T / sqrt(d)) psi_3(V)) + Q), where psi_1 to psi_4 are linear layers.
+    """
+
+    def __init__(self, channels: int, *, head_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, query: Tensor, other: Tensor, *, position: Tensor | None = None) -> Tensor:
+        """Tokens ``(..., L, d)`` attend over `other` ``(..., M, d)``; `position` ``(L, d)`` marks queries and keys."""
+        marked, keys = (query, other) if position is None else (query + position, other + position)
+        q, k, v = (self._split(x) for x in (self.query(marked), self.key(keys), self.value(other)))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
+        return self.norm(self.dropout(self.out(mixed)) + query)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.flatten(0, -3).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class HybridUpdate(nn.Module):
+    """Equation 2: grouped features attend to kernels and kernels to them, each with its residual; then the sum."""
+
+    def __init__(self, channels: int, *, head_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.to_kernel = Attention(channels, head_channels=head_channels, dropout=dropout)
+        self.to_feature = Attention(channels, head_channels=head_channels, dropout=dropout)
+
+    def forward(self, grouped: Tensor, kernels: Tensor) -> Tensor:
+        return self.to_kernel(grouped, kernels) + self.to_feature(kernels, grouped)
+
+
+class GatedUpdate(nn.Module):
+    """What the paper's ablation (table 4) has in place of equation 2: K-Net's gates (Zhang et al. 2021)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.feature_in, self.kernel_in, self.feature_out, self.kernel_out = (
+            nn.Linear(channels, channels) for _ in range(4)
+        )
+        self.feature_gate, self.kernel_gate = (
+            nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), nn.Sigmoid()) for _ in range(2)
+        )
+        self.feature_norm, self.kernel_norm = (nn.LayerNorm(channels) for _ in range(2))
+
+    def forward(self, grouped: Tensor, kernels: Tensor) -> Tensor:
+        both = self.feature_in(grouped) * self.kernel_in(kernels)
+        return self.feature_gate(both) * self.feature_norm(self.feature_out(grouped)) + self.kernel_gate(
+            both
+        ) * self.kernel_norm(self.kernel_out(kernels))
+
+
+class KernelRefinement(nn.Module):
+    """One iteration of the refinement (equations 1 to 4)."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_channels: int,
+        ffn_ratio: int,
+        dropout: float,
+        kernel_update: str,
+        temporal_attention: bool,
+        cross_video: str,
+    ) -> None:
+        super().__init__()
+        attention = {"head_channels": head_channels, "dropout": dropout}
+        self.update = HybridUpdate(channels, **attention) if kernel_update == "hybrid" else GatedUpdate(channels)
+        self.temporal = Attention(channels, **attention) if temporal_attention else None
+        self.cross_video = Attention(channels, **attention) if cross_video == "train" else None
+        self.feed_forward = nn.Sequential(
+            nn.Linear(channels, ffn_ratio * channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(ffn_ratio * channels, channels),
+            nn.Dropout(dropout),
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, kernels: Tensor, features: Tensor, logits: Tensor, position: Tensor) -> Tensor:
+        """Kernels ``(B, T, K, d)`` -> refined kernels of the same shape.
+
+        Args:
+            kernels: the last iteration's.
+            features: the reduced features ``(B, T, d, h, w)``.
+            logits: the last iteration's masks ``(B, T, K, h, w)``.
+            position: each frame's phase, ``(T, d)``.
+        """
+        kernels = self.update(group_features(logits, features), kernels)
+        if self.temporal is not None:
+            frames = kernels.transpose(1, 2)
+            kernels = self.temporal(frames, frames, position=position).transpose(1, 2)
+        if self.cross_video is not None:
+            # At inference each video attends to itself alone, so that its result does not hang on its batch mates.
+            videos = kernels.permute(1, 2, 0, 3) if self.training else kernels.unsqueeze(-2)
+            mixed = self.cross_video(videos, videos)
+            kernels = mixed.permute(2, 0, 1, 3) if self.training else mixed.squeeze(-2)
+        return self.norm(self.feed_forward(kernels) + kernels)
+
+
+class KernelSegmentation(nn.Module):
+    """The predictor and the iterations: features of the last layer -> coarse mask logits of each stage.
+
+    Args:
+        in_channels: channels of the last layer.
+        classes: masks a frame, c in the paper.
+        channels: channels after reduction, d in the paper.
+        stages: number of refinements, S in the paper; settings: see `PKEchoNet`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        classes: int,
+        channels: int,
+        stages: int,
+        head_channels: int,
+        ffn_ratio: int,
+        dropout: float,
+        kernel_update: str,
+        temporal_attention: bool,
+        cross_video: str,
+    ) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+        # The 1 x 1 convolution of the predictor; it has no bias, since the kernels that follow have none.
+        self.kernels = nn.Parameter(torch.empty(classes, channels))
+        nn.init.kaiming_normal_(self.kernels, nonlinearity="relu")
+        self.position = nn.Parameter(torch.empty(_PHASES, channels))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.refinements = nn.ModuleList(
+            KernelRefinement(
+                channels,
+                head_channels=head_channels,
+                ffn_ratio=ffn_ratio,
+                dropout=dropout,
+                kernel_update=kernel_update,
+                temporal_attention=temporal_attention,
+                cross_video=cross_video,
+            )
+            for _ in range(stages)
+        )
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """``(B, T, C, h, w)`` -> S + 1 mask logits ``(B, T, K, h, w)``: the predictor's, then each refinement's."""
+        batch, frames = features.shape[:2]
+        reduced = self.reduce(features.flatten(0, 1)).unflatten(0, (batch, frames))
+        kernels = self.kernels.expand(batch, frames, -1, -1)
+        position = interpolate_phases(self.position, frames)
+        masks = [apply_kernels(kernels, reduced)]
+        for refinement in self.refinements:
+            kernels = refinement(kernels, reduced, masks[-1], position)
+            masks.append(apply_kernels(kernels, reduced))
+        return masks
+
+
+def apply_kernels(kernels: Tensor, features: Tensor) -> Tensor:
+    """Convolve each frame with its own kernels: ``(B, T, K, d)``, ``(B, T, d, h, w)`` -> ``(B, T, K, h, w)``."""
+    return (kernels @ features.flatten(3)).unflatten(-1, features.shape[3:])
+
+
+def group_features(logits: Tensor, features: Tensor) -> Tensor:
+    """Equation 1 as a mean: the features under each mask, divided by the mask's sum.
+
+    The paper's is a sum, whose scale changes with the resolution.
+
+    Args:
+        logits: masks ``(B, T, K, h, w)``; their probabilities (sigmoid for K = 1, else softmax) are the weights.
+        features: ``(B, T, d, h, w)``.
+
+    Returns:
+        ``(B, T, K, d)``.
+    """
+    masks = (logits.sigmoid() if logits.shape[2] == 1 else logits.softmax(dim=2)).flatten(3)
+    weights = masks / masks.sum(dim=-1, keepdim=True).clamp_min(_TINY)
+    return weights @ features.flatten(3).transpose(-1, -2)
+
+
+def interpolate_phases(embedding: Tensor, frames: int) -> Tensor:
+    """The embedding ``(P, d)`` at `frames` equidistant phases of the clip, both ends kept: ``(frames, d)``."""
+    if frames == embedding.shape[0]:
+        return embedding
+    return F.interpolate(embedding.T[None], size=frames, mode="linear", align_corners=True)[0].T

@@ -1,0 +1,195 @@
+"""Pretrained weights: where they are found, and how they are read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echoplan.errors import EchoPlanError
+
+_log = logging.getLogger(__name__)
+_ENDINGS = (".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights are published: the address, and the first hexadecimal digits of the file's SHA-256."""
+
+    url: str
+    sha256_prefix: str
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+# torchvision's ImageNet weights (version 1, the recipe of He et al. 2016), BSD-3-Clause.
+SOURCES: dict[str, WeightsSource] = {
+    "resnet18": WeightsSource("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
+    "resnet34": WeightsSource("https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593"),
+    "resnet50": WeightsSource("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
+}
+
+
+def find_weights(
+    name: str,
+    *,
+    path: str | Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    download: bool = True,
+) -> Path:
+    """The file with the pretrained weights called `name`.
+
+    Looked for in this order: `path` (a file, or a folder to search), the folder ``$ECHOPLAN_WEIGHTS``, torch's own
+    cache, the publisher's address. In a folder a file fits that is called `name` with the ending .pth or .pt, or that
+    begins with `name` and "-", "_" or ".", as ``resnet18-f37072fd.pth`` does.
+
+    Args:
+        name: for instance "resnet18".
+        path: where the user says the weights are; then nowhere else is looked.
+        environment: where ``ECHOPLAN_WEIGHTS`` is read.
+        download: whether the network may be used.
+
+    Raises:
+        EchoPlanError: there is no such file, or it could not be downloaded intact.
+    """
+    if path is not None:
+        return _at(name, Path(path).expanduser())
+    source = SOURCES.get(name)
+    folder = environment.get("ECHOPLAN_WEIGHTS")
+    if folder and (found := _in_folder(name, Path(folder).expanduser())):
+        return found
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    if source is not None and (cache / source.file_name).is_file():
+        return cache / source.file_name
+    if source is None or not download:
+        raise EchoPlanError(
+            f"no weights {name!r} were found{f' in {folder}' if folder else ''}", remedy=_how_to_get(name, source)
+        )
+    return _download(name, source, cache)
+
+
+def load_weights(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ignore: Sequence[str] = (),
+    new: Sequence[str] = (),
+) -> None:
+    """Load the state dict in `path` into `network`, in the network's own precision.
+
+    Args:
+        network: gets the weights, in place.
+        path: a file with a state dict (or a dict that holds one under "state_dict" or "model"), of any floating type.
+        adapt: changes the state dict (float32) before it is compared, for instance to other input channels.
+        ignore: beginnings of the file's keys that are left aside, such as "fc.".
+        new: beginnings of the network's keys that the file need not have.
+
+    Raises:
+        EchoPlanError: the file cannot be read, or its keys or shapes are not the network's; the message names them.
+    """
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _read_state(Path(path)).items()
+        if not key.startswith(tuple(ignore))
+    }
+    own = network.state_dict()
+    try:
+        state = adapt(state) if adapt else state
+    except KeyError as error:
+        raise EchoPlanError(f"the weights lack {error}", file=path, remedy="choose the file of this network") from error
+    # Files written before PyTorch 0.4.1 have no num_batches_tracked, and nothing here reads it.
+    missing = [
+        key
+        for key in own
+        if key not in state and not key.startswith(tuple(new)) and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in state
+        if key in own and state[key].shape != own[key].shape
+    ]
+    faults = [
+        f"{what} {_some(keys)}"
+        for what, keys in (("lack", missing), ("have besides", unexpected), ("differ in shape:", misshapen))
+        if keys
+    ]
+    if faults:
+        raise EchoPlanError(
+            f"the weights do not fit {type(network).__name__}: they {'; they '.join(faults)}",
+            file=path,
+            remedy="choose the file of this network and this size",
+        )
+    network.load_state_dict(state, strict=False)
+    _log.info("loaded pretrained weights from %s", path)
+
+
+def _at(name: str, path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.is_dir() and (found := _in_folder(name, path)):
+        return found
+    what = f"the folder has no weights {name!r}" if path.is_dir() else "there is no such file of weights"
+    raise EchoPlanError(what, file=path, remedy=_how_to_get(name, SOURCES.get(name)))
+
+
+def _in_folder(name: str, folder: Path) -> Path | None:
+    pattern = re.compile(rf"{re.escape(name)}([-_.].*)?\.({'|'.join(e[1:] for e in _ENDINGS)})")
+    found = sorted(
+        (file for file in folder.glob("*") if file.is_file() and pattern.fullmatch(file.name)),
+        key=lambda file: (file.stem != name, file.name),
+    )
+    if len(found) > 1:
+        _log.warning("several files in %s could be the weights %s; taking %s", folder, name, found[0].name)
+    return found[0] if found else None
+
+
+def _download(name: str, source: WeightsSource, folder: Path) -> Path:
+    target = folder / source.file_name
+    _log.info("downloading %s to %s", source.url, target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            source.url, str(target), hash_prefix=source.sha256_prefix, progress=sys.stderr.isatty()
+        )
+    except (OSError, RuntimeError) as error:  # no connection or no room; or a SHA-256 that does not agree
+        raise EchoPlanError(
+            f"the weights {name!r} could not be downloaded: {error}", file=source.url, remedy=_how_to_get(name, source)
+        ) from error
+    return target
+
+
+def _how_to_get(name: str, source: WeightsSource | None) -> str:
+    origin = f"download {source.url} on a machine with a connection and" if source else f"get the file ({name}.pth) and"
+    return f"{origin} put it into the folder that ECHOPLAN_WEIGHTS names, or give its path as `pretrained`"
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint can make the unpickler stumble in any way
+        raise EchoPlanError(
+            f"the weights cannot be read ({str(error).splitlines()[0] if str(error) else 'empty file'})",
+            file=path,
+            remedy="get the file anew; it must hold tensors only (a state dict)",
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise EchoPlanError("the file holds no state dict", file=path, remedy="choose a file of weights")
+    return dict(content)
+
+
+def _some(keys: Sequence[str], most: int = 5) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

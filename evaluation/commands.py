@@ -1,0 +1,190 @@
+"""echoplan_evaluate_folder and echoplan_report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from echoplan.cli import add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
+from echoplan.imageio import ending, find_format, read_clip, read_mask
+from echoplan.work import run_cases
+
+from .ejection import (
+    VOLUME_RULES,
+    CaseMask,
+    CaseMeasurement,
+    VolumeRule,
+    measure_case,
+    measure_patients,
+    write_ef_report,
+)
+from .figures import Overlay, make_overlays
+from .folder import evaluate_folder, find_masks
+from .report import CASES_SHOWN, write_report
+
+
+@command
+def evaluate_folder_command(arguments: Sequence[str]) -> int:
+    """Compare predicted with reference masks."""
+    options = parser("echoplan_evaluate_folder", "Dice, IoU, HD95 and ASSD of predicted masks, frame by frame.")
+    options.add_argument("predictions", type=existing_path, metavar="PREDICTIONS", help="folder of predicted masks")
+    options.add_argument("references", type=existing_path, metavar="REFERENCES", help="folder of reference masks")
+    options.add_argument("-d", "--dataset", metavar="DATASET", help="takes labels, ED and ES from this raw dataset")
+    options.add_argument("--labels", nargs="+", type=_label, metavar="NAME=VALUE", help="instead of a dataset's labels")
+    options.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PREDICTIONS/summary.json")
+    add_processes(options)
+    chosen = options.parse_args(arguments)
+    dataset = _dataset(chosen.dataset)
+    labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
+    output = chosen.output or chosen.predictions / "summary.json"
+    summary = evaluate_folder(
+        chosen.predictions,
+        chosen.references,
+        labels=labels,
+        phases={case.case: (case.ed_frame, case.es_frame) for case in dataset.cases} if dataset else None,
+        output=output,
+        processes=chosen.np,
+    )
+    for name, groups in summary["mean"].items():
+        for group, values in groups.items():
+            print(f"{name}, {group.replace('_', '-')}: {_in_words(values)}")
+    print(f"written: {output}")
+    missing = dict.fromkeys(summary["missing"], "there is no prediction")
+    return report_failures(missing | summary["failures"], work="evaluation")
+
+
+@command
+def report_command(arguments: Sequence[str]) -> int:
+    """Make ef_report and report.html anew, as after masks were corrected by hand."""
+    options = parser("echoplan_report", "Measures volumes and ejection fractions in masks, and writes the reports.")
+    options.add_argument("-i", "--clips", required=True, type=existing_path, metavar="CLIPS", help="their folder")
+    options.add_argument("-m", "--masks", required=True, type=existing_path, metavar="MASKS", help="their folder")
+    options.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the reports")
+    options.add_argument("-d", "--dataset", metavar="DATASET", help="a raw dataset that names patients and views")
+    options.add_argument("--method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for disc heights")
+    options.add_argument("--find_phases", action="store_true", help="find ED and ES even where cases.csv gives them")
+    options.add_argument("--title", default="Ejection fraction report", help="the report's heading")
+    add_processes(options)
+    chosen = options.parse_args(arguments)
+    dataset = _dataset(chosen.dataset)
+    masks, clips, known = find_masks(chosen.masks), _clips(chosen.clips), _known_cases(dataset, chosen.clips)
+    if not masks:
+        raise EchoPlanError("there is no mask here", file=chosen.masks, remedy="name the folder echoplan_predict wrote")
+    value = dataset.description.structures[dataset.description.target] if dataset else _target_value(chosen.masks)
+    shown = sorted(masks)[:CASES_SHOWN]
+    work = {
+        name: (known.get(name, Case(name, name, "")), clips.get(name), masks[name], value, chosen.method,
+               chosen.find_phases, name in shown)
+        for name in sorted(masks)
+    }  # fmt: skip
+    results = run_cases(measure_files, work, processes=chosen.np, description="measuring")
+    cases, measurements, overlays = zip(*results.done.values(), strict=True) if results.done else ((), (), ())
+    rows = measure_patients(cases, method=chosen.method, measurements=measurements)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
+    write_ef_report(chosen.output, rows, method=chosen.method, details=source)
+    write_report(
+        chosen.output / "report.html",
+        rows=rows,
+        measurements=measurements,
+        overlays=[overlay for own in overlays for overlay in own],
+        title=chosen.title,
+        details=source,
+    )
+    if results.failures:
+        write_json(chosen.output / "failures.json", results.failures)
+    print(f"{len(rows)} patients: {chosen.output / 'ef_report.csv'} and {chosen.output / 'report.html'}")
+    unmeasured = {row["patient"]: row["failure"] for row in rows if row["failure"]}
+    return report_failures(results.failures | unmeasured, work="report")
+
+
+def measure_files(
+    case: Case, clip_file: Path | None, mask_file: Path, value: int, method: VolumeRule, find: bool, draw: bool
+) -> tuple[CaseMask, CaseMeasurement, list[Overlay]]:
+    """Read one clip and its mask, measure it, and draw ED and ES; the mask itself is not returned, to save memory.
+
+    Raises:
+        EchoPlanError: a file is missing or cannot be read, or the grids differ.
+    """
+    if clip_file is None:
+        raise EchoPlanError("there is no clip of this name in the folder of the clips", file=mask_file)
+    clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
+    mask = read_mask(mask_file, frames_shape=clip.frames.shape) == value
+    measured_case = CaseMask(
+        case=case.case,
+        mask=mask,
+        patient=case.patient,
+        view=case.view,
+        spacing_mm=clip.spacing_mm,
+        frame_time_ms=clip.frame_time_ms,
+        ed_frame=None if find else case.ed_frame,
+        es_frame=None if find else case.es_frame,
+        reference_ef_percent=case.ef_percent,
+        reference_edv_ml=case.edv_ml,
+        reference_esv_ml=case.esv_ml,
+    )
+    measured = measure_case(measured_case, method=method)
+    overlays = make_overlays(measured, clip.frames, mask, clip.spacing_mm) if draw else []
+    return replace(measured_case, mask=mask[:0]), measured, overlays
+
+
+def _dataset(name: str | None) -> EchoDataset | None:
+    return None if name is None else EchoDataset.read(folders().find_raw(name))
+
+
+def _known_cases(dataset: EchoDataset | None, clips: Path) -> dict[str, Case]:
+    """Rows of the dataset's cases.csv, or of one beside the clips."""
+    if dataset is not None:
+        return {case.case: case for case in dataset.cases}
+    table = clips / "cases.csv"
+    return {case.case: case for case in read_cases(table)} if table.is_file() else {}
+
+
+def _target_value(masks: Path) -> int:
+    """The measured structure's value, by the dataset.json beside the masks where there is one; else 1."""
+    file = masks / "dataset.json"
+    if not file.is_file():
+        return 1
+    description = DatasetDescription.from_dict(read_json(file), source=file)
+    return description.structures[description.target]
+
+
+def _clips(folder: Path) -> dict[str, Path]:
+    """Case name -> clip, by the file's name without its ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() in (".csv", ".json", ".html"):
+            continue
+        try:
+            find_format(path)
+        except EchoPlanError:
+            continue
+        found.setdefault(path.name[: len(path.name) - len(ending(path))], path)
+    return found
+
+
+def _label(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not name or not value.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in LV=1")
+    return name, int(value)
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    parts = [f"{values['frames']} frames"]
+    if values["empty_predictions"]:
+        parts.append(f"{values['empty_predictions']} predicted empty")
+    for key, numbers in values.items():
+        if isinstance(numbers, Mapping):
+            name, _, unit = key.partition("_")
+            scale, words = (1, f" {unit}") if unit else (100, " %")
+            sd = "" if numbers["sd"] is None else f" (SD {scale * numbers['sd']:.2f})"
+            name = {"dice": "Dice", "iou": "IoU"}.get(name, name.upper())
+            parts.append(f"{name} {scale * numbers['mean']:.2f}{words}{sd}")
+    return ", ".join(parts)

@@ -1,0 +1,176 @@
+"""echoplan_extract_fingerprint, echoplan_plan_experiment, echoplan_plan_and_preprocess."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
+from echoplan.dataset import EchoDataset
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
+from echoplan.paths import Folders
+from echoplan.plans import Plan
+
+from ..preprocessing.dataset import preprocess_dataset
+from ..training.trainers import find_trainer, trainer_registry
+from .fingerprint import extract_fingerprint as measure_dataset
+from .integrity import verify_dataset
+from .planner import plan_experiment as make_plan
+from .splits import write_splits
+from .text import describe_plan
+
+FINGERPRINT = "dataset_fingerprint.json"
+SPLITS = "splits_final.json"
+
+
+@command
+def extract_fingerprint(arguments: Sequence[str]) -> int:
+    """Measure datasets."""
+    options = parser("echoplan_extract_fingerprint", "Measure datasets: spacings, shapes, sectors, phases, labels.")
+    _add_datasets(options)
+    _add_verify(options)
+    add_processes(options)
+    chosen = options.parse_args(arguments)
+    return max(_fingerprint(folders(), name, chosen) for name in chosen.dataset)
+
+
+@command
+def plan_experiment(arguments: Sequence[str]) -> int:
+    """Plan datasets whose fingerprint is there."""
+    options = parser("echoplan_plan_experiment", "Plan datasets from their fingerprints, and say why.")
+    _add_datasets(options)
+    _add_planning(options)
+    chosen = options.parse_args(arguments)
+    return max(_plan(folders(), name, chosen) for name in chosen.dataset)
+
+
+@command
+def plan_and_preprocess(arguments: Sequence[str]) -> int:
+    """Fingerprint, plan and preprocessing in one go."""
+    options = parser("echoplan_plan_and_preprocess", "Measure, plan and preprocess datasets.")
+    _add_datasets(options)
+    _add_verify(options)
+    _add_planning(options)
+    options.add_argument("--no_preprocess", action="store_true", help="stop after the plan")
+    options.add_argument("--overwrite", action="store_true", help="preprocess finished cases again")
+    add_processes(options)
+    chosen = options.parse_args(arguments)
+    return max(_plan_and_preprocess(folders(), name, chosen) for name in chosen.dataset)
+
+
+def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> int:
+    status = _fingerprint(where, name, chosen)
+    _plan(where, name, chosen)
+    if chosen.no_preprocess:
+        return status
+    dataset = EchoDataset.read(where.find_raw(name))
+    plan = Plan.read(where.preprocessed / dataset.folder.name / f"{chosen.plans_name}.json")
+    names = None if chosen.trainers is None else list(_named(chosen.trainers))
+    results = preprocess_dataset(where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite)
+    print(f"{dataset.folder.name}: {len(results.done)} cases are preprocessed")
+    return max(status, report_failures(results.failures, work=f"preprocessing {dataset.folder.name}"))
+
+
+def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> int:
+    dataset = EchoDataset.read(where.find_raw(name))
+    if chosen.verify_dataset_integrity:
+        _verify(dataset, chosen.np)
+    target = where.preprocessed / dataset.folder.name
+    fingerprint = measure_dataset(dataset, processes=chosen.np)
+    write_json(target / FINGERPRINT, fingerprint)
+    write_json(target / "dataset.json", dataset.description.to_dict())
+    print(f"{dataset.folder.name}: {len(fingerprint['cases'])} clips measured, {target / FINGERPRINT}")
+    return report_failures(fingerprint["failed_cases"], work=f"measuring {dataset.folder.name}")
+
+
+def _verify(dataset: EchoDataset, processes: int) -> None:
+    findings = verify_dataset(dataset, processes=processes)
+    for line in findings.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    for line in findings.problems:
+        print(f"problem: {line}", file=sys.stderr)
+    if findings.problems:
+        raise EchoPlanError(
+            f"{len(findings.problems)} problem(s) in the dataset, listed above",
+            file=dataset.folder,
+            remedy="mend them first",
+        )
+    print(f"{dataset.folder.name}: no problem found in {len(dataset.cases)} cases")
+
+
+def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
+    dataset = EchoDataset.read(where.find_raw(name))
+    target = where.preprocessed / dataset.folder.name
+    if not (target / FINGERPRINT).is_file():
+        raise EchoPlanError(
+            "the dataset is not measured yet",
+            file=target / FINGERPRINT,
+            remedy=f"run echoplan_extract_fingerprint -d {name}",
+        )
+    fingerprint = read_json(target / FINGERPRINT)
+    plan = make_plan(
+        fingerprint,
+        dataset.description,
+        trainers=trainer_registry() | _named(chosen.trainers or ()),
+        gpu_memory_gb=chosen.gpu_memory_target,
+        protocol="stretch" if chosen.protocol == "paper" else "aspect",
+        size=chosen.size,
+        plans_name=chosen.plans_name,
+    )
+    plan.write(target / f"{chosen.plans_name}.json")
+    write_json(target / "dataset.json", dataset.description.to_dict())
+    _write_splits(target / SPLITS, dataset, fingerprint)
+    print(describe_plan(plan))
+    print(f"\nwritten: {target / f'{chosen.plans_name}.json'}")
+    return 0
+
+
+def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> None:
+    """Folds of the cases that could be read and have labels: no other can train or validate."""
+    usable = {name for name, measured in fingerprint["cases"].items() if measured["labelled_frames"]}
+    splits = write_splits(path, [case for case in dataset.training_cases() if case.case in usable])
+    sizes = ", ".join(str(len(fold["val"])) for fold in splits)
+    print(f"{len(splits)} folds, {sizes} clips to validate on: {path}")
+
+
+def _named(trainers: Sequence[str]) -> dict[str, Any]:
+    """The trainer classes that -tr names, by class name."""
+    return {trainer.__name__: trainer for trainer in map(find_trainer, trainers)}
+
+
+def _add_datasets(to: argparse.ArgumentParser) -> None:
+    to.add_argument("-d", "--dataset", nargs="+", required=True, metavar="NAME", help="names or ids of datasets")
+
+
+def _add_verify(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--verify_dataset_integrity", action="store_true", help="check every file first; stop if one is wrong"
+    )
+
+
+def _add_planning(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--gpu_memory_target", type=float, metavar="GB", help="GPU to plan for; else the one found, else 8")
+    to.add_argument(
+        "-tr",
+        "--trainers",
+        nargs="+",
+        metavar="TRAINER",
+        help="preprocess only what these trainers need; path/to/file.py:Class plans for one of your own",
+    )
+    to.add_argument("--size", type=_size, metavar="N|HxW", help="size of the network's input instead of the rule's")
+    to.add_argument(
+        "--protocol", choices=("aspect", "paper"), default="aspect", help="keep the aspect, or stretch as the papers do"
+    )
+    add_plans_name(to)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None or int(match[1]) == 0 or match[2] == "0":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give 256 or 192x256 (height x width)")
+    return int(match[1]), int(match[2] or match[1])

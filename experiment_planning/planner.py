@@ -1,0 +1,242 @@
+"""The plan: the fingerprint in, every decision with its reason out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.plans import Configuration, Decision, Plan
+
+from . import rules
+from .memory import CONTEXT_GB, GIGABYTE, MARGIN, MemoryModel, measure_memory
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GPU_GB = 8.0
+_START = "a start for trainers that the plan does not know"
+MeasureMemory = Callable[..., MemoryModel]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, and what the rules need beside the fingerprint.
+
+    Attributes:
+        summary: the fingerprint's summary.
+        classes: K.
+        protocol: "aspect" or "stretch".
+        size: (H, W) asked for, or None.
+        gpu_memory_gb: the target.
+        measure: simulates memory.
+    """
+
+    summary: Mapping[str, Any]
+    classes: int
+    protocol: str
+    size: tuple[int, int] | None
+    gpu_memory_gb: float
+    measure: MeasureMemory
+
+
+def plan_experiment(
+    fingerprint: Mapping[str, Any],
+    description: DatasetDescription,
+    *,
+    trainers: Mapping[str, Any],
+    gpu_memory_gb: float | None = None,
+    protocol: str = "aspect",
+    size: tuple[int, int] | None = None,
+    plans_name: str = "EchoPlans",
+    measure: MeasureMemory = measure_memory,
+) -> Plan:
+    """Decide everything that training and inference need to know.
+
+    Args:
+        fingerprint: from `extract_fingerprint`.
+        description: dataset.json.
+        trainers: name -> trainer class, with `configuration`, `needs` and `build_network`.
+        gpu_memory_gb: the GPU to plan for; None: the one found here, else 8 GB.
+        protocol: "aspect" (kept, padded) or "stretch" (the papers').
+        size: (H, W) for all networks, instead of the rules.
+        plans_name: the plan's name.
+        measure: how memory is simulated (see `measure_memory`).
+
+    Raises:
+        EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
+    """
+    summary = fingerprint["summary"]
+    if not summary["counts"]["labelled_cases"]:
+        raise EchoPlanError(
+            f"{fingerprint['dataset']} has no labelled training case that could be read",
+            remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
+        )
+    hardware = _hardware(gpu_memory_gb)
+    request = Request(summary, description.classes, protocol, size, hardware["gpu_memory_target_gb"].value, measure)
+    frame = _frame_configuration(request, description)
+    clip = _clip_configuration(request, frame)
+    configurations = {"frame": frame, "clip": clip}
+    planned = {}
+    for name, trainer in trainers.items():
+        if description.classes > 1 and not getattr(trainer.needs, "multi_structure", True):
+            logger.info("%s is left out of the plan: it segments one structure, the dataset has several", name)
+            continue
+        planned[name] = _trainer_configuration(name, trainer, configurations[trainer.configuration], frame, request)
+    return Plan(fingerprint["dataset"], plans_name, configurations, planned, hardware)
+
+
+def _hardware(gpu_memory_gb: float | None) -> dict[str, Decision]:
+    found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    device = Decision(found.name if found else "none", "the first GPU of the machine that planned", {}, "measured")
+    if gpu_memory_gb is not None:
+        if gpu_memory_gb <= 0:
+            raise EchoPlanError(f"a GPU cannot have {gpu_memory_gb} GB of memory", remedy="give --gpu_memory_target 8")
+        memory = Decision(float(gpu_memory_gb), "asked for with --gpu_memory_target", {}, "fixed")
+    elif found is not None:
+        found_gb = round(found.total_memory / GIGABYTE, 1)
+        memory = Decision(found_gb, "the memory of the GPU found", {"device": found.name}, "measured")
+    else:
+        memory = Decision(DEFAULT_GPU_GB, "no GPU was found: planned for a common small one", {}, "rule")
+    return {"gpu_memory_target_gb": memory, "device": device}
+
+
+def _frame_configuration(request: Request, description: DatasetDescription) -> Configuration:
+    summary = request.summary
+    crop = rules.crop_rule(summary)
+    size = rules.size_rule(summary, crop=crop.value, protocol=request.protocol, square=False, override=request.size)
+    supervision = rules.supervision_rule(summary)
+    decisions = {
+        "crop": crop,
+        "protocol": rules.protocol_rule(request.protocol),
+        "size": size,
+        "target_spacing_mm": _spacing(request, size, crop),
+        "classes": rules.classes_rule(description),
+        "frames": Decision(1, "one frame at a time", kind="fixed"),
+        "sampling": Decision("labelled_frames", "every labelled frame is a sample", kind="fixed"),
+        "normalisation": rules.normalisation_rule(summary),
+        "mirror_axes": rules.mirror_rule(summary),
+        "rotation_degrees": rules.rotation_rule(summary),
+        "supervision": supervision,
+        "losses": rules.losses_rule(supervision),
+        "batch_size": Decision(8, _START + "; not fitted to a GPU", kind="fixed"),
+        "learning_rate": Decision(1e-3, _START, kind="fixed"),
+    }
+    return Configuration("frame", decisions)
+
+
+def _clip_configuration(request: Request, frame: Configuration) -> Configuration:
+    crop = frame.decisions["crop"]
+    size = rules.size_rule(
+        request.summary, crop=crop.value, protocol=request.protocol, square=True, override=request.size
+    )
+    decisions = {
+        "size": size,
+        "target_spacing_mm": _spacing(request, size, crop),
+        "frames": Decision(rules.CLIP_FRAMES, "the papers' ten frames a clip", kind="fixed"),
+        "sampling": rules.sampling_rule(request.summary),
+        "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
+        "learning_rate": Decision(1e-4, _START, kind="fixed"),
+    }
+    return Configuration("clip", decisions, inherits_from="frame")
+
+
+def _trainer_configuration(
+    name: str, trainer: Any, parent: Configuration, frame: Configuration, request: Request
+) -> Configuration:
+    needs, crop = trainer.needs, frame.decisions["crop"]
+    size = rules.trainer_size_rule(
+        needs,
+        request.summary,
+        parent.decisions["size"],
+        crop=crop.value,
+        protocol=request.protocol,
+        override=request.size,
+    )
+    size, frames, batch = _fit(name, trainer, size, request)
+    decisions = {
+        "size": size,
+        "target_spacing_mm": _spacing(request, size, crop),
+        "frames": frames,
+        "batch_size": batch,
+        "learning_rate": Decision(
+            needs.learning_rate, "the paper's", {"paper_batch_size": needs.batch_size}, kind="fixed"
+        ),
+    }
+    return Configuration(name, decisions, inherits_from=parent.name)
+
+
+def _spacing(request: Request, size: Decision, crop: Decision) -> Decision:
+    return rules.target_spacing_rule(request.summary, tuple(size.value), crop=crop.value, protocol=request.protocol)
+
+
+def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:
+    """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
+    needs, target = trainer.needs, request.gpu_memory_gb
+    tried = None
+    try:
+        for side, frames in _attempts(size, needs):
+            model = request.measure(trainer, size=side, frames=frames, classes=request.classes)
+            batch = model.largest_batch(target, at_most=needs.batch_size)
+            tried = (side, frames, batch, model)
+            if batch:
+                break
+    except EchoPlanError as error:
+        logger.warning("%s: %s", name, error)
+        unknown = Decision(
+            needs.batch_size, "the paper's; not fitted to the GPU, for its memory could not be simulated",
+            {"reason": str(error)}, kind="fixed",
+        )  # fmt: skip
+        return size, _frames_decision(needs.frames, needs), unknown
+    side, frames, batch, model = tried
+    if not batch:
+        logger.warning("%s does not fit a GPU of %g GB even at its smallest", name, target)
+    if list(side) != list(size.value):
+        rule = f"{size.rule}; made smaller, for one sample did not fit the GPU"
+        size = Decision(list(side), rule, {**size.evidence, "wanted": size.value}, "rule")
+    return size, _frames_decision(frames, needs), _batch_decision(batch, needs, model, target)
+
+
+def _attempts(size: Decision, needs: Any) -> list[tuple[tuple[int, int], int]]:
+    """((H, W), T) from what is wanted to the smallest thing that still makes sense."""
+    wanted = tuple(size.value)
+    # A clip needs two frames to show motion.
+    shorter = [frames for frames in (8, 6, 4, 2) if frames < needs.frames]
+    attempts = [(wanted, frames) for frames in (needs.frames, *shorter)]
+    height, width = wanted
+    while size.kind != "fixed" and min(height, width) - needs.size_multiple >= rules.SMALLEST_SIDE:
+        height, width = height - needs.size_multiple, width - needs.size_multiple
+        attempts.append(((height, width), attempts[-1][1]))
+    return attempts
+
+
+def _frames_decision(frames: int, needs: Any) -> Decision:
+    if frames == needs.frames:
+        return Decision(frames, "the paper's" if frames > 1 else "one frame at a time", kind="fixed")
+    return Decision(frames, "fewer than the paper's, for one sample did not fit the GPU", {"paper": needs.frames})
+
+
+def _batch_decision(batch: int, needs: Any, model: MemoryModel, target: float) -> Decision:
+    sizes = sorted(
+        {size for size in (1, 2, 4, 8, 16, 32, needs.batch_size, batch) if 1 <= size <= 2 * needs.batch_size}
+    )
+    evidence = {
+        "paper_batch_size": needs.batch_size,
+        "gpu_memory_target_gb": target,
+        "margin_share": MARGIN,
+        "context_gb": CONTEXT_GB,
+        "precision": model.precision,
+        "fixed_gb": round(model.fixed_gb, 2),
+        "memory_gb_by_batch_size": {str(size): round(model.gb(size), 2) for size in sizes},
+        "fits": batch > 0,
+        "depends_on": "hardware.gpu_memory_target_gb",
+    }
+    rule = (
+        "the largest up to the paper's whose simulated memory (weights, gradients, optimiser, activations, "
+        f"context) leaves {MARGIN:.0%} of the GPU free"
+    )
+    return Decision(max(1, batch), rule, evidence)

@@ -1,0 +1,226 @@
+"""The rules that do not depend on the GPU: each reads the fingerprint's summary and returns one decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.plans import Decision
+
+Summary = Mapping[str, Any]
+
+MULTIPLE = 32  # five halvings, what all encoders here divide an image by
+SMALLEST_SIDE = 96
+LARGEST_SIDE = 256
+CLIP_FRAMES = 10
+_CROP_SAVES = 0.15
+_CROP_MAY_LOSE = 0.001
+_KNOWN = 0.9
+_APICAL = ("A2C", "A3C", "A4C", "A5C", "2CH", "3CH", "4CH", "ALAX", "APICAL", "UNKNOWN")
+
+
+def crop_rule(summary: Summary) -> Decision:
+    """Crop to the sector if it saves enough and cuts no labels off."""
+    saved = summary["sector_saved_share"]["median"]
+    lost = (summary["target_outside_sector_share"] or {"max": 0.0})["max"]
+    return Decision(
+        value=saved >= _CROP_SAVES and lost <= _CROP_MAY_LOSE,
+        rule=f"crop to the sector's box where that saves at least {_CROP_SAVES:.0%} of the area in the median clip and "
+        f"cuts off at most {_CROP_MAY_LOSE:.1%} of the target in any clip",
+        evidence={"median_saved_share": saved, "largest_target_share_outside": lost},
+    )
+
+
+def protocol_rule(protocol: str) -> Decision:
+    """Keep the aspect, or stretch as the papers do."""
+    if protocol == "stretch":
+        return Decision(
+            "stretch", "asked for: frames are stretched to the network's grid, as in the papers", kind="fixed"
+        )
+    if protocol != "aspect":
+        raise EchoPlanError(f"unknown protocol {protocol!r}", remedy="choose aspect or paper")
+    rule = "the same mm a pixel in both directions, padded with zeros: a stretched heart has another shape"
+    return Decision("aspect", rule, kind="fixed")
+
+
+def size_rule(
+    summary: Summary, *, crop: bool, protocol: str, square: bool, override: tuple[int, int] | None
+) -> Decision:
+    """The network's grid (H, W) for a configuration."""
+    if override is not None:
+        return override_size(override, square=square)
+    extents = summary["sector" if crop else "whole"]
+    side = long_side(summary, crop=crop, at_most=LARGEST_SIDE)
+    aspect = extents["aspect"]["median"]
+    rule = (
+        f"long side: the median long side{' of the sector' if crop else ''}, rounded up to a multiple of {MULTIPLE}, "
+        f"at least {SMALLEST_SIDE}, at most {LARGEST_SIDE}; "
+    )
+    if square or protocol == "stretch":
+        value, rule = (side, side), rule + "square"
+    else:
+        value = with_aspect(side, aspect, MULTIPLE)
+        rule += f"short side: by the median physical aspect, rounded up to a multiple of {MULTIPLE}"
+    return Decision(value=list(value), rule=rule, evidence=_extent_evidence(extents))
+
+
+def trainer_size_rule(
+    needs: Any, summary: Summary, configured: Decision, *, crop: bool, protocol: str, override: tuple[int, int] | None
+) -> Decision:
+    """The grid of one trainer: the paper's size where it states one, no larger than the data; else the plan's."""
+    if override is not None:
+        return override_size(override, square=needs.square, multiple=needs.size_multiple)
+    extents = summary["sector" if crop else "whole"]
+    square = needs.square or protocol == "stretch"
+    if needs.paper_size is None:
+        sides = [round_up(side, needs.size_multiple) for side in configured.value]
+        value = [max(sides)] * 2 if square else sides
+        rule = f"the configuration's, rounded up to multiples of {needs.size_multiple}{', square' if square else ''}"
+        return Decision(value, rule, configured.evidence, configured.kind)
+    side = long_side(summary, crop=crop, at_most=needs.paper_size, multiple=needs.size_multiple)
+    value = (side, side) if square else with_aspect(side, extents["aspect"]["median"], needs.size_multiple)
+    return Decision(
+        value=list(value),
+        rule=f"the paper's {needs.paper_size}, or less where the median long side, rounded up to a multiple of "
+        f"{needs.size_multiple}, is less{'; square' if square else '; short side by the median physical aspect'}",
+        evidence={"paper_size": needs.paper_size, **_extent_evidence(extents)},
+    )
+
+
+def override_size(size: tuple[int, int], *, square: bool, multiple: int = MULTIPLE) -> Decision:
+    """The size that the user asked for, fitted to what a network can take.
+
+    Raises:
+        EchoPlanError: a side is not positive.
+    """
+    if min(size) < 1:
+        raise EchoPlanError(f"a size of {size[0]} x {size[1]} is not possible", remedy="give --size 256 or 192x256")
+    sides = [round_up(side, multiple) for side in size]
+    value = [max(sides)] * 2 if square else sides
+    fitted = "" if value == list(size) else f", fitted to {'a square with ' if square else ''}multiples of {multiple}"
+    return Decision(value, f"asked for with --size{fitted}", {"asked_for": list(size)}, kind="fixed")
+
+
+def target_spacing_rule(summary: Summary, size: tuple[int, int], *, crop: bool, protocol: str) -> Decision:
+    """The median spacing (row, column) in mm on the network's grid."""
+    extents = summary["sector" if crop else "whole"]
+    known = summary["known_share"]["spacing"]
+    rule = "what one pixel of the network's grid covers in the median clip, in mm (row, column)"
+    if extents["height_mm"] is None:
+        return Decision(None, rule + "; unknown, for no clip has a spacing", {"spacing_known_share": known}, "measured")
+    extent = [extents["height_mm"]["median"], extents["width_mm"]["median"]]
+    spacing = [length / side for length, side in zip(extent, size, strict=True)]
+    if protocol == "aspect":
+        spacing = [max(spacing)] * 2
+    evidence = {"median_extent_mm": extent, "size": list(size), "spacing_known_share": known}
+    return Decision([round(value, 4) for value in spacing], rule, evidence, "measured")
+
+
+def sampling_rule(summary: Summary) -> Decision:
+    """How the frames of a training clip are chosen."""
+    known = summary["known_share"]["phases"]
+    evidence = {"phases_known_share": known, "ed_es_distance_frames": summary["ed_es_distance_frames"]}
+    if known >= _KNOWN:
+        rule = f"both phases are known in at least {_KNOWN:.0%} of the clips: uniform from ED to ES, both kept"
+        return Decision("uniform_ed_es", rule, evidence)
+    rule = (
+        f"both phases are known in less than {_KNOWN:.0%} of the clips: windows over the whole clip, uniform from "
+        "ED to ES where they are known"
+    )
+    return Decision("windows", rule, evidence)
+
+
+def normalisation_rule(summary: Summary) -> Decision:
+    """How intensities are normalised."""
+    return Decision(
+        "zscore_sector",
+        "gain differs from clip to clip: each clip's intensities minus their mean over their standard deviation, "
+        "both inside the sector and over all frames, so that brightness does not flicker",
+        {"clip_mean": summary["intensity_mean"], "clip_std": summary["intensity_std"]},
+    )
+
+
+def mirror_rule(summary: Summary) -> Decision:
+    """Which flips the augmentation may use."""
+    apical = sum(count for view, count in summary["views"].items() if view.upper() in _APICAL)
+    total = sum(summary["views"].values())
+    evidence = {"views": summary["views"]}
+    if 2 * apical >= total:
+        rule = (
+            "apical (or unnamed) views: left and right depend on the scanner's convention, so horizontal flips are "
+            "allowed; the transducer is always at the top, so vertical ones are not"
+        )
+        return Decision(["horizontal"], rule, evidence)
+    return Decision([], "mostly other than apical views: their orientation carries meaning, no flips", evidence)
+
+
+def rotation_rule(summary: Summary) -> Decision:
+    """The largest rotation of the augmentation, in degrees."""
+    return Decision(
+        20.0,
+        "PKEcho-Net's +-20 degrees, inside the +-15 to 30 that U-Nets use on echocardiography; about the sector's apex",
+        {"views": summary["views"]},
+        kind="fixed",
+    )
+
+
+def supervision_rule(summary: Summary) -> Decision:
+    """Whether clips are labelled densely or only at a few frames."""
+    patterns = summary["labelled_patterns"]
+    labelled = summary["counts"]["labelled_cases"]
+    dense = patterns.get("dense", 0)
+    return Decision(
+        "dense" if labelled and 2 * dense >= labelled else "ed_es",
+        "dense where at least half of the labelled clips have labels on most frames from end-diastole to end-systole; "
+        "else only the labelled frames (often ED and ES) are supervised; all others are ignored, never taken as empty",
+        {"patterns": patterns, "labelled_share": summary["labelled_share"]},
+    )
+
+
+def losses_rule(supervision: Decision) -> Decision:
+    """Which kinds of losses have something to work on."""
+    if supervision.value == "dense":
+        value, rule = ["supervised"], "every frame has a label: losses on unlabelled frames have nothing to add"
+    else:
+        value = ["supervised", "unlabelled_frames"]
+        rule = "few frames have labels: methods that also learn from unlabelled frames may do so"
+    return Decision(value, rule, {"supervision": supervision.value})
+
+
+def classes_rule(description: DatasetDescription) -> Decision:
+    """K, the network's output channels."""
+    return Decision(
+        description.classes,
+        "one channel (sigmoid) for a single structure, else one a label (softmax)",
+        {"structures": list(description.structures)},
+    )
+
+
+def long_side(summary: Summary, *, crop: bool, at_most: int, multiple: int = MULTIPLE) -> int:
+    """The median long side in pixels, rounded up to a multiple and kept between `SMALLEST_SIDE` and `at_most`."""
+    median = summary["sector" if crop else "whole"]["long_side_px"]["median"]
+    return min(at_most, max(round_up(SMALLEST_SIDE, multiple), round_up(median, multiple)))
+
+
+def with_aspect(side: int, aspect: float, multiple: int) -> tuple[int, int]:
+    """(H, W) with `side` as the longer one, for an aspect height / width; the shorter one rounded up to a multiple."""
+    if aspect >= 1:
+        return side, min(side, round_up(side / aspect, multiple))
+    return min(side, round_up(side * aspect, multiple)), side
+
+
+def round_up(number: float, multiple: int) -> int:
+    """The next multiple; a hair above a multiple (rounding of measured lengths) is that multiple."""
+    return max(multiple, math.ceil(number / multiple - 1e-3) * multiple)
+
+
+def _extent_evidence(extents: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "median_height_px": extents["height_px"]["median"],
+        "median_width_px": extents["width_px"]["median"],
+        "median_long_side_px": extents["long_side_px"]["median"],
+        "median_aspect_height_over_width": extents["aspect"]["median"],
+    }

@@ -1,0 +1,123 @@
+"""Cross-validation folds: patients never part, and each fold looks like the whole."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import Case
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+Splits = list[dict[str, list[str]]]
+
+
+def make_splits(cases: Iterable[Case], *, folds: int = 5, seed: int = 12345) -> Splits:
+    """Deal patients into folds, stratified by ejection fraction (thirds of the patients) and by the views they have.
+
+    Test cases stay out. Cases that the dataset marks as "val" are training material like any other: each case is
+    validated on once in cross-validation. Fewer patients than folds make fewer folds, one patient each.
+
+    Args:
+        cases: the dataset's cases.
+        folds: how many folds.
+        seed: of the shuffle within a stratum.
+
+    Returns:
+        For each fold {"train": [...], "val": [...]}, case names sorted.
+
+    Raises:
+        EchoPlanError: there are fewer than two patients.
+    """
+    patients: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        if case.split != "test":
+            patients[case.patient].append(case)
+    if len(patients) < 2:
+        raise EchoPlanError(
+            f"cross-validation needs at least 2 patients, the training cases have {len(patients)}",
+            remedy="add patients, or check the column patient of cases.csv",
+        )
+    if len(patients) < folds:
+        logger.warning("%d patients make %d folds instead of %d", len(patients), len(patients), folds)
+        folds = len(patients)
+    validation: list[list[str]] = [[] for _ in range(folds)]
+    for turn, patient in enumerate(_in_strata(patients, seed)):
+        # Going on from stratum to stratum keeps the folds' sizes within one patient of each other.
+        validation[turn % folds] += [case.case for case in patients[patient]]
+    everything = {name for names in validation for name in names}
+    return [{"train": sorted(everything - set(names)), "val": sorted(names)} for names in validation]
+
+
+def write_splits(path: Path, cases: Sequence[Case], *, folds: int = 5, seed: int = 12345) -> Splits:
+    """Write splits_final.json; one that is there already is kept, so that trained folds stay comparable.
+
+    Raises:
+        EchoPlanError: a file that is there does not fit the dataset, or there are too few patients.
+    """
+    if not path.is_file():
+        splits = make_splits(cases, folds=folds, seed=seed)
+        write_json(path, splits)
+        return splits
+    splits = read_json(path)
+    _check_kept_splits(path, splits, {case.case: case for case in cases if case.split != "test"})
+    return splits
+
+
+def _check_kept_splits(path: Path, splits: Any, cases: Mapping[str, Case]) -> None:
+    remedy = "mend the file, or remove it to have new folds made (trained folds are then no longer comparable)"
+    named: set[str] = set()
+    try:
+        for number, fold in enumerate(splits):
+            named.update(fold["train"], fold["val"])
+            unknown = sorted(named - set(cases))
+            if unknown:
+                raise EchoPlanError(
+                    f"fold {number} names cases that are not readable training cases: {', '.join(unknown[:5])}",
+                    file=path,
+                    remedy=remedy,
+                )
+            shared = {cases[name].patient for name in fold["train"]} & {cases[name].patient for name in fold["val"]}
+            if shared:
+                raise EchoPlanError(
+                    f"fold {number} trains and validates on the same patients: {', '.join(sorted(shared)[:5])}",
+                    file=path,
+                    remedy=remedy,
+                )
+    except (TypeError, KeyError) as error:
+        raise EchoPlanError("this is not a list of folds with train and val", file=path, remedy=remedy) from error
+    new = sorted(set(cases) - named)
+    if new:
+        logger.warning("%d cases are in no fold of the kept %s (%s ...)", len(new), path.name, ", ".join(new[:3]))
+
+
+def _in_strata(patients: Mapping[str, Sequence[Case]], seed: int) -> list[str]:
+    """All patients, those of one stratum together and shuffled."""
+    fractions = {patient: _mean_ef(cases) for patient, cases in patients.items()}
+    known = [value for value in fractions.values() if value is not None]
+    edges = np.quantile(known, (1 / 3, 2 / 3)) if known else ()
+    strata: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for patient, cases in patients.items():
+        fraction = fractions[patient]
+        third = -1 if fraction is None else int(np.searchsorted(edges, fraction))
+        strata[third, "+".join(sorted({case.view for case in cases}))].append(patient)
+    shuffle = random.Random(seed)
+    ordered = []
+    for key in sorted(strata):
+        members = sorted(strata[key])
+        shuffle.shuffle(members)
+        ordered += members
+    return ordered
+
+
+def _mean_ef(cases: Sequence[Case]) -> float | None:
+    known = [case.ef_percent for case in cases if case.ef_percent is not None]
+    return sum(known) / len(known) if known else None

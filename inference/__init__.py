@@ -1,0 +1,23 @@
+"""Prediction with what was trained: masks on the clip's own grid, area curves, ejection fractions."""
+
+from .best_configuration import BestConfiguration, find_best_configuration
+from .choice import ModelChoice, choose_models
+from .inputs import InputClip, find_inputs
+from .postprocessing import apply_postprocessing, determine_postprocessing
+from .predictor import EchoPredictor, Prediction
+from .run import PredictionRun, predict_folder
+
+__all__ = [
+    "BestConfiguration",
+    "EchoPredictor",
+    "InputClip",
+    "ModelChoice",
+    "Prediction",
+    "PredictionRun",
+    "apply_postprocessing",
+    "choose_models",
+    "determine_postprocessing",
+    "find_best_configuration",
+    "find_inputs",
+    "predict_folder",
+]

@@ -1,0 +1,270 @@
+"""The best model or ensemble of a dataset and its postprocessing, by cross-validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import write_csv, write_json
+from echoplan.imageio import Clip, write_mask
+from echoplan.paths import Folders, dataset_name
+from echoplan.work import run_cases
+
+from ..evaluation import COLUMNS as EF_COLUMNS
+from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
+from ..preprocessing.store import ClipStore
+from ..training.model_folder import ModelFolder
+from .choice import BEST_CONFIGURATION_FILE
+from .crossval import Candidate, CrossValidation, load_labelled, score_candidates
+from .postprocessing import apply_postprocessing, determine_postprocessing, write_postprocessing
+from .predictor import POSTPROCESSING_FILE
+
+logger = logging.getLogger(__name__)
+
+MINIMAL_ENSEMBLE_GAIN = 1e-4  # mean Dice; an ensemble costs twice the time, so a tie goes to the single model
+
+
+@dataclass(frozen=True)
+class BestConfiguration:
+    """What cross-validation found.
+
+    Attributes:
+        best: the model or ensemble with the highest mean Dice.
+        scores: one row a candidate, best first: name, mean Dice and its spread, HD95, frames.
+        postprocessing: as postprocessing.json holds it.
+        left_out: model -> why it was not compared.
+        file: the best_configuration.json written.
+    """
+
+    best: Candidate
+    scores: list[dict[str, Any]]
+    postprocessing: dict[str, Any]
+    left_out: dict[str, str]
+    file: Path
+
+
+def find_best_configuration(
+    folders: Folders,
+    dataset: str,
+    *,
+    trainers: Sequence[str] | None = None,
+    folds: Sequence[int] | None = None,
+    ensembles: bool = True,
+    processes: int = 0,
+) -> BestConfiguration:
+    """Compare all trained models of a dataset, and pairs of them, and choose the best and its postprocessing.
+
+    Every case is judged by the fold in which it is validation only. The score is the mean Dice over structures and
+    labelled frames. Written: crossval_results/summary.json of every candidate (before postprocessing); the best one's
+    postprocessing.json, and its postprocessed masks and ef.csv in crossval_results/; best_configuration.json.
+
+    Args:
+        folders: where the dataset lies.
+        dataset: name, id or folder name.
+        trainers: only these; then all of them must be complete. None: all that are complete.
+        folds: only these, for those who do not train all; None: all.
+        ensembles: whether pairs are tried.
+        processes: worker processes; 0: none.
+
+    Raises:
+        EchoPlanError: a trainer or fold is missing (the message has the commands that train it).
+    """
+    crossval = CrossValidation.read(folders, dataset, folds)
+    models, left_out = _complete_models(crossval, trainers)
+    candidates = [Candidate((model,)) for model in models]
+    if ensembles:
+        candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
+    structures, target = _common_labels(models)
+    rows = score_candidates(crossval, candidates, structures, processes=processes)
+    scores = {candidate.name: summarise(rows[candidate.name], target) for candidate in candidates}
+    for candidate in candidates:
+        content = {"folds": list(crossval.folds), **scores[candidate.name], "per_frame": rows[candidate.name]}
+        write_json(_home(crossval, candidate) / "crossval_results" / "summary.json", content)
+    best = _choose(candidates, scores)
+    postprocessing = _postprocess_best(crossval, best, structures, processes)
+    table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
+    file = crossval.results / BEST_CONFIGURATION_FILE
+    name = dataset_name(crossval.results)
+    write_json(
+        file,
+        {
+            "dataset": crossval.results.name,
+            "name": best.name,
+            "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
+            "postprocessing": postprocessing,
+            "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
+            "scores": table,
+            "left_out": left_out,
+            "predict": f"echoplan_predict -i IN -o OUT -d {name}",
+        },
+    )
+    return BestConfiguration(best, table, postprocessing, left_out, file)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], target: str) -> dict[str, Any]:
+    """Mean and SD over labelled frames: Dice over all structures, and Dice and HD95 of the target.
+
+    HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed.
+    """
+    by_frame: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        by_frame.setdefault((row["case"], row["frame"]), []).append(row["dice"])
+    dice = np.array([np.mean(values) for values in by_frame.values()])
+    of_target = [row for row in rows if row["structure"] == target]
+    units = {row["distance_unit"] for row in of_target}
+    summary: dict[str, Any] = {
+        "mean_dice": float(dice.mean()),
+        "sd_dice": float(dice.std(ddof=1)) if len(dice) > 1 else None,
+        "target_dice": float(np.mean([row["dice"] for row in of_target])),
+        "frames": len(by_frame),
+        "cases": len({case for case, _ in by_frame}),
+    }
+    for unit in ("mm", "px"):
+        known = units == {unit}
+        summary[f"target_hd95_{unit}"] = float(np.mean([row["hd95"] for row in of_target])) if known else None
+    return summary
+
+
+def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) -> tuple[list[Path], dict[str, str]]:
+    """The models with all folds validated; the others with the reason and the commands that complete them."""
+    dataset = dataset_name(crossval.results)
+    wanted = None if trainers is None else [name.rpartition(":")[2] for name in trainers]
+    models = sorted(path.parent for path in crossval.results.glob("*__*__*/plans.json"))
+    complete, left_out = [], {}
+    commands: list[str] = []
+    for model in models:
+        trainer = model.name.split("__")[0]
+        if wanted is not None and trainer not in wanted:
+            continue
+        gaps = crossval.gaps(model)
+        if not gaps:
+            complete.append(model)
+            continue
+        left_out[model.name] = "; ".join(f"fold {fold}: no {what}" for fold, what in gaps.items())
+        commands += [
+            f"  echoplan_train {dataset} {fold} -tr {trainer}{' --val' if what == 'validation' else ''}"
+            for fold, what in gaps.items()
+        ]
+    untrained = [name for name in wanted or () if name not in {model.name.split("__")[0] for model in models}]
+    commands += [f"  echoplan_train {dataset} all -tr {name}" for name in untrained]
+    if not complete or untrained or (wanted is not None and left_out):
+        found = [f"{name}: {reason}" for name, reason in left_out.items()] + [
+            f"{name}: not trained" for name in untrained
+        ]
+        raise EchoPlanError(
+            f"cross-validation is not complete: {'. '.join(found) or 'no model is trained'}",
+            file=crossval.results,
+            remedy="name the folds that there are with --folds, or type:\n"
+            + "\n".join(commands or [f"  echoplan_train {dataset} all -tr UNetTrainer"]),
+        )
+    for name, reason in left_out.items():
+        logger.warning("%s is not compared: %s", name, reason)
+    return complete, left_out
+
+
+def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str]:
+    """The structures and the target that all models segment."""
+    found = {model: ModelFolder.read(model).description for model in models}
+    first = found[models[0]]
+    for model, description in found.items():
+        if (description.structures, description.target) != (first.structures, first.target):
+            raise EchoPlanError(
+                f"{models[0].name} and {model.name} segment different structures "
+                f"({', '.join(first.structures)}; {', '.join(description.structures)})",
+                file=model / "dataset.json",
+                remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
+            )
+    return first.structures, first.target
+
+
+def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str, str]) -> list[tuple[Path, ...]]:
+    """Pairs of models that have probabilities of every case; the others are noted in `left_out`."""
+    usable = []
+    for model in models:
+        missing = [case for case in crossval.cases if not crossval.prediction(model, case, ".npz").is_file()]
+        if missing and len(models) > 1:
+            left_out[f"ensembles with {model.name}"] = f"no probabilities (.npz) of {len(missing)} cases"
+        elif not missing:
+            usable.append(model)
+    return list(combinations(usable, 2))
+
+
+def _choose(candidates: Sequence[Candidate], scores: Mapping[str, Mapping[str, Any]]) -> Candidate:
+    def dice(candidate: Candidate) -> float:
+        return float(scores[candidate.name]["mean_dice"])
+
+    single = max((item for item in candidates if len(item.models) == 1), key=dice)
+    best = max(candidates, key=dice)
+    return best if dice(best) - dice(single) >= MINIMAL_ENSEMBLE_GAIN else single
+
+
+def _home(crossval: CrossValidation, candidate: Candidate) -> Path:
+    """A model's own folder; ensembles/<name> for an ensemble."""
+    return candidate.models[0] if len(candidate.models) == 1 else crossval.results / "ensembles" / candidate.name
+
+
+def _postprocess_best(
+    crossval: CrossValidation, best: Candidate, structures: Mapping[str, int], processes: int
+) -> dict[str, Any]:
+    """Choose the steps, and write the postprocessed masks, their summary and their EF table."""
+    sources = {case: (best.files(crossval, case), crossval.reference(case)) for case in crossval.cases}
+    postprocessing = determine_postprocessing(load_labelled, sources, structures, processes=processes)
+    home = _home(crossval, best)
+    write_postprocessing(home / POSTPROCESSING_FILE, postprocessing)
+    model = ModelFolder.read(best.models[0])
+    store = ClipStore(crossval.preprocessed / model.plan.store)
+    target = structures[model.description.target]
+    masks = home / "crossval_results"
+    arguments = {
+        case: (files, reference, postprocessing["steps"], dict(structures), masks / f"{case}.nii.gz", store, target)
+        for case, (files, reference) in sources.items()
+    }
+    results = run_cases(_write_final_mask, arguments, processes=processes, description="writing masks")
+    for case, reason in results.failures.items():
+        logger.warning("%s: %s", case, reason)
+    patients: dict[str, list[tuple[CaseMask, CaseMeasurement]]] = {}
+    for about, measured in results.done.values():
+        patients.setdefault(measured.patient, []).append((about, measured))
+    rows = []
+    for pairs in patients.values():
+        abouts, measurements = zip(*pairs, strict=True)
+        rows += measure_patients(abouts, measurements=measurements)
+    write_csv(masks / "ef.csv", rows, EF_COLUMNS)
+    return postprocessing
+
+
+def _write_final_mask(
+    files: tuple[Path, ...],
+    reference: Path,
+    steps: Sequence[Mapping[str, Any]],
+    structures: Mapping[str, int],
+    path: Path,
+    store: ClipStore,
+    target: int,
+) -> tuple[CaseMask, CaseMeasurement]:
+    """Write one postprocessed mask; what is known of the case (without the mask) and its measurement."""
+    item = load_labelled(files, reference)
+    mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms)
+    case = path.name.removesuffix(".nii.gz")
+    about = store.properties(case)
+    spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
+    write_mask(path, mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
+    known = {
+        "case": case,
+        "patient": about["patient"],
+        "view": about["view"],
+        "spacing_mm": spacing,
+        "frame_time_ms": about["frame_time_ms"],
+        "ed_frame": about["ed_frame"],
+        "es_frame": about["es_frame"],
+        "reference_ef_percent": about["ef_percent"],
+    }
+    measured = measure_case(CaseMask(mask=mask == target, **known))
+    return CaseMask(mask=np.zeros((0, 0, 0), bool), **known), measured

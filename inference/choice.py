@@ -1,0 +1,138 @@
+"""Which model predicts: what the user named, the best configuration found, or the only one there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
+from echoplan.paths import Folders, dataset_name
+
+from ..training.model_folder import ModelFolder
+from .postprocessing import check_steps
+
+BEST_CONFIGURATION_FILE = "best_configuration.json"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What to predict with.
+
+    Attributes:
+        members: (model folder, folds) of each model; folds None: every fold trained.
+        postprocessing: the steps; None: each model's own.
+        reason: why these, in words.
+    """
+
+    members: tuple[tuple[Path, tuple[int, ...] | None], ...]
+    postprocessing: tuple[dict[str, Any], ...] | None
+    reason: str
+
+
+def choose_models(
+    folders: Folders,
+    *,
+    dataset: str | None = None,
+    trainer: str | None = None,
+    plans_name: str | None = None,
+    configuration: str | None = None,
+    folds: Sequence[int] | None = None,
+    model_folders: Sequence[Path] | None = None,
+) -> ModelChoice:
+    """Settle what to predict with.
+
+    Args:
+        folders: where results lie.
+        dataset: name, id or folder name; None: the only one with a trained model.
+        trainer, plans_name, configuration: of the model; None where it is clear without.
+        folds: None: every fold trained, or those of the best configuration.
+        model_folders: model folders anywhere, an ensemble if several; the other names then do not matter.
+
+    Raises:
+        EchoPlanError: nothing is trained, nothing fits, or several models do; the message lists what to type.
+    """
+    chosen_folds = None if folds is None else tuple(folds)
+    if model_folders:
+        return ModelChoice(tuple((path, chosen_folds) for path in model_folders), None, "the model folders given")
+    home = folders.find_results(dataset) if dataset is not None else _only_dataset(folders)
+    trainer = None if trainer is None else trainer.rpartition(":")[2]  # path/to/file.py:Class
+    wanted = {"-tr": trainer, "-p": plans_name, "-c": configuration}
+    best = home / BEST_CONFIGURATION_FILE
+    if not any(wanted.values()) and best.is_file():
+        return _best(best, chosen_folds)
+    there = trained_models(home)
+    fitting = [
+        path for path in there if all(v in (None, part) for v, part in zip(wanted.values(), _parts(path), strict=True))
+    ]
+    if len(fitting) == 1:
+        return ModelChoice(((fitting[0], chosen_folds),), None, "the only trained model that fits")
+    name = dataset_name(home)
+    if not there:
+        raise EchoPlanError(f"nothing is trained to its end for {name}", file=home, remedy=f"echoplan_train {name} 0")
+    if not fitting:
+        asked = " ".join(f"{option} {value}" for option, value in wanted.items() if value)
+        raise EchoPlanError(
+            f"no model of {name} fits {asked}", file=home, remedy=f"type one of:\n{_lines(name, there)}"
+        )
+    raise EchoPlanError(
+        f"{name} has {len(fitting)} trained models",
+        file=home,
+        remedy=f"run echoplan_find_best_configuration {name}, or type one of:\n{_lines(name, fitting)}",
+    )
+
+
+def trained_models(results: Path) -> tuple[Path, ...]:
+    """The model folders of a dataset's results that have a finished fold, by name."""
+    folders = [path.parent for path in results.glob("*__*__*/plans.json") if len(_parts(path.parent)) == 3]
+    return tuple(sorted(path for path in folders if any(path.glob("fold_*/checkpoint_final.pth"))))
+
+
+def command_for(dataset: str, model: Path) -> str:
+    """The command line that predicts with one model."""
+    trainer, plans_name, configuration = _parts(model)
+    return f"echoplan_predict -i IN -o OUT -d {dataset} -tr {trainer} -p {plans_name} -c {configuration}"
+
+
+def _only_dataset(folders: Folders) -> Path:
+    root = folders.results
+    datasets = sorted(path for path in root.glob("Dataset*") if path.is_dir())
+    trained = [path for path in datasets if trained_models(path)]
+    if len(trained) == 1:
+        return trained[0]
+    if trained:
+        lines = "\n".join(f"  echoplan_predict -i IN -o OUT -d {dataset_name(path)}" for path in trained)
+        raise EchoPlanError(f"{len(trained)} datasets have trained models", file=root, remedy=f"type one of:\n{lines}")
+    name = dataset_name(datasets[0]) if datasets else "NAME"
+    raise EchoPlanError(
+        "nothing is trained to its end yet",
+        file=root,
+        remedy=f"train (echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0), install a model "
+        "(echoplan_install_model FILE), or give a model folder with -m",
+    )
+
+
+def _best(file: Path, folds: tuple[int, ...] | None) -> ModelChoice:
+    content = read_json(file)
+    try:
+        members = tuple((file.parent / item["model"], folds or tuple(item["folds"])) for item in content["members"])
+        steps = check_steps(content["postprocessing"]["steps"])
+    except (KeyError, TypeError) as error:
+        raise EchoPlanError(
+            f"this is no best configuration: {error!r}", file=file, remedy="run echoplan_find_best_configuration again"
+        ) from error
+    return ModelChoice(members, steps, f"the best configuration that cross-validation found, {content.get('name', '')}")
+
+
+def _lines(dataset: str, models: Sequence[Path]) -> str:
+    rows = []
+    for model in models:
+        folds = ", ".join(map(str, ModelFolder.read(model).folds()))
+        rows.append(f"  {command_for(dataset, model)}   (folds {folds})")
+    return "\n".join(rows)
+
+
+def _parts(model: Path) -> list[str]:
+    return model.name.split("__")

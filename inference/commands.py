@@ -1,0 +1,202 @@
+"""echoplan_predict, echoplan_find_best_configuration, echoplan_ensemble, echoplan_apply_postprocessing"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.paths import dataset_name
+
+from .best_configuration import BestConfiguration, find_best_configuration
+from .choice import choose_models
+from .folders import ensemble_folders, postprocess_folder
+from .postprocessing import read_postprocessing
+from .predictor import EchoPredictor
+from .run import predict_folder
+
+
+@command
+def predict(arguments: Sequence[str]) -> int:
+    """echoplan_predict -i IN -o OUT"""
+    options = _predict_parser().parse_args(arguments)
+    choice = choose_models(
+        folders(),
+        dataset=options.dataset,
+        trainer=options.trainer,
+        plans_name=options.plans_name,
+        configuration=options.configuration,
+        folds=options.folds,
+        model_folders=options.model_folders,
+    )
+    steps = () if options.no_postprocessing else choice.postprocessing
+    predictor = EchoPredictor.from_model_folders(
+        choice.members,
+        device=options.device,
+        postprocessing=steps,
+        checkpoint=options.checkpoint,
+        mirroring=options.mirroring,
+        autocast=options.mixed_precision,
+    )
+    models = "\n".join(
+        f"  {member.model.path.name}, folds {', '.join(map(str, member.folds))}" for member in predictor.members
+    )
+    print(f"predicting with {choice.reason}:\n{models}")
+    run = predict_folder(
+        options.input,
+        options.output,
+        predictor,
+        overwrite=options.overwrite,
+        continue_prediction=options.continue_prediction,
+        keep_probabilities=options.save_probabilities,
+        ef_method=options.ef_method,
+        processes=options.np,
+        details={name: value for name, value in vars(options).items() if name not in ("input", "output")},
+    )
+    kept = f", {len(run.kept)} were finished before" if run.kept else ""
+    print(f"{len(run.predicted)} clips predicted{kept}; masks and ef_report.csv, report.html are in {options.output}")
+    return report_failures(run.failures, work="predicting")
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    made = parser(
+        "echoplan_predict",
+        "Segment clips and measure the ejection fraction. With one model trained, or a best configuration found, "
+        "-i and -o are all it needs.",
+    )
+    made.add_argument(
+        "-i", dest="input", type=existing_path, required=True, metavar="IN", help="a clip or a folder of clips"
+    )
+    made.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the folder for the results")
+    made.add_argument("-d", dest="dataset", metavar="DATASET", help="whose models; name, id or folder name")
+    made.add_argument("-tr", dest="trainer", metavar="TRAINER", help="which trainer's model")
+    made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
+    made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
+    made.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds,
+                      help="folds to average, or all (every fold trained)")  # fmt: skip
+    made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
+                      help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    made.add_argument("-chk", dest="checkpoint", choices=("final", "best"), default="final", help="which checkpoint")
+    made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
+    made.add_argument("--overwrite", action="store_true", help="do again what is there already")
+    made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
+    made.add_argument("--no_postprocessing", action="store_true", help="leave the masks as the network made them")
+    made.add_argument("--mirroring", action="store_true", help="average over the flips the plan allows; slower")
+    made.add_argument("--mixed_precision", action="store_true", help="faster on CUDA, slightly different probabilities")
+    made.add_argument("--ef_method", choices=("simpson", "camus"), default="simpson", help="the rule for volumes")
+    add_processes(made)
+    add_device(made)
+    return made
+
+
+@command
+def find_best_configuration_command(arguments: Sequence[str]) -> int:
+    """echoplan_find_best_configuration DATASET"""
+    made = parser(
+        "echoplan_find_best_configuration",
+        "Compare the trained models of a dataset and ensembles of two on cross-validation; choose the postprocessing.",
+    )
+    made.add_argument("dataset", metavar="DATASET", help="name, id or folder name")
+    made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="only these trainers")
+    made.add_argument("-f", "--folds", dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds,
+                      help="only these folds, where not all are trained")  # fmt: skip
+    made.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
+    add_processes(made)
+    options = made.parse_args(arguments)
+    found = find_best_configuration(
+        folders(),
+        options.dataset,
+        trainers=options.trainers,
+        folds=options.folds,
+        ensembles=not options.disable_ensembling,
+        processes=options.np,
+    )
+    print(_table(found.scores))
+    _print_choice(found)
+    return 0
+
+
+@command
+def ensemble(arguments: Sequence[str]) -> int:
+    """echoplan_ensemble -i FOLDER1 FOLDER2 ... -o OUT"""
+    made = parser("echoplan_ensemble", "Average the probabilities of several predictions of the same clips.")
+    made.add_argument("-i", dest="inputs", nargs="+", type=existing_path, required=True, metavar="FOLDER",
+                      help="folders that echoplan_predict --save_probabilities wrote")  # fmt: skip
+    made.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the folder for the masks")
+    made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
+    add_processes(made)
+    options = made.parse_args(arguments)
+    results = ensemble_folders(
+        options.inputs, options.output, keep_probabilities=options.save_probabilities, processes=options.np
+    )
+    print(f"{len(results.done)} clips averaged over {len(options.inputs)} predictions; masks are in {options.output}")
+    return report_failures(results.failures, work="averaging")
+
+
+@command
+def apply_postprocessing_command(arguments: Sequence[str]) -> int:
+    """echoplan_apply_postprocessing -i MASKS -o OUT --pp postprocessing.json"""
+    made = parser("echoplan_apply_postprocessing", "Apply postprocessing steps to a folder of masks.")
+    made.add_argument("-i", dest="input", type=existing_path, required=True, metavar="MASKS", help="a folder of masks")
+    made.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the folder for the new masks")
+    made.add_argument("--pp", type=existing_path, required=True, metavar="FILE", help="a postprocessing.json")
+    add_processes(made)
+    options = made.parse_args(arguments)
+    steps = read_postprocessing(options.pp)
+    results = postprocess_folder(options.input, options.output, steps, processes=options.np)
+    names = ", ".join(step["name"] for step in steps) or "no step"
+    print(f"{len(results.done)} masks written to {options.output} ({names})")
+    return report_failures(results.failures, work="postprocessing")
+
+
+def _fold(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fold: give numbers from 0, or all")
+    return int(text)
+
+
+class _Folds(argparse.Action):
+    """Numbers as a tuple; "all" as None."""
+
+    def __call__(
+        self, to: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if "all" in values and len(values) > 1:
+            to.error(f"{option}: give numbers or all, not both")
+        setattr(namespace, self.dest, None if "all" in values else tuple(sorted(set(values))))
+
+
+def _table(scores: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("", "Dice", "SD", "target Dice", "target HD95", "frames")]
+    for row in scores:
+        units = [unit for unit in ("mm", "px") if row[f"target_hd95_{unit}"] is not None]
+        rows.append(
+            (
+                row["name"],
+                f"{row['mean_dice']:.4f}",
+                "-" if row["sd_dice"] is None else f"{row['sd_dice']:.4f}",
+                f"{row['target_dice']:.4f}",
+                f"{row[f'target_hd95_{units[0]}']:.2f} {units[0]}" if units else "-",
+                str(row["frames"]),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _print_choice(found: BestConfiguration) -> None:
+    steps = ", ".join(step["name"] for step in found.postprocessing["steps"]) or "none"
+    print(f"\nbest: {' + '.join(model.name for model in found.best.models)}\npostprocessing: {steps}")
+    for name, reason in found.left_out.items():
+        print(f"left out: {name} ({reason})", file=sys.stderr)
+    print(f"written: {found.file}\npredict with it: echoplan_predict -i IN -o OUT -d {dataset_name(found.file.parent)}")

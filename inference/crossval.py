@@ -1,0 +1,208 @@
+"""Cross-validated predictions: each case by the fold that never trained on its patient, judged on its native grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import IGNORE
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
+from echoplan.imageio import probe_clip, read_mask
+from echoplan.paths import Folders
+from echoplan.work import run_cases
+
+from ..evaluation import segmentation_metrics
+from .postprocessing import LabelledPrediction
+from .probabilities import ClipProbabilities, average, load_probabilities
+
+GROUND_TRUTH = "gt_segmentations"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The cases that cross-validation judges.
+
+    Attributes:
+        results, preprocessed: the dataset's folders.
+        folds: fold -> its validation cases that have labels.
+    """
+
+    results: Path
+    preprocessed: Path
+    folds: Mapping[int, tuple[str, ...]]
+
+    @classmethod
+    def read(cls, folders: Folders, dataset: str, folds: Sequence[int] | None = None) -> CrossValidation:
+        """Read the splits of a dataset.
+
+        Args:
+            folders: where the dataset lies.
+            dataset: name, id or folder name.
+            folds: only these; None: all.
+
+        Raises:
+            EchoPlanError: nothing is trained or preprocessed, a fold does not exist, or no case has labels.
+        """
+        results = folders.find_results(dataset)
+        preprocessed = folders.preprocessed / results.name
+        file = preprocessed / "splits_final.json"
+        splits = read_json(file)
+        wanted = range(len(splits)) if folds is None else sorted(set(folds))
+        outside = [fold for fold in wanted if not 0 <= fold < len(splits)]
+        if outside:
+            raise EchoPlanError(f"there is no fold {outside[0]}: the folds are 0 to {len(splits) - 1}", file=file)
+        cases = {}
+        for fold in wanted:
+            both = set(splits[fold]["train"]) & set(splits[fold]["val"])
+            if both:
+                raise EchoPlanError(
+                    f"fold {fold} trains on a case that it validates on, {min(both)}", file=file, remedy="plan again"
+                )
+            cases[fold] = tuple(case for case in splits[fold]["val"] if _truth(preprocessed, case).is_file())
+        if not any(cases.values()):
+            raise EchoPlanError("no validation case has labels to judge by", file=preprocessed / GROUND_TRUTH)
+        return cls(results, preprocessed, cases)
+
+    @property
+    def cases(self) -> dict[str, int]:
+        """case -> the fold in which it is validated."""
+        return {case: fold for fold, cases in self.folds.items() for case in cases}
+
+    def reference(self, case: str) -> Path:
+        """The case's labels on the native grid."""
+        return _truth(self.preprocessed, case)
+
+    def prediction(self, model: Path, case: str, ending: str = ".nii.gz") -> Path:
+        """What a model's fold left for a case: the mask (.nii.gz) or the probabilities (.npz)."""
+        return model / f"fold_{self.cases[case]}" / "validation" / f"{case}{ending}"
+
+    def gaps(self, model: Path) -> dict[int, str]:
+        """The folds a model lacks, and what is missing: "training" or "validation"."""
+        found = {}
+        for fold, cases in self.folds.items():
+            folder = model / f"fold_{fold}"
+            if not (folder / "checkpoint_final.pth").is_file():
+                found[fold] = "training"
+            elif not all((folder / "validation" / f"{case}.nii.gz").is_file() for case in cases):
+                found[fold] = "validation"
+        return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model, or an ensemble of several, that may become the best configuration."""
+
+    models: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """The model folder's name; those of an ensemble joined."""
+        return "___".join(model.name for model in self.models)
+
+    def files(self, crossval: CrossValidation, case: str) -> tuple[Path, ...]:
+        """What the candidate's mask of a case is made from: one mask, or several models' probabilities."""
+        ending = ".nii.gz" if len(self.models) == 1 else ".npz"
+        return tuple(crossval.prediction(model, case, ending) for model in self.models)
+
+
+def score_candidates(
+    crossval: CrossValidation, candidates: Sequence[Candidate], structures: Mapping[str, int], *, processes: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Judge every candidate on every labelled frame.
+
+    Args:
+        crossval: the cases.
+        candidates: models and ensembles.
+        structures: structure -> value, without the background.
+        processes: worker processes; 0: none.
+
+    Returns:
+        candidate name -> one row a frame and structure: case, frame, structure, distance_unit, dice, iou, hd95, assd.
+
+    Raises:
+        EchoPlanError: a prediction or a reference cannot be read or does not fit.
+    """
+    arguments = {
+        case: (
+            crossval.reference(case),
+            {candidate.name: candidate.files(crossval, case) for candidate in candidates},
+            dict(structures),
+        )
+        for case in crossval.cases
+    }
+    results = run_cases(_score_case, arguments, processes=processes, description="comparing")
+    if results.failures:
+        case, reason = next(iter(results.failures.items()))
+        raise EchoPlanError(f"{len(results.failures)} cases cannot be judged, {case} first: {reason}")
+    rows: dict[str, list[dict[str, Any]]] = {candidate.name: [] for candidate in candidates}
+    for case in crossval.cases:
+        for name, found in results.done[case].items():
+            rows[name] += [{"case": case, **row} for row in found]
+    return rows
+
+
+def load_labelled(files: tuple[Path, ...], reference: Path) -> LabelledPrediction:
+    """A candidate's mask of one case and its reference.
+
+    Raises:
+        EchoPlanError: a file is missing or damaged, or the grids differ.
+    """
+    truth = read_mask(reference)
+    if len(files) == 1:
+        mask = read_mask(files[0], frames_shape=truth.shape)
+    else:
+        mask = average(load_probabilities(file) for file in files).labels()
+    if mask.shape != truth.shape:
+        raise EchoPlanError(f"the prediction is {mask.shape}, its reference {truth.shape}", file=files[0])
+    return LabelledPrediction(mask, truth, probe_clip(reference).frame_time_ms)
+
+
+def _truth(preprocessed: Path, case: str) -> Path:
+    return preprocessed / GROUND_TRUTH / f"{case}.nii.gz"
+
+
+def _score_case(
+    reference: Path, files: Mapping[str, tuple[Path, ...]], structures: Mapping[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Every candidate's metrics of one case; each file is read once, and only labelled frames are resampled."""
+    truth = read_mask(reference)
+    spacing = probe_clip(reference).spacing_mm
+    frames = np.flatnonzero((truth != IGNORE).any(axis=(1, 2)))
+    members = {file for group in files.values() if len(group) > 1 for file in group}
+    probabilities = {file: _frames(load_probabilities(file), frames) for file in members}
+    scores = {}
+    for name, group in files.items():
+        if len(group) == 1:
+            mask = read_mask(group[0], frames_shape=truth.shape)[frames]
+        else:
+            mask = average(probabilities[file] for file in group).labels()
+        scores[name] = _metrics(mask, truth[frames], frames, structures, spacing)
+    return scores
+
+
+def _frames(probabilities: ClipProbabilities, frames: np.ndarray) -> ClipProbabilities:
+    return ClipProbabilities(probabilities.values[:, frames], probabilities.geometry)
+
+
+def _metrics(
+    mask: np.ndarray,
+    truth: np.ndarray,
+    frames: np.ndarray,
+    structures: Mapping[str, int],
+    spacing: tuple[float, float] | None,
+) -> list[dict[str, Any]]:
+    if mask.shape != truth.shape:
+        raise EchoPlanError(f"the prediction's frames are {mask.shape[1:]}, the reference's {truth.shape[1:]}")
+    rows = []
+    for frame, predicted, answer in zip(frames, mask, truth, strict=True):
+        known = answer != IGNORE
+        for name, value in structures.items():
+            metrics = segmentation_metrics((predicted == value) & known, (answer == value) & known, spacing)
+            unit = "px" if spacing is None else "mm"
+            rows.append({"frame": int(frame), "structure": name, "distance_unit": unit, **metrics})
+    return rows

@@ -1,0 +1,92 @@
+"""Work on whole folders of saved predictions: averaging probabilities, postprocessing masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import IGNORE
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import Clip, probe_clip, read_mask, write_mask
+from echoplan.work import CaseResults, run_cases
+
+from ..evaluation.folder import find_masks
+from .postprocessing import Step, apply_postprocessing
+from .probabilities import average, load_probabilities, save_probabilities
+
+
+def ensemble_folders(
+    folders: Sequence[Path], out: Path, *, keep_probabilities: bool = False, processes: int = 0
+) -> CaseResults:
+    """Average the saved probabilities of several predictions, case by case, and write the masks.
+
+    Args:
+        folders: folders with <case>.npz.
+        out: where <case>.nii.gz (and <case>.npz) go.
+        keep_probabilities: also write the averages.
+        processes: worker processes; 0: none.
+
+    Returns:
+        what was done; cases that a folder lacks, or that do not fit together, are among the failures.
+
+    Raises:
+        EchoPlanError: a folder has no probabilities, or `out` is one of the folders.
+    """
+    _not_into_itself(folders, out)
+    found = [{path.stem: path for path in sorted(folder.glob("*.npz"))} for folder in folders]
+    for folder, files in zip(folders, found, strict=True):
+        if not files:
+            raise EchoPlanError(
+                "there are no saved probabilities (.npz) here", file=folder, remedy="predict with --save_probabilities"
+            )
+    everywhere = sorted(set.intersection(*map(set, found)))
+    results = run_cases(
+        _ensemble_case,
+        {case: (tuple(files[case] for files in found), out, keep_probabilities) for case in everywhere},
+        processes=processes,
+        description="averaging",
+    )
+    for case in sorted(set.union(*map(set, found)) - set(everywhere)):
+        lacking = [str(folder) for folder, files in zip(folders, found, strict=True) if case not in files]
+        results.failures[case] = f"not in {', '.join(lacking)}"
+    return results
+
+
+def postprocess_folder(folder: Path, out: Path, steps: Sequence[Step], *, processes: int = 0) -> CaseResults:
+    """Apply postprocessing steps to every mask of a folder.
+
+    Raises:
+        EchoPlanError: there is no mask, or `out` is the folder itself.
+    """
+    _not_into_itself([folder], out)
+    masks = find_masks(folder)
+    if not masks:
+        raise EchoPlanError("there are no masks here", file=folder)
+    arguments = {case: (path, out / f"{case}.nii.gz", tuple(steps)) for case, path in masks.items()}
+    return run_cases(_postprocess_case, arguments, processes=processes, description="postprocessing")
+
+
+def _ensemble_case(files: tuple[Path, ...], out: Path, keep_probabilities: bool) -> None:
+    mean = average(load_probabilities(file) for file in files)
+    mask = mean.labels()
+    if keep_probabilities:
+        save_probabilities(out / files[0].name, mean)
+    first = files[0].with_suffix(".nii.gz")  # the probabilities do not know the frame time
+    frame_time = probe_clip(first).frame_time_ms if first.is_file() else None
+    write_mask(out / f"{files[0].stem}.nii.gz", mask, like=Clip(mask, mean.native_spacing_mm, frame_time))
+
+
+def _postprocess_case(source: Path, target: Path, steps: Sequence[Step]) -> None:
+    mask = read_mask(source)
+    info = probe_clip(source)
+    labels: dict[str, Any] = {str(value): int(value) for value in np.unique(mask) if value not in (0, IGNORE)}
+    mended = apply_postprocessing(mask, steps, labels, frame_time_ms=info.frame_time_ms)
+    write_mask(target, mended, like=Clip(mended, info.spacing_mm, info.frame_time_ms, source=str(source)))
+
+
+def _not_into_itself(folders: Sequence[Path], out: Path) -> None:
+    if out.resolve() in {folder.resolve() for folder in folders}:
+        raise EchoPlanError("the results would overwrite what they are made from", file=out, remedy="give another -o")

@@ -1,0 +1,210 @@
+"""What there is to predict: arrays checked, and clips found in files and folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import Case, read_cases
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import Clip, ClipInfo, ending, probe_clip, read_clip
+from echoplan.imageio.arrays import to_clip_dtype, to_grey
+
+logger = logging.getLogger(__name__)
+
+_SMALLEST_SIDE = 16  # pixels; anything smaller is not an image but axes in another order
+_PICTURES = (".png", ".jpg", ".jpeg")
+_OTHER_ENDINGS = (".mhd", ".jpg", ".jpeg")  # readable too, though not in the table of endings
+_REFERENCE = "_gt"  # CAMUS and its kin keep masks beside the clips
+_VIEW = re.compile(r"(?<![A-Za-z0-9])(?:AP?([24])(?:C|CH)?|([24])CH?)(?![A-Za-z0-9])", re.IGNORECASE)
+
+
+def clip_from_array(
+    frames: Any, spacing_mm: tuple[float, float] | None = None, frame_time_ms: float | None = None
+) -> Clip:
+    """A clip from an array, checked.
+
+    Args:
+        frames: (T, H, W), (H, W) for a single frame, or (T, H, W, 3) in colour; any real number type.
+        spacing_mm: (row, column) size of a pixel.
+        frame_time_ms: time between two frames.
+
+    Raises:
+        EchoPlanError: the array is no clip, or spacing or time are no positive finite numbers.
+    """
+    array = np.asarray(frames)
+    if array.ndim == 4 and array.shape[-1] == 3:
+        array = to_grey(array)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or len(array) == 0 or min(array.shape[1:]) < _SMALLEST_SIDE:
+        raise EchoPlanError(
+            f"an array of shape {np.shape(frames)} is no clip",
+            remedy="give frames as (T, H, W), one frame as (H, W), or colour as (T, H, W, 3)",
+        )
+    array = to_clip_dtype(array, Path("array"))
+    spacing = None if spacing_mm is None else tuple(float(value) for value in spacing_mm)
+    if spacing is not None and (len(spacing) != 2 or not all(np.isfinite(v) and v > 0 for v in spacing)):
+        raise EchoPlanError(f"the spacing {spacing} is not (row, column) in mm", remedy="give None where it is unknown")
+    if frame_time_ms is not None and not (np.isfinite(frame_time_ms) and frame_time_ms > 0):
+        raise EchoPlanError(
+            f"the frame time {frame_time_ms} is no positive number of ms", remedy="give None if unknown"
+        )
+    return Clip(array, spacing, None if frame_time_ms is None else float(frame_time_ms), source="array")
+
+
+@dataclass(frozen=True)
+class InputClip:
+    """A clip to predict.
+
+    Attributes:
+        path: the file, or the folder of pictures.
+        about: what is known of it: its name, patient and view at least, all of a cases.csv row where there is one.
+    """
+
+    path: Path
+    about: Case
+
+    @property
+    def case(self) -> str:
+        """The name its results get."""
+        return self.about.case
+
+    def read(self) -> Clip:
+        """The clip, with what cases.csv knows better than the file; EchoPlanError if it cannot be read."""
+        clip = read_clip(self.path, spacing_mm=self.about.spacing_mm, frame_time_ms=self.about.frame_time_ms)
+        if min(clip.frame_shape) < _SMALLEST_SIDE:
+            raise EchoPlanError(f"frames of {clip.frame_shape} pixels are too small to be ultrasound", file=self.path)
+        return clip
+
+    def probe(self) -> ClipInfo:
+        """Shape, spacing and frame time, without decoding."""
+        info = probe_clip(self.path)
+        return replace(
+            info,
+            spacing_mm=self.about.spacing_mm or info.spacing_mm,
+            frame_time_ms=self.about.frame_time_ms or info.frame_time_ms,
+        )
+
+
+def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[InputClip, ...]:
+    """The clips in a file or folder.
+
+    A folder of pictures is one clip; other folders are searched to the bottom for files of any readable format. Rows of
+    a cases.csv in the folder or beside it (as in a raw dataset's imagesTs) name clips that lie in the folder and say
+    what is known of them. Clips without a row are named by their path; patient and view are read from names such as
+    patient0001_4CH or 17/A2C. Files named ..._gt are taken for reference masks and left out.
+
+    Args:
+        source: the file or folder.
+        leave_out: a folder that is not searched (where results go).
+
+    Raises:
+        EchoPlanError: there is nothing to read, or two clips would get one name.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise EchoPlanError("there is no such file or folder", file=source)
+    known = _rows(source)
+    found = [source] if source.is_file() else list(_clips_in(source, leave_out))
+    root = source.parent if source.is_file() else source
+    inputs = [InputClip(path, about) for path, about in known.items()]
+    inputs += [InputClip(path, _guess(path, root)) for path in found if path.resolve() not in known]
+    if not inputs:
+        raise EchoPlanError(
+            "there is no clip here",
+            file=source,
+            remedy="give a file or a folder of NIfTI, MetaImage, DICOM, AVI, MP4, PNG",
+        )
+    inputs = _unique_names(inputs)
+    return tuple(sorted(inputs, key=lambda item: item.case))
+
+
+def patient_and_view(name: str) -> tuple[str, str]:
+    """("patient0001", "A4C") of patient0001_4CH or patient0001_A4C; the whole name and "" where no view is named."""
+    matches = list(_VIEW.finditer(name.replace("_", " ")))
+    if not matches:
+        return name, ""
+    match = matches[-1]
+    patient = name[: match.start()].strip("_- .") or name[match.end() :].strip("_- .") or name
+    return patient, f"A{match[1] or match[2]}C"
+
+
+def _rows(source: Path) -> dict[Path, Case]:
+    """Rows of the cases.csv in or beside `source` whose clip lies in it, by the clip's absolute path."""
+    folders = [source.parent] if source.is_file() else [source, source.parent]
+    for folder in folders:
+        table = folder / "cases.csv"
+        if table.is_file():
+            inside = source.resolve()
+            rows = {(folder / case.image).resolve(): case for case in read_cases(table)}
+            return {path: case for path, case in rows.items() if path == inside or inside in path.parents}
+    return {}
+
+
+def _clips_in(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    if leave_out is not None and folder.resolve() == leave_out.resolve():
+        return
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.is_file()]
+    if any(file.suffix.lower() in _PICTURES for file in files):
+        yield folder
+        files = [file for file in files if file.suffix.lower() not in _PICTURES]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _clips_in(entry, leave_out)
+    yield from (file for file in files if _is_clip(file))
+
+
+def _is_clip(file: Path) -> bool:
+    suffix = ending(file) or (file.suffix if file.suffix.lower() in _OTHER_ENDINGS else "")
+    if suffix:
+        is_reference = file.name[: -len(suffix)].endswith(_REFERENCE)
+        if is_reference:
+            logger.info("%s is taken for a reference mask and not predicted", file)
+        return not is_reference
+    if file.name.upper() == "DICOMDIR":
+        return False
+    with open(file, "rb") as stream:  # scanners often write DICOM without an ending
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _guess(path: Path, root: Path) -> Case:
+    inside = path.relative_to(root)
+    parts = list(inside.parts) or [path.resolve().name]  # the root itself is one clip of pictures
+    if path.is_file():
+        last = parts[-1]
+        suffix = ending(path) or (path.suffix if path.suffix.lower() in _OTHER_ENDINGS else "")
+        parts[-1] = last[: len(last) - len(suffix)] if suffix else last
+    # 0001/0001_4CH is named 0001_4CH: the folder adds nothing.
+    name = "_".join(
+        part
+        for part, inner in zip(parts, [*parts[1:], ""], strict=True)
+        if not re.match(re.escape(part) + r"(?![A-Za-z0-9])", inner)
+    )
+    patient, view = patient_and_view(name)
+    return Case(case=name, patient=patient, image=str(path), view=view)
+
+
+def _unique_names(inputs: list[InputClip]) -> list[InputClip]:
+    """Clips that differ only in their ending get it into their name."""
+    count = Counter(item.case for item in inputs)
+    named = []
+    for item in inputs:
+        if count[item.case] > 1:
+            suffix = (ending(item.path) or item.path.suffix or ".pictures").replace(".", "_")
+            item = replace(item, about=replace(item.about, case=f"{item.case}{suffix}"))
+        named.append(item)
+    twice = [name for name, times in Counter(item.case for item in named).items() if times > 1]
+    if twice:
+        raise EchoPlanError(
+            f"several clips would be named {twice[0]}", file=named[0].path.parent, remedy="rename one, or use cases.csv"
+        )
+    return named

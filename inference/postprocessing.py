@@ -1,0 +1,283 @@
+"""Named steps that mend predicted masks, and the choice of those that cross-validation says help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+from scipy.ndimage import binary_fill_holes
+
+from echoplan.dataset import IGNORE
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
+from echoplan.work import run_cases
+
+Step = Mapping[str, Any]
+
+SMOOTHING_MS = 60.0  # about a fifteenth of a beat: flicker goes, systole stays
+MINIMAL_GAIN = 1e-4  # mean Dice; less than this is no evidence on a few hundred frames
+
+
+def largest_component(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """Keep each structure's largest 8-connected part in each frame; the rest becomes background.
+
+    Args:
+        mask: (T, H, W) uint8 labels.
+        labels: structure -> value.
+    """
+    kept = np.zeros_like(mask)
+    for value in _structures(labels):
+        for frame, target in zip(mask, kept, strict=True):
+            parts, count = cc3d.connected_components(frame == value, connectivity=8, return_N=True)
+            if count:
+                sizes = np.bincount(parts.ravel())[1:]
+                target[parts == 1 + int(sizes.argmax())] = value
+    return kept
+
+
+def fill_holes(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """Give background that a structure encloses in a frame to that structure; other structures inside it are kept.
+
+    Args:
+        mask: (T, H, W) uint8 labels.
+        labels: structure -> value.
+    """
+    filled = mask.copy()
+    for value in _structures(labels):
+        for frame, target in zip(mask, filled, strict=True):
+            inside = binary_fill_holes(frame == value)
+            target[inside & (target == 0)] = value
+    return filled
+
+
+def temporal_smoothing(
+    mask: np.ndarray,
+    labels: Mapping[str, int],
+    *,
+    window_ms: float = SMOOTHING_MS,
+    frame_time_ms: float | None = None,
+) -> np.ndarray:
+    """Give each pixel the label that most frames of a short time window hold; for one structure, a median over time.
+
+    Args:
+        mask: (T, H, W) uint8 labels.
+        labels: structure -> value.
+        window_ms: the time that the filter looks at.
+        frame_time_ms: time between two frames; None takes three frames, whatever they span.
+    """
+    reach = int(
+        (window_ms / frame_time_ms if frame_time_ms else 3.0) // 2
+    )  # an even window would shift the mask in time
+    if reach < 1 or len(mask) < 2:
+        return mask.copy()
+    padded = np.pad(mask, ((reach, reach), (0, 0), (0, 0)), mode="edge")
+    most = np.zeros(mask.shape, np.uint16)
+    smooth = np.zeros_like(mask)
+    for value in (0, *_structures(labels)):
+        votes = np.zeros(mask.shape, np.uint16)
+        for start in range(2 * reach + 1):
+            votes += padded[start : start + len(mask)] == value
+        # A tie goes to the label that the frame has itself: a filter must not invent a change.
+        better = (votes > most) | ((votes == most) & (mask == value))
+        smooth[better] = value
+        most[better] = votes[better]
+    return smooth
+
+
+_STEPS: dict[str, Callable[..., np.ndarray]] = {  # in the order in which they are applied
+    "temporal_smoothing": temporal_smoothing,
+    "largest_component": largest_component,
+    "fill_holes": fill_holes,
+}
+STEP_NAMES = tuple(_STEPS)
+_SETTINGS: dict[str, tuple[str, ...]] = {"temporal_smoothing": ("window_ms",)}
+
+
+def apply_postprocessing(
+    mask: np.ndarray,
+    steps: Iterable[str | Step],
+    labels: Mapping[str, int],
+    *,
+    frame_time_ms: float | None = None,
+) -> np.ndarray:
+    """Apply steps one after another.
+
+    Args:
+        mask: (T, H, W) uint8 labels on the native grid.
+        steps: names, or {"name": ..., settings}; `STEP_NAMES` lists them.
+        labels: structure -> value; the background is left out.
+        frame_time_ms: time between two frames, for the steps over time.
+
+    Raises:
+        EchoPlanError: a step or a setting does not exist.
+    """
+    for step in check_steps(steps):
+        settings = {name: value for name, value in step.items() if name != "name"}
+        if step["name"] == "temporal_smoothing":
+            settings["frame_time_ms"] = frame_time_ms
+        mask = _STEPS[step["name"]](mask, labels, **settings)
+    return mask
+
+
+def check_steps(steps: Iterable[str | Step]) -> tuple[dict[str, Any], ...]:
+    """The steps in their full form, {"name": ..., settings}.
+
+    Raises:
+        EchoPlanError: a step or a setting does not exist.
+    """
+    checked = []
+    for step in steps:
+        full = {"name": step} if isinstance(step, str) else dict(step)
+        name = full.get("name")
+        if name not in _STEPS:
+            raise EchoPlanError(f"there is no postprocessing step {name!r}", remedy=f"choose of {', '.join(_STEPS)}")
+        unknown = set(full) - {"name", *_SETTINGS.get(name, ())}
+        if unknown:
+            raise EchoPlanError(f"the postprocessing step {name} has no setting {', '.join(sorted(unknown))}")
+        checked.append(full)
+    return tuple(checked)
+
+
+def read_postprocessing(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """The steps of a postprocessing.json.
+
+    Raises:
+        EchoPlanError: the file is missing, or holds no valid steps.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), list):
+        raise EchoPlanError('this is no postprocessing file: it has no list "steps"', file=path)
+    try:
+        return check_steps(content["steps"])
+    except EchoPlanError as error:
+        raise EchoPlanError(error.problem, file=path, remedy=error.remedy) from error
+
+
+@dataclass(frozen=True)
+class LabelledPrediction:
+    """A predicted clip and its reference, both (T, H, W) uint8 on one grid; unlabelled reference pixels are 255."""
+
+    prediction: np.ndarray
+    reference: np.ndarray
+    frame_time_ms: float | None = None
+
+
+def determine_postprocessing(
+    load: Callable[..., LabelledPrediction],
+    cases: Mapping[str, tuple[Any, ...]],
+    labels: Mapping[str, int],
+    *,
+    candidates: Sequence[str | Step] = STEP_NAMES,
+    minimal_gain: float = MINIMAL_GAIN,
+    processes: int = 0,
+) -> dict[str, Any]:
+    """Choose the steps that improve cross-validated masks, greedily.
+
+    Every round adds the step that raises the mean Dice (over structures, then over labelled frames of all cases) most;
+    it ends when no step raises it by `minimal_gain`. Masks are loaded anew each round, so memory does not grow.
+
+    Args:
+        load: a module-level function that loads one case: `load(*cases[case])`.
+        cases: case -> arguments of `load`.
+        labels: structure -> value.
+        candidates: the steps to choose from.
+        minimal_gain: in Dice.
+        processes: worker processes; 0: none.
+
+    Returns:
+        {"steps": [...], "evidence": {...}}, as postprocessing.json holds it: mean Dice before, of every step tried in
+        every round, and after.
+
+    Raises:
+        EchoPlanError: a case cannot be judged, or no frame is labelled.
+    """
+    remaining = list(check_steps(candidates))
+    chosen: list[dict[str, Any]] = []
+    before, *_ = _mean_dice(load, cases, labels, [chosen], processes)
+    best, rounds = before, []
+    while remaining:
+        trials = [sorted([*chosen, step], key=lambda item: STEP_NAMES.index(item["name"])) for step in remaining]
+        scores = _mean_dice(load, cases, labels, trials, processes)
+        winner = int(np.argmax(scores))
+        accepted = scores[winner] - best >= minimal_gain
+        tried = [
+            {"step": step, "mean_dice": score, "gain": score - best, "kept": accepted and i == winner}
+            for i, (step, score) in enumerate(zip(remaining, scores, strict=True))
+        ]
+        rounds.append(tried)
+        if not accepted:
+            break
+        chosen, best = trials[winner], scores[winner]
+        remaining.pop(winner)
+    evidence = {
+        "cases": len(cases),
+        "mean_dice_before": before,
+        "mean_dice_after": best,
+        "minimal_gain": minimal_gain,
+        "rounds": rounds,
+    }
+    return {"steps": chosen, "evidence": evidence}
+
+
+def write_postprocessing(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a postprocessing.json as `determine_postprocessing` returns it."""
+    write_json(path, dict(content))
+
+
+def _mean_dice(
+    load: Callable[..., LabelledPrediction],
+    cases: Mapping[str, tuple[Any, ...]],
+    labels: Mapping[str, int],
+    trials: Sequence[Sequence[Step]],
+    processes: int,
+) -> list[float]:
+    """The mean Dice under each list of steps."""
+    arguments = {case: (load, values, dict(labels), trials) for case, values in cases.items()}
+    results = run_cases(_case_dice, arguments, processes=processes, description="postprocessing")
+    if results.failures:
+        case, reason = next(iter(results.failures.items()))
+        raise EchoPlanError(f"{len(results.failures)} cases cannot be judged, {case} first: {reason}")
+    frames = np.concatenate([scores for scores in results.done.values() if scores.size] or [np.empty((0, len(trials)))])
+    if not len(frames):
+        raise EchoPlanError("no frame of the cross-validated cases is labelled", remedy="give labels for some cases")
+    return [float(score) for score in frames.mean(axis=0)]
+
+
+def _case_dice(
+    load: Callable[..., LabelledPrediction],
+    values: tuple[Any, ...],
+    labels: Mapping[str, int],
+    trials: Sequence[Sequence[Step]],
+) -> np.ndarray:
+    """(labelled frames, trials): each frame's Dice, averaged over the structures."""
+    item = load(*values)
+    known = item.reference != IGNORE
+    labelled = np.flatnonzero(known.any(axis=(1, 2)))
+    scores = np.empty((len(labelled), len(trials)))
+    for column, steps in enumerate(trials):
+        if any(step["name"] == "temporal_smoothing" for step in steps):
+            mended = apply_postprocessing(item.prediction, steps, labels, frame_time_ms=item.frame_time_ms)[labelled]
+        else:  # the other steps work frame by frame, so that the labelled ones will do
+            mended = apply_postprocessing(item.prediction[labelled], steps, labels)
+        for row, (frame, mask) in enumerate(zip(labelled, mended, strict=True)):
+            inside = known[frame]
+            scores[row, column] = mean_structure_dice(mask[inside], item.reference[frame][inside], labels)
+    return scores
+
+
+def mean_structure_dice(prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int]) -> float:
+    """Dice of two label arrays, averaged over the structures; a structure that both lack counts as 1."""
+    scores = []
+    for value in _structures(labels):
+        predicted, truth = prediction == value, reference == value
+        size = int(predicted.sum()) + int(truth.sum())
+        scores.append(2 * int((predicted & truth).sum()) / size if size else 1.0)
+    return float(np.mean(scores))
+
+
+def _structures(labels: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(value for value in labels.values() if value != 0)

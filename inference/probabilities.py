@@ -1,0 +1,127 @@
+"""Class probabilities of a clip on some grid: kept as .npz, averaged, brought to the native grid."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import atomic_path
+from echoplan.networks.decision import labels_from_probabilities
+
+from ..preprocessing.geometry import Geometry
+
+_FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class ClipProbabilities:
+    """The class probabilities of a clip.
+
+    Attributes:
+        values: (K, T, h, w) floats in [0, 1]; K = 1 is the one structure, else one map a label, the background first.
+        geometry: how that grid lies on the clip's native grid.
+    """
+
+    values: np.ndarray
+    geometry: Geometry
+
+    @property
+    def native_spacing_mm(self) -> tuple[float, float] | None:
+        """(row, column) spacing of the native grid, None where unknown."""
+        if self.geometry.spacing_mm is None:
+            return None
+        r0, r1, c0, c1 = self.geometry.crop_box
+        (height, width), (row, column) = self.geometry.resized_shape, self.geometry.spacing_mm
+        return row * height / (r1 - r0), column * width / (c1 - c0)
+
+    def native(self, frames: np.ndarray | None = None) -> np.ndarray:
+        """(K, T, H, W) float32 on the native grid; only the frames with these indices where they are given."""
+        values = self.values if frames is None else self.values[:, frames]
+        if self.geometry == native_geometry(self.geometry.native_shape, self.geometry.spacing_mm):
+            return values.astype(np.float32)
+        return self.geometry.to_native(values)
+
+    def labels(self) -> np.ndarray:
+        """(T, H, W) uint8 labels on the native grid; the native probabilities are never all in memory."""
+        frames = np.arange(self.values.shape[1])
+        parts = [frames[first : first + _FRAMES_AT_ONCE] for first in range(0, len(frames), _FRAMES_AT_ONCE)]
+        return np.concatenate([labels_from_probabilities(self.native(part)) for part in parts])
+
+    def of_class(self, index: int) -> np.ndarray:
+        """(T, H, W) float32 probabilities of one class on the native grid."""
+        return ClipProbabilities(self.values[index : index + 1], self.geometry).native()[0]
+
+
+def native_geometry(shape: tuple[int, int], spacing_mm: tuple[float, float] | None) -> Geometry:
+    """The geometry of probabilities that lie on the native grid already."""
+    height, width = shape
+    return Geometry((height, width), (0, height, 0, width), (height, width), (0, 0, 0, 0), spacing_mm)
+
+
+def average(members: Iterable[ClipProbabilities]) -> ClipProbabilities:
+    """The mean of several models' probabilities of one clip.
+
+    Members on one common grid are averaged there, others on the native grid.
+
+    Raises:
+        EchoPlanError: the members are of different clips or classes.
+    """
+    remaining = iter(members)
+    first = next(remaining)
+    total = ClipProbabilities(first.values.astype(np.float32), first.geometry)
+    count = 1
+    for member in remaining:
+        count += 1
+        if member.geometry != total.geometry:
+            total, member = _on_native_grid(total), _on_native_grid(member)
+        if member.values.shape != total.values.shape:
+            raise EchoPlanError(
+                f"the probabilities to average have the shapes {total.values.shape} and {member.values.shape} "
+                "(classes, frames, rows, columns)",
+                remedy="average predictions of one clip by models with the same labels",
+            )
+        np.add(total.values, member.values, out=total.values)
+    np.divide(total.values, count, out=total.values)
+    return total
+
+
+def _on_native_grid(probabilities: ClipProbabilities) -> ClipProbabilities:
+    geometry = native_geometry(probabilities.geometry.native_shape, probabilities.native_spacing_mm)
+    return ClipProbabilities(probabilities.native(), geometry)
+
+
+def save_probabilities(path: Path, probabilities: ClipProbabilities) -> None:
+    """Write `probabilities` float16 and `geometry` (JSON text) as compressed .npz, atomically."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            probabilities=probabilities.values.astype(np.float16),
+            geometry=np.array(json.dumps(probabilities.geometry.to_dict())),
+        )
+
+
+def load_probabilities(path: Path) -> ClipProbabilities:
+    """Read what `save_probabilities` or a fold's validation wrote.
+
+    Raises:
+        EchoPlanError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            geometry = Geometry.from_dict(json.loads(str(content["geometry"])))
+            values = content["probabilities"]
+    except FileNotFoundError as error:
+        raise EchoPlanError(
+            "the saved probabilities are missing", file=path, remedy="predict with --save_probabilities"
+        ) from error
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise EchoPlanError(f"these are no saved probabilities: {error}", file=path, remedy="predict again") from error
+    if values.ndim != 4 or values.shape[-2:] != geometry.size:
+        raise EchoPlanError(f"probabilities of shape {values.shape} do not fit their grid {geometry.size}", file=path)
+    return ClipProbabilities(values, geometry)

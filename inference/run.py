@@ -1,0 +1,208 @@
+"""Predict a folder of clips: masks, ejection-fraction report, and a record of how they came about."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from echoplan import __version__
+from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
+from echoplan.imageio import Clip, write_mask
+from echoplan.work import run_cases
+
+from .inputs import InputClip, find_inputs
+from .predictor import EchoPredictor
+from .probabilities import save_probabilities
+from .reporting import write_reports
+
+ARGUMENTS_FILE = "prediction_args.json"
+
+
+@dataclass
+class PredictionRun:
+    """What predicting a folder left.
+
+    Attributes:
+        predicted: cases predicted now.
+        kept: cases finished by an earlier run.
+        failures: case -> reason.
+        rows: the ejection-fraction report, one row a patient.
+    """
+
+    predicted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def predict_folder(
+    source: str | Path,
+    out: str | Path,
+    predictor: EchoPredictor,
+    *,
+    overwrite: bool = False,
+    continue_prediction: bool = False,
+    keep_probabilities: bool = False,
+    ef_method: str = "simpson",
+    processes: int = 0,
+    details: Mapping[str, Any] | None = None,
+) -> PredictionRun:
+    """Predict every clip in a file or folder and write the reports.
+
+    Broken clips are passed over and listed. Each result is whole or not there, so that an interrupted run can be
+    continued. Left in `out`: <case>.nii.gz on the clip's own grid, ef_report.csv, ef_report.json, report.html,
+    prediction_args.json, and <case>.npz where probabilities are kept.
+
+    Args:
+        source: what `find_inputs` takes.
+        out: the folder for the results; made where it is missing.
+        predictor: the model or ensemble.
+        overwrite, continue_prediction: do again, or keep, what is there already.
+        keep_probabilities: also write the class probabilities.
+        ef_method: the volume rule, "simpson" or "camus".
+        processes: worker processes for the measurements; 0: none.
+        details: more for prediction_args.json (the command line's choices).
+
+    Raises:
+        EchoPlanError: nothing to predict, results there already, results that would overwrite the clips, or a full disk.
+    """
+    out = Path(out)
+    if out.resolve() == Path(source).resolve():
+        raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
+    inputs = find_inputs(source, leave_out=out)
+    _check_targets(inputs, out, allow_existing=overwrite or continue_prediction)
+    endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
+    todo = [item for item in inputs if overwrite or not all(mask_path(out, item, end).is_file() for end in endings)]
+    waiting = {item.case for item in todo}
+    run = PredictionRun(kept=[item.case for item in inputs if item.case not in waiting])
+    with _ReadAhead(todo) as reader:
+        results = run_cases(
+            _predict_case,
+            {item.case: (item, reader, predictor, out, keep_probabilities) for item in todo},
+            processes=0,  # one network on one device
+            description="predicting",
+        )
+    run.predicted = list(results.done)
+    run.failures |= results.failures
+    finished = {*run.predicted, *run.kept}
+    run.rows = write_reports(
+        out,
+        inputs,
+        {item.case: mask_path(out, item) for item in inputs if item.case in finished},
+        run.failures,
+        target=predictor.target,
+        ef_method=ef_method,
+        title=predictor.name,
+        processes=processes,
+    )
+    settings = {**(details or {}), "ef_method": ef_method}
+    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings)
+    write_json(out / ARGUMENTS_FILE, record)
+    return run
+
+
+def mask_path(out: Path, item: InputClip, ending: str = ".nii.gz") -> Path:
+    """Where a clip's result goes."""
+    return out / f"{item.case}{ending}"
+
+
+def prediction_record(
+    *, model: Mapping[str, Any], inputs: Sequence[InputClip], run: PredictionRun, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What prediction_args.json holds; a pure function of its arguments and the versions installed.
+
+    Args:
+        model: `EchoPredictor.to_dict()`.
+        inputs: the clips found.
+        run: what came of them.
+        settings: the user's choices.
+    """
+    predicted, kept = set(run.predicted), set(run.kept)
+    return {
+        "versions": {
+            "echoplan": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "settings": dict(settings),
+        "model": dict(model),
+        "inputs": [
+            {
+                "case": item.case,
+                "path": str(item.path),
+                "patient": item.about.patient,
+                "view": item.about.view,
+                "result": "predicted" if item.case in predicted else "kept" if item.case in kept else "failed",
+            }
+            for item in inputs
+        ],
+        "failures": dict(run.failures),
+    }
+
+
+class _ReadAhead:
+    """Decodes the next clip in a thread while the network works on this one."""
+
+    def __init__(self, items: Iterable[InputClip]) -> None:
+        self._items = iter(items)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._coming: Future[Clip] | None = None
+
+    def __enter__(self) -> _ReadAhead:
+        self._submit()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def next(self) -> Clip:
+        """The next clip in order; raises what reading it raised."""
+        coming = self._coming
+        if coming is None:
+            raise ValueError("no clip is left to read")
+        self._submit()
+        return coming.result()
+
+    def _submit(self) -> None:
+        item = next(self._items, None)
+        self._coming = None if item is None else self._thread.submit(item.read)
+
+
+def _predict_case(
+    item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
+) -> None:
+    clip = reader.next()
+    try:
+        probabilities = predictor.segment(clip)
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise EchoPlanError(
+            "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
+        ) from error
+    mask = predictor.label(clip, probabilities)
+    if keep_probabilities:
+        save_probabilities(mask_path(out, item, ".npz"), probabilities)
+    write_mask(mask_path(out, item), mask, like=clip)  # last: its presence says that the case is finished
+
+
+def _check_targets(inputs: Sequence[InputClip], out: Path, *, allow_existing: bool) -> None:
+    targets = {mask_path(out, item).resolve() for item in inputs}
+    clash = [item.path for item in inputs if item.path.resolve() in targets]
+    if clash:
+        raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
+    existing = [path for path in targets if path.exists()]
+    if existing and not allow_existing:
+        raise EchoPlanError(
+            f"results of {len(existing)} of the {len(inputs)} clips are there already",
+            file=out,
+            remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
+        )

@@ -1,0 +1,104 @@
+"""The way of one clip to the network: the same for training data and for prediction."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+from echoplan.imageio.clip import Clip
+
+from .geometry import Box, Geometry, plan_geometry
+from .sector import detect_sector
+
+NORMALISATIONS = ("zscore_sector", "unit")
+_BACKGROUND = 4  # grey levels; compressed videos leave a little noise where the image is black
+
+
+def preprocess_clip(
+    clip: Clip,
+    *,
+    size: tuple[int, int],
+    protocol: str = "aspect",
+    crop: bool = False,
+    crop_box: Box | None = None,
+) -> tuple[np.ndarray, Geometry]:
+    """Scale to uint8, crop to the sector, resample to the network's grid.
+
+    Args:
+        clip: frames (T, H, W) of any type a reader returns.
+        size: (h, w) of the network's grid.
+        protocol: "aspect" or "stretch", see `plan_geometry`.
+        crop: whether to crop to the sector.
+        crop_box: the sector's box where it is known already; found in the frames otherwise. Unused without `crop`.
+
+    Returns:
+        frames uint8 (T, h, w), and the geometry that brings results back.
+
+    Raises:
+        EchoPlanError: the clip has no frames, or the protocol is unknown.
+    """
+    frames = to_uint8(clip.frames, source=clip.source)
+    if not crop:
+        crop_box = None
+    elif crop_box is None:
+        crop_box = detect_sector(frames)
+    geometry = plan_geometry(clip.frame_shape, clip.spacing_mm, crop_box, size, protocol)
+    return geometry.to_network(frames), geometry
+
+
+def to_uint8(frames: np.ndarray, *, source: str = "") -> np.ndarray:
+    """Grey values 0 to 255; uint8 is kept, other types are scaled by the clip's 0.1 and 99.9 percentiles.
+
+    One pair of percentiles serves the whole clip, so brightness does not flicker. Non-finite values become 0.
+
+    Raises:
+        EchoPlanError: the frames are not (T, H, W) or there are none.
+    """
+    if frames.ndim != 3 or frames.size == 0:
+        raise EchoPlanError(f"expected frames (T, H, W), found an array of shape {frames.shape}", file=source or None)
+    if frames.dtype == np.uint8:
+        return frames
+    values = frames.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise EchoPlanError("the frames hold no finite value", file=source or None)
+    # About a million values place the percentiles well enough and keep long clips fast.
+    sample = values[finite][:: max(1, values.size // 1_000_000)]
+    low, high = np.percentile(sample, (0.1, 99.9))
+    if high <= low:
+        low, high = float(sample.min()), max(float(sample.max()), float(sample.min()) + 1.0)
+    scaled = np.clip((values - low) * (255.0 / (high - low)), 0, 255)
+    scaled[~finite] = 0
+    return np.rint(scaled).astype(np.uint8)
+
+
+def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the intensities inside the sector: pixels that carry signal in any frame.
+
+    Args:
+        frames: uint8 (T, h, w) on the network's grid.
+
+    Returns:
+        (mean, std) in grey levels; std is at least 1, so a constant clip does not divide by zero.
+    """
+    inside = frames.max(axis=0) > _BACKGROUND
+    values = frames[:, inside] if inside.any() else frames.reshape(len(frames), -1)
+    return float(values.mean(dtype=np.float64)), max(1.0, float(values.std(dtype=np.float64)))
+
+
+def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = "zscore_sector") -> np.ndarray:
+    """Intensities as the network sees them, float32 of the same shape.
+
+    Args:
+        frames: uint8.
+        mean, std: of the clip, from `sector_statistics`; unused by "unit".
+        normalisation: "zscore_sector": (x - mean) / std; "unit": x / 255.
+
+    Raises:
+        EchoPlanError: an unknown normalisation.
+    """
+    if normalisation == "zscore_sector":
+        return (frames.astype(np.float32) - np.float32(mean)) / np.float32(std)
+    if normalisation == "unit":
+        return frames.astype(np.float32) / np.float32(255)
+    raise EchoPlanError(f"unknown normalisation {normalisation!r}", remedy=f"choose one of {', '.join(NORMALISATIONS)}")

@@ -1,0 +1,180 @@
+"""Preprocess a whole dataset: one store for each network grid that the plan's trainers use."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from echoplan.dataset import Case, EchoDataset
+from echoplan.errors import EchoPlanError
+from echoplan.files import plain, read_json, write_json
+from echoplan.imageio import write_mask
+from echoplan.imageio.clip import Clip
+from echoplan.paths import Folders
+from echoplan.plans import Plan
+from echoplan.work import CaseResults, run_cases
+
+from .clip import preprocess_clip, sector_statistics, to_uint8
+from .labels import find_phases, labelled_frames, load_labels
+from .sector import detect_sector
+from .store import SETTINGS_FILE, ClipStore
+
+logger = logging.getLogger(__name__)
+
+GROUND_TRUTH = "gt_segmentations"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """What a store's content depends on: the network's grid (h, w), the protocol, and whether clips are cropped."""
+
+    name: str
+    size: tuple[int, int]
+    protocol: str
+    crop: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As store.json holds it."""
+        return {"size": list(self.size), "protocol": self.protocol, "crop": self.crop}
+
+
+def stores_of_plan(plan: Plan, trainers: Sequence[str] | None = None) -> tuple[StoreSettings, ...]:
+    """The stores that the plan's trainers read, each once.
+
+    Args:
+        plan: the plan.
+        trainers: only these trainers' stores; None: all.
+
+    Raises:
+        EchoPlanError: a trainer is not in the plan, or two trainers want one store with different content.
+    """
+    stores: dict[str, StoreSettings] = {}
+    for trainer in plan.trainers if trainers is None else trainers:
+        resolved = plan.resolve(trainer)
+        settings = StoreSettings(resolved.store, resolved.size, resolved.protocol, resolved.crop)
+        if stores.setdefault(settings.name, settings) != settings:
+            raise EchoPlanError(
+                f"{trainer} wants the store {settings.name} cropped otherwise than another trainer of the plan",
+                remedy='give both the same "crop" in the plan',
+            )
+    return tuple(stores.values())
+
+
+def preprocess_dataset(
+    folders: Folders,
+    dataset: EchoDataset,
+    plan: Plan,
+    *,
+    trainers: Sequence[str] | None = None,
+    processes: int = 0,
+    overwrite: bool = False,
+) -> CaseResults:
+    """Fill the stores of all training cases and copy their labels to gt_segmentations/ as NIfTI.
+
+    A case that is finished is kept, unless its files, its row in cases.csv or the store's settings have changed since.
+
+    Args:
+        folders: where preprocessed data lies.
+        dataset: the raw dataset.
+        plan: says which stores are needed.
+        trainers: only these trainers' stores; None: those of all trainers in the plan.
+        processes: worker processes; 0: none.
+        overwrite: do finished cases again.
+
+    Returns:
+        The cases done (True where there was work, False where it was finished before), and why the others failed.
+
+    Raises:
+        EchoPlanError: the disk is full, or the plan does not fit.
+    """
+    target = folders.preprocessed / dataset.folder.name
+    stores = stores_of_plan(plan, trainers)
+    for settings in stores:
+        _prepare_store(target / settings.name, settings)
+    arguments = {
+        # A worker gets its own row alone: ten thousand rows for each of ten thousand cases would take minutes to send.
+        case.case: (replace(dataset, cases=(case,)), target, stores, overwrite)
+        for case in dataset.training_cases()
+    }
+    results = run_cases(_preprocess_case, arguments, processes=processes, description="preprocessing")
+    kept = sum(not worked for worked in results.done.values())
+    logger.info("%d cases preprocessed, %d were finished before", len(results.done) - kept, kept)
+    return results
+
+
+def _prepare_store(folder: Path, settings: StoreSettings) -> None:
+    """Make the store's folder; empty it where it was made with other settings."""
+    file = folder / SETTINGS_FILE
+    if file.is_file() and read_json(file) == settings.to_dict():
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        logger.info("%s was made with other settings and is made anew", folder.name)
+        shutil.rmtree(folder)
+    write_json(file, settings.to_dict())
+
+
+def _preprocess_case(dataset: EchoDataset, target: Path, settings: Sequence[StoreSettings], overwrite: bool) -> bool:
+    """Work one case (the dataset's only one) into all stores; whether there was anything to do."""
+    (case,) = dataset.cases
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # the workers are the parallelism
+    source = _source(dataset, case)
+    ground_truth = target / GROUND_TRUTH / f"{case.case}.nii.gz"
+    missing = [item for item in settings if overwrite or not _finished(ClipStore(target / item.name), case, source)]
+    if not missing and (case.label is None or ground_truth.is_file()):
+        return False
+    clip = dataset.load_clip(case)
+    mask = None if case.label is None else load_labels(dataset, case, clip)
+    if mask is not None:
+        write_mask(ground_truth, mask, like=clip)
+    properties = _properties(dataset, case, clip, mask) | {"source": source}
+    clip = replace(clip, frames=to_uint8(clip.frames, source=clip.source))
+    box = detect_sector(clip.frames) if any(item.crop for item in missing) else None
+    for item in missing:
+        frames, geometry = preprocess_clip(clip, size=item.size, protocol=item.protocol, crop=item.crop, crop_box=box)
+        labels = None if mask is None else geometry.labels_to_network(mask)
+        mean, std = sector_statistics(frames)
+        stored = properties | {"geometry": geometry.to_dict(), "mean": mean, "std": std}
+        ClipStore(target / item.name).write(case.case, frames, labels, stored)
+    return True
+
+
+def _properties(dataset: EchoDataset, case: Case, clip: Clip, mask: np.ndarray | None) -> dict[str, Any]:
+    description = dataset.description
+    end_diastole, end_systole = find_phases(case, mask, description.labels[description.target])
+    return {
+        "case": case.case,
+        "patient": case.patient,
+        "view": case.view,
+        "ef_percent": case.ef_percent,
+        "ed_frame": end_diastole,
+        "es_frame": end_systole,
+        "labelled_frames": [] if mask is None else labelled_frames(mask),
+        "native_frames": len(clip),
+        "frame_time_ms": clip.frame_time_ms,
+        "spacing_mm": None if clip.spacing_mm is None else list(clip.spacing_mm),
+    }
+
+
+def _finished(store: ClipStore, case: Case, source: Mapping[str, Any]) -> bool:
+    return store.has(case.case) and store.properties(case.case).get("source") == source
+
+
+def _source(dataset: EchoDataset, case: Case) -> dict[str, Any]:
+    """What the case was made from, so that a change is noticed: its row, and size and time of its files."""
+    files = {}
+    for name in filter(None, (case.image, case.label)):
+        path = dataset.folder / name
+        if not path.exists():
+            raise EchoPlanError(f"a file of case {case.case} is missing", file=path)
+        status = path.stat()
+        files[name] = [status.st_size, status.st_mtime_ns]
+    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.description.labels)})

@@ -1,0 +1,206 @@
+"""From a clip's native grid to the network's grid and back.
+
+A geometry is three steps: crop to a box, resize the crop, pad with zeros. Pixel centres lie at half-integers (row i
+covers [i, i + 1)): a resize maps the crop's edges onto the resized image's edges, and nothing drifts by half a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from echoplan.dataset import IGNORE
+from echoplan.errors import EchoPlanError
+
+Box = tuple[int, int, int, int]
+
+PROTOCOLS = ("aspect", "stretch")
+_FRAMES_AT_ONCE = 16  # bounds the float copies that resizing needs
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How one clip's frames lie on the network's grid.
+
+    Attributes:
+        native_shape: (H, W) of the clip as read.
+        crop_box: (first row, end row, first column, end column) in native pixels, ends excluded.
+        resized_shape: (h, w) the crop is resized to.
+        padding: rows and columns of zeros added (top, bottom, left, right).
+        spacing_mm: (row, column) spacing of the network's grid, or None where the clip's spacing is unknown.
+    """
+
+    native_shape: tuple[int, int]
+    crop_box: Box
+    resized_shape: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the network's grid."""
+        top, bottom, left, right = self.padding
+        return self.resized_shape[0] + top + bottom, self.resized_shape[1] + left + right
+
+    def to_network(self, frames: np.ndarray) -> np.ndarray:
+        """Crop, resize (linear, with antialiasing where the image shrinks) and pad.
+
+        Args:
+            frames: (T, H, W) on the native grid; integers are rounded back to their type, floats become float32.
+
+        Returns:
+            (T, *size), zero in the padding.
+        """
+        crop = self._crop(frames)
+        integer = np.issubdtype(crop.dtype, np.integer)
+        network = np.zeros((len(crop), *self.size), dtype=crop.dtype if integer else np.float32)
+        inner = network[(slice(None), *self._inner)]
+        for first in range(0, len(crop), _FRAMES_AT_ONCE):
+            part = slice(first, first + _FRAMES_AT_ONCE)
+            resized = _resize(crop[part], self.resized_shape)
+            inner[part] = np.rint(resized) if integer else resized
+        return network
+
+    def labels_to_network(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a label map to the network's grid: each label is resized as an area, the largest share wins.
+
+        Frames that are wholly `IGNORE` stay so, padding included. In other frames ignored pixels take part as a label
+        of their own and the padding is background.
+
+        Args:
+            mask: (T, H, W) uint8 on the native grid.
+
+        Returns:
+            (T, *size) uint8.
+        """
+        crop = self._crop(mask)
+        network = np.zeros((len(crop), *self.size), dtype=np.uint8)
+        unlabelled = (mask == IGNORE).all(axis=(1, 2))
+        network[unlabelled] = IGNORE
+        labelled = np.flatnonzero(~unlabelled)
+        inner = network[(slice(None), *self._inner)]
+        for first in range(0, len(labelled), _FRAMES_AT_ONCE):
+            part = labelled[first : first + _FRAMES_AT_ONCE]
+            inner[part] = _resize_labels(crop[part], self.resized_shape)
+        return network
+
+    def to_native(self, probabilities: np.ndarray) -> np.ndarray:
+        """Bring probabilities (or any smooth map) back to the native grid, linearly; 0 outside the crop box.
+
+        Args:
+            probabilities: (T, h, w) or (K, T, h, w) on the network's grid.
+
+        Returns:
+            float32, (T, H, W) or (K, T, H, W).
+        """
+        if tuple(probabilities.shape[-2:]) != self.size:
+            raise ValueError(f"expected maps of {self.size}, got {tuple(probabilities.shape[-2:])}")
+        leading = probabilities.shape[:-2]
+        maps = probabilities.reshape(-1, *self.size)[(slice(None), *self._inner)]
+        native = np.zeros((len(maps), *self.native_shape), dtype=np.float32)
+        r0, r1, c0, c1 = self.crop_box
+        for first in range(0, len(maps), _FRAMES_AT_ONCE):
+            part = slice(first, first + _FRAMES_AT_ONCE)
+            native[part, r0:r1, c0:c1] = _resize(maps[part], (r1 - r0, c1 - c0))
+        return native.reshape(*leading, *self.native_shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as JSON wants them."""
+        return {
+            "native_shape": list(self.native_shape),
+            "crop_box": list(self.crop_box),
+            "resized_shape": list(self.resized_shape),
+            "padding": list(self.padding),
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Geometry:
+        """The inverse of `to_dict`."""
+        spacing = content.get("spacing_mm")
+        return cls(
+            native_shape=tuple(content["native_shape"]),
+            crop_box=tuple(content["crop_box"]),
+            resized_shape=tuple(content["resized_shape"]),
+            padding=tuple(content["padding"]),
+            spacing_mm=None if spacing is None else tuple(spacing),
+        )
+
+    @property
+    def _inner(self) -> tuple[slice, slice]:
+        """Where the resized image lies inside the padding."""
+        top, _, left, _ = self.padding
+        height, width = self.resized_shape
+        return slice(top, top + height), slice(left, left + width)
+
+    def _crop(self, frames: np.ndarray) -> np.ndarray:
+        if tuple(frames.shape[1:]) != self.native_shape:
+            raise ValueError(f"expected frames of {self.native_shape}, got {tuple(frames.shape[1:])}")
+        r0, r1, c0, c1 = self.crop_box
+        return frames[:, r0:r1, c0:c1]
+
+
+def plan_geometry(
+    frame_shape: tuple[int, int],
+    spacing_mm: tuple[float, float] | None,
+    crop_box: Box | None,
+    size: tuple[int, int],
+    protocol: str = "aspect",
+) -> Geometry:
+    """Decide how frames of one clip are brought to the network's grid.
+
+    Args:
+        frame_shape: (H, W) of the native frames.
+        spacing_mm: (row, column) of the native grid; None: pixels are taken as square.
+        crop_box: (first row, end row, first column, end column), ends excluded; None: the whole frame.
+        size: (h, w) of the network's grid.
+        protocol: "aspect": as large as fits with the same mm a pixel in both directions, centred, zeros around;
+            "stretch": the crop fills the whole grid.
+
+    Raises:
+        EchoPlanError: an unknown protocol, or a box outside the frame.
+    """
+    height, width = (int(n) for n in frame_shape)
+    r0, r1, c0, c1 = box = (0, height, 0, width) if crop_box is None else tuple(int(n) for n in crop_box)
+    if not (0 <= r0 < r1 <= height and 0 <= c0 < c1 <= width):
+        raise EchoPlanError(f"the crop box {box} does not lie in a frame of {height} x {width} pixels")
+    row_mm, column_mm = spacing_mm or (1.0, 1.0)
+    extent = ((r1 - r0) * row_mm, (c1 - c0) * column_mm)
+    if protocol == "stretch":
+        resized = (int(size[0]), int(size[1]))
+    elif protocol == "aspect":
+        pixel = max(extent[0] / size[0], extent[1] / size[1])
+        resized = tuple(min(n, max(1, round(length / pixel))) for n, length in zip(size, extent, strict=True))
+    else:
+        raise EchoPlanError(f"unknown protocol {protocol!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}")
+    spare = (size[0] - resized[0], size[1] - resized[1])
+    padding = (spare[0] // 2, spare[0] - spare[0] // 2, spare[1] // 2, spare[1] - spare[1] // 2)
+    spacing = None if spacing_mm is None else (extent[0] / resized[0], extent[1] / resized[1])
+    return Geometry((height, width), box, resized, padding, spacing)
+
+
+def _resize(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) -> float32 (N, *shape), linear; antialiased along an axis that shrinks."""
+    tensor = torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32))
+    if tuple(tensor.shape[1:]) == tuple(shape):
+        return tensor.numpy()
+    # Without gradients and one channel at a time: the fast path of the antialiased filter.
+    with torch.no_grad():
+        return interpolate(tensor[:, None], size=shape, mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def _resize_labels(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) uint8 -> (N, *shape) uint8; ties go to the smaller label value."""
+    best_label = np.zeros((len(mask), *shape), dtype=np.uint8)
+    best_share = np.zeros(best_label.shape, dtype=np.float32)
+    for value in np.unique(mask):
+        share = _resize(mask == value, shape)
+        better = share > best_share
+        best_label[better] = value
+        best_share[better] = share[better]
+    return best_label

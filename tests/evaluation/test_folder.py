@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from echoplan.evaluation import evaluate_folder, segmentation_metrics
+from echoplan.evaluation.commands import evaluate_folder_command, report_command
+
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import Clip, write_clip, write_mask
+
+SPACING = (0.8, 0.5)
+
+
+def square(top, left, size=20, shape=(60, 80)):
+    mask = np.zeros(shape, np.uint8)
+    mask[top : top + size, left : left + size] = 1
+    return mask
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Write masks {case: (T, H, W)} into a folder of this name; the folder."""
+
+    def write(name, cases, spacing=SPACING):
+        folder = tmp_path / name
+        folder.mkdir()
+        for case, mask in cases.items():
+            clip = Clip(np.zeros(mask.shape, np.uint8), spacing, 25.0)
+            write_mask(folder / f"{case}.nii.gz", mask, like=clip)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def two_folders(masks):
+    nobody = np.full((60, 80), 255, np.uint8)
+    truth = {
+        "a": np.stack([square(10, 10), nobody, square(12, 14)]),
+        "b": np.stack([square(20, 30)]),
+        "gone": np.stack([square(20, 30)]),
+    }
+    guess = {"a": np.stack([square(10, 12), square(0, 0), square(12, 14)]), "b": np.zeros((1, 60, 80), np.uint8)}
+    return masks("predictions", guess), masks("references", truth)
+
+
+def test_means_over_labelled_frames(two_folders, tmp_path):
+    summary = evaluate_folder(*two_folders, labels={"background": 0, "LV": 1}, phases={"a": (2, 0)},
+                              output=tmp_path / "summary.json")  # fmt: skip
+    first = segmentation_metrics(square(10, 12), square(10, 10), SPACING)
+    dice = [first["dice"], 1.0, 0.0]
+    overall = summary["mean"]["LV"]["all"]
+    assert overall["dice"] == pytest.approx({"mean": np.mean(dice), "sd": np.std(dice, ddof=1)})
+    diagonal = np.hypot(60 * 0.8, 80 * 0.5)
+    assert overall["hd95_mm"]["mean"] == pytest.approx((first["hd95"] + 0 + diagonal) / 3)
+    assert (overall["frames"], overall["empty_predictions"], summary["frames"], summary["cases"]) == (3, 1, 3, 2)
+    assert summary["mean"]["LV"]["end_diastole"]["dice"] == {"mean": 1.0, "sd": None}
+    assert summary["mean"]["LV"]["end_systole"]["dice"]["mean"] == pytest.approx(first["dice"])
+    assert summary["missing"] == ["gone"]
+    assert [frame["frame"] for frame in summary["per_case"]["a"]["frames"]] == [0, 2]
+    assert json.loads((tmp_path / "summary.json").read_text())["mean"] == summary["mean"]
+
+
+def test_ignored_pixels_count_neither_way(masks):
+    truth = square(10, 10)
+    truth[:, 40:] = 255
+    guess = np.maximum(square(10, 10), square(10, 50))
+    summary = evaluate_folder(masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]}), labels={"LV": 1})
+    assert summary["mean"]["LV"]["all"]["dice"]["mean"] == 1.0
+    assert summary["mean"]["LV"]["all"]["hd95_mm"]["mean"] == 0.0
+
+
+def test_every_label_has_its_own_figures(masks):
+    truth = square(10, 10) + 2 * square(10, 45)
+    guess = square(10, 10) + 2 * square(14, 45)
+    summary = evaluate_folder(masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]}),
+                              labels={"LV": 1, "LA": 2})  # fmt: skip
+    assert summary["mean"]["LV"]["all"]["dice"]["mean"] == 1.0
+    assert summary["mean"]["LA"]["all"]["dice"]["mean"] == pytest.approx(16 / 20)
+
+
+def test_broken_cases_do_not_stop_the_rest(two_folders):
+    predictions, references = two_folders
+    (predictions / "b.nii.gz").write_bytes(b"no image")
+    summary = evaluate_folder(predictions, references, labels={"LV": 1})
+    assert list(summary["failures"]) == ["b"]
+    assert summary["cases"] == 1
+
+
+def test_other_grids_are_failures(masks):
+    predictions = masks("p", {"a": square(1, 1, shape=(60, 60))[None]})
+    summary = evaluate_folder(predictions, masks("r", {"a": square(1, 1)[None]}), labels={"LV": 1})
+    assert "(1, 60, 60)" in summary["failures"]["a"]
+    assert summary["mean"]["LV"] == {}
+
+
+def test_nothing_to_evaluate_is_named(two_folders, tmp_path):
+    with pytest.raises(EchoPlanError):
+        evaluate_folder(two_folders[0], tmp_path / "nowhere", labels={"LV": 1})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EchoPlanError):
+        evaluate_folder(two_folders[0], tmp_path / "empty", labels={"LV": 1})
+    with pytest.raises(EchoPlanError):
+        evaluate_folder(*two_folders, labels={"background": 0})
+
+
+def test_the_command_evaluates_and_names_what_is_missing(two_folders, capsys):
+    predictions, references = (str(folder) for folder in two_folders)
+    assert evaluate_folder_command([predictions, references, "--labels", "LV=1", "-np", "0"]) == 1
+    out = capsys.readouterr()
+    assert "gone: there is no prediction" in out.err
+    assert "3 frames, 1 predicted empty, Dice 6" in out.out
+    assert (two_folders[0] / "summary.json").is_file()
+    with pytest.raises(SystemExit):
+        evaluate_folder_command([predictions, references, "--labels", "LV"])
+
+
+@pytest.fixture
+def clips_and_masks(tmp_path, half_ellipsoid):
+    clips, masks = tmp_path / "clips", tmp_path / "masks"
+    clips.mkdir()
+    masks.mkdir()
+    random = np.random.default_rng(0)
+    for name, width in (("p1_A2C", 44), ("p1_A4C", 50), ("p2_A4C", 48)):
+        sizes = [(80, width), (72, 0.85 * width), (66, 0.7 * width)]
+        mask = np.stack([half_ellipsoid(*size, SPACING, shape=(150, 240))[0] for size in sizes])
+        frames = (random.integers(0, 60, mask.shape) + 120 * (1 - mask)).astype(np.uint8)
+        clip = Clip(frames, SPACING, 40.0)
+        write_clip(clips / f"{name}.nii.gz", clip)
+        write_mask(masks / f"{name}.nii.gz", mask, like=clip)
+    with open(clips / "cases.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["case", "patient", "image", "view", "ef_percent"])
+        for name in ("p1_A2C", "p1_A4C", "p2_A4C"):
+            writer.writerow([name, name[:2], f"{name}.nii.gz", name[3:], 58])
+    return clips, masks
+
+
+def test_the_report_command(clips_and_masks, tmp_path, capsys):
+    clips, masks = clips_and_masks
+    (masks / "lost.nii.gz").write_bytes((masks / "p1_A2C.nii.gz").read_bytes())
+    out = tmp_path / "out"
+    assert report_command(["-i", str(clips), "-m", str(masks), "-o", str(out), "-np", "0"]) == 1
+    assert "lost: there is no clip" in capsys.readouterr().err
+    stored = json.loads((out / "ef_report.json").read_text())
+    assert [row["method"] for row in stored["rows"]] == ["biplane", "single_plane_a4c"]
+    assert stored["rows"][0]["ef_percent"] == pytest.approx(100 * (1 - 0.825 * 0.49), abs=1)
+    assert stored["rows"][0]["reference_ef_percent"] == 58
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)

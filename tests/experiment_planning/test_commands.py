@@ -1,0 +1,96 @@
+import pytest
+from echoplan.experiment_planning.commands import extract_fingerprint, plan_and_preprocess, plan_experiment
+from echoplan.preprocessing import ClipStore
+from echoplan.preprocessing.commands import preprocess
+from echoplan.training.trainers import trainer_registry
+
+from echoplan.files import read_json, write_json
+from echoplan.plans import Plan
+
+
+@pytest.fixture
+def planned(tiny_dataset, tmp_path, monkeypatch):
+    """A tiny raw dataset, with the environment pointing to it; gives the folder of what is preprocessed."""
+    monkeypatch.setenv("ECHOPLAN_ROOT", str(tmp_path))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.delenv(f"echoplan_{name}", raising=False)
+    only = {"UNetTrainer": trainer_registry()["UNetTrainer"]}  # simulating all of them takes seconds a test
+    monkeypatch.setattr("echoplan.experiment_planning.commands.trainer_registry", lambda: dict(only))
+    tiny_dataset(patients=3)
+    return tmp_path / "preprocessed" / "Dataset001_TINY"
+
+
+def test_from_raw_to_store_in_one_go(planned, capsys):
+    options = ["-d", "TINY", "--verify_dataset_integrity", "-tr", "UNetTrainer", "-np", "0", "--gpu_memory_target", "8"]
+    assert plan_and_preprocess(options) == 0
+    shown = capsys.readouterr().out
+    assert "no problem found in 6 cases" in shown and "  size: " in shown and ", because: " in shown
+    plan = Plan.read(planned / "EchoPlans.json")
+    resolved = plan.resolve("UNetTrainer")
+    store = ClipStore(planned / resolved.store)
+    assert len(store.cases()) == 6
+    assert store.frames("p0_A4C").shape == (5, *resolved.size)
+    written = ["EchoPlans.json", "dataset.json", "dataset_fingerprint.json", "gt_segmentations", "splits_final.json"]
+    assert sorted(path.name for path in planned.iterdir()) == sorted([*written, store.folder.name])
+    assert len(read_json(planned / "splits_final.json")) == 3
+    assert len(list((planned / "gt_segmentations").iterdir())) == 6
+
+
+def test_step_by_step(planned, capsys):
+    assert plan_experiment(["-d", "1"]) == 1
+    assert "echoplan_extract_fingerprint" in capsys.readouterr().err
+    assert extract_fingerprint(["-d", "1", "-np", "0"]) == 0
+    options = ["-d", "Dataset001_TINY", "--protocol", "paper", "--size", "64", "-p", "PaperPlans"]
+    assert plan_experiment(options) == 0
+    assert preprocess(["-d", "TINY", "-p", "PaperPlans", "-tr", "UNetTrainer", "-np", "0"]) == 0
+    assert len(ClipStore(planned / "PaperPlans_64x64_stretch").cases()) == 6
+
+
+def test_a_broken_case_is_passed_named_and_makes_exit_1(planned, tmp_path, capsys):
+    (tmp_path / "raw" / "Dataset001_TINY" / "imagesTr" / "p1_A2C.nii.gz").write_bytes(b"no image")
+    assert plan_and_preprocess(["-d", "TINY", "-tr", "UNetTrainer", "-np", "0", "--size", "64"]) == 1
+    assert "p1_A2C" in capsys.readouterr().err
+    assert len(ClipStore(planned / "EchoPlans_64x64").cases()) == 5
+    in_folds = {name for fold in read_json(planned / "splits_final.json") for name in (*fold["train"], *fold["val"])}
+    assert "p1_A2C" not in in_folds and len(in_folds) == 5
+
+
+def test_problems_stop_before_anything_is_written(planned, tmp_path, capsys):
+    (tmp_path / "raw" / "Dataset001_TINY" / "labelsTr" / "p1_A2C.nii.gz").unlink()
+    assert plan_and_preprocess(["-d", "TINY", "--verify_dataset_integrity", "-np", "0"]) == 1
+    assert "problem: p1_A2C" in capsys.readouterr().err
+    assert not planned.exists()
+
+
+def test_no_preprocess(planned):
+    assert plan_and_preprocess(["-d", "TINY", "--no_preprocess", "-np", "0"]) == 0
+    assert (planned / "EchoPlans.json").is_file() and not (planned / "gt_segmentations").exists()
+
+
+def test_a_trainer_of_the_users_own_is_planned(planned, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from echoplan.training.recipe import TrainerNeeds\n"
+        "from echoplan.training.trainers.unet import UNetTrainer\n\n"
+        "class MyTrainer(UNetTrainer):\n"
+        "    needs = TrainerNeeds(batch_size=3, learning_rate=0.5, paper_size=64, square=True)\n"
+    )
+    name = f"{file}:MyTrainer"
+    assert plan_and_preprocess(["-d", "TINY", "-tr", name, "-np", "0"]) == 0
+    resolved = Plan.read(planned / "EchoPlans.json").resolve("MyTrainer")
+    assert (resolved.size, resolved.batch_size, resolved.value("learning_rate")) == ((64, 64), 3, 0.5)
+    assert preprocess(["-d", "TINY", "-tr", name, "-np", "0"]) == 0
+    assert len(ClipStore(planned / resolved.store).cases()) == 6
+
+
+@pytest.mark.parametrize("size", ["0", "64x", "big", "64x0"])
+def test_an_odd_size_is_a_usage_error(planned, size, capsys):
+    with pytest.raises(SystemExit) as error:
+        plan_experiment(["-d", "TINY", "--size", size])
+    assert error.value.code == 2 and "192x256" in capsys.readouterr().err
+
+
+def test_an_edited_split_that_mixes_patients_is_refused(planned, capsys):
+    write_json(planned / "splits_final.json", [{"train": ["p0_A2C"], "val": ["p0_A4C"]}])
+    assert plan_and_preprocess(["-d", "TINY", "--no_preprocess", "-np", "0"]) == 1
+    assert "same patients" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""A folder of clips, predicted past broken ones, continued, and reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from echoplan.dataset import Case
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import probe_clip, read_clip, read_mask
+from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
+from echoplan.inference.probabilities import load_probabilities
+from echoplan.inference.run import prediction_record
+
+
+@pytest.fixture
+def predictor(folders, make_model):
+    return EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+
+
+def rows_by_patient(out):
+    with open(out / "ef_report.csv", newline="") as stream:
+        return {row["patient"]: row for row in csv.DictReader(stream)}
+
+
+def test_all_clips_are_predicted_past_a_broken_one(tmp_path, clips, predictor, heart):
+    out = tmp_path / "out"
+    run = predict_folder(clips, out, predictor, keep_probabilities=True)
+    assert sorted(run.predicted) == ["p1_2CH", "p1_A4C", "p2_A4C", "p3_pictures"]
+    assert list(run.failures) == ["p4_A4C"] and "NIfTI" in run.failures["p4_A4C"]
+    for case in run.predicted:
+        mask = read_mask(out / f"{case}.nii.gz", frames_shape=heart.mask.shape)
+        assert 2 * (mask & heart.mask).sum() / (mask.sum() + heart.mask.sum()) > 0.97
+        np.testing.assert_array_equal(load_probabilities(out / f"{case}.npz").labels(), mask)
+    assert probe_clip(out / "p1_A4C.nii.gz").spacing_mm == pytest.approx((0.5, 0.5))
+    rows = rows_by_patient(out)
+    assert rows["p1"]["method"] == "biplane" and float(rows["p1"]["edv_ml"]) > 0
+    assert rows["p2"]["method"] == "single_plane_a4c" and rows["p2"]["edv_ml"] == ""  # an AVI has no spacing
+    assert float(rows["p2"]["ef_percent"]) == pytest.approx(66, abs=4)
+    assert rows["p4"]["failure"] and not rows["p4"]["ef_percent"]
+    assert "p3_pictures" in (out / "report.html").read_text()
+    record = json.loads((out / "prediction_args.json").read_text())
+    assert {item["case"]: item["result"] for item in record["inputs"]}["p4_A4C"] == "failed"
+    assert record["model"]["members"][0]["folds"] == [0, 1] and record["failures"].keys() == {"p4_A4C"}
+
+
+def test_finished_cases_are_kept_when_continuing(tmp_path, clips, predictor):
+    out = tmp_path / "out"
+    predict_folder(clips, out, predictor)
+    with pytest.raises(EchoPlanError, match="--continue_prediction"):
+        predict_folder(clips, out, predictor)
+    (out / "p2_A4C.nii.gz").unlink()
+    before = (out / "p1_A4C.nii.gz").stat().st_mtime_ns
+    run = predict_folder(clips, out, predictor, continue_prediction=True)
+    assert run.predicted == ["p2_A4C"] and len(run.kept) == 3
+    assert (out / "p1_A4C.nii.gz").stat().st_mtime_ns == before
+    assert rows_by_patient(out).keys() == {"p1", "p2", "p3_pictures", "p4"}
+    run = predict_folder(clips, out, predictor, overwrite=True)
+    assert len(run.predicted) == 4 and (out / "p1_A4C.nii.gz").stat().st_mtime_ns > before
+
+
+def test_clips_are_never_overwritten(clips, predictor):
+    before = (clips / "p1_A4C.nii.gz").read_bytes()
+    with pytest.raises(EchoPlanError, match="among the clips"):
+        predict_folder(clips, clips, predictor, overwrite=True)
+    with pytest.raises(EchoPlanError, match="overwrite the clips"):
+        predict_folder(clips / "p1_A4C.nii.gz", clips, predictor, overwrite=True)
+    assert (clips / "p1_A4C.nii.gz").read_bytes() == before
+
+
+def test_cases_csv_gives_phases_spacing_and_references(tmp_path, clips, predictor):
+    (clips / "cases.csv").write_text(
+        "case,patient,image,view,ed_frame,es_frame,spacing_row_mm,spacing_col_mm,ef_percent\n"
+        "p2_A4C,p2,p2_A4C.avi,A4C,1,5,0.5,0.5,60\n"
+    )
+    predict_folder(clips / "p2_A4C.avi", tmp_path / "out", predictor, ef_method="camus")
+    row = rows_by_patient(tmp_path / "out")["p2"]
+    assert (row["ed_frames"], row["es_frames"], row["reference_ef_percent"]) == ("1", "5", "60.0")
+    assert row["volume_rule"] == "camus" and float(row["edv_ml"]) > 0
+
+
+def test_the_record_is_a_pure_function(tmp_path):
+    inputs = [InputClip(tmp_path / f"{name}.avi", Case(name, name, f"{name}.avi")) for name in "abc"]
+    run = PredictionRun(predicted=["a"], kept=["b"], failures={"c": "broken"})
+    arguments = {"model": {"members": []}, "inputs": inputs, "run": run, "settings": {"ef_method": "simpson"}}
+    record = prediction_record(**arguments)
+    assert record == prediction_record(**arguments)
+    assert [item["result"] for item in record["inputs"]] == ["predicted", "kept", "failed"]
+    assert record["failures"] == {"c": "broken"}
+    assert {"echoplan", "torch", "numpy", "python"} <= record["versions"].keys()
+
+
+def test_the_frame_time_reaches_the_mask(tmp_path, clips, predictor):
+    predict_folder(clips / "p1_A4C.nii.gz", tmp_path / "out", predictor)
+    assert read_clip(tmp_path / "out" / "p1_A4C.nii.gz").frame_time_ms == pytest.approx(1000 / 12, abs=0.01)

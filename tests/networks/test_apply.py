@@ -1,0 +1,147 @@
+"""Windows over clips of any length."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks.apply import segment_clip, time_weights, time_windows
+
+
+class Threshold(nn.Module):
+    """Logits that depend on each frame alone."""
+
+    def __init__(self, classes: int = 1) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.arange(1.0, classes + 1))
+        self.calls: list[tuple[int, ...]] = []
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        self.calls.append(tuple(clip.shape))
+        return clip * self.scale.view(1, 1, -1, 1, 1)
+
+
+class TimeMean(nn.Module):
+    """Logits that depend on the whole window."""
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip + clip.mean(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 10, 11, 19, 20, 21, 64])
+@pytest.mark.parametrize("window", [1, 3, 10])
+@pytest.mark.parametrize("stride", [1, 2, 5])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+def test_windows_cover_every_frame_with_weights_that_sum_to_one(length, window, stride, overlap):
+    windows = time_windows(length, window=window, stride=stride, overlap=overlap)
+    total = np.zeros(length)
+    for indices, weights in zip(windows, time_weights(windows, length), strict=True):
+        assert len(indices) <= window and (weights > 0).all()
+        assert len(set(np.diff(indices))) <= 1
+        np.add.at(total, indices, weights)
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def test_windows_take_every_stride_th_frame_from_every_phase():
+    windows = time_windows(40, window=10, stride=2, overlap=0.5)
+    assert [w.tolist() for w in windows[:3]] == [
+        list(range(0, 20, 2)), list(range(10, 30, 2)), list(range(20, 40, 2))
+    ]  # fmt: skip
+    assert windows[3][0] == 1 and len(windows) == 6
+
+
+def test_the_stride_shrinks_with_the_clip():
+    assert [w.tolist() for w in time_windows(10, window=10, stride=4)] == [list(range(10))]
+    halves = time_windows(17, window=10, stride=4)  # one window spans the clip at stride 2, so 4 would skip too much
+    assert [w.tolist() for w in halves] == [list(range(0, 17, 2)), list(range(1, 17, 2))]
+
+
+@pytest.mark.parametrize("length", [1, 4, 10])
+def test_a_short_clip_equals_the_network_itself(length):
+    frames = torch.randn(length, 6, 5)
+    network = TimeMean()
+    expected = network(frames[None, :, None]).sigmoid()[0].swapaxes(0, 1).numpy()
+    got = segment_clip(network, frames, window=10, classes=1, stride=3)
+    assert got.shape == (1, length, 6, 5) and got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_overlapping_windows_are_averaged_with_triangles():
+    frames = torch.randn(6, 2, 2)
+    got = segment_clip(TimeMean(), frames, window=4, classes=1, overlap=0.5)
+    first = (frames[0:4] + frames[0:4].mean(0)).sigmoid().numpy()
+    second = (frames[2:6] + frames[2:6].mean(0)).sigmoid().numpy()
+    np.testing.assert_allclose(got[0, 1], first[1], atol=1e-6)
+    np.testing.assert_allclose(got[0, 2], (2 * first[2] + 1 * second[0]) / 3, atol=1e-6)
+    np.testing.assert_allclose(got[0, 3], (1 * first[3] + 2 * second[1]) / 3, atol=1e-6)
+
+
+def test_a_frame_network_gets_batches_of_frames():
+    network = Threshold()
+    frames = torch.randn(7, 4, 4)
+    got = segment_clip(network, frames, window=1, classes=1, stride=5, batch=3)
+    np.testing.assert_allclose(got[0], frames.sigmoid().numpy(), atol=1e-6)
+    assert network.calls == [(3, 1, 1, 4, 4), (3, 1, 1, 4, 4), (1, 1, 1, 4, 4)]
+
+
+def test_batches_do_not_change_the_result():
+    frames = torch.randn(31, 4, 4)
+    one, many = (segment_clip(TimeMean(), frames, window=5, classes=1, stride=2, batch=b) for b in (1, 8))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
+def test_softmax_over_several_classes():
+    frames = torch.randn(5, 3, 3)
+    got = segment_clip(Threshold(3), frames, window=5, classes=3)
+    expected = torch.stack([frames, 2 * frames, 3 * frames]).softmax(0).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_mirroring_averages_over_flips_and_is_undone():
+    class Gradient(nn.Module):
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            return clip + torch.arange(clip.shape[-1]) + 10 * torch.arange(clip.shape[-2])[:, None]
+
+    frames = torch.randn(2, 4, 4)
+    got = segment_clip(Gradient(), frames, window=2, classes=1, mirror_axes=("horizontal", "vertical"))
+    rows, columns = torch.arange(4)[:, None], torch.arange(4)
+    expected = sum((frames + c + 10 * r).sigmoid() for r in (rows, 3 - rows) for c in (columns, 3 - columns)) / 4
+    np.testing.assert_allclose(got[0], expected.numpy(), atol=1e-6)
+
+
+def test_evaluation_mode_inside_and_the_old_mode_after():
+    network = nn.Sequential(nn.Dropout(0.9), Threshold()).train()
+    frames = torch.ones(3, 4, 4)
+    np.testing.assert_allclose(segment_clip(network, frames, window=3, classes=1), frames.sigmoid()[None], atol=1e-6)
+    assert network.training
+
+
+def test_memory_grows_with_the_output_alone():
+    def peak(length: int) -> int:
+        frames = torch.zeros(length, 32, 32)
+        tracemalloc.start()
+        segment_clip(Threshold(), frames, window=10, classes=1)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    extra = peak(640) - peak(64)
+    assert extra < 1.2 * (640 - 64) * 32 * 32 * 4
+
+
+def test_a_network_with_the_wrong_output_is_named():
+    with pytest.raises(EchoPlanError, match="Threshold gave"):
+        segment_clip(Threshold(3), torch.zeros(2, 4, 4), window=2, classes=2)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"window": 0}, {"window": 2, "overlap": 1.0}, {"window": 2, "mirror_axes": ("depth",)}]
+)
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError):
+        segment_clip(Threshold(), torch.zeros(2, 4, 4), classes=1, **arguments)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from echoplan.training.data.sampling import (
+    batches,
+    clip_samples,
+    epoch_order,
+    frame_samples,
+    uniform_frames,
+    window_samples,
+)
+
+ABOUT = {"labelled_frames": [0, 17], "ed_frame": 0, "es_frame": 17}
+
+
+@pytest.mark.parametrize(("first", "last", "count"), [(0, 17, 10), (3, 40, 10), (0, 9, 10), (5, 5, 3)])
+def test_uniform_frames_keep_both_ends_and_go_evenly(first: int, last: int, count: int) -> None:
+    frames = uniform_frames(first, last, count)
+    assert len(frames) == count and frames[0] == first and frames[-1] == last
+    steps = np.diff(frames)
+    assert steps.min() >= (last - first) // (count - 1) and steps.max() <= -(-(last - first) // (count - 1))
+
+
+def test_a_short_span_repeats_frames() -> None:
+    assert uniform_frames(0, 1, 4) == (0, 0, 1, 1)
+
+
+def test_frame_samples_are_the_labelled_frames() -> None:
+    samples = frame_samples({"a": ABOUT, "b": {**ABOUT, "labelled_frames": []}})
+    assert [(sample.case, sample.frames) for sample in samples] == [("a", (0,)), ("a", (17,))]
+
+
+def test_a_clip_from_end_systole_to_end_diastole_runs_forward_in_time() -> None:
+    (sample,) = clip_samples({"a": {"labelled_frames": [2, 12], "ed_frame": 12, "es_frame": 2}}, 6)
+    assert sample.frames == (2, 4, 6, 8, 10, 12)
+
+
+def test_unknown_phases_fall_back_to_the_labelled_span_and_unlabelled_cases_are_left_out() -> None:
+    unknown = {"labelled_frames": [4, 8], "ed_frame": None, "es_frame": None}
+    (sample,) = clip_samples({"a": unknown, "b": {**unknown, "labelled_frames": []}}, 3)
+    assert sample.case == "a" and sample.frames == (4, 6, 8)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_sees_all_samples() -> None:
+    order = epoch_order(7, 7, seed=1, epoch=3)
+    assert sorted(order) == list(range(7))
+    assert order == epoch_order(7, 7, seed=1, epoch=3)
+    assert order != epoch_order(7, 7, seed=1, epoch=4) and order != epoch_order(7, 7, seed=2, epoch=3)
+    longer = epoch_order(7, 17, seed=1, epoch=3)
+    assert len(longer) == 17 and sorted(longer[7:14]) == list(range(7))
+
+
+def test_batches_keep_the_remainder() -> None:
+    assert batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+
+
+def test_windows_show_a_labelled_frame_at_every_place_and_reflect_at_the_ends() -> None:
+    samples = window_samples({"a": {"labelled_frames": [0, 7], "native_frames": 8}}, 4, stride=2)
+    assert [sample.frames.index(0) for sample in samples[:4]] == [0, 1, 2, 3]
+    assert [sample.frames[place] for place, sample in enumerate(samples[4:])] == [7, 7, 7, 7]
+    assert samples[2].frames == (4, 2, 0, 2)  # two frames before the clip's start, reflected
+    assert samples[4].frames == (7, 5, 3, 1)
+    assert window_samples({"a": {"labelled_frames": [0], "native_frames": 1}}, 3, stride=1)[1].frames == (0, 0, 0)

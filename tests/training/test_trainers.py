@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import read_mask
+from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import read_metrics
+from echoplan.training.model_folder import ModelFolder
+from echoplan.training.optimisation import poly_rate
+from echoplan.training.trainers import find_trainer, trainer_registry
+from echoplan.training.trainers.pkechonet import PKEchoNetR18Trainer
+from echoplan.training.trainers.unet import UNet2DtTrainer, UNetTrainer
+from echoplan.training.validation import validate_fold
+
+SMALL_UNET = {"epochs": 4, "iterations_per_epoch": 5, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}
+SMALL = {
+    UNetTrainer: SMALL_UNET,
+    UNet2DtTrainer: {**SMALL_UNET, "epochs": 3, "iterations_per_epoch": 4},
+    PKEchoNetR18Trainer: {"epochs": 3, "pretrained": False},
+}
+
+
+def make_trainer(kind: type, setup: FoldSetup, **settings: object):
+    recipe = kind.recipe_class().with_settings({**SMALL[kind], **settings})
+    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__{setup.plan.configuration}")
+    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+
+
+@pytest.fixture
+def setup_of(frame_setup: FoldSetup, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    def choose(kind: type) -> FoldSetup:
+        return frame_setup if kind.needs.frames == 1 else request.getfixturevalue("clip_setup")
+
+    return choose
+
+
+def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer(UNetTrainer, frame_setup, epochs=8, iterations_per_epoch=8)
+    trainer.run_training()
+    folder = trainer.setup.folder
+    metrics = read_metrics(folder)
+    assert [entry["epoch"] for entry in metrics] == list(range(8))
+    assert metrics[-1]["train_loss"] < 0.75 * metrics[0]["train_loss"]
+    assert metrics[-1]["val_dice"] > 0.8
+    assert {"data_seconds", "step_seconds", "seconds", "learning_rate", "val_dice_smooth"} <= metrics[0].keys()
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth", "progress.png", "debug.json"):
+        assert (folder / name).stat().st_size > 0
+    assert len(list(folder.glob("training_log_*.txt"))) == 1
+    assert json.loads((folder / "debug.json").read_text())["settings"]["epochs"] == 8
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_a_resumed_training_equals_an_uninterrupted_one(kind: type, setup_of) -> None:
+    setup = setup_of(kind)
+    whole = make_trainer(kind, setup)
+    whole.run_training()
+    expected = load_checkpoint(whole.setup.folder / "checkpoint_final.pth")["network"]
+
+    interrupted = make_trainer(kind, replace(setup, fold=1))
+    seen = interrupted.on_epoch_end
+
+    def stop_after_the_first(epoch: int, *rest: object) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt  # Ctrl-C in the middle: the second epoch is lost, the first is kept
+        seen(epoch, *rest)
+
+    interrupted.on_epoch_end = stop_after_the_first
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    again = make_trainer(kind, replace(setup, fold=1))
+    again.run_training(resume=True)
+    assert again.first_epoch == 1
+    resumed = load_checkpoint(again.setup.folder / "checkpoint_final.pth")["network"]
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
+    assert [entry["epoch"] for entry in read_metrics(again.setup.folder)] == list(range(SMALL[kind]["epochs"]))
+
+
+def test_resuming_with_other_settings_is_refused(frame_setup: FoldSetup) -> None:
+    make_trainer(UNetTrainer, frame_setup, epochs=1).run_training()
+    with pytest.raises(EchoPlanError, match=r"other settings: epochs"):
+        make_trainer(UNetTrainer, frame_setup, epochs=2).run_training(resume=True)
+
+
+def test_unlabelled_frames_give_no_gradient(clip_setup: FoldSetup) -> None:
+    trainer = make_trainer(PKEchoNetR18Trainer, clip_setup)
+    network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
+    labels = torch.full((2, 4, 32, 32), 255, dtype=torch.uint8)
+    batch = {"clip": torch.randn(2, 4, 1, 32, 32), "labels": labels, "distance": torch.zeros(2, 4, 32, 32)}
+    trainer.network = network
+    trainer.loss(trainer.forward(batch), batch).backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+
+
+def test_pkechonet_is_supervised_at_every_refinement_stage(clip_setup: FoldSetup) -> None:
+    trainer = make_trainer(PKEchoNetR18Trainer, clip_setup)
+    trainer.network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
+    batch = next(iter(trainer.build_loader(clip_setup.train, training=True).epoch(0)))
+    output = trainer.forward(batch)
+    assert len(output.auxiliary["stages"]) == 3  # P0 to P2; the logits are P3
+    whole = trainer.loss(output, batch)
+    without = trainer.loss(type(output)(output.logits, {"stages": output.auxiliary["stages"][1:]}), batch)
+    assert whole.item() != pytest.approx(without.item(), abs=1e-4)
+
+
+def test_validation_never_sees_a_label(frame_setup: FoldSetup) -> None:
+    """The same fold with its validation labels falsified must give the same masks."""
+    trainer = make_trainer(UNetTrainer, frame_setup, epochs=2)
+    trainer.run_training()
+    model = ModelFolder.read(trainer.setup.model_folder)
+    network = model.load_network(0)
+    case = trainer.setup.val[0]
+    summary = validate_fold(network, trainer.setup, stride=model.stride)
+    honest = read_mask(trainer.setup.folder / "validation" / f"{case}.nii.gz")
+    assert summary["frames"] == 2 and summary["mean"]["LV"]["all"]["dice"]["mean"] > 0
+
+    store = trainer.setup.store
+    labels = store.labels(case)
+    labels[labels != 255] = 1 - labels[labels != 255]
+    store.write(case, store.frames(case), labels, store.properties(case))
+    falsified = validate_fold(network, trainer.setup, stride=model.stride)
+    np.testing.assert_array_equal(read_mask(trainer.setup.folder / "validation" / f"{case}.nii.gz"), honest)
+    assert falsified["mean"] == summary["mean"]  # judged against the native labels, which nobody touched
+    assert (trainer.setup.folder / "validation" / "ef.csv").read_text().startswith("patient,")
+    with np.load(trainer.setup.folder / "validation" / f"{case}.npz") as saved:
+        assert saved["probabilities"].shape == (1, 6, 32, 32)
+
+
+def test_the_model_folder_finds_folds_and_rebuilds_the_network(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer(UNetTrainer, frame_setup, epochs=1)
+    trainer.run_training()
+    model = ModelFolder.read(trainer.setup.model_folder)
+    assert model.folds() == (0,) and model.trainer == "UNetTrainer" and model.window == 1
+    network = model.load_network(0)
+    assert not network.training
+    for name, value in trainer.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name])
+    with pytest.raises(EchoPlanError, match="no trained model"):
+        ModelFolder.read(trainer.setup.folder)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    save_checkpoint(path, {"network": {"w": torch.ones(3)}})
+    assert torch.equal(load_checkpoint(path)["network"]["w"], torch.ones(3))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(EchoPlanError, match="checkpoint_final.pth"):
+        load_checkpoint(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(EchoPlanError, match="another format"):
+        load_checkpoint(path)
+    with pytest.raises(EchoPlanError, match="missing"):
+        load_checkpoint(tmp_path / "none.pth")
+
+
+def test_a_trainer_for_one_structure_says_so(frame_setup: FoldSetup) -> None:
+    class OneStructure(UNetTrainer):
+        needs = replace(UNetTrainer.needs, multi_structure=False)
+
+    several = DatasetDescription("Toy", labels={"background": 0, "LV": 1, "MYO": 2})
+    with pytest.raises(EchoPlanError, match=r"OneStructure segments one structure.*--structures lv"):
+        OneStructure(replace(frame_setup, description=several))
+
+
+def test_settings_are_checked_and_near_names_offered() -> None:
+    recipe = UNetTrainer.recipe_class()
+    with pytest.raises(EchoPlanError, match="did you mean learning_rate"):
+        recipe.with_settings({"learnin_rate": 1e-3})
+    for settings in ({"epochs": "many"}, {"epochs": True}, {"optimiser": "rmsprop"}, {"epochs": 0}):
+        with pytest.raises(EchoPlanError):
+            recipe.with_settings(settings)
+    assert recipe.with_settings({"learning_rate": 1}).learning_rate == 1
+
+
+def test_the_recipes_are_the_papers() -> None:
+    unet, pkecho = UNetTrainer.recipe_class(), PKEchoNetR18Trainer.recipe_class()
+    assert (unet.epochs, unet.iterations_per_epoch, unet.optimiser, unet.momentum) == (1000, 250, "sgd", 0.99)
+    assert (pkecho.epochs, pkecho.optimiser, pkecho.poly_power, pkecho.stages) == (50, "adam", 0.9, 3)
+    assert PKEchoNetR18Trainer.needs.batch_size == 8 and PKEchoNetR18Trainer.needs.learning_rate == 1e-3
+
+
+def test_poly_schedule() -> None:
+    assert poly_rate(1.0, 0, 10, 0.9) == 1.0
+    assert poly_rate(1.0, 5, 10, 0.9) == pytest.approx(0.5**0.9)
+    assert poly_rate(1.0, 12, 10, 0.9) > 0
+
+
+def test_trainers_are_found_by_name_and_by_file(tmp_path) -> None:
+    assert {"UNetTrainer", "UNet2DtTrainer", "PKEchoNetTrainer", "PKEchoNetR18Trainer"} <= trainer_registry().keys()
+    with pytest.raises(EchoPlanError, match=r"did you mean .*PKEchoNetTrainer"):
+        find_trainer("PkEchoNetTrainer")
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from echoplan.training.trainers.unet import UNetTrainer\n\nclass Mine(UNetTrainer):\n    '''Mine.'''\n"
+    )
+    assert issubclass(find_trainer(f"{own}:Mine"), UNetTrainer)
+    for spec in (f"{own}:Other", f"{tmp_path / 'none.py'}:Mine"):
+        with pytest.raises(EchoPlanError):
+            find_trainer(spec)
+    own.write_text("class Mine:\n    pass\n")
+    with pytest.raises(EchoPlanError, match="is no trainer"):
+        find_trainer(f"{own}:Mine")
+    own.write_text("import nothing_of_that_name\n")
+    with pytest.raises(EchoPlanError, match="fails on import"):
+        find_trainer(f"{own}:Mine")

@@ -1,0 +1,17 @@
+"""Data loading: which frames make a sample, how it is augmented, how batches come."""
+
+from .augmentation import Augmentation, build_augmentation
+from .loader import Batch, BatchLoader, SampleReader
+from .sampling import Sample, clip_samples, frame_samples, window_samples
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "BatchLoader",
+    "Sample",
+    "SampleReader",
+    "build_augmentation",
+    "clip_samples",
+    "frame_samples",
+    "window_samples",
+]

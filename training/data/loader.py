@@ -1,0 +1,178 @@
+"""Batches for the training loop: read, augmented and collated in worker processes, always in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from echoplan.errors import EchoPlanError
+from echoplan.plans import ResolvedPlan
+
+from ...preprocessing.clip import normalise
+from ...preprocessing.geometry import Geometry
+from ...preprocessing.store import ClipStore
+from .augmentation import Augmentation
+from .sampling import Sample, batches, epoch_order
+
+WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs
+Batch = dict[str, Any]
+Finish = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Turns a `Sample` and a seed into arrays; picklable, so that workers can use it.
+
+    Attributes:
+        store: the compressed store.
+        plan: normalisation.
+        classes: K of the network (1: labels 0 and 1).
+        augmentation: None reads the sample as it is.
+        finish: more targets made from the labels after augmentation (labels (T, H, W) -> named arrays).
+    """
+
+    store: ClipStore
+    plan: ResolvedPlan
+    classes: int
+    augmentation: Augmentation | None = None
+    finish: Finish | None = None
+
+    def read(self, sample: Sample, seed: Sequence[int]) -> Batch:
+        """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", and what `finish` adds."""
+        about = self.store.properties(sample.case)
+        frames = self.store.frames(sample.case, sample.frames)
+        labels = self.store.labels(sample.case, sample.frames)
+        if self.augmentation is not None:
+            frames, labels = self.augmentation.move(
+                frames, labels, apex=sector_apex(about), classes=max(self.classes, 2), seed=seed
+            )
+        clip = normalise(frames, about["mean"], about["std"], self.plan.normalisation)
+        if self.augmentation is not None:
+            clip = self.augmentation.colour(clip, seed=seed)
+        extra = {} if self.finish is None else self.finish(labels)
+        return {"clip": clip[:, None], "labels": labels, "case": sample.case, **extra}
+
+
+def sector_apex(properties: Mapping[str, Any]) -> tuple[float, float]:
+    """(row, column) of the sector's apex on the network's grid: the middle of the upper edge of the clip's own area.
+
+    Apical views are shown with the transducer at the top.
+    """
+    geometry = Geometry.from_dict(properties["geometry"])
+    top, _, left, _ = geometry.padding
+    return float(top), left + (geometry.resized_shape[1] - 1) / 2
+
+
+class BatchLoader:
+    """The batches of an epoch, a function of (samples, seed, epoch) whatever the number of workers.
+
+    Args:
+        samples: what there is to draw from.
+        reader: reads one of them.
+        batch_size: samples a batch.
+        batches_per_epoch: None is one pass.
+        shuffle: a new order each epoch; else the samples' own order.
+        seed: of order and augmentation.
+        processes: workers; 0 reads in this process.
+        pin_memory: for faster copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        reader: SampleReader,
+        *,
+        batch_size: int,
+        batches_per_epoch: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        processes: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.samples = list(samples)
+        self.reader = reader
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.processes = processes
+        self.pin_memory = pin_memory
+        self._draws = len(self.samples) if batches_per_epoch is None else batches_per_epoch * batch_size
+
+    def __len__(self) -> int:
+        return -(-self._draws // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W) as tensors, "case" a list.
+
+        Raises:
+            EchoPlanError: a case cannot be read, or a worker died or hangs.
+        """
+        if self.shuffle:
+            order = epoch_order(len(self.samples), self._draws, seed=self.seed, epoch=epoch)
+        else:
+            order = list(range(len(self.samples)))
+        keys = [(index, place, epoch) for place, index in enumerate(order)]
+        loader = DataLoader(
+            _Reading(self.samples, self.reader, self.seed),
+            batch_sampler=batches(keys, self.batch_size),
+            collate_fn=_collate,
+            num_workers=self.processes,
+            pin_memory=self.pin_memory,
+            timeout=WORKER_TIMEOUT_SECONDS if self.processes else 0,
+            worker_init_fn=_calm_worker,
+        )
+        try:
+            for batch in loader:
+                if isinstance(batch, EchoPlanError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise EchoPlanError(
+                f"a data-loading worker died or hangs: {error}",
+                remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
+            ) from error
+
+
+class _Reading(Dataset[Batch]):
+    def __init__(self, samples: list[Sample], reader: SampleReader, seed: int) -> None:
+        self.samples = samples
+        self.reader = reader
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch | EchoPlanError:
+        index, place, epoch = key
+        sample = self.samples[index]
+        try:
+            return self.reader.read(sample, (self.seed, epoch, place))
+        except Exception as error:
+            # Returned, not raised: a worker's exception would reach the user wrapped in the worker's traceback.
+            if isinstance(error, EchoPlanError):
+                return error
+            return EchoPlanError(
+                f"case {sample.case} cannot be read for training: {type(error).__name__}: {error}",
+                file=self.reader.store.folder,
+                remedy="preprocess it again (echoplan_preprocess --overwrite)",
+            )
+
+
+def _collate(items: Sequence[Batch | EchoPlanError]) -> Batch | EchoPlanError:
+    samples: list[Batch] = []
+    for item in items:
+        if isinstance(item, EchoPlanError):
+            return item
+        samples.append(item)
+    batch: Batch = {"case": [sample["case"] for sample in samples]}
+    for name in samples[0].keys() - {"case"}:
+        batch[name] = torch.from_numpy(np.stack([sample[name] for sample in samples]))
+    return batch
+
+
+def _calm_worker(_: int) -> None:
+    torch.set_num_threads(1)

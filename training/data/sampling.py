@@ -1,0 +1,82 @@
+"""Which frames make a training sample, and in which order samples come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training sample: some frames of a case, in the order the network sees them."""
+
+    case: str
+    frames: tuple[int, ...]
+
+
+def uniform_frames(first: int, last: int, count: int) -> tuple[int, ...]:
+    """`count` frames evenly from `first` to `last`, both kept; frames repeat where there are fewer.
+
+    The papers sample 10 frames from end-diastole to end-systole this way.
+    """
+    return tuple(int(frame) for frame in np.rint(np.linspace(first, last, count)))
+
+
+def frame_samples(properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+    """One sample for every labelled frame."""
+    return [Sample(case, (frame,)) for case, about in properties.items() for frame in about["labelled_frames"]]
+
+
+def clip_samples(properties: Mapping[str, Mapping[str, Any]], count: int) -> list[Sample]:
+    """One sample of `count` frames for every case that has a labelled frame.
+
+    From end-diastole to end-systole where both are known; else over the span of the labelled frames. Time runs forward, so a
+    clip that starts at end-systole is not played backwards.
+    """
+    samples = []
+    for case, about in properties.items():
+        if not about["labelled_frames"]:
+            continue
+        known = [about.get("ed_frame"), about.get("es_frame")]
+        ends = known if None not in known else about["labelled_frames"]
+        samples.append(Sample(case, uniform_frames(min(ends), max(ends), count)))
+    return samples
+
+
+def window_samples(properties: Mapping[str, Mapping[str, Any]], count: int, *, stride: int) -> list[Sample]:
+    """For every labelled frame, one sample with that frame at each of the `count` places of a window.
+
+    A network that mixes neighbouring frames learns nothing about the places where it never sees a label. With labels at
+    end-diastole and end-systole alone, and clips from the one to the other, those would be all places but the first and the
+    last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
+    """
+    return [
+        Sample(case, _reflect(frame + (np.arange(count) - place) * stride, about["native_frames"]))
+        for case, about in properties.items()
+        for frame in about["labelled_frames"]
+        for place in range(count)
+    ]
+
+
+def _reflect(frames: np.ndarray, length: int) -> tuple[int, ...]:
+    period = max(2 * (length - 1), 1)
+    folded = np.abs(frames) % period
+    return tuple(int(frame) for frame in np.minimum(folded, period - folded))
+
+
+def epoch_order(samples: int, wanted: int, *, seed: int, epoch: int) -> list[int]:
+    """`wanted` sample indices for an epoch: whole shuffled passes, the last one cut.
+
+    A function of its arguments alone, so that a resumed training meets the same samples as an uninterrupted one.
+    """
+    random = np.random.default_rng([seed, epoch])
+    passes = -(-wanted // samples)
+    return np.concatenate([random.permutation(samples) for _ in range(passes)])[:wanted].tolist()
+
+
+def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The order cut into batches; the last one may be smaller."""
+    return [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]

@@ -1,0 +1,108 @@
+"""What the training of one fold starts from: plan, store, cases, folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
+from echoplan.paths import Folders
+from echoplan.plans import Plan, ResolvedPlan
+
+from ..preprocessing.store import ClipStore
+
+
+@dataclass(frozen=True)
+class FoldSetup:
+    """One fold of one trainer.
+
+    Attributes:
+        fold: its number, from 0.
+        plan: the decisions that hold for the trainer.
+        description: the dataset's labels.
+        store: the compressed store of the trainer's grid.
+        train, val: case names; no patient is in both.
+        model_folder: results/<Dataset>/<Trainer>__<Plans>__<configuration>.
+        preprocessed: the dataset's preprocessed folder.
+    """
+
+    fold: int
+    plan: ResolvedPlan
+    description: DatasetDescription
+    store: ClipStore
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    model_folder: Path
+    preprocessed: Path
+
+    @property
+    def folder(self) -> Path:
+        """The fold's own folder."""
+        return self.model_folder / f"fold_{self.fold}"
+
+    @property
+    def references(self) -> Path:
+        """The labels on the native grid."""
+        return self.preprocessed / "gt_segmentations"
+
+    def properties(self, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """What the store knows of some cases, by name."""
+        return {case: self.store.properties(case) for case in cases}
+
+
+def model_folder_name(trainer: str, plan: ResolvedPlan) -> str:
+    """<Trainer>__<Plans>__<configuration>"""
+    return f"{trainer}__{plan.plans_name}__{plan.configuration}"
+
+
+def prepare_fold(
+    folders: Folders,
+    dataset: str,
+    *,
+    trainer: str,
+    configuration: str,
+    fold: int,
+    plans_name: str = "EchoPlans",
+) -> FoldSetup:
+    """Collect what a fold's training needs.
+
+    Args:
+        folders: raw, preprocessed, results.
+        dataset: name, id or folder name.
+        trainer: the trainer class's name.
+        configuration: what the trainer builds on where the plan does not know it.
+        fold: from 0.
+        plans_name: the plan's file name without its ending.
+
+    Raises:
+        EchoPlanError: the dataset is not planned or preprocessed for this trainer, or the fold does not exist.
+    """
+    preprocessed = folders.find_preprocessed(dataset)
+    plan = Plan.read(preprocessed / f"{plans_name}.json").resolve(trainer, configuration=configuration)
+    splits = read_json(preprocessed / "splits_final.json")
+    if not 0 <= fold < len(splits):
+        raise EchoPlanError(
+            f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}", file=preprocessed / "splits_final.json"
+        )
+    store = ClipStore(preprocessed / plan.store)
+    train, val = tuple(splits[fold]["train"]), tuple(splits[fold]["val"])
+    missing = [case for case in (*train, *val) if not store.has(case)]
+    if missing:
+        raise EchoPlanError(
+            f"{len(missing)} of {len(train) + len(val)} cases are not preprocessed for {trainer} ({', '.join(missing[:3])} ...)",
+            file=store.folder,
+            remedy=f"run echoplan_preprocess -d {dataset} -tr {trainer}, or mend the cases it names",
+        )
+    return FoldSetup(
+        fold=fold,
+        plan=plan,
+        description=DatasetDescription.from_dict(read_json(preprocessed / "dataset.json")),
+        store=store,
+        train=train,
+        val=val,
+        model_folder=folders.results / preprocessed.name / model_folder_name(trainer, plan),
+        preprocessed=preprocessed,
+    )

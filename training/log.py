@@ -1,0 +1,96 @@
+"""What a training writes down: a text log, one line of metrics an epoch, a picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from echoplan.files import atomic_path, plain, write_text
+
+logger = logging.getLogger("echoplan.training")
+_PICTURE_EVERY_SECONDS = 15  # drawing takes half a second: too much for every epoch of a short training
+
+
+class TrainingLog:
+    """The log of one fold.
+
+    Args:
+        folder: the fold's folder.
+        first_epoch: metrics of this epoch and later ones are dropped (they are about to be made again).
+    """
+
+    def __init__(self, folder: Path, *, first_epoch: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.history = [entry for entry in read_metrics(folder) if entry["epoch"] < first_epoch]
+        if self.history or (folder / "metrics.jsonl").exists():
+            write_text(folder / "metrics.jsonl", "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
+        self._handler = logging.FileHandler(folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(self._handler)
+        logger.setLevel(logging.INFO)
+        self._drawn = 0.0
+
+    def say(self, text: str) -> None:
+        """One line in the log file (and wherever the caller's logging leads)."""
+        logger.info(text)
+
+    def epoch(self, **metrics: Any) -> None:
+        """Append one epoch's metrics; "epoch" is among them."""
+        self.history.append(metrics)
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(plain(metrics)) + "\n")
+        if time.monotonic() - self._drawn > _PICTURE_EVERY_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw progress.png: loss, Dice, learning rate and seconds over the epochs."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._drawn = time.monotonic()
+        epochs = [entry["epoch"] for entry in self.history]
+        figure = Figure(figsize=(8, 8), layout="constrained")
+        loss, dice, rate = figure.subplots(3, 1, sharex=True)
+        loss.plot(epochs, [entry["train_loss"] for entry in self.history], color="#0072B2", label="training loss")
+        dice.plot(
+            epochs, [_number(entry["val_dice"]) for entry in self.history], color="#D55E00", label="validation Dice"
+        )
+        dice.plot(epochs, [_number(entry["val_dice_smooth"]) for entry in self.history], "k:", label="smoothed")
+        rate.plot(epochs, [entry["learning_rate"] for entry in self.history], color="#009E73", label="learning rate")
+        seconds = rate.twinx()
+        seconds.plot(epochs, [entry["seconds"] for entry in self.history], color="#CC79A7", label="seconds an epoch")
+        for axes in (loss, dice, rate, seconds):
+            axes.legend(loc="upper right" if axes is not seconds else "lower left")
+        rate.set_xlabel("epoch")
+        with atomic_path(self.folder / "progress.png") as temporary:
+            FigureCanvasAgg(figure).print_png(str(temporary))
+
+    def close(self) -> None:
+        """Draw a last time and close the file."""
+        if self.history:
+            self.draw()
+        logger.removeHandler(self._handler)
+        self._handler.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

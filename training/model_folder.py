@@ -1,0 +1,97 @@
+"""A trained model on disk: results/<Dataset>/<Trainer>__<Plans>__<configuration>."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
+from echoplan.networks.layout import channels_last
+from echoplan.plans import Plan, ResolvedPlan
+
+from .checkpoint import load_checkpoint
+from .trainers import find_trainer
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What is needed to predict with a trained model.
+
+    Attributes:
+        path: the folder.
+        trainer: the trainer class's name.
+        plan: the decisions it was trained with.
+        description: the labels it was trained on.
+    """
+
+    path: Path
+    trainer: str
+    plan: ResolvedPlan
+    description: DatasetDescription
+
+    @classmethod
+    def read(cls, path: str | Path) -> ModelFolder:
+        """Read a model folder's plan and labels.
+
+        Raises:
+            EchoPlanError: this is no model folder.
+        """
+        path = Path(path)
+        parts = path.resolve().name.split("__")
+        if len(parts) != 3 or not (path / "plans.json").is_file():
+            raise EchoPlanError(
+                "this is no trained model",
+                file=path,
+                remedy="give a folder named <Trainer>__<Plans>__<configuration> that holds plans.json and fold_0, ...",
+            )
+        trainer, _, configuration = parts
+        plan = Plan.read(path / "plans.json").resolve(trainer, configuration=configuration)
+        description = DatasetDescription.from_dict(read_json(path / "dataset.json"), source=path / "dataset.json")
+        return cls(path, trainer, plan, description)
+
+    @property
+    def window(self) -> int:
+        """Frames the network sees at once in training; 1 for frame networks."""
+        return self.plan.frames
+
+    @property
+    def stride(self) -> int:
+        """Frames from one of a window's frames to the next, so that a window spans what it spanned in training."""
+        return self.plan.frame_stride if self.window > 1 else 1
+
+    def folds(self) -> tuple[int, ...]:
+        """The folds whose training is finished."""
+        finished = self.path.glob("fold_*/checkpoint_final.pth")
+        return tuple(sorted(int(file.parent.name.removeprefix("fold_")) for file in finished))
+
+    def load_network(self, fold: int, *, device: torch.device | str = "cpu", checkpoint: str = "final") -> nn.Module:
+        """One fold's network in evaluation mode.
+
+        Args:
+            fold: its number.
+            device: where to put it.
+            checkpoint: "final", "best" or "latest".
+
+        Raises:
+            EchoPlanError: the checkpoint is missing, damaged, or of another network.
+        """
+        file = self.path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
+        state = load_checkpoint(file)
+        trainer = find_trainer(state["trainer_source"])
+        network = trainer.build_network(size=tuple(state["size"]), classes=state["classes"], settings=state["settings"])
+        try:
+            network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            raise EchoPlanError(
+                f"the weights do not fit the network of {self.trainer}: {str(error).splitlines()[1].strip()}",
+                file=file,
+                remedy="use the EchoPlan that trained it, or train again",
+            ) from error
+        network = network.to(device).eval()
+        fast = state["settings"]["channels_last"] and torch.device(device).type == "cuda"
+        return channels_last(network) if fast else network

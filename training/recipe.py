@@ -1,0 +1,133 @@
+"""A method's recipe as settings: stated by its trainer, changed by `--set key=value`, kept in every checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+from echoplan.errors import EchoPlanError
+
+Made = TypeVar("Made", bound="Recipe")
+
+
+@dataclass(frozen=True)
+class TrainerNeeds:
+    """What a method asks of the plan.
+
+    Attributes:
+        batch_size: the paper's batch, in samples (frames for a frame network, clips for a clip network).
+        learning_rate: the paper's learning rate at that batch.
+        frames: T of a training sample; 1 for a frame network.
+        paper_size: the paper's input side in pixels; None takes the configuration's.
+        square: the network takes square inputs only.
+        size_multiple: both sides must be a multiple of this.
+        multi_structure: it can segment several structures at once.
+    """
+
+    batch_size: int
+    learning_rate: float
+    frames: int = 1
+    paper_size: int | None = None
+    square: bool = False
+    size_multiple: int = 32
+    multi_structure: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings every trainer has; a method's own recipe adds to them.
+
+    Attributes:
+        epochs: passes, or as many rounds of `iterations_per_epoch`.
+        iterations_per_epoch: batches an epoch; None is one pass over the training samples.
+        batch_size: samples a batch; None takes the plan's.
+        optimiser: "sgd" (Nesterov), "adam" or "adamw".
+        learning_rate: at the start; None takes the plan's.
+        momentum, weight_decay: the optimiser's.
+        poly_power: the learning rate falls as (1 - iteration / iterations) ** poly_power; 0 keeps it constant.
+        gradient_clip: the largest gradient norm; None does not clip.
+        augmentation: "strong", "light" or "none" (training.data.augmentation).
+        precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
+        channels_last: memory layout of convolutions on a GPU; CPUs are faster without.
+    """
+
+    epochs: int = 50
+    iterations_per_epoch: int | None = None
+    batch_size: int | None = None
+    optimiser: str = "adam"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    poly_power: float = 0.9
+    gradient_clip: float | None = None
+    augmentation: str = "light"
+    precision: str = "auto"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise EchoPlanError(f"the setting {name} must be more than 0, not {value}")
+        choices = {
+            "optimiser": ("sgd", "adam", "adamw"),
+            "augmentation": ("strong", "light", "none"),
+            "precision": ("auto", "float32", "bfloat16", "float16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise EchoPlanError(
+                    f"the setting {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+
+    def with_settings(self: Made, settings: Mapping[str, Any]) -> Made:
+        """The recipe with some settings changed.
+
+        Raises:
+            EchoPlanError: a setting does not exist (the nearest names are offered) or has another type.
+        """
+        defaults = {item.name: item for item in fields(self)}
+        for name, value in settings.items():
+            if name not in defaults:
+                near = difflib.get_close_matches(name, defaults, n=3, cutoff=0.4)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(defaults)}"
+                raise EchoPlanError(f"there is no setting {name!r}", remedy=hint)
+            if not _fits(value, str(defaults[name].type)):
+                raise EchoPlanError(f"the setting {name} must be {defaults[name].type}, not {value!r}")
+        return replace(self, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As checkpoints keep it."""
+        return asdict(self)
+
+
+def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["epochs=5", "optimiser=adamw"]` as a dictionary; a value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        EchoPlanError: an assignment has no "=".
+    """
+    settings = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator:
+            raise EchoPlanError(f"--set takes key=value, not {assignment!r}")
+        try:
+            settings[name.strip()] = json.loads(text if text not in ("None", "True", "False") else _JSON_WORDS[text])
+        except json.JSONDecodeError:
+            settings[name.strip()] = text
+    return settings
+
+
+_JSON_WORDS = {"None": "null", "True": "true", "False": "false"}
+_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if isinstance(value, bool):
+        return "bool" in kinds
+    return any(isinstance(value, _TYPES[kind]) for kind in kinds if kind in _TYPES)

@@ -1,0 +1,94 @@
+"""Final validation of a fold: its own cases, predicted whole and judged on their native grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from echoplan.files import atomic_path, write_csv
+from echoplan.imageio import Clip, write_mask
+from echoplan.networks.apply import segment_clip
+from echoplan.networks.decision import labels_from_probabilities
+from echoplan.work import progress
+
+from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ..preprocessing.clip import normalise
+from ..preprocessing.geometry import Geometry
+from .fold import FoldSetup
+
+
+def validate_fold(network: nn.Module, setup: FoldSetup, *, stride: int = 1) -> dict[str, Any]:
+    """Predict the fold's validation cases with its own network.
+
+    No label takes part in a prediction: only frames are read from the store; labels are opened afterwards, for judging.
+
+    Args:
+        network: in evaluation mode, on its device.
+        setup: the fold.
+        stride: frames from one of a window's frames to the next.
+
+    Returns:
+        the summary; left behind are validation/<case>.nii.gz (masks on the native grid), <case>.npz (probabilities on
+        the network's grid), summary.json and ef.csv.
+    """
+    folder = setup.folder / "validation"
+    measured = []
+    for case in progress(setup.val, description="validation"):
+        mask, about = predict_stored_case(network, setup, case, stride=stride, save_to=folder)
+        measured.append(
+            CaseMask(
+                case=case,
+                patient=about["patient"],
+                view=about["view"],
+                mask=mask == setup.description.labels[setup.description.target],
+                spacing_mm=about["spacing_mm"],
+                frame_time_ms=about["frame_time_ms"],
+                ed_frame=about["ed_frame"],
+                es_frame=about["es_frame"],
+                reference_ef_percent=about["ef_percent"],
+            )
+        )
+    write_csv(folder / "ef.csv", measure_patients(measured), COLUMNS)
+    phases = {item.case: (item.ed_frame, item.es_frame) for item in measured}
+    return evaluate_folder(
+        folder,
+        setup.references,
+        labels=setup.description.structures,
+        cases=setup.val,
+        phases=phases,
+        output=folder / "summary.json",
+    )
+
+
+def predict_stored_case(
+    network: nn.Module, setup: FoldSetup, case: str, *, stride: int, save_to: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Predict one preprocessed case and save mask and probabilities.
+
+    Returns:
+        the label mask (T, H, W) on the native grid, and the case's properties.
+    """
+    about = setup.store.properties(case)
+    geometry = Geometry.from_dict(about["geometry"])
+    frames = normalise(setup.store.frames(case), about["mean"], about["std"], setup.plan.normalisation)
+    probabilities = segment_clip(
+        network,
+        torch.from_numpy(frames),
+        window=setup.plan.frames,
+        stride=stride,
+        classes=setup.description.classes,
+        batch=setup.plan.batch_size if setup.plan.frames == 1 else 1,
+    )
+    with atomic_path(save_to / f"{case}.npz") as temporary:
+        np.savez_compressed(
+            temporary, probabilities=probabilities.astype(np.float16), geometry=np.array(json.dumps(geometry.to_dict()))
+        )
+    mask = labels_from_probabilities(geometry.to_native(probabilities))
+    spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
+    write_mask(save_to / f"{case}.nii.gz", mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
+    return mask, about
