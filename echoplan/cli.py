@@ -20,7 +20,8 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     """Turn `main(arguments) -> exit status` into a console script.
 
-    Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says that nothing is lost.
+    Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says that nothing is
+    lost.
     """
 
     @wraps(main)

@@ -132,8 +132,10 @@ class Case:
         return self.spacing_row_mm, self.spacing_col_mm
 
 
-COLUMNS = ("case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames",
-           "frame_time_ms", "spacing_row_mm", "spacing_col_mm", "ef_percent", "edv_ml", "esv_ml", "quality")  # fmt: skip
+COLUMNS = (
+    "case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames", "frame_time_ms",
+    "spacing_row_mm", "spacing_col_mm", "ef_percent", "edv_ml", "esv_ml", "quality",
+)  # fmt: skip
 _FRAMES = ("ed_frame", "es_frame")
 _POSITIVE = ("frame_time_ms", "spacing_row_mm", "spacing_col_mm")
 _NUMBERS = (*_POSITIVE, "ef_percent", "edv_ml", "esv_ml")
@@ -183,17 +185,28 @@ class EchoDataset:
         """The case's clip, with what cases.csv knows better than the file."""
         return read_clip(self.folder / case.image, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
 
-    def load_mask(self, case: Case, *, frames_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    def load_mask(self, case: Case, *, clip: Clip | None = None) -> np.ndarray:
         """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255.
 
+        Labels may lie on the clip's grid, or on that of the file's own larger image; then they are cut like the clip.
+
         Raises:
-            EchoPlanError: there is no label file, it lies on another grid than `frames_shape`, or it holds a value that
+            EchoPlanError: there is no label file, it lies on another grid than `clip`, or it holds a value that
                 dataset.json does not name.
         """
         if case.label is None:
             raise EchoPlanError(f"case {case.case} has no label file", file=self.folder / "cases.csv")
         path = self.folder / case.label
-        mask = read_mask(path, frames_shape=frames_shape)
+        mask = read_mask(path)
+        if clip is not None:
+            if clip.crop is not None:
+                mask = clip.crop.to_clip(mask)
+            if mask.shape != clip.frames.shape:
+                raise EchoPlanError(
+                    f"the labels are {mask.shape} and their clip {clip.frames.shape} (frames, rows, columns)",
+                    file=path,
+                    remedy="labels must lie on the clip's own grid",
+                )
         unnamed = sorted(set(np.unique(mask).tolist()) - {*self.description.labels.values(), IGNORE})
         if unnamed:
             raise EchoPlanError(

@@ -24,7 +24,7 @@ class Folders:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Folders:
-        """`echoplan_raw`, `echoplan_preprocessed`, `echoplan_results`; unset ones lie in `$ECHOPLAN_ROOT` or ~/echoplan."""
+        """From `echoplan_raw`, `echoplan_preprocessed`, `echoplan_results`; else in `$ECHOPLAN_ROOT` or ~/echoplan."""
         root = Path(environment.get("ECHOPLAN_ROOT") or "~/echoplan").expanduser()
 
         def folder(name: str) -> Path:

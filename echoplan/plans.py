@@ -1,4 +1,4 @@
-"""The plan as typed objects: every decision with its rule and evidence, configurations that inherit, one entry a trainer."""
+"""The plan as typed objects: decisions with rule and evidence, configurations that inherit, one entry a trainer."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ResolvedPlan:
 
     @property
     def frame_stride(self) -> int:
-        """Frames from one of a clip's frames to the next at inference, so that a clip spans what it spanned in training."""
+        """Frames from one of a clip's frames to the next at inference."""
         return int(self.value("frame_stride"))
 
     @property
@@ -118,7 +118,7 @@ class ResolvedPlan:
 
     @property
     def store(self) -> str:
-        """The folder of the compressed store, in the dataset's preprocessed folder; one a grid, shared by all that use it."""
+        """The compressed store's folder in the preprocessed dataset; one a grid, shared by all of that grid."""
         height, width = self.size
         protocol = "" if self.protocol == "aspect" else f"_{self.protocol}"
         return f"{self.plans_name}_{height}x{width}{protocol}"
@@ -168,8 +168,8 @@ class Plan:
             parent = self.configurations.get(lineage[-1].inherits_from)
             if parent is None or parent in lineage:
                 raise EchoPlanError(
-                    f"{lineage[-1].name} inherits from {lineage[-1].inherits_from!r}, which the plan does not hold or which "
-                    "inherits from itself",
+                    f"{lineage[-1].name} inherits from {lineage[-1].inherits_from!r}, which the plan does not hold or "
+                    "which inherits from itself",
                     remedy=f"plan again: echoplan_plan_experiment -d {self.dataset}",
                 )
             lineage.append(parent)

@@ -103,7 +103,8 @@ def _record(results: CaseResults, case: str, call: Callable[[], Any], in_flight:
     except BrokenProcessPool as error:
         raise EchoPlanError(
             f"a worker process died while working on {in_flight}",
-            remedy="it may have run out of memory: run the same command again with fewer workers (-np); what is finished is kept",
+            remedy="it may have run out of memory: run the same command again with fewer workers (-np); what is "
+            "finished is kept",
         ) from error
     except EchoPlanError as error:
         if error.fatal:

@@ -114,9 +114,7 @@ def _nearest_usable(found: NDArray[np.intp], usable: NDArray[np.bool_]) -> NDArr
     return np.unique(frames[np.abs(frames[None] - found[:, None]).argmin(axis=1)])
 
 
-def _pair(
-    maxima: NDArray[np.intp], minima: NDArray[np.intp], curve: NDArray[np.float64]
-) -> list[tuple[int, int]]:
+def _pair(maxima: NDArray[np.intp], minima: NDArray[np.intp], curve: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Each end-systole with the end-diastole before it; if none has one, with the one after it."""
     beats = []
     for previous, es in zip([-1, *minima[:-1]], minima, strict=True):

@@ -115,7 +115,14 @@ def measure_files(
     if clip_file is None:
         raise EchoPlanError("there is no clip of this name in the folder of the clips", file=mask_file)
     clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
-    mask = read_mask(mask_file, frames_shape=clip.frames.shape) == value
+    mask = read_mask(mask_file)
+    if clip.crop is not None:
+        mask = clip.crop.to_clip(mask)
+    if mask.shape != clip.frames.shape:
+        raise EchoPlanError(
+            f"the mask is {mask.shape} and its clip {clip.frames.shape} (frames, rows, columns)", file=mask_file
+        )
+    mask = mask == value
     measured_case = CaseMask(
         case=case.case,
         mask=mask,

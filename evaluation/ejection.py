@@ -274,9 +274,7 @@ def _volumes(phases: Sequence[tuple[Landmarks, Landmarks]], method: VolumeRule) 
     return camus_volumes(ed, es) if method == "camus" else (biplane_volume(*ed), biplane_volume(*es))
 
 
-def _patient_row(
-    patient: str, clips: Sequence[tuple[CaseMask, CaseMeasurement]], method: VolumeRule
-) -> dict[str, Any]:
+def _patient_row(patient: str, clips: Sequence[tuple[CaseMask, CaseMeasurement]], method: VolumeRule) -> dict[str, Any]:
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "patient": patient, "volume_rule": method}
     for column in ("reference_ef_percent", "reference_edv_ml", "reference_esv_ml"):
         known = (getattr(case, column) for case, _ in clips)

@@ -61,9 +61,7 @@ def write_report(
     pictures: dict[str, list[dict[str, Any]]] = {}
     for overlay in overlays:
         source = "data:image/jpeg;base64," + base64.b64encode(overlay.jpeg).decode("ascii")
-        pictures.setdefault(overlay.case, []).append(
-            {"phase": overlay.phase, "frame": overlay.frame, "source": source}
-        )
+        pictures.setdefault(overlay.case, []).append({"phase": overlay.phase, "frame": overlay.frame, "source": source})
     clips = [
         {"measured": measured, "curve": Markup(area_curve_svg(measured)), "pictures": pictures.get(measured.case, ())}
         for measured in measurements[:CASES_SHOWN]

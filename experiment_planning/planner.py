@@ -139,6 +139,7 @@ def _clip_configuration(request: Request, frame: Configuration) -> Configuration
         "target_spacing_mm": _spacing(request, size, crop),
         "frames": Decision(rules.CLIP_FRAMES, "the papers' ten frames a clip", kind="fixed"),
         "sampling": rules.sampling_rule(request.summary),
+        "frame_stride": rules.stride_rule(request.summary, rules.CLIP_FRAMES),
         "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
         "learning_rate": Decision(1e-4, _START, kind="fixed"),
     }
@@ -162,6 +163,7 @@ def _trainer_configuration(
         "size": size,
         "target_spacing_mm": _spacing(request, size, crop),
         "frames": frames,
+        "frame_stride": rules.stride_rule(request.summary, frames.value),
         "batch_size": batch,
         "learning_rate": Decision(
             needs.learning_rate, "the paper's", {"paper_batch_size": needs.batch_size}, kind="fixed"

@@ -133,6 +133,17 @@ def sampling_rule(summary: Summary) -> Decision:
     return Decision("windows", rule, evidence)
 
 
+def stride_rule(summary: Summary, frames: int) -> Decision:
+    """Frames from one of a clip's frames to the next at inference."""
+    distance = summary["ed_es_distance_frames"]
+    evidence = {"ed_es_distance_frames": distance, "frames": frames}
+    if distance is None or frames < 2:
+        return Decision(1, "no distance from ED to ES is known: neighbouring frames", evidence)
+    stride = max(1, round(distance["median"] / (frames - 1)))
+    rule = "a window of T frames spans the median distance from ED to ES, as the clips of the training do"
+    return Decision(stride, rule, evidence)
+
+
 def normalisation_rule(summary: Summary) -> Decision:
     """How intensities are normalised."""
     return Decision(

@@ -17,8 +17,8 @@ from echoplan.paths import Folders
 from echoplan.work import run_cases
 
 from ..evaluation import segmentation_metrics
+from ..preprocessing.probabilities import ClipProbabilities, average, load_probabilities
 from .postprocessing import LabelledPrediction
-from .probabilities import ClipProbabilities, average, load_probabilities
 
 GROUND_TRUTH = "gt_segmentations"
 

@@ -14,8 +14,8 @@ from echoplan.imageio import Clip, probe_clip, read_mask, write_mask
 from echoplan.work import CaseResults, run_cases
 
 from ..evaluation.folder import find_masks
+from ..preprocessing.probabilities import average, load_probabilities, save_probabilities
 from .postprocessing import Step, apply_postprocessing
-from .probabilities import average, load_probabilities, save_probabilities
 
 
 def ensemble_folders(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cc3d
 import numpy as np
+from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 from scipy.ndimage import binary_fill_holes
 
 from echoplan.dataset import IGNORE
@@ -32,10 +32,9 @@ def largest_component(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray
     kept = np.zeros_like(mask)
     for value in _structures(labels):
         for frame, target in zip(mask, kept, strict=True):
-            parts, count = cc3d.connected_components(frame == value, connectivity=8, return_N=True)
-            if count:
-                sizes = np.bincount(parts.ravel())[1:]
-                target[parts == 1 + int(sizes.argmax())] = value
+            parts, sizes = label_with_component_sizes(frame == value, connectivity=2)
+            if sizes:
+                target[parts == max(sizes, key=sizes.__getitem__)] = value
     return kept
 
 
@@ -69,9 +68,8 @@ def temporal_smoothing(
         window_ms: the time that the filter looks at.
         frame_time_ms: time between two frames; None takes three frames, whatever they span.
     """
-    reach = int(
-        (window_ms / frame_time_ms if frame_time_ms else 3.0) // 2
-    )  # an even window would shift the mask in time
+    frames = window_ms / frame_time_ms if frame_time_ms else 3.0
+    reach = int(frames // 2)  # to either side: an even window would shift the mask in time
     if reach < 1 or len(mask) < 2:
         return mask.copy()
     padded = np.pad(mask, ((reach, reach), (0, 0), (0, 0)), mode="edge")

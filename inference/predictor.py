@@ -22,10 +22,10 @@ from echoplan.networks.apply import segment_clip
 
 from ..evaluation import CaseMask, measure_case
 from ..preprocessing.clip import normalise, preprocess_clip, sector_statistics
+from ..preprocessing.probabilities import ClipProbabilities, average
 from ..training.model_folder import ModelFolder
 from .inputs import clip_from_array
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
-from .probabilities import ClipProbabilities, average
 
 POSTPROCESSING_FILE = "postprocessing.json"
 _PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256

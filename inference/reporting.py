@@ -99,11 +99,14 @@ def _measure_patient(usable: Sequence[tuple[InputClip, Path, bool]], target: int
         # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
         clip = item.read() if pictured else None
         header = clip or item.probe()
+        mask = read_mask(path)
+        if header.crop is not None:
+            mask = header.crop.to_clip(mask)
         case = CaseMask(
             case=item.case,
             patient=item.about.patient,
             view=item.about.view,
-            mask=read_mask(path) == target,
+            mask=mask == target,
             spacing_mm=header.spacing_mm,
             frame_time_ms=header.frame_time_ms,
             ed_frame=item.about.ed_frame,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from echoplan.files import write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.work import run_cases
 
+from ..preprocessing.probabilities import save_probabilities
 from .inputs import InputClip, find_inputs
 from .predictor import EchoPredictor
-from .probabilities import save_probabilities
 from .reporting import write_reports
 
 ARGUMENTS_FILE = "prediction_args.json"
@@ -57,9 +57,9 @@ def predict_folder(
 ) -> PredictionRun:
     """Predict every clip in a file or folder and write the reports.
 
-    Broken clips are passed over and listed. Each result is whole or not there, so that an interrupted run can be
-    continued. Left in `out`: <case>.nii.gz on the clip's own grid, ef_report.csv, ef_report.json, report.html,
-    prediction_args.json, and <case>.npz where probabilities are kept.
+    Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: <case>.nii.gz on the
+    clip's own grid, <case>.npz where probabilities are kept, ef_report.csv, ef_report.json, report.html,
+    prediction_args.json.
 
     Args:
         source: what `find_inputs` takes.
@@ -72,17 +72,13 @@ def predict_folder(
         details: more for prediction_args.json (the command line's choices).
 
     Raises:
-        EchoPlanError: nothing to predict, results there already, results that would overwrite the clips, or a full disk.
+        EchoPlanError: nothing to predict, results there already or about to overwrite the clips, or a full disk.
     """
     out = Path(out)
-    if out.resolve() == Path(source).resolve():
-        raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
-    inputs = find_inputs(source, leave_out=out)
-    _check_targets(inputs, out, allow_existing=overwrite or continue_prediction)
+    inputs = _inputs_beside(Path(source), out, allow_existing=overwrite or continue_prediction)
     endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
     todo = [item for item in inputs if overwrite or not all(mask_path(out, item, end).is_file() for end in endings)]
     waiting = {item.case for item in todo}
-    run = PredictionRun(kept=[item.case for item in inputs if item.case not in waiting])
     with _ReadAhead(todo) as reader:
         results = run_cases(
             _predict_case,
@@ -90,8 +86,8 @@ def predict_folder(
             processes=0,  # one network on one device
             description="predicting",
         )
-    run.predicted = list(results.done)
-    run.failures |= results.failures
+    kept = [item.case for item in inputs if item.case not in waiting]
+    run = PredictionRun(list(results.done), kept, results.failures)
     finished = {*run.predicted, *run.kept}
     run.rows = write_reports(
         out,
@@ -191,10 +187,17 @@ def _predict_case(
     mask = predictor.label(clip, probabilities)
     if keep_probabilities:
         save_probabilities(mask_path(out, item, ".npz"), probabilities)
+    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
+        mask = clip.crop.to_file(mask)
+        clip = replace(clip, frames=mask, crop=None)
     write_mask(mask_path(out, item), mask, like=clip)  # last: its presence says that the case is finished
 
 
-def _check_targets(inputs: Sequence[InputClip], out: Path, *, allow_existing: bool) -> None:
+def _inputs_beside(source: Path, out: Path, *, allow_existing: bool) -> tuple[InputClip, ...]:
+    """The clips to predict, once it is clear that results in `out` harm neither them nor earlier results."""
+    if out.resolve() == source.resolve():
+        raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
+    inputs = find_inputs(source, leave_out=out)
     targets = {mask_path(out, item).resolve() for item in inputs}
     clash = [item.path for item in inputs if item.path.resolve() in targets]
     if clash:
@@ -206,3 +209,4 @@ def _check_targets(inputs: Sequence[InputClip], out: Path, *, allow_existing: bo
             file=out,
             remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
         )
+    return inputs

@@ -19,13 +19,7 @@ def load_labels(dataset: EchoDataset, case: Case, clip: Clip) -> np.ndarray:
     Raises:
         EchoPlanError: no label file, another grid than the clip's, an unnamed value, a listed frame outside the clip.
     """
-    mask = dataset.load_mask(case, frames_shape=clip.frames.shape)
-    if mask.shape != clip.frames.shape:
-        raise EchoPlanError(
-            f"the labels are {_shape(mask)}, the clip is {_shape(clip.frames)} (frames x rows x columns)",
-            file=dataset.folder / str(case.label),
-            remedy="labels must lie on the clip's own grid",
-        )
+    mask = dataset.load_mask(case, clip=clip)
     if case.labelled_frames is not None:
         outside = [frame for frame in case.labelled_frames if frame >= len(clip)]
         if outside:
@@ -70,7 +64,3 @@ def find_phases(case: Case, mask: np.ndarray | None, target: int) -> tuple[int |
         logger.info("%s: end-diastole and end-systole are exchanged, for the areas say so", case.case)
         end_diastole, end_systole = end_systole, end_diastole
     return end_diastole, end_systole
-
-
-def _shape(array: np.ndarray) -> str:
-    return " x ".join(map(str, array.shape))

@@ -2,8 +2,8 @@
 
     python tests/demo.py --root build/demo
 
-Makes 20 phantom patients (and 8 held out), plans, preprocesses, trains five folds, finds the best configuration, predicts the
-held-out patients, and prints one last line with their Dice and ejection-fraction error.
+Makes 20 phantom patients (and 8 held out), plans, preprocesses, trains five folds, finds the best configuration,
+predicts the held-out patients, and prints one last line with their Dice and ejection-fraction error.
 """
 
 from __future__ import annotations

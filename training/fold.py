@@ -92,7 +92,8 @@ def prepare_fold(
     missing = [case for case in (*train, *val) if not store.has(case)]
     if missing:
         raise EchoPlanError(
-            f"{len(missing)} of {len(train) + len(val)} cases are not preprocessed for {trainer} ({', '.join(missing[:3])} ...)",
+            f"{len(missing)} of {len(train) + len(val)} cases are not preprocessed for {trainer} "
+            f"({', '.join(missing[:3])} ...)",
             file=store.folder,
             remedy=f"run echoplan_preprocess -d {dataset} -tr {trainer}, or mend the cases it names",
         )

@@ -20,7 +20,7 @@ class OnlineDice:
         self._values: list[float] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (B, T, K, H, W), labels (B, T, H, W); pixels of 255 and frames of nothing else are left out."""
+        """Add a batch: logits (B, T, K, H, W), labels (B, T, H, W); pixels of 255 do not count."""
         predicted = (logits[:, :, 0] > 0).long() if self.classes == 1 else logits.argmax(dim=2)
         known = labels != IGNORE
         labelled = known.flatten(2).any(dim=2)

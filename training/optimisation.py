@@ -60,7 +60,7 @@ class Optimisation:
         if not torch.isfinite(torch.tensor(number)):
             raise EchoPlanError(
                 f"the loss became {number} at iteration {self.iteration}",
-                remedy="lower the learning rate (--set learning_rate=...) or train in --set precision=float32, and resume with --c",
+                remedy="train again with a lower learning rate (--set learning_rate=...) or --set precision=float32",
             )
         self.scaler.scale(value).backward()
         if self.recipe.gradient_clip is not None:

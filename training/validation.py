@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from echoplan.files import atomic_path, write_csv
+from echoplan.files import write_csv
 from echoplan.imageio import Clip, write_mask
 from echoplan.networks.apply import segment_clip
-from echoplan.networks.decision import labels_from_probabilities
 from echoplan.work import progress
 
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ..preprocessing.clip import normalise
 from ..preprocessing.geometry import Geometry
+from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from .fold import FoldSetup
 
 
@@ -84,11 +83,9 @@ def predict_stored_case(
         classes=setup.description.classes,
         batch=setup.plan.batch_size if setup.plan.frames == 1 else 1,
     )
-    with atomic_path(save_to / f"{case}.npz") as temporary:
-        np.savez_compressed(
-            temporary, probabilities=probabilities.astype(np.float16), geometry=np.array(json.dumps(geometry.to_dict()))
-        )
-    mask = labels_from_probabilities(geometry.to_native(probabilities))
+    predicted = ClipProbabilities(probabilities, geometry)
+    save_probabilities(save_to / f"{case}.npz", predicted)
+    mask = predicted.labels()
     spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
     write_mask(save_to / f"{case}.nii.gz", mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
     return mask, about

@@ -119,6 +119,8 @@ def _convert_case(
 def _label_clip(path: Path, case: Case, clip: Clip) -> np.ndarray:
     """(T, H, W) labels: 255 on every frame that is not among the labelled ones, where these are named."""
     mask = read_mask(path)
+    if clip.crop is not None:
+        mask = clip.crop.to_clip(mask)
     if case.labelled_frames is not None:
         named = list(case.labelled_frames)
         if len(mask) == len(clip) and max(named, default=0) < len(clip):

@@ -4,7 +4,7 @@ clip = read_clip("patient.dcm")
 clip.frames, clip.spacing_mm, clip.frame_time_ms
 """
 
-from echoplan.imageio.clip import Clip, ClipInfo
+from echoplan.imageio.clip import Clip, ClipInfo, Crop
 from echoplan.imageio.formats import (
     FORMATS,
     Format,
@@ -21,6 +21,7 @@ __all__ = [
     "FORMATS",
     "Clip",
     "ClipInfo",
+    "Crop",
     "Format",
     "ending",
     "find_format",

@@ -8,6 +8,33 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Crop:
+    """Where a clip lies in the larger image its file holds (a DICOM's ultrasound region).
+
+    Attributes:
+        file_shape: (H, W) of the file's own image.
+        box: (first row, end row, first column, end column) of the clip in it, ends excluded.
+    """
+
+    file_shape: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+    def to_file(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (T, h, w) of the clip on the file's own grid (T, H, W), 0 around it."""
+        whole = np.zeros((len(mask), *self.file_shape), mask.dtype)
+        r0, r1, c0, c1 = self.box
+        whole[:, r0:r1, c0:c1] = mask
+        return whole
+
+    def to_clip(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (T, H, W) on the file's own grid, cut to the clip (T, h, w); one on the clip's grid stays as it is."""
+        if mask.shape[1:] != self.file_shape:
+            return mask
+        r0, r1, c0, c1 = self.box
+        return mask[:, r0:r1, c0:c1]
+
+
+@dataclass(frozen=True)
 class Clip:
     """A greyscale ultrasound clip.
 
@@ -16,12 +43,14 @@ class Clip:
         spacing_mm: (row, column) distance of neighbouring pixels in mm, or None where it is unknown.
         frame_time_ms: mean time between two frames in ms, or None where it is unknown or there is one frame.
         source: the file or folder it was read from.
+        crop: where the clip lies in the file's own image; None where it is all of it.
     """
 
     frames: np.ndarray
     spacing_mm: tuple[float, float] | None = None
     frame_time_ms: float | None = None
     source: str = ""
+    crop: Crop | None = None
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -38,9 +67,10 @@ class ClipInfo:
 
     Attributes:
         shape: (T, H, W) of the clip that `read_clip` would return.
-        spacing_mm, frame_time_ms: as in `Clip`.
+        spacing_mm, frame_time_ms, crop: as in `Clip`.
     """
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float] | None = None
     frame_time_ms: float | None = None
+    crop: Crop | None = None

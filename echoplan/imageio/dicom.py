@@ -23,7 +23,7 @@ from pydicom.pixels import apply_color_lut, iter_pixels
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.arrays import to_clip_dtype, to_grey, usable_spacing, usable_time
-from echoplan.imageio.clip import Clip, ClipInfo
+from echoplan.imageio.clip import Clip, ClipInfo, Crop
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ def read(path: Path) -> Clip:
     header = _parse(path, _TAGS)
     if not header.get("PixelData"):
         raise EchoPlanError("the DICOM file holds no pixels", file=path, remedy="export the clip itself, not a report")
-    info, (first_row, end_row, first_column, end_column) = _interpret(header, path)
+    info = _interpret(header, path)
+    rows, columns = header.Rows, header.Columns
+    first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
     frames = []
     try:
         with _quiet():
@@ -98,12 +100,12 @@ def read(path: Path) -> Clip:
         raise EchoPlanError(
             f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames", file=path, remedy="export it again"
         )
-    return Clip(to_clip_dtype(np.stack(frames), path), info.spacing_mm, info.frame_time_ms, str(path))
+    return Clip(to_clip_dtype(np.stack(frames), path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
 
 
 def probe(path: Path) -> ClipInfo:
     """Shape (after the crop to the region), spacing and frame time from the header alone."""
-    return _interpret(_parse(path, [tag for tag in _TAGS if tag != "PixelData"]), path)[0]
+    return _interpret(_parse(path, [tag for tag in _TAGS if tag != "PixelData"]), path)
 
 
 def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
@@ -153,8 +155,8 @@ def _grey(pixels: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     return pixels
 
 
-def _interpret(header: pydicom.Dataset, path: Path) -> tuple[ClipInfo, tuple[int, int, int, int]]:
-    """What the header says of the clip, and the box (first row, end row, first column, end column) to crop to."""
+def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
+    """What the header says of the clip, cropped to its region."""
     try:
         with _quiet():
             rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
@@ -181,7 +183,8 @@ def _interpret(header: pydicom.Dataset, path: Path) -> tuple[ClipInfo, tuple[int
         if not usable_spacing(region.spacing_mm):
             logger.warning("%s: the ultrasound region's spacing %s is no length: unknown", path, region.spacing_mm)
             spacing = None
-    return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time), box
+    crop = None if box == (0, rows, 0, columns) else Crop((rows, columns), box)
+    return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time, crop)
 
 
 def _main_region(header: pydicom.Dataset) -> _Region | None:

@@ -93,7 +93,7 @@ def test_a_dense_release(tmp_path):
     clip = dataset.load_clip(case)
     assert np.array_equal(clip.frames, frames)
     assert clip.spacing_mm == pytest.approx((0.154, 0.308)) and clip.frame_time_ms == pytest.approx(20)
-    assert np.array_equal(dataset.load_mask(case, frames_shape=frames.shape), masks == 1)  # LV alone
+    assert np.array_equal(dataset.load_mask(case), masks == 1)  # LV alone
     assert dataset.description.labels == {"background": 0, "LV": 1}
     assert (
         dataset.description.licence == "CC BY-NC-SA 4.0" and "10.1109/TMI.2019.2900516" in dataset.description.reference

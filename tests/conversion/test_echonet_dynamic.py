@@ -90,7 +90,7 @@ def test_a_conversion(source, tmp_path):
     assert (tmp_path / "out" / a.image).read_bytes() == (source / "Videos" / "0XA.avi").read_bytes()
     clip = dataset.load_clip(a)
     assert clip.frames.shape == (FRAMES, SIDE, SIDE) and clip.spacing_mm is None and clip.frame_time_ms == 25
-    mask = dataset.load_mask(a, frames_shape=clip.frames.shape)
+    mask = dataset.load_mask(a, clip=clip)
     assert np.array_equal(mask[2], tracing_mask(tracing(15), (SIDE, SIDE)))
     assert np.array_equal(mask[6], tracing_mask(tracing(10), (SIDE, SIDE)))
     assert (np.delete(mask, [2, 6], axis=0) == 255).all()

@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from echoplan.evaluation import agreement
 from scipy import stats
+
+from echoplan.evaluation import agreement
 
 
 def pairs(n=60, seed=0, shift=2.0, noise=5.0):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from echoplan.evaluation import find_phases
 
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import find_phases
 
 
 def curve(seconds, frame_time_ms, *, beat_s=0.9, start=0.0, noise=0.0, seed=0):

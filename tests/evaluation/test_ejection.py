@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from echoplan.errors import EchoPlanError
 from echoplan.evaluation import (
     COLUMNS,
     CaseMask,
@@ -17,8 +19,6 @@ from echoplan.evaluation import (
     measure_patients,
     write_ef_report,
 )
-
-from echoplan.errors import EchoPlanError
 
 SPACING = (0.8, 0.5)
 

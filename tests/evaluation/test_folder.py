@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from echoplan.evaluation import evaluate_folder, segmentation_metrics
-from echoplan.evaluation.commands import evaluate_folder_command, report_command
 
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import evaluate_folder, segmentation_metrics
+from echoplan.evaluation.commands import evaluate_folder_command, report_command
 from echoplan.imageio import Clip, write_clip, write_mask
 
 SPACING = (0.8, 0.5)

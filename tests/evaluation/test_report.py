@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from echoplan.evaluation import CaseMask, make_overlays, measure_case, measure_patients, write_report
 from PIL import Image
+
+from echoplan.evaluation import CaseMask, make_overlays, measure_case, measure_patients, write_report
 
 SPACING = (0.4, 0.8)
 VOID = {"meta", "img", "br", "line", "circle", "polyline", "path", "use", "rect", "link"}

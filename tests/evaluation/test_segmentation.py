@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from echoplan.evaluation import segmentation_metrics
 
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import segmentation_metrics
 
 
 def brute_force(prediction, reference, spacing):

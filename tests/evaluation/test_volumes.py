@@ -5,6 +5,8 @@ import logging
 
 import numpy as np
 import pytest
+
+from echoplan.errors import EchoPlanError
 from echoplan.evaluation import (
     camus_biplane_volumes,
     ejection_fraction,
@@ -14,8 +16,6 @@ from echoplan.evaluation import (
     lv_volume_biplane,
     lv_volume_single_plane,
 )
-
-from echoplan.errors import EchoPlanError
 
 FLIPS = [(), (0,), (1,), (0, 1)]
 FINE = (0.3, 0.3)
@@ -164,9 +164,7 @@ def test_ejection_fraction_is_never_swapped():
             ejection_fraction(*pair)
 
 
-@pytest.mark.parametrize(
-    ("patient", "ef"), [("patient0001", 63.2), ("patient0002", 49.4), ("patient0003", 55.4)]
-)
+@pytest.mark.parametrize(("patient", "ef"), [("patient0001", 63.2), ("patient0002", 49.4), ("patient0003", 55.4)])
 def test_camus_patients(camus_masks, patient, ef):
     masks = {(view, phase): camus_masks(patient, view, phase) for view in ("2CH", "4CH") for phase in ("ED", "ES")}
     edv, esv = (

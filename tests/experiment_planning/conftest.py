@@ -3,13 +3,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from echoplan.experiment_planning import MemoryModel
-from echoplan.training.recipe import Recipe, TrainerNeeds
 from torch import nn
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
+from echoplan.experiment_planning import MemoryModel
 from echoplan.imageio import write_clip, write_mask
 from echoplan.imageio.clip import Clip
+from echoplan.training.recipe import Recipe, TrainerNeeds
 
 
 @pytest.fixture

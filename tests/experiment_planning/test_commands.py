@@ -1,11 +1,11 @@
 import pytest
+
 from echoplan.experiment_planning.commands import extract_fingerprint, plan_and_preprocess, plan_experiment
+from echoplan.files import read_json, write_json
+from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
 from echoplan.training.trainers import trainer_registry
-
-from echoplan.files import read_json, write_json
-from echoplan.plans import Plan
 
 
 @pytest.fixture

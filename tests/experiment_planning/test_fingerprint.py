@@ -2,13 +2,13 @@ import json
 
 import numpy as np
 import pytest
-from echoplan.experiment_planning import extract_fingerprint
-from echoplan.experiment_planning.summary import percentiles, summarise
-from echoplan.preprocessing.labels import find_phases
 
 from echoplan.dataset import Case
+from echoplan.experiment_planning import extract_fingerprint
+from echoplan.experiment_planning.summary import percentiles, summarise
 from echoplan.files import plain
 from echoplan.imageio import write_mask
+from echoplan.preprocessing.labels import find_phases
 
 
 def test_a_case_is_measured(tiny_dataset):

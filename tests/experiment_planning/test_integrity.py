@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from echoplan.experiment_planning import verify_dataset
-from echoplan.experiment_planning.integrity import _check_clip
 
 from echoplan.dataset import EchoDataset
+from echoplan.experiment_planning import verify_dataset
+from echoplan.experiment_planning.integrity import _check_clip
 from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
 

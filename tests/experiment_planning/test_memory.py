@@ -1,11 +1,11 @@
 import pytest
 import torch
-from echoplan.experiment_planning import MemoryModel, measure_memory
-from echoplan.training.recipe import Recipe
-from echoplan.training.trainers import trainer_registry
 from torch import nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.experiment_planning import MemoryModel, measure_memory
+from echoplan.training.recipe import Recipe
+from echoplan.training.trainers import trainer_registry
 
 GB = 1024**3
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from echoplan.experiment_planning import plan_experiment
-from echoplan.experiment_planning.summary import summarise
-from echoplan.experiment_planning.text import describe_plan
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
+from echoplan.experiment_planning import plan_experiment
+from echoplan.experiment_planning.summary import summarise
+from echoplan.experiment_planning.text import describe_plan
 from echoplan.files import plain, write_json
 from echoplan.plans import KINDS, Plan
 

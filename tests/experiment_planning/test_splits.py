@@ -1,11 +1,11 @@
 from collections import Counter
 
 import pytest
-from echoplan.experiment_planning import make_splits
-from echoplan.experiment_planning.splits import write_splits
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
+from echoplan.experiment_planning import make_splits
+from echoplan.experiment_planning.splits import write_splits
 from echoplan.files import read_json, write_json
 
 

@@ -17,9 +17,10 @@ from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing import ClipStore, Geometry, normalise, preprocess_clip, sector_statistics
-from echoplan.training.checkpoint import save_checkpoint
+from echoplan.training.checkpoint import plain_settings, save_checkpoint
+from echoplan.training.recipe import Recipe
 
-TRAINER_FILE = '''
+TRAINER_FILE = """
 import torch
 from torch import nn
 from echoplan.training.recipe import TrainerNeeds
@@ -53,7 +54,7 @@ class BrightTrainer(EchoTrainer):
 
 class DimTrainer(BrightTrainer):
     pass
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
                 {
                     "trainer": trainer,
                     "trainer_source": f"{source}:{trainer}",
-                    "settings": {},
+                    "settings": plain_settings(Recipe().to_dict()),
                     "size": list(size),
                     "classes": description.classes,
                     "network": {"threshold": torch.tensor(threshold)},

@@ -14,7 +14,7 @@ from echoplan.inference.commands import (
     find_best_configuration_command,
     predict,
 )
-from echoplan.inference.probabilities import load_probabilities
+from echoplan.preprocessing.probabilities import load_probabilities
 
 
 @pytest.fixture(autouse=True)

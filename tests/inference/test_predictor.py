@@ -9,14 +9,14 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.inference import EchoPredictor
 from echoplan.inference.inputs import clip_from_array
-from echoplan.inference.probabilities import (
+from echoplan.preprocessing import ClipStore, plan_geometry
+from echoplan.preprocessing.probabilities import (
     ClipProbabilities,
     average,
     load_probabilities,
     native_geometry,
     save_probabilities,
 )
-from echoplan.preprocessing import ClipStore, plan_geometry
 from echoplan.training.fold import FoldSetup
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.validation import predict_stored_case

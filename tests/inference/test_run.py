@@ -12,8 +12,8 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask
 from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
-from echoplan.inference.probabilities import load_probabilities
 from echoplan.inference.run import prediction_record
+from echoplan.preprocessing.probabilities import load_probabilities
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from echoplan.preprocessing import detect_sector, normalise, preprocess_clip, sector_statistics, to_uint8
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
+from echoplan.preprocessing import detect_sector, normalise, preprocess_clip, sector_statistics, to_uint8
 
 
 def test_uint8_is_untouched():

@@ -2,12 +2,12 @@ import time
 
 import numpy as np
 import pytest
-from echoplan.preprocessing import Geometry, plan_geometry
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
 
 from echoplan.errors import EchoPlanError
+from echoplan.preprocessing import Geometry, plan_geometry
 
 
 def dice(a, b):

@@ -2,8 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from echoplan.preprocessing import detect_sector
 from PIL import Image
+
+from echoplan.preprocessing import detect_sector
 
 
 def assert_close(box, true, shape, slack=0.05):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from echoplan.preprocessing import ClipStore
 
 from echoplan.errors import EchoPlanError
+from echoplan.preprocessing import ClipStore
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A tiny preprocessed dataset: a bright, shrinking disc in dark noise, labelled at end-diastole and end-systole only."""
+"""A tiny preprocessed dataset: a bright, shrinking disc in dark noise, labelled at its two phases only."""
 
 from __future__ import annotations
 

@@ -79,9 +79,9 @@ def test_draws_stay_in_their_bounds_and_spread() -> None:
     degrees, scales = np.array([d.degrees for d in draws]), np.array([d.scale for d in draws])
     assert abs(degrees).max() <= 20 and abs(degrees).max() > 19
     assert scales.min() >= 0.7 and scales.max() <= 1.4
-    assert np.mean(degrees != 0) == pytest.approx(0.5, abs=0.04) and np.mean([d.mirror for d in draws]) == pytest.approx(
-        0.5, abs=0.04
-    )
+    assert np.mean(degrees != 0) == pytest.approx(0.5, abs=0.04) and np.mean(
+        [d.mirror for d in draws]
+    ) == pytest.approx(0.5, abs=0.04)
 
 
 @pytest.mark.parametrize("kind", ["strong", "light"])

@@ -12,7 +12,9 @@ from echoplan.training.data import BatchLoader, SampleReader, build_augmentation
 from echoplan.training.fold import FoldSetup
 
 
-def make_loader(setup: FoldSetup, *, processes: int = 0, reader: SampleReader | None = None, **options: object) -> BatchLoader:
+def make_loader(
+    setup: FoldSetup, *, processes: int = 0, reader: SampleReader | None = None, **options: object
+) -> BatchLoader:
     properties = setup.properties(setup.train)
     count = setup.plan.frames
     samples = frame_samples(properties) if count == 1 else clip_samples(properties, count)

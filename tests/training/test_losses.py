@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+
+from echoplan.errors import EchoPlanError
 from echoplan.training.losses import (
     boundary_loss,
     cross_entropy_loss,
@@ -15,8 +17,6 @@ from echoplan.training.losses import (
     signed_distance_maps,
     soft_dice_loss,
 )
-
-from echoplan.errors import EchoPlanError
 
 
 def _logit(p: float) -> float:

@@ -152,7 +152,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path) -> None:
     save_checkpoint(path, {"network": {"w": torch.ones(3)}})
     assert torch.equal(load_checkpoint(path)["network"]["w"], torch.ones(3))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(EchoPlanError, match="checkpoint_final.pth"):
+    with pytest.raises(EchoPlanError, match=r"checkpoint_final\.pth"):
         load_checkpoint(path)
     torch.save({"format": 99}, path)
     with pytest.raises(EchoPlanError, match="another format"):

@@ -33,8 +33,8 @@ def frame_samples(properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
 def clip_samples(properties: Mapping[str, Mapping[str, Any]], count: int) -> list[Sample]:
     """One sample of `count` frames for every case that has a labelled frame.
 
-    From end-diastole to end-systole where both are known; else over the span of the labelled frames. Time runs forward, so a
-    clip that starts at end-systole is not played backwards.
+    From end-diastole to end-systole where both are known; else over the span of the labelled frames. Time runs forward,
+    so a clip that starts at end-systole is not played backwards.
     """
     samples = []
     for case, about in properties.items():
@@ -50,8 +50,8 @@ def window_samples(properties: Mapping[str, Mapping[str, Any]], count: int, *, s
     """For every labelled frame, one sample with that frame at each of the `count` places of a window.
 
     A network that mixes neighbouring frames learns nothing about the places where it never sees a label. With labels at
-    end-diastole and end-systole alone, and clips from the one to the other, those would be all places but the first and the
-    last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
+    end-diastole and end-systole alone, and clips from the one to the other, those would be all places but the first and
+    the last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
     """
     return [
         Sample(case, _reflect(frame + (np.arange(count) - place) * stride, about["native_frames"]))

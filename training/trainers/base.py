@@ -43,7 +43,7 @@ _SMOOTHING = 0.9  # of the validation Dice that picks the best checkpoint; singl
 
 
 class EchoTrainer(ABC):
-    """Trains one fold. A method states its needs, its recipe, its network and its loss, and changes hooks where it must.
+    """Trains one fold. A method states its needs, recipe, network and loss, and changes hooks where it must.
 
     Args:
         setup: the fold's plan, store, cases and folders.
@@ -75,7 +75,8 @@ class EchoTrainer(ABC):
     ) -> None:
         if setup.description.classes > 1 and not self.needs.multi_structure:
             raise EchoPlanError(
-                f"{type(self).__name__} segments one structure; this dataset has {', '.join(setup.description.structures)}",
+                f"{type(self).__name__} segments one structure; this dataset has "
+                f"{', '.join(setup.description.structures)}",
                 remedy="convert the dataset with one structure (--structures lv), or choose another trainer",
             )
         self.setup = setup
@@ -121,7 +122,7 @@ class EchoTrainer(ABC):
         """
 
     def finish_sample(self) -> Any:
-        """A picklable function labels (T, H, W) -> more targets by name, for the loader's workers; None adds nothing."""
+        """A picklable function labels (T, H, W) -> more targets by name, for the loader's workers; or None."""
         return None
 
     # The training ---------------------------------------------------------------------------------------------------

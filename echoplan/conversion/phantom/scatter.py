@@ -136,9 +136,7 @@ def _trabeculae(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     return tuple(np.concatenate(values) for values in zip(rim, muscle, other, strict=True))
 
 
-def _pericardium(
-    rng: np.random.Generator, cut: Cut, sector: Sector
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pericardium(rng: np.random.Generator, cut: Cut, sector: Sector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = int(0.12 * len(sector.radii) * len(sector.angles))
     position, layer = rng.uniform(-1.02, 1.02, count), rng.uniform(0.97, 1.2, count)
     samples = np.linspace(-1.02, 1.02, 300)

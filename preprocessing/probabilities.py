@@ -14,7 +14,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.networks.decision import labels_from_probabilities
 
-from ..preprocessing.geometry import Geometry
+from .geometry import Geometry
 
 _FRAMES_AT_ONCE = 32
 
