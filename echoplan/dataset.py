@@ -80,7 +80,7 @@ class DatasetDescription:
         values = list(self.labels.values())
         if self.labels.get("background") != 0:
             raise ValueError('"labels" needs "background": 0')
-        if sorted(values) != list(range(len(values))) or any(isinstance(value, bool) for value in values):
+        if sorted(values) != list(range(len(values))) or any(type(value) is not int for value in values):
             raise ValueError(f'the values of "labels" must be 0, 1, 2, ... without gaps, not {values}')
         if len(values) < 2:
             raise ValueError('"labels" names no structure besides the background')
@@ -226,14 +226,16 @@ def read_cases(path: Path) -> tuple[Case, ...]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]  # blank lines count, as in an editor
             columns = set(reader.fieldnames or ())
     except FileNotFoundError as error:
         raise EchoPlanError("cases.csv is missing", file=path, remedy="convert the dataset again") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EchoPlanError(f"this is not a CSV file in UTF-8: {error}", file=path, remedy="save it as such") from error
     missing = [name for name in ("case", "patient", "image") if name not in columns]
     if missing:
         raise EchoPlanError(f"required columns are missing: {', '.join(missing)}", file=path)
-    cases = tuple(_parse_row(row, line, path) for line, row in enumerate(rows, start=2))
+    cases = tuple(_parse_row(row, line, path) for line, row in rows)
     twice = [name for name, count in Counter(case.case for case in cases).items() if count > 1]
     if twice:
         raise EchoPlanError(
@@ -282,7 +284,7 @@ def _frame(text: str, name: str) -> int | None:
         number = float(text)  # spreadsheets turn 17 into 17.0
     except ValueError:
         raise ValueError(f"{name} is {text!r}, not a frame number") from None
-    if number < 0 or number != int(number):
+    if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError(f"{name} is {text!r}; frames count 0, 1, 2, ...")
     return int(number)
 

@@ -16,8 +16,9 @@ from echoplan.cli import command, parser
 from echoplan.device import choose_device
 from echoplan.paths import Folders
 
-_LIBRARIES = ("torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy", "blosc2",
-              "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "av")  # fmt: skip
+_LIBRARIES = ("torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
+              "scikit-image", "tqdm", "matplotlib", "jinja2", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
+              "pylibjpeg-openjpeg", "blosc2", "av")  # fmt: skip
 _LOW_DISK_GB = 10
 
 
@@ -28,7 +29,7 @@ def doctor(arguments: Sequence[str]) -> int:
     lines, problems = diagnose(os.environ)
     print("\n".join(lines))
     for problem in problems:
-        print(f"missing: {problem}")
+        print(f"problem: {problem}")
     print("nothing is missing" if not problems else f"{len(problems)} thing(s) to look at")
     return 1 if problems else 0
 
@@ -47,7 +48,9 @@ def diagnose(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
         free = shutil.disk_usage(home).free / 1e9
         datasets = len(list(path.glob("Dataset*"))) if path.is_dir() else 0
         lines.append(f"{name:13} {path} ({source}), {datasets} dataset(s), {free:.0f} GB free")
-        if not os.access(home, os.W_OK):
+        if not home.is_dir():
+            problems.append(f"{home} is a file, not a folder; set echoplan_{name} or ECHOPLAN_ROOT to a folder")
+        elif not os.access(home, os.W_OK):
             problems.append(f"{home} cannot be written to; set echoplan_{name} or ECHOPLAN_ROOT to a folder of yours")
         if free < _LOW_DISK_GB:
             problems.append(f"only {free:.1f} GB are free for {path}")

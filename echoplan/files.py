@@ -14,6 +14,7 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial-"
 
 
@@ -25,18 +26,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any error, an interruption included, the temporary file is removed and `path` stays as it was.
 
     Raises:
-        EchoPlanError: the disk is full.
+        EchoPlanError: the disk, or the user's share of it, is full.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())  # a crash after the move must not leave an empty file under the final name
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise EchoPlanError(
                 "the disk is full",
                 file=target,

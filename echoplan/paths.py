@@ -53,7 +53,13 @@ class Folders:
         Raises:
             EchoPlanError: the name has odd characters, or the name or id is taken by another dataset.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.isdigit():
+        if _DATASET_FOLDER.fullmatch(name):
+            raise EchoPlanError(
+                f"{name!r} is a folder's name, not a dataset's", remedy="give the name alone, and the number with --id"
+            )
+        if dataset_id is not None and dataset_id < 0:
+            raise EchoPlanError(f"{dataset_id} cannot be a dataset's id", remedy="use 0, 1, 2, ...")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.isdecimal():
             raise EchoPlanError(
                 f"{name!r} cannot name a dataset", remedy="use letters, digits, '-', '_', not digits alone"
             )
@@ -91,7 +97,7 @@ def _datasets(root: Path) -> list[tuple[Path, int, str]]:
 def _find(root: Path, name: str, *, remedy: str) -> Path:
     datasets = _datasets(root)
     matches = [
-        p for p, number, known in datasets if name in (p.name, known) or (name.isdigit() and int(name) == number)
+        p for p, number, known in datasets if name in (p.name, known) or (name.isdecimal() and int(name) == number)
     ]
     if len(matches) == 1:
         return matches[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +18,7 @@ from tqdm import tqdm
 from echoplan.errors import EchoPlanError
 
 logger = logging.getLogger(__name__)
+_STARTING_SECONDS = 8.0  # each worker imports PyTorch first
 Item = TypeVar("Item")
 
 
@@ -31,6 +34,10 @@ class CaseResults:
     done: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        """The cases worked on so far."""
+        return len(self.done) + len(self.failures)
+
 
 def run_cases(
     function: Callable[..., Any],
@@ -38,6 +45,7 @@ def run_cases(
     *,
     processes: int = 0,
     description: str = "",
+    trial: bool = True,
 ) -> CaseResults:
     """Call `function(*arguments[case])` for every case, and go on past the cases that fail.
 
@@ -46,14 +54,34 @@ def run_cases(
         arguments: case name -> positional arguments.
         processes: worker processes; 0 works in this process.
         description: the progress bar's label.
+        trial: work in this process until it is clear that workers, which take seconds to start, would pay; False starts
+            them at once.
 
     Raises:
         EchoPlanError: an error that no case can escape (a full disk), or a worker process that died; the message names
             the cases it was working on.
     """
-    if processes == 0 or len(arguments) < 2:
-        return _run_here(function, arguments, description)
-    return _run_in_pool(function, arguments, min(processes, len(arguments)), description)
+    results = CaseResults()
+    waiting = dict(arguments)
+    workers = min(processes, len(waiting)) if len(waiting) > 1 else 0
+    started = time.monotonic()
+    with progress([], description=description, total=len(waiting)) as bar:
+        while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
+            case = next(iter(waiting))
+            _record(results, case, _attempt(function, *waiting.pop(case)))
+            bar.update()
+        if waiting:
+            _run_in_pool(function, waiting, workers, results, bar)
+    return results
+
+
+def _workers_pay(started: float, done: int, left: int, workers: int, trial: bool) -> bool:
+    if not trial:
+        return True
+    if not done:
+        return False
+    seconds_left = (time.monotonic() - started) / done * left
+    return seconds_left * (1 - 1 / workers) > _STARTING_SECONDS
 
 
 def progress(items: Iterable[Item], *, description: str, total: int | None = None, unit: str = "case") -> tqdm[Item]:
@@ -61,55 +89,71 @@ def progress(items: Iterable[Item], *, description: str, total: int | None = Non
     return tqdm(items, desc=description, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
 
-def _run_here(function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], description: str) -> CaseResults:
-    results = CaseResults()
-    for case, values in progress(arguments.items(), description=description, total=len(arguments)):
-        _record(results, case, lambda values=values: function(*values))
-    return results
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    traceback: str = ""
 
 
 def _run_in_pool(
-    function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], processes: int, description: str
-) -> CaseResults:
-    results = CaseResults()
+    function: Callable[..., Any],
+    arguments: Mapping[str, tuple[Any, ...]],
+    processes: int,
+    results: CaseResults,
+    bar: tqdm[Any],
+) -> None:
     waiting = list(arguments.items())[::-1]
     running: dict[Future[Any], str] = {}
     # Spawned, not forked: a fork of a process that runs threads (torch, blosc2) can hang.
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
     try:
-        with progress([], description=description, total=len(arguments)) as bar:
-            while waiting or running:
-                # No more in flight than workers, so that a dead worker's cases can be named.
-                while waiting and len(running) < processes:
-                    case, values = waiting.pop()
-                    running[pool.submit(function, *values)] = case
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                in_flight = ", ".join(sorted(running.values()))
-                for future in finished:
-                    _record(results, running.pop(future), future.result, in_flight)
-                    bar.update()
-    except BaseException:
+        while waiting or running:
+            # No more in flight than workers, so that a dead worker's cases can be named.
+            while waiting and len(running) < processes:
+                case, values = waiting.pop()
+                running[pool.submit(_attempt, function, *values)] = case
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                _record(results, running[future], _attempt(future.result))
+                del running[future]
+                bar.update()
+    except BaseException as error:
+        cut_off = [case for future, case in running.items() if not future.done() or future.exception() is not None]
         for worker in list((pool._processes or {}).values()):
             worker.terminate()  # do not let a long case hold up Ctrl-C
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise _worker_died(cut_off) from error
         raise
     pool.shutdown()
-    return results
 
 
-def _record(results: CaseResults, case: str, call: Callable[[], Any], in_flight: str = "") -> None:
+def _attempt(function: Callable[..., Any], *values: Any) -> Any:
+    """The function's value or a `_Failure`: not every exception can be sent from a worker, but its text always can."""
     try:
-        results.done[case] = call()
-    except BrokenProcessPool as error:
-        raise EchoPlanError(
-            f"a worker process died while working on {in_flight}",
-            remedy="it may have run out of memory: run the same command again with fewer workers (-np); what is "
-            "finished is kept",
-        ) from error
+        return function(*values)
+    except BrokenProcessPool:
+        raise
     except EchoPlanError as error:
         if error.fatal:
             raise
-        results.failures[case] = str(error)
+        return _Failure(str(error))
     except Exception as error:
-        logger.debug("case %s", case, exc_info=True)
-        results.failures[case] = f"{type(error).__name__}: {error}"
+        return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _record(results: CaseResults, case: str, outcome: Any) -> None:
+    if not isinstance(outcome, _Failure):
+        results.done[case] = outcome
+        return
+    results.failures[case] = outcome.reason
+    if outcome.traceback:
+        logger.debug("case %s\n%s", case, outcome.traceback)
+
+
+def _worker_died(cases: Iterable[str]) -> EchoPlanError:
+    return EchoPlanError(
+        f"a worker process died while working on {', '.join(sorted(cases))}",
+        remedy="it may have run out of memory: run the same command again with fewer workers (-np); what is finished "
+        "is kept",
+    )

@@ -171,7 +171,10 @@ def _download(name: str, source: WeightsSource, folder: Path) -> Path:
 
 def _how_to_get(name: str, source: WeightsSource | None) -> str:
     origin = f"download {source.url} on a machine with a connection and" if source else f"get the file ({name}.pth) and"
-    return f"{origin} put it into the folder that ECHOPLAN_WEIGHTS names, or give its path as `pretrained`"
+    return (
+        f"{origin} put it into the folder that ECHOPLAN_WEIGHTS names, or give its path (-pretrained_weights FILE); "
+        "--set pretrained=false starts from random weights"
+    )
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

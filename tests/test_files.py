@@ -1,0 +1,147 @@
+"""Files are whole or not there, and hold plain types."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import atomic_path, plain, read_json, write_csv, write_json, write_text
+
+
+def test_an_exception_leaves_the_old_file_and_no_partial_one(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_interruption_leaves_the_old_file_and_no_partial_one(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_file_is_not_there_before_the_block_ends(tmp_path):
+    target = tmp_path / "new" / "folder" / "mask.nii.gz"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"mask")
+        assert not target.exists()
+        assert temporary.parent == target.parent  # a move within one file system
+        assert temporary.name.endswith("mask.nii.gz")  # writers choose the format by the ending
+    assert target.read_bytes() == b"mask"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_text("old")
+    with pytest.raises(FileNotFoundError), atomic_path(target):
+        pass
+    assert target.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_an_error_for_people(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_text("old")
+    with pytest.raises(EchoPlanError, match="the disk is full") as caught, atomic_path(target) as temporary:
+        temporary.write_text("half")
+        with open("/dev/full", "w") as full:
+            full.write("more than fits")  # the operating system's own ENOSPC, on flush
+    assert caught.value.fatal
+    assert caught.value.file == str(target)
+    assert "free some space" in str(caught.value)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_a_disk_that_is_full_at_the_last_step(tmp_path, monkeypatch, number, call):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    target = tmp_path / "folder" / "report.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if call == "mkdir" else os, call, refuse)
+        with pytest.raises(EchoPlanError, match="the disk is full") as caught:
+            write_text(target, "new")
+    assert caught.value.fatal
+    assert not target.parent.exists() or list(target.parent.iterdir()) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("x")
+        raise PermissionError(errno.EACCES, "no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_round_trip_with_empty_cells(tmp_path):
+    path = tmp_path / "ef.csv"
+    rows = [{"case": "a, with comma", "ef": np.float32(55.5)}, {"case": "ü", "ef": float("nan")}, {"case": None}]
+    write_csv(path, rows, ("case", "ef"))
+    with open(path, newline="", encoding="utf-8") as stream:
+        assert list(csv.reader(stream)) == [["case", "ef"], ["a, with comma", "55.5"], ["ü", ""], ["", ""]]
+
+
+def test_csv_refuses_unknown_columns_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "ef.csv"
+    write_csv(path, [{"case": "a"}], ("case",))
+    with pytest.raises(ValueError, match="edv"):
+        write_csv(path, [{"case": "b"}, {"case": "c", "edv": 100}], ("case",))
+    assert path.read_text().split() == ["case", "a"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_plain_gives_types_that_json_knows():
+    value = {
+        1: np.int64(3), "nan": float("nan"), "inf": -np.inf, "f32": np.float32(0.5), "bool": np.bool_(True),
+        "array": np.array([[1.0, np.nan]]), "tensor": torch.tensor([1, 2]), "path": Path("a") / "b",
+        "tuple": (np.uint8(255), [np.float64("inf")]), "text": np.str_("LV"), "none": None,
+    }  # fmt: skip
+    made = plain(value)
+    assert made == {
+        "1": 3, "nan": None, "inf": None, "f32": 0.5, "bool": True, "array": [[1.0, None]], "tensor": [1, 2],
+        "path": os.path.join("a", "b"), "tuple": [255, [None]], "text": "LV", "none": None,
+    }  # fmt: skip
+    assert type(made["1"]) is int and type(made["f32"]) is float and made["bool"] is True
+    assert type(made["tuple"][0]) is int
+
+
+def test_json_round_trip_is_strict_json(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"ef": np.nan, "name": "Müller", "frames": (0, np.int32(17))})
+    text = path.read_text(encoding="utf-8")
+    assert "NaN" not in text and "Müller" in text and text.endswith("}\n")
+    assert json.loads(text) == read_json(path) == {"ef": None, "name": "Müller", "frames": [0, 17]}
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
+def test_broken_json_names_the_file(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(EchoPlanError, match="not valid JSON") as caught:
+        read_json(path)
+    assert caught.value.file == str(path)
+
+
+def test_missing_json_names_the_file(tmp_path):
+    with pytest.raises(EchoPlanError, match="missing") as caught:
+        read_json(tmp_path / "a.json")
+    assert caught.value.file == str(tmp_path / "a.json")

@@ -1,0 +1,309 @@
+"""The building itself: floors, house rules, and what the installed package holds."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import fnmatch
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "echoplan": 0, "preprocessing": 1, "evaluation": 1, "training": 2, "experiment_planning": 3, "inference": 3,
+}  # fmt: skip
+STAGES = [room for room in FLOORS if room != "echoplan"]
+MAY_PRINT = ("commands.py", "cli.py", "doctor.py")
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+@cache
+def modules():
+    """Dotted name as installed -> file, of all code that users get."""
+    found = {}
+    for room in FLOORS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if room == "echoplan" else ("echoplan", *parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def room_of(name):
+    """The room of a module's dotted name; None for other people's packages."""
+    parts = name.split(".")
+    if parts[0] in STAGES:
+        return parts[0]
+    if parts[0] != "echoplan":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in STAGES else "echoplan"
+
+
+def imports(name, path):
+    """(line, full dotted name, relative?) of everything a module imports, in functions and by import_module too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            # "from echoplan import training" names the room only after the import
+            yield from ((node.lineno, f"{base}.{alias.name}", bool(node.level)) for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant):
+                yield node.lineno, str(first.value), False
+
+
+def called(node):
+    """`c` of the call a.b.c()."""
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def where(path, line):
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def all_imports():
+    for name, path in modules().items():
+        for line, target, relative in imports(name, path):
+            if room_of(target) is not None:
+                yield room_of(name), room_of(target), relative, where(path, line)
+
+
+def test_the_checks_below_see_the_code():
+    assert len(modules()) > 60
+    assert {room_of(name) for name in modules()} == set(FLOORS)
+    seen = {(room, target) for room, target, _, _ in all_imports()}
+    assert {("training", "preprocessing"), ("inference", "evaluation"), ("evaluation", "echoplan")} <= seen
+
+
+def test_no_import_goes_up_a_floor():
+    wrong = [
+        f"{place}: {room} imports {target}"
+        for room, target, _, place in all_imports()
+        if room != target and FLOORS[target] >= FLOORS[room]
+    ]
+    assert wrong == []
+
+
+def test_stages_import_stages_relatively_and_the_ground_floor_absolutely():
+    wrong = []
+    for room, target, relative, place in all_imports():
+        if target in STAGES and not relative:
+            wrong.append(f"{place}: {target} must be imported relatively")
+        if room in STAGES and target == "echoplan" and relative:
+            wrong.append(f"{place}: the ground floor must be imported absolutely")
+    assert wrong == []
+
+
+def test_no_circle_between_stages():
+    edges = {room: {target for source, target, _, _ in all_imports() if source == room != target} for room in FLOORS}
+    while edges:
+        free = [room for room, targets in edges.items() if not targets & edges.keys()]
+        assert free, f"these import each other in a circle: {sorted(edges)}"
+        edges = {room: targets for room, targets in edges.items() if room not in free}
+
+
+@pytest.mark.parametrize("path", modules().values(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_house_rules(path):
+    wrong = []
+    if path.read_text(encoding="utf-8").count("\n") > MAX_FILE:
+        wrong.append(f"{path.name} has more than {MAX_FILE} lines")
+    for node in ast.walk(tree(path)):
+        wrong += [f"{where(path, node.lineno)}: {problem}" for problem in problems(node, path)]
+    assert wrong == []
+
+
+def problems(node, path):
+    """What the house rules say against one node of the syntax tree."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION:
+        yield f"{node.name} has more than {MAX_FUNCTION} lines"
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+        if names & {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}:
+            yield "pickle"
+        if getattr(node, "module", None) == "pickle" or any(item.name == "pickle" and item.asname for item in node.names):
+            yield "pickle under another name"
+    # PyTorch's refusal of an unsafe file is a pickle.UnpicklingError; to catch it is no use of pickle
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and node.attr != "UnpicklingError":
+        yield "pickle"
+    if isinstance(node, ast.Call):
+        options = {item.arg: item.value for item in node.keywords}
+        source = ast.unparse(node.func)
+        if source == "print" and path.name not in MAY_PRINT:
+            yield "print outside commands"
+        if source == "torch.load" and getattr(options.get("weights_only"), "value", None) is not True:
+            yield "torch.load without weights_only=True"
+        if source in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", False) is not False:
+            yield "np.load with pickle"
+        if called(node) in ("load_state_dict_from_url", "hf_hub_download"):
+            yield "a download"
+    if isinstance(node, ast.ExceptHandler) and node.type is None:
+        yield "bare except"
+    if isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node):
+        yield "a stub"
+
+
+def test_no_notes_to_oneself_are_left():
+    left = [
+        where(path, number)
+        for path in modules().values()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(r"\b(TODO|FIXME|XXX|HACK)\b", line)
+    ]
+    assert left == []
+
+
+def setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def lines(text):
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def test_setup_lists_every_package_on_disk():
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    listed = lines(setup_cfg()["options"]["packages"])
+    assert sorted(listed) == sorted(set(listed))
+    assert set(listed) == packages
+
+
+def test_every_package_the_code_imports_is_required():
+    required = {re.split(r"[><=]", line)[0].lower() for line in lines(setup_cfg()["options"]["install_requires"])}
+    distributions = {"PIL": "pillow", "skimage": "scikit-image", "acvl_utils": "acvl-utils"}
+    missing = set()
+    for name, path in modules().items():
+        for line, target, _ in imports(name, path):
+            top = target.split(".")[0]
+            known = top in sys.stdlib_module_names or top in FLOORS
+            if not known and distributions.get(top, top).lower() not in required:
+                missing.add(f"{where(path, line)}: {top}")
+    assert missing == set()
+
+
+def test_every_folder_with_code_is_a_package():
+    assert [str(path) for path in modules().values() if not (path.parent / "__init__.py").is_file()] == []
+
+
+def data_files():
+    """Path as installed of every file in the rooms that is no code."""
+    for room in FLOORS:
+        for path in sorted((ROOT / room).rglob("*")):
+            if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
+                inside = path.relative_to(ROOT)
+                yield (inside if room == "echoplan" else "echoplan" / inside).as_posix()
+
+
+def test_every_data_file_is_listed_and_every_pattern_is_used():
+    patterns = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, text in setup_cfg()["options.package_data"].items()
+        for pattern in lines(text)
+    ]
+    files = list(data_files())
+    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not fnmatch.filter(files, pattern)] == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked, built from a copy so that the checkout stays clean."""
+    pytest.importorskip("setuptools", minversion="77")
+    copy, made = tmp_path_factory.mktemp("source") / "echoplan", tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        made,
+        ".",
+    ]
+    run = subprocess.run(build, cwd=copy, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (file,) = made.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(made / "unpacked")
+    return made / "unpacked"
+
+
+def test_the_wheel_holds_all_code_and_data_and_nothing_else(wheel):
+    packed = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
+    code = {
+        f"{name.replace('.', '/')}{'/__init__' if path.name == '__init__.py' else ''}.py"
+        for name, path in modules().items()
+    }
+    assert {path for path in packed if path.startswith("echoplan/")} == code | set(data_files())
+    others = {path.split("/")[0] for path in packed} - {"echoplan"}
+    assert len(others) == 1 and others.pop().endswith(".dist-info")
+    assert any(path.endswith("/LICENSE") for path in packed)
+
+
+def test_every_console_script_of_the_wheel_can_be_called(wheel, tmp_path):
+    (entry_points,) = wheel.glob("*.dist-info/entry_points.txt")
+    installed = configparser.ConfigParser()
+    installed.read(entry_points)
+    scripts = dict(installed["console_scripts"])
+    listed = lines(setup_cfg()["options.entry_points"]["console_scripts"])
+    assert scripts == dict(re.split(r"\s*=\s*", line) for line in listed)
+    check = (
+        "import importlib, sys, echoplan\n"
+        "assert echoplan.__file__.startswith(sys.argv[1]), echoplan.__file__\n"
+        "for target in sys.argv[2:]:\n"
+        "    module, name = target.split(':')\n"
+        "    module = importlib.import_module(module)\n"
+        "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
+        "    assert callable(getattr(module, name)), target\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(wheel), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", check, str(wheel), *scripts.values()]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+PACKAGES = [name for name, path in modules().items() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_offers_is_there_and_explained(package):
+    module = importlib.import_module(package)
+    assert module.__doc__, f"{package} has no docstring"
+    offered = getattr(module, "__all__", [])
+    assert sorted(offered) == sorted(set(offered))
+    assert [name for name in offered if not hasattr(module, name)] == []
+    silent = []
+    for name in offered:
+        item = getattr(module, name)
+        if inspect.isfunction(item) or inspect.isclass(item):
+            written = item.__dict__.get("__doc__") if inspect.isclass(item) else item.__doc__
+            if not written or written.startswith(f"{name}("):  # what dataclasses write for themselves
+                silent.append(name)
+    assert silent == []
