@@ -134,12 +134,13 @@ def _clip_configuration(request: Request, frame: Configuration) -> Configuration
     size = rules.size_rule(
         request.summary, crop=crop.value, protocol=request.protocol, square=True, override=request.size
     )
+    frames = rules.frames_rule(request.summary, rules.CLIP_FRAMES)
     decisions = {
         "size": size,
         "target_spacing_mm": _spacing(request, size, crop),
-        "frames": Decision(rules.CLIP_FRAMES, "the papers' ten frames a clip", kind="fixed"),
+        "frames": frames,
         "sampling": rules.sampling_rule(request.summary),
-        "frame_stride": rules.stride_rule(request.summary, rules.CLIP_FRAMES),
+        "frame_stride": rules.stride_rule(request.summary, frames.value),
         "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
         "learning_rate": Decision(1e-4, _START, kind="fixed"),
     }
@@ -179,9 +180,10 @@ def _spacing(request: Request, size: Decision, crop: Decision) -> Decision:
 def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:
     """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
     needs, target = trainer.needs, request.gpu_memory_gb
+    wanted = rules.frames_rule(request.summary, needs.frames)
     tried = None
     try:
-        for side, frames in _attempts(size, needs):
+        for side, frames in _attempts(size, wanted.value, needs):
             model = request.measure(trainer, size=side, frames=frames, classes=request.classes)
             batch = model.largest_batch(target, at_most=needs.batch_size)
             tried = (side, frames, batch, model)
@@ -193,33 +195,30 @@ def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Dec
             needs.batch_size, "the paper's; not fitted to the GPU, for its memory could not be simulated",
             {"reason": str(error)}, kind="fixed",
         )  # fmt: skip
-        return size, _frames_decision(needs.frames, needs), unknown
+        return size, wanted, unknown
     side, frames, batch, model = tried
     if not batch:
         logger.warning("%s does not fit a GPU of %g GB even at its smallest", name, target)
     if list(side) != list(size.value):
         rule = f"{size.rule}; made smaller, for one sample did not fit the GPU"
         size = Decision(list(side), rule, {**size.evidence, "wanted": size.value}, "rule")
-    return size, _frames_decision(frames, needs), _batch_decision(batch, needs, model, target)
+    if frames != wanted.value:
+        evidence = {**wanted.evidence, "wanted": wanted.value}
+        wanted = Decision(frames, "fewer than wanted, for one sample did not fit the GPU", evidence)
+    return size, wanted, _batch_decision(batch, needs, model, target)
 
 
-def _attempts(size: Decision, needs: Any) -> list[tuple[tuple[int, int], int]]:
+def _attempts(size: Decision, most_frames: int, needs: Any) -> list[tuple[tuple[int, int], int]]:
     """((H, W), T) from what is wanted to the smallest thing that still makes sense."""
     wanted = tuple(size.value)
     # A clip needs two frames to show motion.
-    shorter = [frames for frames in (8, 6, 4, 2) if frames < needs.frames]
-    attempts = [(wanted, frames) for frames in (needs.frames, *shorter)]
+    shorter = [frames for frames in (8, 6, 4, 2) if frames < most_frames]
+    attempts = [(wanted, frames) for frames in (most_frames, *shorter)]
     height, width = wanted
     while size.kind != "fixed" and min(height, width) - needs.size_multiple >= rules.SMALLEST_SIDE:
         height, width = height - needs.size_multiple, width - needs.size_multiple
         attempts.append(((height, width), attempts[-1][1]))
     return attempts
-
-
-def _frames_decision(frames: int, needs: Any) -> Decision:
-    if frames == needs.frames:
-        return Decision(frames, "the paper's" if frames > 1 else "one frame at a time", kind="fixed")
-    return Decision(frames, "fewer than the paper's, for one sample did not fit the GPU", {"paper": needs.frames})
 
 
 def _batch_decision(batch: int, needs: Any, model: MemoryModel, target: float) -> Decision:

@@ -133,6 +133,21 @@ def sampling_rule(summary: Summary) -> Decision:
     return Decision("windows", rule, evidence)
 
 
+def frames_rule(summary: Summary, papers: int) -> Decision:
+    """T, the frames of a training clip: the papers', or what there is from ED to ES in the median clip if that is less."""
+    distance = summary["ed_es_distance_frames"]
+    there = papers if distance is None else max(2, round(distance["median"]) + 1)
+    evidence = {"papers": papers, "ed_es_distance_frames": distance}
+    if papers == 1:
+        return Decision(1, "one frame at a time", evidence, "fixed")
+    if there >= papers:
+        return Decision(papers, f"the papers' {papers} frames a clip", evidence, "fixed")
+    rule = (
+        "the frames from ED to ES, both kept, in the median clip: fewer than the papers' ten, and repeats teach nothing"
+    )
+    return Decision(there, rule, evidence)
+
+
 def stride_rule(summary: Summary, frames: int) -> Decision:
     """Frames from one of a clip's frames to the next at inference."""
     distance = summary["ed_es_distance_frames"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import fnmatch
-import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -141,7 +141,9 @@ def problems(node, path):
         names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
         if names & {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}:
             yield "pickle"
-        if getattr(node, "module", None) == "pickle" or any(item.name == "pickle" and item.asname for item in node.names):
+        if getattr(node, "module", None) == "pickle" or any(
+            item.name == "pickle" and item.asname for item in node.names
+        ):
             yield "pickle under another name"
     # PyTorch's refusal of an unsafe file is a pickle.UnpicklingError; to catch it is no use of pickle
     if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and node.attr != "UnpicklingError":
@@ -307,3 +309,45 @@ def test_what_a_package_offers_is_there_and_explained(package):
             if not written or written.startswith(f"{name}("):  # what dataclasses write for themselves
                 silent.append(name)
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("print(1)", "print"), ("import dill", "pickle"), ("import pickle\npickle.load(f)", "pickle"),
+        ("from pickle import loads", "pickle"), ("torch.load(f)", "weights_only"),
+        ("torch.load(f, weights_only=False)", "weights_only"), ("np.load(f, allow_pickle=True)", "pickle"),
+        ("try:\n    f()\nexcept:\n    pass", "bare except"), ("def f():\n    raise NotImplementedError", "stub"),
+        ("def f():\n" + "    g()\n" * 60, "more than 60 lines"),
+    ],
+)  # fmt: skip
+def test_the_house_rules_can_be_broken(code, problem):
+    found = [text for node in ast.walk(ast.parse(code)) for text in problems(node, ROOT / "echoplan" / "x.py")]
+    assert len(found) == 1 and problem in found[0]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(f, weights_only=True)", "import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    g()",
+        "def f():\n" + "    g()\n" * 59, "logger.info(1)", "np.load(f)",
+    ],
+)  # fmt: skip
+def test_the_house_rules_can_be_kept(code):
+    assert [text for node in ast.walk(ast.parse(code)) for text in problems(node, ROOT / "echoplan" / "x.py")] == []
+
+
+def test_imports_are_seen_in_every_form(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import echoplan.training.fold\nfrom echoplan import inference\nfrom ..evaluation import folder\n"
+        "from ...preprocessing.store import ClipStore\ndef f():\n    importlib.import_module('echoplan.training')\n"
+    )
+    seen = [(target, relative) for _, target, relative in imports("echoplan.training.data.x", path)]
+    assert sorted(seen) == [
+        ("echoplan.inference", False), ("echoplan.preprocessing.store.ClipStore", True), ("echoplan.training", False),
+        ("echoplan.training.evaluation.folder", True), ("echoplan.training.fold", False),
+    ]  # fmt: skip
+    assert [room_of(target) for target, _ in sorted(seen)] == [
+        "inference", "preprocessing", "training", "training", "training",
+    ]  # fmt: skip
