@@ -134,7 +134,7 @@ def sampling_rule(summary: Summary) -> Decision:
 
 
 def frames_rule(summary: Summary, papers: int) -> Decision:
-    """T, the frames of a training clip: the papers', or what there is from ED to ES in the median clip if that is less."""
+    """T, the frames of a training clip: the papers', or those from ED to ES in the median clip if they are fewer."""
     distance = summary["ed_es_distance_frames"]
     there = papers if distance is None else max(2, round(distance["median"]) + 1)
     evidence = {"papers": papers, "ed_es_distance_frames": distance}

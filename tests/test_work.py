@@ -118,12 +118,6 @@ def test_no_cases_at_all(processes):
     assert results.done == results.failures == {}
 
 
-def test_quick_cases_never_start_workers(workers):
-    """A lambda cannot be sent to a worker, so these were worked on here."""
-    results = run_cases(lambda number: -number, {"a": (1,), "b": (2,), "c": (3,)}, processes=2)
-    assert results.done == {"a": -1, "b": -2, "c": -3}
-
-
 def test_slow_cases_move_to_workers_after_the_first(workers, monkeypatch):
     monkeypatch.setattr("echoplan.work._STARTING_SECONDS", 0.01)
     arguments = {"a": (0.05,), "killed": (-1,), "b": (0.05,)}
