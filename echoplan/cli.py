@@ -32,6 +32,12 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
         except EchoPlanError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except PermissionError as error:
+            print(
+                f"error: {error.filename} may not be written or read. What to do: choose a folder of yours.",
+                file=sys.stderr,
+            )
+            return 1
         except KeyboardInterrupt:
             print("stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
             return INTERRUPTED

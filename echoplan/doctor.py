@@ -16,9 +16,11 @@ from echoplan.cli import command, parser
 from echoplan.device import choose_device
 from echoplan.paths import Folders
 
-_LIBRARIES = ("torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
-              "scikit-image", "tqdm", "matplotlib", "jinja2", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
-              "pylibjpeg-openjpeg", "blosc2", "av")  # fmt: skip
+_LIBRARIES = (
+    "torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
+    "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
+    "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av",
+)  # fmt: skip
 _LOW_DISK_GB = 10
 
 

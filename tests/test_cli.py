@@ -49,6 +49,12 @@ def test_ctrl_c_is_exit_130_without_a_traceback(capsys):
     assert "Traceback" not in shown.err and "run the same command again" in shown.err
 
 
+def test_a_folder_that_may_not_be_written_is_named(capsys):
+    assert raising(PermissionError(13, "Permission denied", "/results/x"))([]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: /results/x may not be written") and "folder of yours" in shown
+
+
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         raising(ZeroDivisionError())([])
