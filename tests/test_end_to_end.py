@@ -133,6 +133,19 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
 
 
+def test_camus_and_echonet_layouts_are_converted(project: Any) -> None:
+    sources = {"camus": project.root / "camus", "echonet_dynamic": project.root / "echonet"}
+    for layout, source in sources.items():
+        project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 5, "--size", 96, "--layout", layout,
+                    "--out", source, "-np", 0)  # fmt: skip
+        told = project.run("echoplan_convert_dataset", layout, source, "-d", layout, "-np", 0)
+        assert f"{10 if layout == 'camus' else 5} cases" in told.stdout
+    names = [path.name for path in sorted((project.root / "raw").iterdir())]
+    assert names == ["Dataset001_camus", "Dataset002_echonet_dynamic"]
+    refused = project.run("echoplan_convert_dataset", "camus", sources["camus"], "-d", "camus", "-np", 0, status=1)
+    assert "--overwrite" in refused.stderr
+
+
 def test_a_real_dicom_clip_from_end_to_end(trained: Any, tmp_path: Path) -> None:
     data = pytest.importorskip("pydicom.data")
     path = data.get_testdata_file("color3d_jpeg_baseline.dcm", download=False)
