@@ -39,7 +39,7 @@ VOLUME_RULES = {
 }
 COLUMNS = (
     "patient", "cases", "method", "volume_rule", "ef_percent", "edv_ml", "esv_ml", "beats", "ef_per_beat_percent",
-    "ed_frames", "es_frames", "length_difference_percent", "reference_ef_percent", "reference_edv_ml",
+    "ed_frames", "es_frames", "phases", "length_difference_percent", "reference_ef_percent", "reference_edv_ml",
     "reference_esv_ml", "note", "failure",
 )  # fmt: skip
 NO_SPACING = "no volumes: the pixel spacing is unknown"
@@ -291,12 +291,14 @@ def _patient_row(patient: str, clips: Sequence[tuple[CaseMask, CaseMeasurement]]
     if len(used) < 2:
         used = [by_view.get("A4C") or by_view.get("A2C") or good[0]]
     values, notes = _biplane(*used, method) if len(used) == 2 else _single_plane(used[0])
+    given = {c.case: "found" if None in (c.ed_frame, c.es_frame) else "given" for c, _ in clips}
     unused = [measured.case for measured in good if measured not in used]
     notes += [f"not usable: {_joined(broken)}" if broken else "", f"not used: {', '.join(unused)}" if unused else ""]
     row |= values | {
         "cases": ";".join(measured.case for measured in used),
         "ed_frames": ";".join(str(measured.ed_frame) for measured in used),
         "es_frames": ";".join(str(measured.es_frame) for measured in used),
+        "phases": ";".join(given[measured.case] for measured in used),
         "note": _joined(notes),
         "failure": "",
     }

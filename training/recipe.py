@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from echoplan.errors import EchoPlanError
 
@@ -89,14 +89,15 @@ class Recipe:
         Raises:
             EchoPlanError: a setting does not exist (the nearest names are offered) or has another type.
         """
-        defaults = {item.name: item for item in fields(self)}
+        kinds = get_type_hints(type(self))
         for name, value in settings.items():
-            if name not in defaults:
-                near = difflib.get_close_matches(name, defaults, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(defaults)}"
+            if name not in kinds:
+                near = difflib.get_close_matches(name, kinds, n=3, cutoff=0.4)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(kinds)}"
                 raise EchoPlanError(f"there is no setting {name!r}", remedy=hint)
-            if not _fits(value, str(defaults[name].type)):
-                raise EchoPlanError(f"the setting {name} must be {defaults[name].type}, not {value!r}")
+            if not _fits(value, kinds[name]):
+                expected = getattr(kinds[name], "__name__", kinds[name])
+                raise EchoPlanError(f"the setting {name} must be {expected}, not {value!r}")
         return replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,11 +124,10 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 _JSON_WORDS = {"None": "null", "True": "true", "False": "false"}
-_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    kinds = [kind.strip() for kind in annotation.split("|")]
+def _fits(value: Any, kind: Any) -> bool:
+    allowed = get_args(kind) or (kind,)
     if isinstance(value, bool):
-        return "bool" in kinds
-    return any(isinstance(value, _TYPES[kind]) for kind in kinds if kind in _TYPES)
+        return bool in allowed
+    return isinstance(value, allowed) or (float in allowed and isinstance(value, int))

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import half_ellipsoids
 
 CAMUS = Path("/work/shared/data/camus_mhd")
 
 
 @pytest.fixture(scope="session")
 def half_ellipsoid():
-    """Rasterise the long-axis section of a half-ellipsoid: (mask, volume in mL for a circular cross-section)."""
-
-    def build(length, width, spacing, *, tilt=0.0, shift=(0.0, 0.0), shape=None, flips=()):
-        row_mm, col_mm = spacing
-        reach = 1.35 * max(length, width)
-        rows, columns = shape or (int(reach / row_mm) + 1, int(reach / col_mm) + 1)
-        y = (np.arange(rows)[:, None] - (rows - 1) / 2) * row_mm - shift[0] - length / 2
-        x = (np.arange(columns)[None] - (columns - 1) / 2) * col_mm - shift[1]
-        # the apex points up the image; the tilt is about the middle of the long axis
-        angle, y = np.radians(tilt), y + length / 2
-        along = -(np.cos(angle) * y + np.sin(angle) * x) + length / 2
-        across = -np.sin(angle) * y + np.cos(angle) * x
-        mask = (along >= 0) & ((along / length) ** 2 + (2 * across / width) ** 2 <= 1)
-        for axis in flips:
-            mask = np.flip(mask, axis)
-        return mask.astype(np.uint8), 2 / 3 * np.pi * (width / 2) ** 2 * length / 1000
-
-    return build
+    """half_ellipsoid(length, width, spacing, ...) -> (mask, volume in mL)."""
+    return half_ellipsoids.half_ellipsoid
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,13 @@ def test_biplane_where_both_views_exist(pair):
     assert (row["ed_frames"], row["es_frames"], row["beats"]) == ("0;0", "2;2", 1)
     assert row["length_difference_percent"] < 2
     assert row["reference_ef_percent"] == 61.0
+    assert row["phases"] == "found;found"
     assert tuple(row) == COLUMNS
+
+
+def test_the_row_says_which_phases_were_given(pair):
+    (row,) = measure_patients([replace(pair[0], ed_frame=0, es_frame=2), pair[1]])
+    assert row["phases"] == "given;found"
 
 
 def test_camus_rule(pair):

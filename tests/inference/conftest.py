@@ -45,7 +45,7 @@ class BrightTrainer(EchoTrainer):
     needs = TrainerNeeds(batch_size=1, learning_rate=1e-3)
 
     @classmethod
-    def build_network(cls, *, size, classes, settings=None, weights=None, pretrained=False):
+    def make_network(cls, recipe, *, size, classes, pretrained=False):
         return Bright(classes)
 
     def loss(self, output, batch):

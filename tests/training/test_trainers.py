@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.optimisation import poly_rate
+from echoplan.training.recipe import Recipe
 from echoplan.training.trainers import find_trainer, trainer_registry
 from echoplan.training.trainers.pkechonet import PKEchoNetR18Trainer
 from echoplan.training.trainers.unet import UNet2DtTrainer, UNetTrainer
@@ -178,6 +179,16 @@ def test_settings_are_checked_and_near_names_offered() -> None:
         with pytest.raises(EchoPlanError):
             recipe.with_settings(settings)
     assert recipe.with_settings({"learning_rate": 1}).learning_rate == 1
+
+
+def test_settings_of_a_recipe_without_postponed_annotations_are_checked_too() -> None:
+    made: dict[str, type] = {}
+    source = "@dataclass(frozen=True)\nclass Mine(Recipe):\n    width: int = 3\n    share: float | None = None\n"
+    exec(source, {"dataclass": dataclass, "Recipe": Recipe}, made)
+    recipe = made["Mine"]().with_settings({"width": 5, "share": 0.5, "epochs": 2})
+    assert (recipe.width, recipe.share, recipe.epochs) == (5, 0.5, 2)
+    with pytest.raises(EchoPlanError, match="width must be int, not 'wide'"):
+        recipe.with_settings({"width": "wide"})
 
 
 def test_the_recipes_are_the_papers() -> None:

@@ -94,22 +94,16 @@ class EchoTrainer(ABC):
 
     @classmethod
     @abstractmethod
-    def build_network(
-        cls,
-        *,
-        size: tuple[int, int],
-        classes: int,
-        settings: Mapping[str, Any] | None = None,
-        weights: Path | None = None,
-        pretrained: bool = False,
+    def make_network(
+        cls, recipe: Any, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
     ) -> nn.Module:
-        """The method's network, for training, planning and inference alike.
+        """The method's network.
 
         Args:
+            recipe: the method's settings, of its `recipe_class`.
             size: (H, W) of the input.
             classes: K output channels.
-            settings: changed settings of the recipe.
-            weights, pretrained: where pretrained weights come from, and whether to load them at all.
+            pretrained: whether to load pretrained weights; a path names their file.
         """
 
     @abstractmethod
@@ -120,6 +114,19 @@ class EchoTrainer(ABC):
             output: the network's output in training mode.
             batch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W), and what `finish_sample` added.
         """
+
+    @classmethod
+    def build_network(
+        cls,
+        *,
+        size: tuple[int, int],
+        classes: int,
+        settings: Mapping[str, Any] | None = None,
+        pretrained: bool | Path = False,
+    ) -> nn.Module:
+        """`make_network` with the recipe's settings changed: the one way to it for training, planning and inference."""
+        recipe = cls.recipe_class().with_settings(settings or {})
+        return cls.make_network(recipe, size=size, classes=classes, pretrained=pretrained)
 
     def finish_sample(self) -> Any:
         """A picklable function labels (T, H, W) -> more targets by name, for the loader's workers; or None."""
@@ -145,9 +152,9 @@ class EchoTrainer(ABC):
         torch.manual_seed(self.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         plan, recipe = self.setup.plan, self.recipe
-        pretrained = bool(getattr(recipe, "pretrained", False)) and not resume
+        pretrained = not resume and (self.weights or bool(getattr(recipe, "pretrained", False)))
         self.network = self.build_network(
-            size=plan.size, classes=self.classes, settings=recipe.to_dict(), weights=self.weights, pretrained=pretrained
+            size=plan.size, classes=self.classes, settings=recipe.to_dict(), pretrained=pretrained
         ).to(self.device)
         if recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,22 +50,15 @@ class PKEchoNetTrainer(EchoTrainer):
     backbone: ClassVar[str] = "resnet50"
 
     @classmethod
-    def build_network(
-        cls,
-        *,
-        size: tuple[int, int],
-        classes: int,
-        settings: Mapping[str, Any] | None = None,
-        weights: Path | None = None,
-        pretrained: bool = False,
+    def make_network(
+        cls, recipe: PKEchoNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
     ) -> nn.Module:
-        """See `EchoTrainer.build_network`."""
-        recipe = cls.recipe_class().with_settings(settings or {})
+        """See `EchoTrainer.make_network`."""
         return build_network(
             "pkechonet",
             size=size,
             classes=classes,
-            pretrained=weights or pretrained,
+            pretrained=pretrained,
             backbone=cls.backbone,
             stages=recipe.stages,
             cross_video=recipe.cross_video,

@@ -73,5 +73,5 @@ def _checked(candidate: object, where: str) -> type[EchoTrainer]:
     raise EchoPlanError(
         f"{candidate!r} is no trainer",
         file=where,
-        remedy="derive it from echoplan.training.trainers.EchoTrainer and give it build_network and loss",
+        remedy="derive it from echoplan.training.trainers.EchoTrainer and give it make_network and loss",
     )

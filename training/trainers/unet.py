@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -46,22 +45,15 @@ class UNetTrainer(EchoTrainer):
     network_name: ClassVar[str] = "unet"
 
     @classmethod
-    def build_network(
-        cls,
-        *,
-        size: tuple[int, int],
-        classes: int,
-        settings: Mapping[str, Any] | None = None,
-        weights: Path | None = None,
-        pretrained: bool = False,
+    def make_network(
+        cls, recipe: UNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
     ) -> nn.Module:
-        """See `EchoTrainer.build_network`."""
-        recipe = cls.recipe_class().with_settings(settings or {})
+        """See `EchoTrainer.make_network`."""
         return build_network(
             cls.network_name,
             size=size,
             classes=classes,
-            pretrained=weights or pretrained,
+            pretrained=pretrained,
             base_features=recipe.base_features,
             deep_supervision=recipe.deep_supervision,
         )
