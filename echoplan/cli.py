@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
+from echoplan.files import naming_full_disk
 from echoplan.paths import Folders
 
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)  # the last: a disk mounted for reading only
 INTERRUPTED = 130  # what shells expect after Ctrl-C
+READER_GONE = 141  # and after SIGPIPE
 
 
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
@@ -28,11 +32,17 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     def run(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         try:
-            return main(sys.argv[1:] if arguments is None else list(arguments))
+            with naming_full_disk():  # of logs and temporary files; results name theirs
+                return main(sys.argv[1:] if arguments is None else list(arguments))
         except EchoPlanError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except PermissionError as error:
+        except BrokenPipeError:  # what reads our output (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            return READER_GONE
+        except OSError as error:
+            if error.errno not in _MAY_NOT:
+                raise
             print(
                 f"error: {error.filename} may not be written or read. What to do: choose a folder of yours.",
                 file=sys.stderr,

@@ -158,11 +158,17 @@ class EchoDataset:
         """
         folder = Path(folder)
         description_file = folder / "dataset.json"
+        if not description_file.is_file():
+            raise EchoPlanError(
+                "dataset.json is missing",
+                file=folder,
+                remedy="run the conversion again if it was stopped, or write the file as docs/formats.md shows",
+            )
         description = DatasetDescription.from_dict(read_json(description_file), source=description_file)
         return cls(folder, description, read_cases(folder / "cases.csv"))
 
     def write(self) -> None:
-        """Write dataset.json and cases.csv into the folder."""
+        """Write cases.csv and dataset.json into the folder; with dataset.json, written last, the dataset is there."""
         write_cases(self.folder / "cases.csv", self.cases)
         write_json(self.folder / "dataset.json", self.description.to_dict())
 
@@ -234,7 +240,11 @@ def read_cases(path: Path) -> tuple[Case, ...]:
         raise EchoPlanError(f"this is not a CSV file in UTF-8: {error}", file=path, remedy="save it as such") from error
     missing = [name for name in ("case", "patient", "image") if name not in columns]
     if missing:
-        raise EchoPlanError(f"required columns are missing: {', '.join(missing)}", file=path)
+        raise EchoPlanError(
+            f"required columns are missing: {', '.join(missing)}",
+            file=path,
+            remedy="name the columns in the first line, with commas between them (not semicolons or tabs)",
+        )
     cases = tuple(_parse_row(row, line, path) for line, row in rows)
     twice = [name for name, count in Counter(case.case for case in cases).items() if count > 1]
     if twice:
@@ -269,6 +279,8 @@ def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
             values[name] = _frame(text[name], name)
         for name in _NUMBERS:
             values[name] = _number(text[name], name)
+        if (values["spacing_row_mm"] is None) != (values["spacing_col_mm"] is None):
+            raise ValueError("only one of spacing_row_mm and spacing_col_mm is given; give both or none")
         if text["labelled_frames"]:
             frames = [_frame(part, "labelled_frames") for part in text["labelled_frames"].split(";")]
             values["labelled_frames"] = tuple(frame for frame in frames if frame is not None)

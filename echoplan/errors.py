@@ -35,8 +35,14 @@ class EchoPlanError(Exception):
 
     def __str__(self) -> str:
         where = f" ({self.file})" if self.file else ""
-        what_to_do = f" What to do: {self.remedy}." if self.remedy else ""
-        return f"{self.problem}{where}.{what_to_do}"
+        return f"{self.problem}{where}.{self._what_to_do()}"
+
+    def _what_to_do(self) -> str:
+        if not self.remedy:
+            return ""
+        # A period behind a command on a line of its own would be copied along with it.
+        end = "" if self.remedy.endswith("?") or "\n" in self.remedy else "."
+        return f" What to do: {self.remedy}{end}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default way between worker processes.

@@ -19,6 +19,26 @@ _PARTIAL = ".partial-"
 
 
 @contextmanager
+def naming_full_disk(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Turn the operating system's error about a full disk into one for people.
+
+    Raises:
+        EchoPlanError: the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise EchoPlanError(
+            "the disk is full",
+            file=path or error.filename,
+            remedy="free some space and run the same command again; what is finished is kept",
+            fatal=True,
+        ) from error
+
+
+@contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside `path` to write to; move it into place when the block ends well.
 
@@ -31,20 +51,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())  # a crash after the move must not leave an empty file under the final name
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise EchoPlanError(
-                "the disk is full",
-                file=target,
-                remedy="free some space and run the same command again; what is finished is kept",
-                fatal=True,
-            ) from error
-        raise
+        with naming_full_disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())  # a crash after the move must not leave an empty file under the final name
+            os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import time
 import traceback
@@ -105,13 +107,14 @@ def _run_in_pool(
     waiting = list(arguments.items())[::-1]
     running: dict[Future[Any], str] = {}
     # Spawned, not forked: a fork of a process that runs threads (torch, blosc2) can hang.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_obey_parent)
     try:
         while waiting or running:
             # No more in flight than workers, so that a dead worker's cases can be named.
             while waiting and len(running) < processes:
                 case, values = waiting.pop()
-                running[pool.submit(_attempt, function, *values)] = case
+                running[pool.submit(_attempt_in_worker, function, *values)] = case
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 _record(results, running[future], _attempt(future.result))
@@ -126,6 +129,23 @@ def _run_in_pool(
             raise _worker_died(cut_off) from error
         raise
     pool.shutdown()
+
+
+def _obey_parent() -> None:
+    """In a worker: Ctrl-C is the parent's to handle, and when it ends a worker, half-written files are removed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(*_: Any) -> None:
+    raise SystemExit(1)
+
+
+def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> Any:
+    try:
+        return _attempt(function, *values)
+    except SystemExit:
+        os._exit(1)  # the executor would go on with this worker
 
 
 def _attempt(function: Callable[..., Any], *values: Any) -> Any:

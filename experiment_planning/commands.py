@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from .planner import plan_experiment as make_plan
 from .splits import write_splits
 from .text import describe_plan
 
+logger = logging.getLogger(__name__)
+
 FINGERPRINT = "dataset_fingerprint.json"
 SPLITS = "splits_final.json"
 
@@ -36,7 +39,9 @@ def extract_fingerprint(arguments: Sequence[str]) -> int:
     _add_verify(options)
     add_processes(options)
     chosen = options.parse_args(arguments)
-    return max(_fingerprint(folders(), name, chosen) for name in chosen.dataset)
+    return max(
+        report_failures(_fingerprint(folders(), name, chosen), work=f"measuring {name}") for name in chosen.dataset
+    )
 
 
 @command
@@ -64,19 +69,28 @@ def plan_and_preprocess(arguments: Sequence[str]) -> int:
 
 
 def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> int:
-    status = _fingerprint(where, name, chosen)
-    _plan(where, name, chosen)
-    if chosen.no_preprocess:
-        return status
+    failures = _fingerprint(where, name, chosen)
+    try:
+        _plan(where, name, chosen)
+        if not chosen.no_preprocess:
+            failures |= _preprocess(where, name, chosen)
+    finally:  # an error in between must not hide the broken cases that may have caused it
+        status = report_failures(failures, work=f"planning and preprocessing {name}")
+    return status
+
+
+def _preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
+    """Preprocess, and say why which cases are left out."""
     dataset = EchoDataset.read(where.find_raw(name))
     plan = Plan.read(where.preprocessed / dataset.folder.name / f"{chosen.plans_name}.json")
     names = None if chosen.trainers is None else list(_named(chosen.trainers))
     results = preprocess_dataset(where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite)
     print(f"{dataset.folder.name}: {len(results.done)} cases are preprocessed")
-    return max(status, report_failures(results.failures, work=f"preprocessing {dataset.folder.name}"))
+    return results.failures
 
 
-def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> int:
+def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
+    """Measure, and say why which cases are left out."""
     dataset = EchoDataset.read(where.find_raw(name))
     if chosen.verify_dataset_integrity:
         _verify(dataset, chosen.np)
@@ -85,7 +99,7 @@ def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     write_json(target / FINGERPRINT, fingerprint)
     write_json(target / "dataset.json", dataset.description.to_dict())
     print(f"{dataset.folder.name}: {len(fingerprint['cases'])} clips measured, {target / FINGERPRINT}")
-    return report_failures(fingerprint["failed_cases"], work=f"measuring {dataset.folder.name}")
+    return fingerprint["failed_cases"]
 
 
 def _verify(dataset: EchoDataset, processes: int) -> None:
@@ -133,6 +147,9 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
 def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> None:
     """Folds of the cases that could be read and have labels: no other can train or validate."""
     usable = {name for name, measured in fingerprint["cases"].items() if measured["labelled_frames"]}
+    unlabelled = sorted(set(fingerprint["cases"]) - usable)
+    if unlabelled:
+        logger.warning("without a labelled frame, and so in no fold: %s", ", ".join(unlabelled))
     splits = write_splits(path, [case for case in dataset.training_cases() if case.case in usable])
     sizes = ", ".join(str(len(fold["val"])) for fold in splits)
     print(f"{len(splits)} folds, {sizes} clips to validate on: {path}")

@@ -73,7 +73,9 @@ def write_splits(path: Path, cases: Sequence[Case], *, folds: int = 5, seed: int
 
 
 def _check_kept_splits(path: Path, splits: Any, cases: Mapping[str, Case]) -> None:
-    remedy = "mend the file, or remove it to have new folds made (trained folds are then no longer comparable)"
+    remedy = (
+        "mend the cases or this file, or remove it to have new folds made (trained folds are then no longer comparable)"
+    )
     named: set[str] = set()
     try:
         for number, fold in enumerate(splits):
@@ -96,7 +98,10 @@ def _check_kept_splits(path: Path, splits: Any, cases: Mapping[str, Case]) -> No
         raise EchoPlanError("this is not a list of folds with train and val", file=path, remedy=remedy) from error
     new = sorted(set(cases) - named)
     if new:
-        logger.warning("%d cases are in no fold of the kept %s (%s ...)", len(new), path.name, ", ".join(new[:3]))
+        logger.warning(
+            "%d cases are in no fold of the kept %s (%s ...); remove the file to have folds made of all cases",
+            len(new), path, ", ".join(new[:3]),
+        )  # fmt: skip
 
 
 def _in_strata(patients: Mapping[str, Sequence[Case]], seed: int) -> list[str]:

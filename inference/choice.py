@@ -109,8 +109,8 @@ def _only_dataset(folders: Folders) -> Path:
     raise EchoPlanError(
         "nothing is trained to its end yet",
         file=root,
-        remedy=f"train (echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0), install a model "
-        "(echoplan_install_model FILE), or give a model folder with -m",
+        remedy=f"train (echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0), or give a model folder "
+        "with -m",
     )
 
 

@@ -58,6 +58,9 @@ def predict(arguments: Sequence[str]) -> int:
     )
     kept = f", {len(run.kept)} were finished before" if run.kept else ""
     print(f"{len(run.predicted)} clips predicted{kept}; masks and ef_report.csv, report.html are in {options.output}")
+    unmeasured = sum(row["ef_percent"] is None for row in run.rows)
+    if unmeasured:
+        print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
     return report_failures(run.failures, work="predicting")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import errno
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -43,14 +45,20 @@ def test_an_error_for_people_is_one_line_and_exit_1(capsys):
     assert shown.out == ""
 
 
+def test_a_full_disk_is_named_wherever_it_is_met(capsys):
+    assert raising(OSError(28, "No space left on device", "/results/log.txt"))([]) == 1
+    assert capsys.readouterr().err.startswith("error: the disk is full (/results/log.txt). What to do: free some space")
+
+
 def test_ctrl_c_is_exit_130_without_a_traceback(capsys):
     assert raising(KeyboardInterrupt())([]) == 130
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err and "run the same command again" in shown.err
 
 
-def test_a_folder_that_may_not_be_written_is_named(capsys):
-    assert raising(PermissionError(13, "Permission denied", "/results/x"))([]) == 1
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_named(number, capsys):
+    assert raising(OSError(number, os.strerror(number), "/results/x"))([]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: /results/x may not be written") and "folder of yours" in shown
 
@@ -151,3 +159,18 @@ def test_every_command_refuses_shortened_options(name, capsys):
     with pytest.raises(SystemExit) as caught:
         script(name)(["--versio"])  # would print the version and exit with 0
     assert caught.value.code == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """echoplan_... | head -1"""
+    program = (
+        "from echoplan import cli\nimport sys\n@cli.command\ndef main(_):\n    print('x' * 1_000_000)\n    return 0\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program + "sys.exit(main([]))"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert run.stdout.read(1) == "x"
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait() == cli.READER_GONE

@@ -102,6 +102,7 @@ WRONG_CELLS = [
     ({"spacing_row_mm": "0"}, "spacing_row_mm is '0'"),
     ({"spacing_col_mm": "-0.3"}, "spacing_col_mm is '-0.3'"),
     ({"spacing_col_mm": "inf"}, "spacing_col_mm is 'inf'"),
+    ({"spacing_row_mm": "0.3", "spacing_col_mm": ""}, "only one of spacing_row_mm and spacing_col_mm is given"),
     ({"frame_time_ms": "0.0"}, "frame_time_ms is '0.0'"),
     ({"frame_time_ms": "fast"}, "frame_time_ms is 'fast', not a number"),
     ({"ef_percent": "NaN"}, "ef_percent is 'NaN'"),
@@ -155,7 +156,7 @@ def test_missing_files(dataset):
     with pytest.raises(EchoPlanError, match=r"cases\.csv is missing"):
         EchoDataset.read(dataset.folder)
     (dataset.folder / "dataset.json").unlink()
-    with pytest.raises(EchoPlanError, match=r"missing .*dataset\.json"):
+    with pytest.raises(EchoPlanError, match=r"dataset\.json is missing.*conversion again"):
         EchoDataset.read(dataset.folder)
 
 

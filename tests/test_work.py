@@ -17,6 +17,7 @@ from echoplan.work import run_cases
 WORKERS = """
 import os, signal, time
 from echoplan.errors import EchoPlanError
+from echoplan.files import atomic_path
 
 class Unsendable(Exception):
     def __init__(self, first, second):
@@ -36,6 +37,19 @@ def fail(kind):
     if kind == "bug":
         raise KeyError("frames")
     return kind
+
+def write_slowly(folder):
+    with atomic_path(folder / "mask.nii.gz") as temporary:
+        temporary.write_text("half")
+        time.sleep(60)
+
+def stop_once_another_writes(folder):
+    while not list(folder.iterdir()):
+        time.sleep(0.02)
+    raise EchoPlanError("the disk is full", fatal=True)
+
+def write_or_stop(folder, writes):
+    return write_slowly(folder) if writes else stop_once_another_writes(folder)
 
 def die_if(number):
     if number < 0:
@@ -90,6 +104,16 @@ def test_an_error_no_case_can_escape_stops_the_work(workers, processes, tmp_path
     with pytest.raises(EchoPlanError, match="the disk is full") as caught:
         run_cases(workers.fail, arguments, processes=processes, trial=False)
     assert caught.value.fatal
+
+
+def test_workers_that_are_stopped_leave_no_half_written_file(workers, tmp_path):
+    arguments = {"slow": (tmp_path, True), "full": (tmp_path, False)}
+    with pytest.raises(EchoPlanError, match="the disk is full"):
+        run_cases(workers.write_or_stop, arguments, processes=2, trial=False)
+    deadline = time.monotonic() + 5
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the worker is told to stop, not waited for
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -22,19 +23,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         EchoPlanError: the disk is full; the checkpoint that was there stays.
     """
+    packed = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, packed)
     with atomic_path(path) as temporary:
-        try:
-            torch.save({"format": FORMAT, **content}, temporary)
-        except RuntimeError as error:
-            # torch reports a full disk as a RuntimeError of its zip writer.
-            if "write" not in str(error).lower():
-                raise
-            raise EchoPlanError(
-                f"the checkpoint cannot be written: {error}",
-                file=path,
-                remedy="free some space and resume with --c; the last whole checkpoint is kept",
-                fatal=True,
-            ) from error
+        # Written by Python: on a full disk torch's own writer fails with one of several RuntimeErrors.
+        temporary.write_bytes(packed.getbuffer())
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:

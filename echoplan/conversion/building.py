@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ def build_dataset(
         for case, reason in results.failures.items():
             logger.warning("%s is left out: %s", case, reason)
     if not converted:
-        reason = next(iter(results.failures.values()), "there are none")
-        raise EchoPlanError(f"no case could be converted; the first one's reason: {reason}", file=folder)
+        with suppress(OSError):
+            folder.rmdir()  # else an empty folder would pass for a dataset
+        raise _nothing_converted(results.failures, source)
     _log_warnings(converted)
     dataset = EchoDataset(folder, description, tuple(item.case for item in converted))
     dataset.write()
@@ -126,17 +128,24 @@ def spread_labels(
     return mask
 
 
+def _nothing_converted(failures: Mapping[str, str], source: Path) -> EchoPlanError:
+    if not failures:
+        return EchoPlanError("no case is named, so there is nothing to convert", file=source)
+    case, reason = next(iter(failures.items()))
+    return EchoPlanError(f"no case could be converted; the first one, {case}: {reason}")
+
+
 def _make_room(folder: Path, source: Path, *, overwrite: bool) -> None:
     if source.resolve().is_relative_to(folder.resolve()):
         raise EchoPlanError(
             "a dataset cannot be converted into itself", file=source, remedy="choose another name with -d"
         )
-    described = [folder / name for name in ("dataset.json", "cases.csv") if (folder / name).exists()]
-    if described and not overwrite:
-        raise EchoPlanError("this dataset exists already", file=folder, remedy="give --overwrite, or another name")
-    for file in described:
-        file.unlink()
-    if described:
+    description = folder / "dataset.json"
+    if description.exists():  # without it, what lies here was left by a conversion that was stopped
+        if not overwrite:
+            raise EchoPlanError("this dataset exists already", file=folder, remedy="give --overwrite, or another name")
+        description.unlink()
+        (folder / "cases.csv").unlink(missing_ok=True)
         for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def convert_folder(
     Args:
         source: the folder; `image` and `label` in the CSV are relative to it.
         destination: the dataset's folder.
-        csv: the CSV, relative to `source`.
+        csv: the CSV, relative to `source` or to the current folder.
         structures: "lv" keeps the value 1 as LV and makes all others background; "all" keeps all named ones.
         labels: the names of the values 1, 2, 3, ... for "all"; by default LV, MYO, LA.
         processes: worker processes; 0 works in this process.
@@ -53,6 +53,8 @@ def convert_folder(
     """
     source = Path(source)
     table = source / csv
+    if not table.is_file() and Path(csv).is_file():
+        table = Path(csv)  # typed as it lies from here
     if not table.is_file():
         raise EchoPlanError(
             "the CSV is missing", file=table, remedy="write one with the columns case, patient, image, or give --csv"

@@ -79,7 +79,11 @@ def read(path: Path) -> Clip:
     """
     header = _parse(path, _TAGS)
     if not header.get("PixelData"):
-        raise EchoPlanError("the DICOM file holds no pixels", file=path, remedy="export the clip itself, not a report")
+        raise EchoPlanError(
+            "the DICOM file holds no pixels, or is cut short",
+            file=path,
+            remedy="copy it again; export the clip itself, not a report",
+        )
     info = _interpret(header, path)
     rows, columns = header.Rows, header.Columns
     first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)

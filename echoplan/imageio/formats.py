@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path
+from echoplan.files import atomic_path, naming_full_disk
 from echoplan.imageio import dicom, metaimage, nifti, pictures, video
 from echoplan.imageio.arrays import usable_spacing
 from echoplan.imageio.clip import Clip, ClipInfo
@@ -156,7 +156,8 @@ def write_clip(path: str | PathLike[str], clip: Clip) -> None:
     known = _writer(path)
     assert known.write is not None
     if not ending(path):
-        known.write(path, clip)  # replaces the folder as a whole by itself
+        with naming_full_disk(path):
+            known.write(path, clip)  # replaces the folder as a whole by itself
         return
     with atomic_path(path) as temporary:
         known.write(temporary, clip)

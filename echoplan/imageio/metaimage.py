@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_spacing, usable_time
 from echoplan.imageio.clip import Clip, ClipInfo
-from echoplan.imageio.nifti import to_simpleitk
+from echoplan.imageio.nifti import to_simpleitk, write_image
 
 _FRAME_TIME_KEY = "FrameTimeMs"
 _NO_SPACING_KEY = "SpacingUnknown"
@@ -94,7 +94,7 @@ def write(path: Path, clip: Clip) -> None:
         image.SetMetaData(_FRAME_TIME_KEY, repr(float(clip.frame_time_ms)))
     if clip.spacing_mm is None:
         image.SetMetaData(_NO_SPACING_KEY, "True")
-    sitk.WriteImage(image, str(path), useCompression=True)
+    write_image(image, path, compress=True, read_again=_load)
 
 
 def _load(path: Path) -> tuple[ClipInfo, sitk.Image]:
@@ -103,9 +103,8 @@ def _load(path: Path) -> tuple[ClipInfo, sitk.Image]:
         with _readable_by_simpleitk(path, info) as readable:
             return info, sitk.ReadImage(str(readable), imageIO="MetaImageIO")
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise EchoPlanError(
-            f"the MetaImage is truncated or damaged ({reason})", file=path, remedy="copy or download it again"
+            "the MetaImage is truncated or damaged", file=path, remedy="copy or download it again"
         ) from error
 
 

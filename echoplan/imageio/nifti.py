@@ -11,12 +11,15 @@ into 1 mm without a word, and takes no file whose name does not end in .nii or .
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -130,7 +133,24 @@ def write(path: Path, clip: Clip) -> None:
     image = to_simpleitk(clip)
     notes = [_FRAME_TIME_NOTE] * bool(clip.frame_time_ms) + [_NO_SPACING_NOTE] * (clip.spacing_mm is None)
     image.SetMetaData("ITK_FileNotes", "; ".join(notes))  # becomes `descrip`, of 79 characters at most
-    sitk.WriteImage(image, str(path), useCompression=path.name.endswith(".gz"))
+    write_image(image, path, compress=path.name.endswith(".gz"), read_again=_load)
+
+
+def write_image(image: sitk.Image, path: Path, *, compress: bool, read_again: Callable[[Path], Any]) -> None:
+    """Write with SimpleITK and read again, since on a full disk its NIfTI writer leaves a short file without a word.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        sitk.WriteImage(image, str(path), useCompression=compress)
+        read_again(path)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except EchoPlanError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def to_simpleitk(clip: Clip) -> sitk.Image:

@@ -181,3 +181,28 @@ def test_the_csv_itself(source):
     convert(source)
     with pytest.raises(EchoPlanError, match="--overwrite"):
         convert(source)
+
+
+def test_a_csv_is_also_found_from_where_the_user_is(source, monkeypatch):
+    write_clip(source / "one.mha", CLIP)
+    write_csv(source, "a,p1,one.mha")
+    monkeypatch.chdir(source.parent)
+    assert [case.case for case in convert(source, csv="source/cases.csv").cases] == ["a"]
+
+
+def test_a_conversion_stopped_before_its_last_file_is_done_again(source):
+    write_clip(source / "one.mha", CLIP)
+    write_csv(source, "a,p1,one.mha")
+    dataset = convert(source)
+    (dataset.folder / "dataset.json").unlink()  # as it is between the two files
+    assert convert(source) == dataset
+
+
+def test_a_conversion_of_nothing_leaves_no_dataset(source):
+    write_csv(source, "a,p1,one.mha")
+    with pytest.raises(EchoPlanError, match=r"no case could be converted; the first one, a: .*no such file"):
+        convert(source)
+    write_csv(source)
+    with pytest.raises(EchoPlanError, match="no case is named"):
+        convert(source)
+    assert not (source.parent / "out").exists()

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from echoplan.experiment_planning.commands import extract_fingerprint, plan_and_preprocess, plan_experiment
 from echoplan.files import read_json, write_json
+from echoplan.imageio import Clip, read_mask, write_mask
 from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
@@ -49,10 +51,26 @@ def test_step_by_step(planned, capsys):
 def test_a_broken_case_is_passed_named_and_makes_exit_1(planned, tmp_path, capsys):
     (tmp_path / "raw" / "Dataset001_TINY" / "imagesTr" / "p1_A2C.nii.gz").write_bytes(b"no image")
     assert plan_and_preprocess(["-d", "TINY", "-tr", "UNetTrainer", "-np", "0", "--size", "64"]) == 1
-    assert "p1_A2C" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("p1_A2C: ") == 1  # once, at the end
     assert len(ClipStore(planned / "EchoPlans_64x64").cases()) == 5
     in_folds = {name for fold in read_json(planned / "splits_final.json") for name in (*fold["train"], *fold["val"])}
     assert "p1_A2C" not in in_folds and len(in_folds) == 5
+
+
+def test_broken_cases_are_named_even_where_no_plan_can_be_made(planned, tmp_path, capsys):
+    for image in (tmp_path / "raw" / "Dataset001_TINY" / "imagesTr").iterdir():
+        image.write_bytes(b"no image")
+    assert plan_and_preprocess(["-d", "TINY", "-np", "0"]) == 1
+    shown = capsys.readouterr().err
+    assert "6 not done" in shown and "p0_A2C: this is no clip" in shown and "error: " in shown
+
+
+def test_cases_without_a_labelled_frame_are_named(planned, tmp_path, caplog):
+    file = tmp_path / "raw" / "Dataset001_TINY" / "labelsTr" / "p1_A2C.nii.gz"
+    mask = np.full_like(read_mask(file), 255)
+    write_mask(file, mask, like=Clip(mask))
+    assert plan_and_preprocess(["-d", "TINY", "--no_preprocess", "-np", "0"]) == 0
+    assert "without a labelled frame, and so in no fold: p1_A2C" in caplog.text
 
 
 def test_problems_stop_before_anything_is_written(planned, tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import resource
 import struct
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -246,3 +248,22 @@ def test_what_is_unknown_stays_unknown(tmp_path, clip, name, spacing, time):
     assert again.spacing_mm == (None if spacing is None else pytest.approx(spacing))
     assert again.frame_time_ms == (None if time is None else pytest.approx(time))
     assert probe_clip(tmp_path / name).spacing_mm == again.spacing_mm
+
+
+@contextmanager
+def files_no_longer_than(size):
+    """Writing on beyond `size` bytes fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_short_file_is_never_taken_for_a_whole_one(tmp_path, clip, name, size):
+    with pytest.raises(EchoPlanError, match="the disk is full") as caught, files_no_longer_than(size):
+        write_clip(tmp_path / name, clip)
+    assert caught.value.fatal and list(tmp_path.iterdir()) == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from echoplan.imageio import probe_clip, read_mask, write_mask
+from echoplan.imageio import probe_clip, read_mask, write_clip, write_mask
 from echoplan.inference.commands import (
     apply_postprocessing_command,
     ensemble,
@@ -32,6 +33,14 @@ def test_predict_with_nothing_but_in_and_out(tmp_path, folders, make_model, clip
     arguments = ["-i", str(clips), "-o", str(tmp_path / "out"), "--continue_prediction", "--device", "cpu", "-np", "0"]
     assert predict(arguments) == 0
     assert "4 were finished before" in capsys.readouterr().out
+
+
+def test_patients_without_an_ejection_fraction_are_counted(tmp_path, folders, make_model, heart, capsys):
+    make_model(folders.results)
+    write_clip(tmp_path / "still.nii.gz", replace(heart.clip, frames=heart.clip.frames[:1]))
+    arguments = ["-i", str(tmp_path / "still.nii.gz"), "-o", str(tmp_path / "out"), "--device", "cpu", "-np", "0"]
+    assert predict(arguments) == 0  # its mask is made all the same
+    assert "1 of 1 patients have no EF" in capsys.readouterr().out
 
 
 def test_predict_without_a_model_says_what_to_do(tmp_path, clips, capsys):
