@@ -7,6 +7,7 @@ import configparser
 import errno
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
