@@ -70,15 +70,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("build/demo"))
     parser.add_argument("--patients", type=int, default=20)
     parser.add_argument("--test_patients", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--trainer", default="UNetTrainer")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--set", action="append", help="instead of the demo's own settings")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     if options.set is None:
         options.set = [
-            "iterations_per_epoch=30", "batch_size=8", "base_features=16", "optimiser=adamw", "learning_rate=0.002",
+            "iterations_per_epoch=30", "batch_size=8", "base_features=16", "optimiser=adamw", "learning_rate=0.004",
         ]  # fmt: skip
     return options
 
