@@ -72,7 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--test_patients", type=int, default=8)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--trainer", default="UNetTrainer")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--set", action="append", help="instead of the demo's own settings")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
