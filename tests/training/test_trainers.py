@@ -112,6 +112,14 @@ def test_pkechonet_is_supervised_at_every_refinement_stage(clip_setup: FoldSetup
     assert whole.item() != pytest.approx(without.item(), abs=1e-4)
 
 
+def test_the_space_time_unet_trains_on_windows_and_is_watched_on_clips(clip_setup: FoldSetup) -> None:
+    trainer = make_trainer(UNet2DtTrainer, clip_setup)
+    training = trainer.build_loader(clip_setup.train, training=True).samples
+    watched = trainer.build_loader(clip_setup.val, training=False).samples
+    assert len(training) == 3 * 2 * 4  # cases, labelled frames, places in a window
+    assert [sample.frames for sample in watched] == [(0, 2, 3, 5)]
+
+
 def test_validation_never_sees_a_label(frame_setup: FoldSetup) -> None:
     """The same fold with its validation labels falsified must give the same masks."""
     trainer = make_trainer(UNetTrainer, frame_setup, epochs=2)

@@ -254,7 +254,11 @@ class EchoTrainer(ABC):
         return self.setup.description.classes
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
-        """The training samples: single labelled frames, or clips of the plan's T."""
+        """The samples to train on: single labelled frames, or clips of the plan's T."""
+        return self.validation_samples(cases)
+
+    def validation_samples(self, cases: tuple[str, ...]) -> list[Sample]:
+        """The samples to watch during training: every labelled frame once, alone or in its clip."""
         properties = self.setup.properties(cases)
         if self.setup.plan.frames == 1:
             return frame_samples(properties)
@@ -271,7 +275,7 @@ class EchoTrainer(ABC):
 
     def build_loader(self, cases: tuple[str, ...], *, training: bool) -> BatchLoader:
         """The batches of the fold's training or validation cases."""
-        samples = self.samples(cases)
+        samples = self.samples(cases) if training else self.validation_samples(cases)
         if training and not samples:
             raise EchoPlanError("no training case has a labelled frame", file=self.setup.store.folder)
         reader = SampleReader(
