@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 
 from echoplan import __version__
@@ -51,6 +52,20 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
             return INTERRUPTED
+
+    return run
+
+
+def script(target: str) -> Callable[..., int]:
+    """A console script for the command `module:function`, imported when it runs.
+
+    Importing PyTorch takes seconds; Ctrl-C in them is met like Ctrl-C later on.
+    """
+
+    @command
+    def run(arguments: Sequence[str]) -> int:
+        module, _, function = target.partition(":")
+        return getattr(import_module(module), function)(arguments)
 
     return run
 

@@ -175,3 +175,18 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     run.stdout.close()
     assert run.stderr.read() == ""
     assert run.wait() == cli.READER_GONE
+
+
+def test_ctrl_c_while_a_command_is_still_imported_is_met_like_any_other(monkeypatch, capsys):
+    def interrupted(module):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert cli.script("echoplan.training.commands:train")([]) == cli.INTERRUPTED
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_the_scripts_themselves_import_nothing_heavy():
+    program = "import sys, echoplan.scripts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False)
+    assert run.returncode == 0

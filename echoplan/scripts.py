@@ -1,0 +1,20 @@
+"""The console scripts of setup.cfg; what each does lies in its room's commands.py."""
+
+from __future__ import annotations
+
+from echoplan.cli import script
+
+convert_dataset = script("echoplan.conversion.commands:convert_dataset")
+make_phantom = script("echoplan.conversion.phantom.commands:make_phantom")
+extract_fingerprint = script("echoplan.experiment_planning.commands:extract_fingerprint")
+plan_experiment = script("echoplan.experiment_planning.commands:plan_experiment")
+plan_and_preprocess = script("echoplan.experiment_planning.commands:plan_and_preprocess")
+preprocess = script("echoplan.preprocessing.commands:preprocess")
+train = script("echoplan.training.commands:train")
+find_best_configuration = script("echoplan.inference.commands:find_best_configuration_command")
+predict = script("echoplan.inference.commands:predict")
+ensemble = script("echoplan.inference.commands:ensemble")
+apply_postprocessing = script("echoplan.inference.commands:apply_postprocessing_command")
+evaluate_folder = script("echoplan.evaluation.commands:evaluate_folder_command")
+report = script("echoplan.evaluation.commands:report_command")
+doctor = script("echoplan.doctor:doctor")
