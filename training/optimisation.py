@@ -100,7 +100,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of forward passes for a recipe's `precision`.
 
     "auto": on a GPU bfloat16 where the hardware has it, else float16; on a CPU bfloat16 where it multiplies in it
-    (AVX512-BF16, AMX: about twice as fast), else float32.
+    (AVX512-BF16, AMX), else float32.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
