@@ -21,3 +21,20 @@ def choose_device(name: str = "auto") -> torch.device:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise EchoPlanError(f"no device {name!r} here (there is: {there})", remedy="use --device auto")
     return torch.device(name)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The floating type in which a device computes fastest without a loss that matters.
+
+    On a GPU bfloat16 where the hardware has it, else float16; on a CPU bfloat16 where it multiplies in it (AVX512-BF16,
+    AMX), else float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16; older PyTorch cannot tell and says no."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)

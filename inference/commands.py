@@ -88,7 +88,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
     made.add_argument("--no_postprocessing", action="store_true", help="leave the masks as the network made them")
     made.add_argument("--mirroring", action="store_true", help="average over the flips the plan allows; slower")
-    made.add_argument("--mixed_precision", action="store_true", help="faster on CUDA, slightly different probabilities")
+    made.add_argument("--mixed_precision", action="store_true", help="faster, with slightly different probabilities")
     made.add_argument("--ef_method", choices=("simpson", "camus"), default="simpson", help="the rule for volumes")
     add_processes(made)
     add_device(made)

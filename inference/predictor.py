@@ -116,7 +116,7 @@ class EchoPredictor:
         members: the models; their probabilities are averaged, each model counting alike.
         postprocessing: steps applied to the masks.
         mirroring: also average over the flips that the plan allows; slower.
-        autocast: mixed precision on CUDA; faster, probabilities differ in the third digit.
+        autocast: mixed precision; faster on most devices, probabilities differ in the third digit.
 
     Raises:
         EchoPlanError: the members have different labels, or a step does not exist.

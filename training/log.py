@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +77,28 @@ class TrainingLog:
             self.draw()
         logger.removeHandler(self._handler)
         self._handler.close()
+
+
+class EpochMeans:
+    """Means over an epoch of what a method records at its steps."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, **values: float) -> None:
+        """Add one step's values; a NaN says that a step had none."""
+        for name, value in values.items():
+            if math.isnan(value):
+                self._sums.setdefault(name, (0.0, 0))
+                continue
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float | None]:
+        """The means (None where no step had a value), and start again."""
+        means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

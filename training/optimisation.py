@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
 
 from .recipe import Recipe
@@ -97,22 +98,10 @@ def poly_rate(start: float, iteration: int, iterations: int, power: float) -> fl
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward passes for a recipe's `precision`.
-
-    "auto": on a GPU bfloat16 where the hardware has it, else float16; on a CPU bfloat16 where it multiplies in it
-    (AVX512-BF16, AMX), else float32.
-    """
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16; older PyTorch cannot tell and says no."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check is not None and check() for check in checks)
+    """The dtype of forward passes for a recipe's `precision`; "auto" is the device's fastest (`fast_dtype`)."""
+    if name == "auto":
+        return fast_dtype(device)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def _build_optimiser(parameters: list[nn.Parameter], recipe: Recipe, rate: float) -> torch.optim.Optimizer:

@@ -52,6 +52,8 @@ class Recipe:
         augmentation: "strong", "light" or "none" (training.data.augmentation).
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
+        supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
+            semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
     """
 
     epochs: int = 50
@@ -66,6 +68,7 @@ class Recipe:
     augmentation: str = "light"
     precision: str = "auto"
     channels_last: bool = True
+    supervision: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate"):
@@ -76,6 +79,7 @@ class Recipe:
             "optimiser": ("sgd", "adam", "adamw"),
             "augmentation": ("strong", "light", "none"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
+            "supervision": ("all", "ed_es"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
+from echoplan.networks.streaming import StreamingNetwork
 
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}
 
@@ -32,7 +34,8 @@ def segment_clip(
     Windows of `window` frames are taken every `stride` frames, from each of the `stride` starting phases, so that a
     window spans about the time that a training clip spans and every frame is seen. Overlapping predictions are averaged
     with a triangle in time: a frame in the middle of a window has seen more of its past and future than one at the rim.
-    Beside `frames`, the returned array is the only thing that grows with the clip's length.
+    Beside `frames`, the returned array is the only thing that grows with the clip's length. A `StreamingNetwork` goes
+    through the whole clip by itself; windows, strides and batches mean nothing to it.
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
@@ -43,7 +46,7 @@ def segment_clip(
         overlap: share of a window that the next one sees again, in [0, 1).
         batch: windows of equal length that go through the network together.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
-        autocast: mixed precision, on CUDA only.
+        autocast: mixed precision, where the device computes faster in it.
 
     Returns:
         (K, T, h, w) float32 in [0, 1].
@@ -54,12 +57,14 @@ def segment_clip(
     """
     if frames.ndim != 3 or not len(frames):
         raise ValueError(f"frames must be (T, h, w) with T > 0, not {tuple(frames.shape)}")
-    windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
-    weights = time_weights(windows, len(frames))
     flips = _flips(mirror_axes)
     device = next(chain(network.parameters(), network.buffers()), frames).device
     output = np.zeros((classes, *frames.shape), np.float32)
     with _evaluation(network), torch.inference_mode(), _autocast(device, autocast):
+        if isinstance(network, StreamingNetwork):
+            return _streamed(network, frames, output, flips)
+        windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
+        weights = time_weights(windows, len(frames))
         for group in _batches(windows, batch):
             clips = torch.stack([frames[torch.as_tensor(windows[i], device=frames.device)] for i in group]).unsqueeze(2)
             probabilities = _probabilities(network, clips.to(device, torch.float32), classes, flips)
@@ -99,6 +104,19 @@ def time_weights(windows: Sequence[np.ndarray], length: int) -> list[np.ndarray]
     return [(t / total[indices]).astype(np.float32) for indices, t in zip(windows, triangles, strict=True)]
 
 
+def _streamed(
+    network: StreamingNetwork, frames: Tensor, output: np.ndarray, flips: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """Fill `output` (K, T, h, w) from the network's stream, averaged over the flips."""
+    clip = frames.float().unsqueeze(1)
+    for axes in flips:
+        for index, logits in network.stream(clip.flip(axes) if axes else clip):
+            _check_shape(network, logits, (len(output), *frames.shape[1:]))
+            probabilities = _as_probabilities(logits, len(output), axis=0)
+            output[:, index] += (probabilities.flip(axes) if axes else probabilities).cpu().numpy() / len(flips)
+    return output
+
+
 def _batches(windows: Sequence[np.ndarray], batch: int) -> Iterator[list[int]]:
     """Runs of at most `batch` neighbouring windows with the same number of frames."""
     group: list[int] = []
@@ -123,16 +141,24 @@ def _probabilities(network: nn.Module, clips: Tensor, classes: int, flips: Seque
     mean = torch.zeros((*clips.shape[:2], classes, *clips.shape[3:]), device=clips.device)
     for axes in flips:
         logits = network(clips.flip(axes) if axes else clips)
-        if not isinstance(logits, Tensor) or logits.shape != mean.shape:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise EchoPlanError(
-                f"the network {type(network).__name__} gave {found} where logits {tuple(mean.shape)} are expected",
-                remedy="its forward must return logits (B, T, K, H, W) in evaluation mode",
-            )
-        logits = logits.float()
-        probabilities = logits.sigmoid() if classes == 1 else logits.softmax(dim=2)
+        _check_shape(network, logits, tuple(mean.shape))
+        probabilities = _as_probabilities(logits, classes, axis=2)
         mean += (probabilities.flip(axes) if axes else probabilities) / len(flips)
     return mean
+
+
+def _check_shape(network: object, logits: object, expected: tuple[int, ...]) -> None:
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != expected:
+        raise EchoPlanError(
+            f"the network {type(network).__name__} gave {found} where logits {expected} are expected",
+            remedy="its forward must return logits (B, T, K, H, W) in evaluation mode, its stream (K, H, W) a frame",
+        )
+
+
+def _as_probabilities(logits: Tensor, classes: int, *, axis: int) -> Tensor:
+    logits = logits.float()
+    return logits.sigmoid() if classes == 1 else logits.softmax(dim=axis)
 
 
 @contextmanager
@@ -147,6 +173,5 @@ def _evaluation(network: nn.Module) -> Iterator[None]:
 
 
 def _autocast(device: torch.device, wanted: bool) -> torch.autocast:
-    enabled = wanted and device.type == "cuda"
-    dtype = torch.bfloat16 if enabled and torch.cuda.is_bf16_supported() else torch.float16
-    return torch.autocast("cuda", dtype=dtype, enabled=enabled)
+    dtype = fast_dtype(device)
+    return torch.autocast(device.type, dtype=dtype, enabled=wanted and dtype != torch.float32)

@@ -145,3 +145,36 @@ def test_a_network_with_the_wrong_output_is_named():
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError):
         segment_clip(Threshold(), torch.zeros(2, 4, 4), classes=1, **arguments)
+
+
+class Walker(Threshold):
+    """A streaming network that walks backwards and carries a memory."""
+
+    def stream(self, frames: torch.Tensor):
+        memory = torch.zeros(frames.shape[1:])
+        for index in reversed(range(len(frames))):
+            memory = 0.5 * memory + frames[index]
+            yield index, (memory * self.scale.view(-1, 1, 1))
+
+
+def test_a_streaming_network_walks_the_clip_itself():
+    frames = torch.randn(5, 4, 6)
+    found = segment_clip(Walker(2), frames, window=3, classes=2, stride=2)
+    last = (frames[4][None] * torch.tensor([1.0, 2.0]).view(2, 1, 1)).softmax(dim=0)
+    np.testing.assert_allclose(found[:, 4], last, atol=1e-6)
+    before = ((0.5 * frames[4] + frames[3])[None] * torch.tensor([1.0, 2.0]).view(2, 1, 1)).softmax(dim=0)
+    np.testing.assert_allclose(found[:, 3], before, atol=1e-6)
+
+
+def test_a_stream_is_averaged_over_flips_and_checked():
+    class Lopsided(Walker):
+        def stream(self, frames):
+            yield from ((i, frame * torch.linspace(1, 2, frame.shape[-1])) for i, frame in enumerate(frames))
+
+    frames = torch.randn(2, 4, 6)
+    plain, flipped = torch.linspace(1, 2, 6), torch.linspace(2, 1, 6)
+    expected = ((frames * plain).sigmoid() + (frames * flipped).sigmoid()) / 2
+    found = segment_clip(Lopsided(), frames, window=1, classes=1, mirror_axes=("horizontal",))
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    with pytest.raises(EchoPlanError, match="gave"):
+        segment_clip(Lopsided(), frames, window=1, classes=2)

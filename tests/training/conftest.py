@@ -18,7 +18,9 @@ from echoplan.training.fold import FoldSetup
 SIDE, FRAMES, LAST = 32, 6, 5
 
 
-def make_setup(folder: Path, *, frames: int = 1, patients: int = 4, batch_size: int = 4) -> FoldSetup:
+def make_setup(
+    folder: Path, *, frames: int = 1, patients: int = 4, batch_size: int = 4, dense: bool = False
+) -> FoldSetup:
     values = {
         "size": [SIDE, SIDE], "frames": frames, "frame_stride": 1, "batch_size": batch_size, "crop": False,
         "protocol": "aspect", "normalisation": "zscore_sector", "mirror_axes": ["horizontal"], "rotation_degrees": 20.0,
@@ -36,11 +38,12 @@ def make_setup(folder: Path, *, frames: int = 1, patients: int = 4, batch_size: 
     cases = [f"p{number}_A4C" for number in range(patients)]
     for case in cases:
         clip, labels = toy_clip(random)
-        labels[1:LAST] = 255
+        labelled = list(range(FRAMES)) if dense else [0, LAST]
+        labels[np.setdiff1d(range(FRAMES), labelled)] = 255
         geometry = plan_geometry((SIDE, SIDE), (1.0, 1.0), (0, SIDE, 0, SIDE), (SIDE, SIDE), "aspect")
         store.write(case, clip, labels, {
             "geometry": geometry.to_dict(), "mean": float(clip.mean()), "std": float(clip.std()),
-            "labelled_frames": [0, LAST], "ed_frame": 0, "es_frame": LAST, "frame_time_ms": 40.0,
+            "labelled_frames": labelled, "ed_frame": 0, "es_frame": LAST, "frame_time_ms": 40.0,
             "spacing_mm": [1.0, 1.0], "patient": case[:2], "view": "A4C", "ef_percent": 50.0, "native_frames": FRAMES,
         })  # fmt: skip
         write_mask(preprocessed / "gt_segmentations" / f"{case}.nii.gz", labels, like=Clip(labels, (1.0, 1.0), 40.0))

@@ -11,6 +11,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.training.data import BatchLoader, SampleReader, build_augmentation, clip_samples, frame_samples
 from echoplan.training.fold import FoldSetup
 
+from .conftest import make_setup
+
 
 def make_loader(
     setup: FoldSetup, *, processes: int = 0, reader: SampleReader | None = None, **options: object
@@ -76,3 +78,14 @@ def test_a_worker_that_dies_becomes_a_clear_error(frame_setup: FoldSetup) -> Non
 def _kill_this_process(labels: np.ndarray) -> dict[str, np.ndarray]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def test_hidden_labels_stand_apart_and_never_among_the_labels(tmp_path) -> None:
+    setup = make_setup(tmp_path, frames=4, dense=True)
+    reader = SampleReader(setup.store, setup.plan, 1, supervision="ed_es")
+    sample = clip_samples(setup.properties(setup.train), 4)[0]
+    seen, whole = reader.read(sample, (0,)), SampleReader(setup.store, setup.plan, 1).read(sample, (0,))
+    assert "hidden" not in whole
+    np.testing.assert_array_equal(seen["labels"][[0, 3]], whole["labels"][[0, 3]])
+    np.testing.assert_array_equal(seen["hidden"][1:3], whole["labels"][1:3])
+    assert (seen["labels"][1:3] == 255).all() and (seen["hidden"][[0, 3]] == 255).all()

@@ -9,6 +9,7 @@ from echoplan.training.data.sampling import (
     epoch_order,
     frame_samples,
     uniform_frames,
+    visible_frames,
     window_samples,
 )
 
@@ -63,3 +64,10 @@ def test_windows_show_a_labelled_frame_at_every_place_and_reflect_at_the_ends() 
     assert samples[2].frames == (4, 2, 0, 2)  # two frames before the clip's start, reflected
     assert samples[4].frames == (7, 5, 3, 1)
     assert window_samples({"a": {"labelled_frames": [0], "native_frames": 1}}, 3, stride=1)[1].frames == (0, 0, 0)
+
+
+def test_the_semi_supervised_protocol_hides_what_is_between_the_phases():
+    about = {"labelled_frames": [0, 1, 2, 3], "ed_frame": 0, "es_frame": 3}
+    assert visible_frames(about, "all") == [0, 1, 2, 3]
+    assert visible_frames(about, "ed_es") == [0, 3]
+    assert visible_frames({**about, "es_frame": None}, "ed_es") == [0, 1, 2, 3]

@@ -2,7 +2,7 @@
 
 from .augmentation import Augmentation, build_augmentation
 from .loader import Batch, BatchLoader, SampleReader
-from .sampling import Sample, clip_samples, frame_samples, window_samples
+from .sampling import Sample, clip_samples, frame_samples, visible_frames, window_samples
 
 __all__ = [
     "Augmentation",
@@ -13,5 +13,6 @@ __all__ = [
     "build_augmentation",
     "clip_samples",
     "frame_samples",
+    "visible_frames",
     "window_samples",
 ]

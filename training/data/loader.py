@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
 from echoplan.plans import ResolvedPlan
 
@@ -17,7 +18,7 @@ from ...preprocessing.clip import normalise
 from ...preprocessing.geometry import Geometry
 from ...preprocessing.store import ClipStore
 from .augmentation import Augmentation
-from .sampling import Sample, batches, epoch_order
+from .sampling import Sample, batches, epoch_order, visible_frames
 
 WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs
 Batch = dict[str, Any]
@@ -34,6 +35,7 @@ class SampleReader:
         classes: K of the network (1: labels 0 and 1).
         augmentation: None reads the sample as it is.
         finish: more targets made from the labels after augmentation (labels (T, H, W) -> named arrays).
+        supervision: "all", or "ed_es": labels of other frames become 255, and stand under "hidden" for watching only.
     """
 
     store: ClipStore
@@ -41,9 +43,13 @@ class SampleReader:
     classes: int
     augmentation: Augmentation | None = None
     finish: Finish | None = None
+    supervision: str = "all"
 
     def read(self, sample: Sample, seed: Sequence[int]) -> Batch:
-        """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", and what `finish` adds."""
+        """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", and what `finish` adds.
+
+        Where labels are hidden there is also "hidden" uint8 (T, H, W): those labels, 255 where the training sees them.
+        """
         about = self.store.properties(sample.case)
         frames = self.store.frames(sample.case, sample.frames)
         labels = self.store.labels(sample.case, sample.frames)
@@ -54,8 +60,11 @@ class SampleReader:
         clip = normalise(frames, about["mean"], about["std"], self.plan.normalisation)
         if self.augmentation is not None:
             clip = self.augmentation.colour(clip, seed=seed)
-        extra = {} if self.finish is None else self.finish(labels)
-        return {"clip": clip[:, None], "labels": labels, "case": sample.case, **extra}
+        batch: Batch = {"clip": clip[:, None], "labels": labels, "case": sample.case}
+        if self.supervision != "all":
+            seen = np.isin(sample.frames, visible_frames(about, self.supervision))[:, None, None]
+            batch |= {"labels": np.where(seen, labels, IGNORE), "hidden": np.where(seen, IGNORE, labels)}
+        return batch if self.finish is None else {**batch, **self.finish(batch["labels"])}
 
 
 def sector_apex(properties: Mapping[str, Any]) -> tuple[float, float]:

@@ -25,6 +25,19 @@ def uniform_frames(first: int, last: int, count: int) -> tuple[int, ...]:
     return tuple(int(frame) for frame in np.rint(np.linspace(first, last, count)))
 
 
+def visible_frames(about: Mapping[str, Any], supervision: str) -> list[int]:
+    """The labelled frames of a case that a training may see.
+
+    Args:
+        about: the case's properties: "labelled_frames", and "ed_frame", "es_frame" where known.
+        supervision: "all", or "ed_es": only those two, where both are known.
+    """
+    labelled, phases = list(about["labelled_frames"]), (about.get("ed_frame"), about.get("es_frame"))
+    if supervision == "all" or None in phases:
+        return labelled
+    return [frame for frame in labelled if frame in phases]
+
+
 def frame_samples(properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
     """One sample for every labelled frame."""
     return [Sample(case, (frame,)) for case, about in properties.items() for frame in about["labelled_frames"]]

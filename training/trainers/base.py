@@ -31,9 +31,10 @@ from ..data import (
     build_augmentation,
     clip_samples,
     frame_samples,
+    visible_frames,
 )
 from ..fold import FoldSetup
-from ..log import TrainingLog
+from ..log import EpochMeans, TrainingLog
 from ..online_dice import OnlineDice
 from ..optimisation import Optimisation
 from ..recipe import Recipe, TrainerNeeds
@@ -87,6 +88,8 @@ class EchoTrainer(ABC):
         self.weights = weights
         self.source = source or type(self).__name__
         self.first_epoch = 0
+        self.epoch = 0
+        self.recorded = EpochMeans()
         self.best_dice = -1.0
         self.smooth_dice: float | None = None
 
@@ -110,9 +113,13 @@ class EchoTrainer(ABC):
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
         """The training loss of a batch; unlabelled pixels (255) must not count.
 
+        `self.epoch` is the current epoch, for schedules; what `self.recorded.add(name=value)` gets is averaged over the
+        epoch into metrics.jsonl.
+
         Args:
             output: the network's output in training mode.
-            batch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W), and what `finish_sample` added.
+            batch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W), and what `finish_sample` added; "hidden" (B, T, H, W),
+                where labels are hidden (`supervision`), is for watching and must not teach.
         """
 
     @classmethod
@@ -180,6 +187,7 @@ class EchoTrainer(ABC):
 
     def train_epoch(self, epoch: int) -> tuple[list[float], dict[str, float]]:
         """One round over the training batches: the losses, and the seconds spent waiting for data and computing."""
+        self.epoch = epoch
         self.network.train()
         losses: list[float] = []
         data_seconds = step_seconds = 0.0
@@ -200,7 +208,11 @@ class EchoTrainer(ABC):
         return losses, {"data_seconds": data_seconds, "step_seconds": step_seconds}
 
     def forward(self, batch: Batch) -> ClipOutput:
-        """The network's output for a batch, with an empty auxiliary part where the network gives none."""
+        """The network's output for a training batch, with an empty auxiliary part where the network gives none.
+
+        A method changes it where its network takes more than frames in training. In validation and at test time a
+        network sees nothing but frames.
+        """
         output = self.network(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
 
@@ -233,6 +245,7 @@ class EchoTrainer(ABC):
             val_dice=dice,
             val_dice_smooth=self.smooth_dice,
             learning_rate=self.optimisation.rate,
+            **self.recorded.take(),
             **seconds,
         )
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
@@ -255,11 +268,20 @@ class EchoTrainer(ABC):
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """The samples to train on: single labelled frames, or clips of the plan's T."""
-        return self.validation_samples(cases)
+        return self._samples(self.training_properties(cases))
 
     def validation_samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """The samples to watch during training: every labelled frame once, alone or in its clip."""
-        properties = self.setup.properties(cases)
+        return self._samples(self.setup.properties(cases))
+
+    def training_properties(self, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """What the store knows of training cases, without the labelled frames that `supervision` hides."""
+        return {
+            case: {**about, "labelled_frames": visible_frames(about, self.recipe.supervision)}
+            for case, about in self.setup.properties(cases).items()
+        }
+
+    def _samples(self, properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
         if self.setup.plan.frames == 1:
             return frame_samples(properties)
         return clip_samples(properties, self.setup.plan.frames)
@@ -284,6 +306,7 @@ class EchoTrainer(ABC):
             self.classes,
             augmentation=self.augmentation() if training else None,
             finish=self.finish_sample() if training else None,
+            supervision=self.recipe.supervision if training else "all",
         )
         return BatchLoader(
             samples,
