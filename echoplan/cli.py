@@ -6,32 +6,38 @@ import argparse
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
 from echoplan import __version__
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import naming_full_disk
 from echoplan.paths import Folders
 
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)  # the last: a disk mounted for reading only
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 READER_GONE = 141  # and after SIGPIPE
+RESUMABLE = 75  # sysexits.h: a temporary failure; what was terminated can go on
 
 
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     """Turn `main(arguments) -> exit status` into a console script.
 
     Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says that nothing is
-    lost.
+    lost; SIGTERM, a cluster's way to say that the time is up, exits with 75.
     """
 
     @wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             with naming_full_disk():  # of logs and temporary files; results name theirs
                 return main(sys.argv[1:] if arguments is None else list(arguments))
@@ -52,8 +58,15 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
             return INTERRUPTED
+        except Terminated:
+            print("terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+            return RESUMABLE
 
     return run
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def script(target: str) -> Callable[..., int]:

@@ -1,4 +1,4 @@
-"""The one exception a user can act on."""
+"""The one exception a user can act on, and the one that says the machine was asked to stop."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class EchoPlanError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default way between worker processes.
         return _rebuild, (self.problem, self.file, self.remedy, self.fatal)
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt it passes by what catches errors, up to the command."""
 
 
 def _rebuild(problem: str, file: str | None, remedy: str | None, fatal: bool) -> EchoPlanError:

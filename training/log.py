@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ class EpochMeans:
         means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
         self._sums = {}
         return means
+
+    def state(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps of an epoch that is not over."""
+        return {name: [total, float(count)] for name, (total, count) in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Put back what `state` gave."""
+        self._sums = {name: (total, int(count)) for name, (total, count) in state.items()}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -45,8 +46,12 @@ class Optimisation:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def step(self, loss: Callable[[], torch.Tensor]) -> float:
-        """Compute the loss, its gradient, and move the weights; the loss as a number.
+    def step(self, losses: Sequence[tuple[float, Callable[[], torch.Tensor]]]) -> float:
+        """Compute the loss of a batch, its gradient, and move the weights; the loss as a number.
+
+        Args:
+            losses: of each part of the batch its share and its mean loss. Gradients add up, and the activations of one
+                part at a time are in memory.
 
         Raises:
             EchoPlanError: the loss is not finite.
@@ -55,21 +60,25 @@ class Optimisation:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        with self.autocast():
-            value = loss()
-        number = float(value.detach())
-        if not torch.isfinite(torch.tensor(number)):
-            raise EchoPlanError(
-                f"the loss became {number} at iteration {self.iteration}",
-                remedy="train again with a lower learning rate (--set learning_rate=...) or --set precision=float32",
-            )
-        self.scaler.scale(value).backward()
+        number = sum(self._backward(share, loss) for share, loss in losses)
         if self.recipe.gradient_clip is not None:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.iteration += 1
+        return number
+
+    def _backward(self, share: float, loss: Callable[[], torch.Tensor]) -> float:
+        with self.autocast():
+            value = loss() * share
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise EchoPlanError(
+                f"the loss became {number} at iteration {self.iteration}",
+                remedy="train again with a lower learning rate (--set learning_rate=...) or --set precision=float32",
+            )
+        self.scaler.scale(value).backward()
         return number
 
     @property

@@ -71,8 +71,27 @@ def test_a_damaged_case_is_named(frame_setup: FoldSetup, processes: int) -> None
 
 def test_a_worker_that_dies_becomes_a_clear_error(frame_setup: FoldSetup) -> None:
     reader = SampleReader(frame_setup.store, frame_setup.plan, 1, finish=_kill_this_process)
-    with pytest.raises(EchoPlanError, match=r"worker died.*--c"):
-        list(make_loader(frame_setup, processes=1, reader=reader).epoch(0))
+    loader = make_loader(frame_setup, processes=1, reader=reader, shuffle=False)
+    with pytest.raises(EchoPlanError, match=rf"worker died or hangs while reading {loader.samples[0].case}: .*--c"):
+        list(loader.epoch(0))
+
+
+def test_only_the_dead_workers_case_is_named_wherever_the_error_surfaces(frame_setup: FoldSetup) -> None:
+    loader = make_loader(frame_setup, processes=2)
+    at_work = loader._at_work
+    at_work._shared[:] = torch.tensor([[1234, 0], [5678, 5]])
+    dead = loader.explain(RuntimeError("DataLoader worker (pid 5678) is killed by signal: Killed. "))
+    assert isinstance(dead, EchoPlanError) and f"while reading {loader.samples[5].case}:" in str(dead)
+    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert loader.explain(other) is other
+
+
+def test_an_epoch_can_be_entered_in_its_middle(frame_setup: FoldSetup) -> None:
+    loader = make_loader(frame_setup)
+    rest, whole = list(loader.epoch(2, start=1)), list(loader.epoch(2))
+    assert len(rest) == len(whole) - 1
+    for mine, theirs in zip(rest, whole[1:], strict=True):
+        assert mine["case"] == theirs["case"] and torch.equal(mine["clip"], theirs["clip"])
 
 
 def _kill_this_process(labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Data loading: which frames make a sample, how it is augmented, how batches come."""
 
 from .augmentation import Augmentation, build_augmentation
-from .loader import Batch, BatchLoader, SampleReader
+from .loader import Batch, BatchLoader, SampleReader, split_batch
 from .sampling import Sample, clip_samples, frame_samples, visible_frames, window_samples
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "build_augmentation",
     "clip_samples",
     "frame_samples",
+    "split_batch",
     "visible_frames",
     "window_samples",
 ]

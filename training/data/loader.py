@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
@@ -110,13 +113,18 @@ class BatchLoader:
         self.seed = seed
         self.processes = processes
         self.pin_memory = pin_memory
+        self._at_work = _AtWork(processes)
         self._draws = len(self.samples) if batches_per_epoch is None else batches_per_epoch * batch_size
 
     def __len__(self) -> int:
         return -(-self._draws // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W) as tensors, "case" a list.
+
+        Args:
+            epoch: its number.
+            start: batches to leave out at the beginning, as done before.
 
         Raises:
             EchoPlanError: a case cannot be read, or a worker died or hangs.
@@ -126,14 +134,17 @@ class BatchLoader:
         else:
             order = list(range(len(self.samples)))
         keys = [(index, place, epoch) for place, index in enumerate(order)]
+        self._at_work = _AtWork(self.processes)
         loader = DataLoader(
-            _Reading(self.samples, self.reader, self.seed),
-            batch_sampler=batches(keys, self.batch_size),
+            _Reading(self.samples, self.reader, self.seed, self._at_work),
+            batch_sampler=batches(keys, self.batch_size)[start:],
             collate_fn=_collate,
             num_workers=self.processes,
             pin_memory=self.pin_memory,
             timeout=WORKER_TIMEOUT_SECONDS if self.processes else 0,
             worker_init_fn=_calm_worker,
+            # Its own: else every start of an epoch would take a number from the network's random stream.
+            generator=torch.Generator().manual_seed(self.seed),
         )
         try:
             for batch in loader:
@@ -141,23 +152,65 @@ class BatchLoader:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise EchoPlanError(
-                f"a data-loading worker died or hangs: {error}",
-                remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
-            ) from error
+            raise self.explain(error) from error
+
+    def explain(self, error: RuntimeError) -> Exception:
+        """The error that tells a user of a dead worker and its case, or the error itself where it is another one.
+
+        PyTorch raises in the main thread as soon as a worker dies, wherever that thread happens to be.
+        """
+        if "DataLoader" not in str(error):
+            return error
+        cases = self._at_work.cases(self.samples, str(error))
+        return EchoPlanError(
+            f"a data-loading worker died or hangs{f' while reading {cases}' if cases else ''}: {error}",
+            remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
+        )
+
+
+def split_batch(batch: Batch, parts: int) -> list[tuple[float, Batch]]:
+    """A batch in at most `parts` parts along its samples, each with its share of the samples."""
+    count = len(batch["case"])
+    step = -(-count // parts)
+    return [
+        (len(batch["case"][start : start + step]) / count,
+         {name: value[start : start + step] for name, value in batch.items()})
+        for start in range(0, count, step)
+    ]  # fmt: skip
+
+
+class _AtWork:
+    """Which sample each worker reads, where the main process can see it."""
+
+    def __init__(self, workers: int) -> None:
+        # Per worker its process and its sample; without a lock, which a killed worker could leave locked.
+        self._shared = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
+
+    def on(self, index: int) -> None:
+        """Note that this process now reads sample `index`."""
+        about = get_worker_info()
+        if about is not None:
+            self._shared[about.id] = torch.tensor([os.getpid(), index])
+
+    def cases(self, samples: Sequence[Sample], message: str) -> str:
+        """The cases of the processes that a message names; of all of them where it names none."""
+        named = {int(number) for number in re.findall(r"\d+", message)}
+        busy = [(pid, index) for pid, index in self._shared.tolist() if index >= 0]
+        chosen = [index for pid, index in busy if pid in named] or [index for _, index in busy]
+        return ", ".join(sorted({samples[index].case for index in chosen}))
 
 
 class _Reading(Dataset[Batch]):
-    def __init__(self, samples: list[Sample], reader: SampleReader, seed: int) -> None:
+    def __init__(self, samples: list[Sample], reader: SampleReader, seed: int, at_work: _AtWork) -> None:
         self.samples = samples
         self.reader = reader
         self.seed = seed
+        self.at_work = at_work
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch | EchoPlanError:
         index, place, epoch = key
         sample = self.samples[index]
+        self.at_work.on(index)
         try:
             return self.reader.read(sample, (self.seed, epoch, place))
         except Exception as error:
@@ -185,3 +238,5 @@ def _collate(items: Sequence[Batch | EchoPlanError]) -> Batch | EchoPlanError:
 
 def _calm_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A cluster terminates all processes of a job at once: the training saves itself and then ends its workers.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echoplan import __version__
-from echoplan.errors import EchoPlanError
-from echoplan.files import write_json
+from echoplan.errors import EchoPlanError, Terminated
 from echoplan.networks import ClipOutput
 from echoplan.networks.layout import channels_last
 from echoplan.work import progress
 
-from ..checkpoint import load_checkpoint, plain_settings, random_state, restore_random_state, save_checkpoint
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data import (
     Augmentation,
     Batch,
@@ -31,6 +29,7 @@ from ..data import (
     build_augmentation,
     clip_samples,
     frame_samples,
+    split_batch,
     visible_frames,
 )
 from ..fold import FoldSetup
@@ -38,6 +37,8 @@ from ..log import EpochMeans, TrainingLog
 from ..online_dice import OnlineDice
 from ..optimisation import Optimisation
 from ..recipe import Recipe, TrainerNeeds
+from ..state import EpochProgress, model_state, restore_training, training_state, write_model_files
+from ..termination import Termination
 
 logger = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # of the validation Dice that picks the best checkpoint; single epochs are noisy
@@ -90,6 +91,9 @@ class EchoTrainer(ABC):
         self.first_epoch = 0
         self.epoch = 0
         self.recorded = EpochMeans()
+        self.progress = EpochProgress()
+        self.termination = Termination()
+        self.accumulation = 1
         self.best_dice = -1.0
         self.smooth_dice: float | None = None
 
@@ -145,12 +149,13 @@ class EchoTrainer(ABC):
         """Train the fold from its start, or from its last whole epoch."""
         self.on_train_start(resume=resume)
         try:
-            for epoch in range(self.first_epoch, self.recipe.epochs):
-                started = time.perf_counter()
-                losses, seconds = self.train_epoch(epoch)
-                dice = self.validate_epoch()
-                self.on_epoch_end(epoch, losses, dice, seconds | {"seconds": time.perf_counter() - started})
+            with Termination() as self.termination:
+                for epoch in range(self.first_epoch, self.recipe.epochs):
+                    self.train_epoch(epoch)
+                    self.on_epoch_end(epoch, self.validate_epoch())
             self.on_train_end()
+        except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
+            raise self.training_batches.explain(error) from error
         finally:
             self.log.close()
 
@@ -175,9 +180,9 @@ class EchoTrainer(ABC):
             device=self.device,
         )
         if resume:
-            self._restore(load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
+            restore_training(self, load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
         self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch)
-        self._write_model_files()
+        write_model_files(self)
         self.log.say(
             f"{type(self).__name__}, fold {self.setup.fold}: {len(self.setup.train)} cases to train on "
             f"({len(self.training_batches.samples)} samples), {len(self.setup.val)} to validate, input {plan.size}, "
@@ -185,27 +190,63 @@ class EchoTrainer(ABC):
             f"{self.first_epoch} to {recipe.epochs - 1}, {self.optimisation.dtype} on {self.device}"
         )
 
-    def train_epoch(self, epoch: int) -> tuple[list[float], dict[str, float]]:
-        """One round over the training batches: the losses, and the seconds spent waiting for data and computing."""
+    def train_epoch(self, epoch: int) -> None:
+        """One round over the training batches, or the rest of a terminated one; `self.progress` says how it went.
+
+        Raises:
+            Terminated: SIGTERM came; the training is saved at the step it was at.
+        """
         self.epoch = epoch
         self.network.train()
-        losses: list[float] = []
-        data_seconds = step_seconds = 0.0
-        waited_since = time.perf_counter()
         bar = progress(
-            self.training_batches.epoch(epoch),
+            self.training_batches.epoch(epoch, start=self.progress.batches),
             description=f"epoch {epoch}",
-            total=len(self.training_batches),
+            total=len(self.training_batches) - self.progress.batches,
             unit="batch",
         )
+        waited_since = time.perf_counter()
         for batch in bar:
             batch = self.to_device(batch)
             arrived = time.perf_counter()
-            data_seconds += arrived - waited_since
-            losses.append(self.optimisation.step(lambda batch=batch: self.loss(self.forward(batch), batch)))
-            waited_since = time.perf_counter()
-            step_seconds += waited_since - arrived
-        return losses, {"data_seconds": data_seconds, "step_seconds": step_seconds}
+            self.progress.losses.append(self.train_step(batch))
+            self.progress.batches += 1
+            finished = time.perf_counter()
+            self.progress.spend(
+                data_seconds=arrived - waited_since, step_seconds=finished - arrived, seconds=finished - waited_since
+            )
+            waited_since = finished
+            if self.termination.requested:
+                self._save_terminated(epoch)
+
+    def train_step(self, batch: Batch) -> float:
+        """Move the weights by one batch; its loss. A batch too large for the GPU is halved, from then on."""
+        while True:
+            try:
+                parts = split_batch(batch, self.accumulation)
+                return self.optimisation.step([(share, partial(self._part_loss, part)) for share, part in parts])
+            except torch.OutOfMemoryError as error:
+                size = len(batch["case"])
+                if self.accumulation > 1 or size < 2:
+                    raise EchoPlanError(
+                        f"the GPU's memory is too small for {-(-size // self.accumulation)} sample(s) at a time",
+                        remedy="plan again with a smaller --gpu_memory_target or --size",
+                    ) from error
+            # Out of the except block: the error holds on to the tensors that filled the memory.
+            self.accumulation = 2
+            torch.cuda.empty_cache()
+            self.log.say(
+                f"out of GPU memory with a batch of {size}: from now on in 2 parts whose gradients are added, "
+                "which is slower; plan again with a smaller --gpu_memory_target to avoid it"
+            )
+
+    def _part_loss(self, part: Batch) -> Tensor:
+        return self.loss(self.forward(part), part)
+
+    def _save_terminated(self, epoch: int) -> None:
+        save_checkpoint(self.setup.folder / "checkpoint_latest.pth", training_state(self, epoch))
+        done = f"{self.progress.batches} of {len(self.training_batches)} batches of epoch {epoch}"
+        self.log.say(f"terminated after {done}; saved, --c goes on from there")
+        raise Terminated
 
     def forward(self, batch: Batch) -> ClipOutput:
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
@@ -222,6 +263,7 @@ class EchoTrainer(ABC):
 
         None where no validation sample has a label.
         """
+        started = time.perf_counter()
         self.network.eval()
         score = OnlineDice(self.classes)
         for batch in self.validation_batches.epoch(0):
@@ -229,10 +271,12 @@ class EchoTrainer(ABC):
             with self.optimisation.autocast():
                 logits = self.network(batch["clip"])
             score.add(logits, batch["labels"])
+        self.progress.spend(seconds=time.perf_counter() - started)
         return score.mean()
 
-    def on_epoch_end(self, epoch: int, losses: list[float], dice: float | None, seconds: Mapping[str, float]) -> None:
+    def on_epoch_end(self, epoch: int, dice: float | None) -> None:
         """Write the metrics and the checkpoints of the epoch."""
+        loss, seconds = float(np.mean(self.progress.losses)), self.progress.seconds
         if dice is not None:
             before = dice if self.smooth_dice is None else self.smooth_dice
             self.smooth_dice = _SMOOTHING * before + (1 - _SMOOTHING) * dice
@@ -241,7 +285,7 @@ class EchoTrainer(ABC):
             self.best_dice = float(self.smooth_dice or 0.0)
         self.log.epoch(
             epoch=epoch,
-            train_loss=float(np.mean(losses)),
+            train_loss=loss,
             val_dice=dice,
             val_dice_smooth=self.smooth_dice,
             learning_rate=self.optimisation.rate,
@@ -249,14 +293,15 @@ class EchoTrainer(ABC):
             **seconds,
         )
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
-        self.log.say(f"epoch {epoch}: loss {np.mean(losses):.4f}, {shown}, {seconds['seconds']:.1f} s")
-        save_checkpoint(self.setup.folder / "checkpoint_latest.pth", self.state(epoch + 1))
+        self.log.say(f"epoch {epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s")
+        self.progress = EpochProgress()
+        save_checkpoint(self.setup.folder / "checkpoint_latest.pth", training_state(self, epoch + 1))
         if is_best:
-            save_checkpoint(self.setup.folder / "checkpoint_best.pth", self.model_state(epoch + 1))
+            save_checkpoint(self.setup.folder / "checkpoint_best.pth", model_state(self, epoch + 1))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint."""
-        save_checkpoint(self.setup.folder / "checkpoint_final.pth", self.model_state(self.recipe.epochs))
+        save_checkpoint(self.setup.folder / "checkpoint_final.pth", model_state(self, self.recipe.epochs))
         self.log.say(f"trained {self.recipe.epochs} epochs; best smoothed validation Dice {self.best_dice:.4f}")
 
     # Parts a method may change --------------------------------------------------------------------------------------
@@ -325,72 +370,3 @@ class EchoTrainer(ABC):
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
-
-    # State ----------------------------------------------------------------------------------------------------------
-
-    def model_state(self, epochs: int) -> dict[str, Any]:
-        """What inference needs of a trained fold."""
-        return {
-            "version": __version__,
-            "trainer": type(self).__name__,
-            "trainer_source": self.source,
-            "settings": plain_settings(self.recipe.to_dict()),
-            "size": list(self.setup.plan.size),
-            "classes": self.classes,
-            "epochs": epochs,
-            "seed": self.seed,
-            "network": self.network.state_dict(),
-        }
-
-    def state(self, epochs: int) -> dict[str, Any]:
-        """All that a resumed training needs to go on as if it had never stopped."""
-        return {
-            **self.model_state(epochs),
-            **self.optimisation.state(),
-            "best_dice": self.best_dice,
-            "smooth_dice": self.smooth_dice,
-            "random": random_state(),
-        }
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        mine = plain_settings(self.recipe.to_dict())
-        changed = [name for name, value in mine.items() if state["settings"].get(name) != value]
-        if changed or state["seed"] != self.seed:
-            names = ", ".join([*changed, *(["seed"] if state["seed"] != self.seed else [])])
-            raise EchoPlanError(
-                f"the training to resume was started with other settings: {names}",
-                file=self.setup.folder,
-                remedy="resume with the same --set, --epochs and --seed, or start again with --overwrite",
-            )
-        self.network.load_state_dict(state["network"])
-        self.optimisation.restore(dict(state))
-        self.first_epoch = int(state["epochs"])
-        self.best_dice = float(state["best_dice"])
-        self.smooth_dice = state["smooth_dice"]
-        restore_random_state(state["random"])
-
-    def _write_model_files(self) -> None:
-        """Keep beside the weights what they were trained from."""
-        folder, source = self.setup.model_folder, self.setup.preprocessed
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {f"{self.setup.plan.plans_name}.json": "plans.json", "dataset.json": "dataset.json"}
-        for name, copy in (names | {"dataset_fingerprint.json": "dataset_fingerprint.json"}).items():
-            if (source / name).exists():
-                shutil.copyfile(source / name, folder / copy)
-        write_json(
-            self.setup.folder / "debug.json",
-            {
-                "echoplan": __version__,
-                "torch": torch.__version__,
-                "device": str(self.device),
-                "precision": str(self.optimisation.dtype),
-                "threads": torch.get_num_threads(),
-                "trainer": self.source,
-                "seed": self.seed,
-                "settings": self.recipe.to_dict(),
-                "plan": self.setup.plan.to_dict(),
-                "train": self.setup.train,
-                "val": self.setup.val,
-                "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
-            },
-        )

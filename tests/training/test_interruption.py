@@ -1,0 +1,129 @@
+"""Nothing is lost: terminated, killed and crowded trainings go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import EpochMeans, read_metrics
+from echoplan.training.trainers import EchoTrainer
+from echoplan.training.trainers.unet import UNetTrainer
+
+SMALL = {"epochs": 3, "iterations_per_epoch": 4, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}
+
+
+class Recording(UNetTrainer):
+    """A trainer that records something of its own, with a random part."""
+
+    def loss(self, output, batch):
+        self.recorded.add(noise=float(torch.rand(())))
+        return super().loss(output, batch)
+
+
+def make_trainer(setup: FoldSetup, fold: int = 0, **settings: object) -> EchoTrainer:
+    recipe = Recording.recipe_class().with_settings({**SMALL, **settings})
+    return Recording(replace(setup, fold=fold), recipe, seed=1)
+
+
+def weights(trainer: EchoTrainer) -> dict[str, torch.Tensor]:
+    return load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")["network"]
+
+
+def history(trainer: EchoTrainer) -> list[dict]:
+    timeless = ("epoch", "train_loss", "val_dice", "noise", "learning_rate")
+    return [{name: entry[name] for name in timeless} for entry in read_metrics(trainer.setup.folder)]
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(frame_setup: FoldSetup, batches: int) -> None:
+    whole = make_trainer(frame_setup)
+    whole.run_training()
+
+    terminated = make_trainer(frame_setup, fold=1)
+    step = terminated.train_step
+
+    def terminate_within_the_second_epoch(batch):
+        loss = step(batch)
+        if terminated.epoch == 1 and terminated.progress.batches == batches - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    terminated.train_step = terminate_within_the_second_epoch
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated):
+        terminated.run_training()
+    assert signal.getsignal(signal.SIGTERM) == before
+    again = make_trainer(frame_setup, fold=1)
+    again.run_training(resume=True)
+    assert again.first_epoch == 1 and history(again) == history(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+def test_a_batch_too_large_for_the_gpu_is_halved_once_and_the_log_says_so(frame_setup: FoldSetup) -> None:
+    whole = make_trainer(frame_setup, epochs=1, iterations_per_epoch=1, optimiser="sgd", precision="float32")
+    whole.run_training()
+
+    crowded = make_trainer(frame_setup, fold=1, epochs=1, iterations_per_epoch=1, optimiser="sgd", precision="float32")
+    forward = crowded.forward
+
+    def forward_of_two_at_most(batch):
+        if len(batch["case"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(batch)
+
+    crowded.forward = forward_of_two_at_most
+    crowded.run_training()
+    assert crowded.accumulation == 2
+    log = next(crowded.setup.folder.glob("training_log_*.txt")).read_text()
+    assert log.count("out of GPU memory with a batch of 4") == 1
+    # The same mean loss and gradient, but for rounding.
+    assert history(crowded)[0]["train_loss"] == pytest.approx(history(whole)[0]["train_loss"], abs=1e-6)
+    gradients = [state["momentum_buffer"] for state in crowded.optimisation.optimiser.state_dict()["state"].values()]
+    expected = [state["momentum_buffer"] for state in whole.optimisation.optimiser.state_dict()["state"].values()]
+    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_gpu_too_small_for_half_a_batch_says_what_to_do(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer(frame_setup)
+
+    def always_too_large(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.forward = always_too_large
+    with pytest.raises(EchoPlanError, match=r"too small for 2 sample\(s\).*--gpu_memory_target"):
+        trainer.run_training()
+
+
+def test_means_of_an_epoch_leave_out_steps_without_a_value() -> None:
+    means = EpochMeans()
+    means.add(share=0.5, dice=float("nan"))
+    means.add(share=1.0)
+    again = EpochMeans()
+    again.restore(means.state())
+    assert again.take() == means.take() == {"share": 0.75, "dice": None}
+    assert means.take() == {}
+
+
+def test_checkpoints_of_a_terminated_training_hold_plain_types_only(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    trainer = make_trainer(frame_setup)
+    step = trainer.train_step
+
+    def terminate(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    trainer.train_step = terminate
+    with pytest.raises(Terminated):
+        trainer.run_training()
+    state = load_checkpoint(trainer.setup.folder / "checkpoint_latest.pth")  # weights_only
+    assert state["epochs"] == 0
+    assert state["progress"]["batches"] == len(state["progress"]["losses"]) == 1

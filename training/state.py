@@ -1,0 +1,122 @@
+"""The state of a training: what a checkpoint holds, how it is put back, and what lies beside the weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from echoplan import __version__
+from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
+
+from .checkpoint import plain_settings, random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from .trainers.base import EchoTrainer
+
+
+@dataclass
+class EpochProgress:
+    """How far an epoch has come.
+
+    Attributes:
+        batches: training batches done.
+        losses: one a batch.
+        seconds: spent so far: "data_seconds" waiting for batches, "step_seconds" computing, "seconds" in all.
+    """
+
+    batches: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, **seconds: float) -> None:
+        """Add to `seconds`."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+
+def model_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
+    """What inference needs of a fold trained for `epochs` epochs."""
+    return {
+        "version": __version__,
+        "trainer": type(trainer).__name__,
+        "trainer_source": trainer.source,
+        "settings": plain_settings(trainer.recipe.to_dict()),
+        "size": list(trainer.setup.plan.size),
+        "classes": trainer.classes,
+        "epochs": epochs,
+        "seed": trainer.seed,
+        "network": trainer.network.state_dict(),
+    }
+
+
+def training_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
+    """All that a resumed training needs to go on as if it had never stopped, between two epochs or within one."""
+    return {
+        **model_state(trainer, epochs),
+        **trainer.optimisation.state(),
+        "best_dice": trainer.best_dice,
+        "smooth_dice": trainer.smooth_dice,
+        "progress": asdict(trainer.progress),
+        "recorded": trainer.recorded.state(),
+        "accumulation": trainer.accumulation,
+        "random": random_state(),
+    }
+
+
+def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
+    """Put back what `training_state` took.
+
+    Raises:
+        EchoPlanError: the training was started with other settings.
+    """
+    mine = plain_settings(trainer.recipe.to_dict())
+    changed = [name for name, value in mine.items() if state["settings"].get(name) != value]
+    changed += ["seed"] if state["seed"] != trainer.seed else []
+    if changed:
+        raise EchoPlanError(
+            f"the training to resume was started with other settings: {', '.join(changed)}",
+            file=trainer.setup.folder,
+            remedy="resume with the same --set, --epochs and --seed, or start again with --overwrite",
+        )
+    trainer.network.load_state_dict(state["network"])
+    trainer.optimisation.restore(dict(state))
+    trainer.first_epoch = int(state["epochs"])
+    trainer.best_dice = float(state["best_dice"])
+    trainer.smooth_dice = state["smooth_dice"]
+    trainer.progress = EpochProgress(**state.get("progress", {}))
+    trainer.recorded.restore(state.get("recorded", {}))
+    trainer.accumulation = int(state.get("accumulation", 1))
+    restore_random_state(state["random"])
+
+
+def write_model_files(trainer: EchoTrainer) -> None:
+    """Keep beside the weights what they were trained from."""
+    setup = trainer.setup
+    folder, source = setup.model_folder, setup.preprocessed
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {f"{setup.plan.plans_name}.json": "plans.json", "dataset.json": "dataset.json"}
+    for name, copy in (names | {"dataset_fingerprint.json": "dataset_fingerprint.json"}).items():
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / copy)
+    write_json(
+        setup.folder / "debug.json",
+        {
+            "echoplan": __version__,
+            "torch": torch.__version__,
+            "device": str(trainer.device),
+            "precision": str(trainer.optimisation.dtype),
+            "threads": torch.get_num_threads(),
+            "trainer": trainer.source,
+            "seed": trainer.seed,
+            "settings": trainer.recipe.to_dict(),
+            "plan": setup.plan.to_dict(),
+            "train": setup.train,
+            "val": setup.val,
+            "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+        },
+    )
