@@ -20,7 +20,9 @@ _LIBRARIES = (
     "torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
     "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
     "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av",
+    "sam2",
 )  # fmt: skip
+_OPTIONAL = {"highdicom": ("dicom", "echoplan_predict --dicom")}  # library: (extra, what needs it)
 _LOW_DISK_GB = 10
 
 
@@ -62,6 +64,11 @@ def diagnose(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
             lines.append(f"{library:18} {importlib.metadata.version(library)}")
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"the package {library} is not installed; run: pip install {library}")
+    for library, (extra, user) in _OPTIONAL.items():
+        try:
+            lines.append(f"{library:18} {importlib.metadata.version(library)} (for {user})")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{library:18} not installed; only {user} needs it: pip install 'echoplan[{extra}]'")
     return lines, problems
 
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from echoplan.files import atomic_path, plain, write_text
 
 logger = logging.getLogger("echoplan.training")
@@ -23,10 +25,16 @@ class TrainingLog:
     Args:
         folder: the fold's folder.
         first_epoch: metrics of this epoch and later ones are dropped (they are about to be made again).
+        writes: False keeps silent, for processes that only help.
     """
 
-    def __init__(self, folder: Path, *, first_epoch: int = 0) -> None:
+    def __init__(self, folder: Path, *, first_epoch: int = 0, writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
+        self._drawn = 0.0
+        self.history: list[dict[str, Any]] = []
+        if not writes:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.history = [entry for entry in read_metrics(folder) if entry["epoch"] < first_epoch]
         if self.history or (folder / "metrics.jsonl").exists():
@@ -35,14 +43,16 @@ class TrainingLog:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
-        self._drawn = 0.0
 
     def say(self, text: str) -> None:
         """One line in the log file (and wherever the caller's logging leads)."""
-        logger.info(text)
+        if self.writes:
+            logger.info(text)
 
     def epoch(self, **metrics: Any) -> None:
         """Append one epoch's metrics; "epoch" is among them."""
+        if not self.writes:
+            return
         self.history.append(metrics)
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain(metrics)) + "\n")
@@ -74,6 +84,8 @@ class TrainingLog:
 
     def close(self) -> None:
         """Draw a last time and close the file."""
+        if not self.writes:
+            return
         if self.history:
             self.draw()
         logger.removeHandler(self._handler)
@@ -84,30 +96,26 @@ class EpochMeans:
     """Means over an epoch of what a method records at its steps."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._values: dict[str, list[float | Tensor]] = {}
 
-    def add(self, **values: float) -> None:
-        """Add one step's values; a NaN says that a step had none."""
+    def add(self, **values: float | Tensor) -> None:
+        """Add one step's values; a NaN says that a step had none. Tensors are read at the epoch's end, not now."""
         for name, value in values.items():
-            if math.isnan(value):
-                self._sums.setdefault(name, (0.0, 0))
-                continue
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value, count + 1)
+            self._values.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
     def take(self) -> dict[str, float | None]:
         """The means (None where no step had a value), and start again."""
-        means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
-        self._sums = {}
-        return means
+        known = {name: [value for value in values if not math.isnan(value)] for name, values in self.state().items()}
+        self._values = {}
+        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
     def state(self) -> dict[str, list[float]]:
         """What a checkpoint keeps of an epoch that is not over."""
-        return {name: [total, float(count)] for name, (total, count) in self._sums.items()}
+        return {name: [float(value) for value in values] for name, values in self._values.items()}
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Put back what `state` gave."""
-        self._sums = {name: (total, int(count)) for name, (total, count) in state.items()}
+        self._values = {name: list(values) for name, values in state.items()}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

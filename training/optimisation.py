@@ -72,7 +72,7 @@ class Optimisation:
     def _backward(self, share: float, loss: Callable[[], torch.Tensor]) -> float:
         with self.autocast():
             value = loss() * share
-        number = float(value.detach())
+        number = 0.0 if value.is_meta else float(value.detach())  # a rehearsal has no values
         if not math.isfinite(number):
             raise EchoPlanError(
                 f"the loss became {number} at iteration {self.iteration}",

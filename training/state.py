@@ -64,7 +64,7 @@ def training_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
         "progress": asdict(trainer.progress),
         "recorded": trainer.recorded.state(),
         "accumulation": trainer.accumulation,
-        "random": random_state(),
+        "random": trainer.world.gather(random_state()),
     }
 
 
@@ -77,11 +77,12 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
     mine = plain_settings(trainer.recipe.to_dict())
     changed = [name for name, value in mine.items() if state["settings"].get(name) != value]
     changed += ["seed"] if state["seed"] != trainer.seed else []
+    changed += ["number of processes (torchrun)"] if len(state["random"]) != trainer.world.size else []
     if changed:
         raise EchoPlanError(
             f"the training to resume was started with other settings: {', '.join(changed)}",
             file=trainer.setup.folder,
-            remedy="resume with the same --set, --epochs and --seed, or start again with --overwrite",
+            remedy="resume with the same --set, --epochs, --seed and processes, or start again with --overwrite",
         )
     trainer.network.load_state_dict(state["network"])
     trainer.optimisation.restore(dict(state))
@@ -91,7 +92,7 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
     trainer.progress = EpochProgress(**state.get("progress", {}))
     trainer.recorded.restore(state.get("recorded", {}))
     trainer.accumulation = int(state.get("accumulation", 1))
-    restore_random_state(state["random"])
+    restore_random_state(state["random"][trainer.world.rank])
 
 
 def write_model_files(trainer: EchoTrainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from .fold import FoldSetup
 
 
-def validate_fold(network: nn.Module, setup: FoldSetup, *, stride: int = 1) -> dict[str, Any]:
+def validate_fold(
+    network: nn.Module,
+    setup: FoldSetup,
+    *,
+    stride: int = 1,
+    folder: Path | None = None,
+    prompt: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
     """Predict the fold's validation cases with its own network.
 
     No label takes part in a prediction: only frames are read from the store; labels are opened afterwards, for judging.
+    (With `prompt`, a comparison of prompts, a label may say where to begin.)
 
     Args:
         network: in evaluation mode, on its device.
         setup: the fold.
         stride: frames from one of a window's frames to the next.
+        folder: for the results; None is the fold's validation/.
+        prompt: case -> what a promptable network is told; None tells it nothing.
 
     Returns:
         the summary; left behind are validation/<case>.nii.gz (masks on the native grid), <case>.npz (probabilities on
         the network's grid), summary.json and ef.csv.
     """
-    folder = setup.folder / "validation"
+    folder = folder or setup.folder / "validation"
     measured = []
     for case in progress(setup.val, description="validation"):
-        mask, about = predict_stored_case(network, setup, case, stride=stride, save_to=folder)
+        told = None if prompt is None else prompt(case)
+        mask, about = predict_stored_case(network, setup, case, stride=stride, save_to=folder, prompts=told)
         measured.append(
             CaseMask(
                 case=case,
@@ -65,7 +77,7 @@ def validate_fold(network: nn.Module, setup: FoldSetup, *, stride: int = 1) -> d
 
 
 def predict_stored_case(
-    network: nn.Module, setup: FoldSetup, case: str, *, stride: int, save_to: Path
+    network: nn.Module, setup: FoldSetup, case: str, *, stride: int, save_to: Path, prompts: Any = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Predict one preprocessed case and save mask and probabilities.
 
@@ -82,6 +94,7 @@ def predict_stored_case(
         stride=stride,
         classes=setup.description.classes,
         batch=setup.plan.batch_size if setup.plan.frames == 1 else 1,
+        prompts=prompts,
     )
     predicted = ClipProbabilities(probabilities, geometry)
     save_probabilities(save_to / f"{case}.npz", predicted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ def segment_clip(
     batch: int = 1,
     mirror_axes: Sequence[str] = (),
     autocast: bool = False,
+    prompts: Any = None,
 ) -> np.ndarray:
     """The class probabilities of every frame of a clip of any length.
 
@@ -47,6 +49,7 @@ def segment_clip(
         batch: windows of equal length that go through the network together.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
         autocast: mixed precision, where the device computes faster in it.
+        prompts: what a promptable network's `stream` is told beside the frames; never given but to compare prompts.
 
     Returns:
         (K, T, h, w) float32 in [0, 1].
@@ -62,7 +65,7 @@ def segment_clip(
     output = np.zeros((classes, *frames.shape), np.float32)
     with _evaluation(network), torch.inference_mode(), _autocast(device, autocast):
         if isinstance(network, StreamingNetwork):
-            return _streamed(network, frames, output, flips)
+            return _streamed(network, frames, output, flips, prompts)
         windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
         weights = time_weights(windows, len(frames))
         for group in _batches(windows, batch):
@@ -105,12 +108,13 @@ def time_weights(windows: Sequence[np.ndarray], length: int) -> list[np.ndarray]
 
 
 def _streamed(
-    network: StreamingNetwork, frames: Tensor, output: np.ndarray, flips: Sequence[tuple[int, ...]]
+    network: StreamingNetwork, frames: Tensor, output: np.ndarray, flips: Sequence[tuple[int, ...]], prompts: Any
 ) -> np.ndarray:
     """Fill `output` (K, T, h, w) from the network's stream, averaged over the flips."""
     clip = frames.float().unsqueeze(1)
+    told = () if prompts is None else (prompts,)
     for axes in flips:
-        for index, logits in network.stream(clip.flip(axes) if axes else clip):
+        for index, logits in network.stream(clip.flip(axes) if axes else clip, *told):
             _check_shape(network, logits, (len(output), *frames.shape[1:]))
             probabilities = _as_probabilities(logits, len(output), axis=0)
             output[:, index] += (probabilities.flip(axes) if axes else probabilities).cpu().numpy() / len(flips)

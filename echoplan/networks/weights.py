@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -21,22 +22,31 @@ _ENDINGS = (".pth", ".pt")
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights are published: the address, and the first hexadecimal digits of the file's SHA-256."""
+    """Where weights are published.
+
+    Attributes:
+        url: the file's address.
+        sha256: its SHA-256 in hexadecimal, or the first digits of it; None where no one states it.
+        confirmed: whether the digest is the publisher's own.
+        note: what the weights are, under which licence, and where the digest is from.
+    """
 
     url: str
-    sha256_prefix: str
+    sha256: str | None
+    confirmed: bool = True
+    note: str = ""
 
     @property
     def file_name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
 
 
-# torchvision's ImageNet weights (version 1, the recipe of He et al. 2016), BSD-3-Clause.
-SOURCES: dict[str, WeightsSource] = {
-    "resnet18": WeightsSource("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
-    "resnet34": WeightsSource("https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593"),
-    "resnet50": WeightsSource("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
-}
+def _read_lock() -> dict[str, WeightsSource]:
+    lock = json.loads((Path(__file__).parent / "weights.json").read_text(encoding="utf-8"))
+    return {name: WeightsSource(**about) for name, about in lock.items()}
+
+
+SOURCES: dict[str, WeightsSource] = _read_lock()
 
 
 def find_weights(
@@ -49,8 +59,10 @@ def find_weights(
     """The file with the pretrained weights called `name`.
 
     Looked for in this order: `path` (a file, or a folder to search), the folder ``$ECHOPLAN_WEIGHTS``, torch's own
-    cache, the publisher's address. In a folder a file fits that is called `name` with the ending .pth or .pt, or that
-    begins with `name` and "-", "_" or ".", as ``resnet18-f37072fd.pth`` does.
+    cache, the publisher's address in the lock file ``weights.json``. What is downloaded must have the digest that is
+    stated there, so weights without one are not downloaded but have to be placed by hand. In a folder a file fits that
+    is called `name` with the ending .pth or .pt, or that begins with `name` and "-", "_" or ".", as
+    ``resnet18-f37072fd.pth`` does.
 
     Args:
         name: for instance "resnet18".
@@ -156,11 +168,19 @@ def _in_folder(name: str, folder: Path) -> Path | None:
 
 def _download(name: str, source: WeightsSource, folder: Path) -> Path:
     target = folder / source.file_name
+    if source.sha256 is None:
+        raise EchoPlanError(
+            f"the weights {name!r} are not downloaded: there is no digest to check them by",
+            file=source.url,
+            remedy=_how_to_get(name, source),
+        )
     _log.info("downloading %s to %s", source.url, target)
+    if not source.confirmed:
+        _log.warning("the SHA-256 that %s is checked by is unconfirmed: %s", source.file_name, source.note)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(
-            source.url, str(target), hash_prefix=source.sha256_prefix, progress=sys.stderr.isatty()
+            source.url, str(target), hash_prefix=source.sha256, progress=sys.stderr.isatty()
         )
     except (OSError, RuntimeError) as error:  # no connection or no room; or a SHA-256 that does not agree
         raise EchoPlanError(

@@ -92,6 +92,7 @@ class BatchLoader:
         seed: of order and augmentation.
         processes: workers; 0 reads in this process.
         pin_memory: for faster copies to a GPU.
+        rank, ranks: this process takes every `ranks`-th sample of each batch, from the `rank`-th on.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class BatchLoader:
         seed: int = 0,
         processes: int = 0,
         pin_memory: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.samples = list(samples)
         self.reader = reader
@@ -113,6 +116,8 @@ class BatchLoader:
         self.seed = seed
         self.processes = processes
         self.pin_memory = pin_memory
+        self.rank = rank
+        self.ranks = ranks
         self._at_work = _AtWork(processes)
         self._draws = len(self.samples) if batches_per_epoch is None else batches_per_epoch * batch_size
 
@@ -137,7 +142,7 @@ class BatchLoader:
         self._at_work = _AtWork(self.processes)
         loader = DataLoader(
             _Reading(self.samples, self.reader, self.seed, self._at_work),
-            batch_sampler=batches(keys, self.batch_size)[start:],
+            batch_sampler=[self._mine(batch) for batch in batches(keys, self.batch_size)[start:]],
             collate_fn=_collate,
             num_workers=self.processes,
             pin_memory=self.pin_memory,
@@ -153,6 +158,15 @@ class BatchLoader:
                 yield batch
         except RuntimeError as error:
             raise self.explain(error) from error
+
+    def share(self, index: int) -> float:
+        """This process's share of the samples of an epoch's batch number `index`."""
+        count = min(self.batch_size, self._draws - index * self.batch_size)
+        return len(range(self.rank, count, self.ranks)) / count
+
+    def _mine(self, batch: list[Any]) -> list[Any]:
+        # In a batch smaller than the number of processes somebody has none, and takes part with one of share 0.
+        return batch[self.rank :: self.ranks] or batch[:1]
 
     def explain(self, error: RuntimeError) -> Exception:
         """The error that tells a user of a dead worker and its case, or the error itself where it is another one.

@@ -36,6 +36,7 @@ from ..fold import FoldSetup
 from ..log import EpochMeans, TrainingLog
 from ..online_dice import OnlineDice
 from ..optimisation import Optimisation
+from ..parallel import World
 from ..recipe import Recipe, TrainerNeeds
 from ..state import EpochProgress, model_state, restore_training, training_state, write_model_files
 from ..termination import Termination
@@ -55,6 +56,7 @@ class EchoTrainer(ABC):
         processes: data-loading workers.
         weights: a file with pretrained weights; None looks in the usual places where the recipe wants them.
         source: how `-tr` named the class, for finding it again.
+        world: the processes that train together.
 
     Raises:
         EchoPlanError: the method cannot train on this dataset.
@@ -74,6 +76,7 @@ class EchoTrainer(ABC):
         processes: int = 0,
         weights: Path | None = None,
         source: str | None = None,
+        world: World | None = None,
     ) -> None:
         if setup.description.classes > 1 and not self.needs.multi_structure:
             raise EchoPlanError(
@@ -88,6 +91,7 @@ class EchoTrainer(ABC):
         self.processes = processes
         self.weights = weights
         self.source = source or type(self).__name__
+        self.world = world or World()
         self.first_epoch = 0
         self.epoch = 0
         self.recorded = EpochMeans()
@@ -168,8 +172,11 @@ class EchoTrainer(ABC):
         self.network = self.build_network(
             size=plan.size, classes=self.classes, settings=recipe.to_dict(), pretrained=pretrained
         ).to(self.device)
+        self.network = self.world.synchronise_norms(self.network, self.device)
         if recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)
+        self.model = self.world.wrap(self.network, self.device)
+        torch.manual_seed(self.seed + self.world.rank)  # the same weights everywhere, but not the same dropout
         self.training_batches = self.build_loader(self.setup.train, training=True)
         self.validation_batches = self.build_loader(self.setup.val, training=False)
         self.optimisation = Optimisation(
@@ -181,8 +188,9 @@ class EchoTrainer(ABC):
         )
         if resume:
             restore_training(self, load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
-        self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch)
-        write_model_files(self)
+        self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch, writes=self.world.leads)
+        if self.world.leads:
+            write_model_files(self)
         self.log.say(
             f"{type(self).__name__}, fold {self.setup.fold}: {len(self.setup.train)} cases to train on "
             f"({len(self.training_batches.samples)} samples), {len(self.setup.val)} to validate, input {plan.size}, "
@@ -208,22 +216,30 @@ class EchoTrainer(ABC):
         for batch in bar:
             batch = self.to_device(batch)
             arrived = time.perf_counter()
-            self.progress.losses.append(self.train_step(batch))
+            loss = self.train_step(batch, self.training_batches.share(self.progress.batches))
+            loss, terminate = self.world.total(loss, float(self.termination.requested), device=self.device)
+            self.progress.losses.append(loss)
             self.progress.batches += 1
             finished = time.perf_counter()
             self.progress.spend(
                 data_seconds=arrived - waited_since, step_seconds=finished - arrived, seconds=finished - waited_since
             )
             waited_since = finished
-            if self.termination.requested:
+            if terminate:
                 self._save_terminated(epoch)
 
-    def train_step(self, batch: Batch) -> float:
-        """Move the weights by one batch; its loss. A batch too large for the GPU is halved, from then on."""
+    def train_step(self, batch: Batch, share: float = 1.0) -> float:
+        """Move the weights by one batch, of which this process has a share; its part of the mean loss.
+
+        A batch too large for the GPU is halved, from then on.
+        """
+        size = self.world.size
         while True:
             try:
                 parts = split_batch(batch, self.accumulation)
-                return self.optimisation.step([(share, partial(self._part_loss, part)) for share, part in parts])
+                # Gradients are averaged over the processes: times their number it is the mean over the whole batch.
+                weighed = [(share * size * own, partial(self._part_loss, part)) for own, part in parts]
+                return self.optimisation.step(weighed) / size
             except torch.OutOfMemoryError as error:
                 size = len(batch["case"])
                 if self.accumulation > 1 or size < 2:
@@ -243,7 +259,7 @@ class EchoTrainer(ABC):
         return self.loss(self.forward(part), part)
 
     def _save_terminated(self, epoch: int) -> None:
-        save_checkpoint(self.setup.folder / "checkpoint_latest.pth", training_state(self, epoch))
+        self._save("latest", training_state(self, epoch))
         done = f"{self.progress.batches} of {len(self.training_batches)} batches of epoch {epoch}"
         self.log.say(f"terminated after {done}; saved, --c goes on from there")
         raise Terminated
@@ -252,9 +268,10 @@ class EchoTrainer(ABC):
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
 
         A method changes it where its network takes more than frames in training. In validation and at test time a
-        network sees nothing but frames.
+        network sees nothing but frames. `self.model` is the network, in step with the other processes where there are
+        any.
         """
-        output = self.network(batch["clip"])
+        output = self.model(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
 
     @torch.inference_mode()
@@ -266,13 +283,14 @@ class EchoTrainer(ABC):
         started = time.perf_counter()
         self.network.eval()
         score = OnlineDice(self.classes)
-        for batch in self.validation_batches.epoch(0):
+        for batch in self.validation_batches.epoch(0) if self.world.leads else ():
             batch = self.to_device(batch)
             with self.optimisation.autocast():
                 logits = self.network(batch["clip"])
             score.add(logits, batch["labels"])
+        dice = self.world.from_leader(score.mean())
         self.progress.spend(seconds=time.perf_counter() - started)
-        return score.mean()
+        return dice
 
     def on_epoch_end(self, epoch: int, dice: float | None) -> None:
         """Write the metrics and the checkpoints of the epoch."""
@@ -295,14 +313,18 @@ class EchoTrainer(ABC):
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
         self.log.say(f"epoch {epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s")
         self.progress = EpochProgress()
-        save_checkpoint(self.setup.folder / "checkpoint_latest.pth", training_state(self, epoch + 1))
+        self._save("latest", training_state(self, epoch + 1))
         if is_best:
-            save_checkpoint(self.setup.folder / "checkpoint_best.pth", model_state(self, epoch + 1))
+            self._save("best", model_state(self, epoch + 1))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint."""
-        save_checkpoint(self.setup.folder / "checkpoint_final.pth", model_state(self, self.recipe.epochs))
+        self._save("final", model_state(self, self.recipe.epochs))
         self.log.say(f"trained {self.recipe.epochs} epochs; best smoothed validation Dice {self.best_dice:.4f}")
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+        if self.world.leads:
+            save_checkpoint(self.setup.folder / f"checkpoint_{name}.pth", state)
 
     # Parts a method may change --------------------------------------------------------------------------------------
 
@@ -362,6 +384,8 @@ class EchoTrainer(ABC):
             seed=self.seed,
             processes=self.processes,
             pin_memory=self.device.type == "cuda",
+            rank=self.world.rank if training else 0,
+            ranks=self.world.size if training else 1,
         )
 
     def to_device(self, batch: Batch) -> Batch:

@@ -12,11 +12,23 @@ from pathlib import Path
 from echoplan.errors import EchoPlanError
 
 from .base import EchoTrainer
+from .e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
+from .echoforge import EchoForgeTrainer
 from .pkechonet import PKEchoNetR18Trainer, PKEchoNetR34Trainer, PKEchoNetTrainer
 from .unet import UNet2DtTrainer, UNetTrainer
 
 ENTRY_POINTS = "echoplan.trainers"
-_OWN = (UNetTrainer, UNet2DtTrainer, PKEchoNetR18Trainer, PKEchoNetR34Trainer, PKEchoNetTrainer)
+_OWN = (
+    UNetTrainer,
+    UNet2DtTrainer,
+    PKEchoNetR18Trainer,
+    PKEchoNetR34Trainer,
+    PKEchoNetTrainer,
+    SAM2Trainer,
+    E3SAM2Trainer,
+    E3SAM2SmallTrainer,
+    EchoForgeTrainer,
+)
 
 
 def trainer_registry() -> dict[str, type[EchoTrainer]]:

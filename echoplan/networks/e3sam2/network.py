@@ -1,0 +1,249 @@
+"""E3SAM2 put together, and plain SAM2 beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks.e3sam2.bank import bank_class
+from echoplan.networks.e3sam2.decoder import Decoded, Decoder
+from echoplan.networks.e3sam2.edges import EdgeHead
+from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
+from echoplan.networks.e3sam2.memory import Memory
+from echoplan.networks.e3sam2.prompting import Prompting, Prompts, StartPrompt
+from echoplan.networks.e3sam2.sam2_parts import VARIANTS, WINDOWS
+from echoplan.networks.e3sam2.tracking import Track, Tracker, Visit, enlarge, visiting_order
+from echoplan.networks.e3sam2.trainable import set_trainable
+from echoplan.networks.e3sam2.weights import load_sam2_weights
+from echoplan.networks.output import ClipOutput
+
+_STRIDE = 32
+_CANDIDATES = 32  # frames among which the start frame is chosen
+_CHUNK = 8  # frames that are encoded together at inference
+
+
+class E3SAM2(nn.Module):
+    """`e3sam2`: SAM2 with Global-Local Adapters, entropy-guided attention and edge-aware supervision.
+
+    A clip is begun in the frame that a coarse head is surest of, with a point and a box that it finds there, or in a
+    frame with a point from outside (`Prompts`). From there SAM2 follows the left ventricle to the end of the clip, then
+    from the same frame back to its beginning. SAM2 segments one object, so `classes` must be 1.
+
+    Args:
+        size: the frames' height and width: equal, and multiples of 32.
+        classes: 1.
+        pretrained: SAM 2.1's weights: True finds them, a path names their file.
+        variant: size of the trunk: "tiny", "small" (the paper's), "base_plus" or "large".
+        attention: of the adapters: "ega" (the paper's), or another of `EntropyGuidedAttention`'s (its table 4).
+        adapters: whether there are Global-Local Adapters.
+        edge_supervision: whether edges are predicted in training (table 3).
+        memory: "confidence" (see `ConfidentFrames`) or "fifo", the last six frames as in SAM2.
+        prompt: what the network gives itself: "auto" (a point and a box), "point", "box" or "none".
+        trainable: which parameters learn: "adapters" (all that SAM2 does not have), "decoder", "memory",
+            "all_but_trunk", "last_stage" or "all", each with those before it.
+        windows: of the trunk's attention: "sam2", or "light", which pads less at 256 x 256 and so saves a quarter of
+            the encoder's work; both take the same weights.
+
+    Raises:
+        EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        classes: int = 1,
+        pretrained: bool | str | Path = False,
+        variant: str = "tiny",
+        attention: str = "ega",
+        adapters: bool = True,
+        edge_supervision: bool = True,
+        memory: str = "confidence",
+        prompt: str = "auto",
+        trainable: str = "all_but_trunk",
+        windows: str = "sam2",
+    ) -> None:
+        super().__init__()
+        _check_size(size)
+        if classes != 1:
+            raise EchoPlanError(
+                f"SAM2 segments one object, not {classes} classes", remedy="convert the dataset with one structure"
+            )
+        for setting, value, choices in (("variant", variant, tuple(VARIANTS)), ("windows", windows, WINDOWS)):
+            if value not in choices:
+                raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
+        self.size = size[0]
+        self.bank = bank_class(memory)
+        self.encoder = Encoder(VARIANTS[variant], windows=windows, attention=attention if adapters else None)
+        self.edges = EdgeHead((self.encoder.channels[0], self.encoder.channels[2])) if edge_supervision else None
+        self.prompting = Prompting(self.size, automatic=prompt)
+        self.memory = Memory(self.size // 16)
+        self.decoder = Decoder()
+        set_trainable(self, trainable)
+        if pretrained:
+            load_sam2_weights(self, variant, pretrained)
+
+    def forward(self, clip: Tensor, prompts: Prompts | None = None) -> Tensor | ClipOutput:
+        """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
+
+        In evaluation mode clips go through the network one by one, so that none depends on the others. In training mode
+        the auxiliary part holds, for S stages of N_s tokens:
+
+        - "masks" ``(B, T, 3, H/4, W/4)``: logits of all masks, "iou" ``(B, T, 3)``: the IoU predicted of each,
+          "object_score" ``(B, T)``: logit that there is an object;
+        - "coarse" ``(B, T, 1, H/16, W/16)``: the coarse head's logits, "start" ``(B,)``: the frames begun with;
+        - "entropies": a list of S ``(B, T, N_s)`` in [0, 1], with adapters;
+        - "edges" ``(B, T, 1, H/4, W/4)``: logits, with edge supervision.
+
+        Args:
+            clip: standardised frames.
+            prompts: None finds a prompt for every clip (`prompt`).
+        """
+        _check_size(clip.shape[-2:], self.size)
+        if prompts is not None:
+            prompts.check(*clip.shape[:2])
+        if self.training:
+            return self._training_output(clip, prompts)
+        of_clip = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
+        return torch.stack([self._whole(frames, own) for frames, own in zip(clip, of_clip, strict=True)])
+
+    def _whole(self, frames: Tensor, prompts: Prompts | None) -> Tensor:
+        """Logits ``(T, 1, H, W)`` of one clip, in order."""
+        logits = dict(self.stream(frames, prompts))
+        return torch.stack([logits[frame] for frame in range(len(frames))])
+
+    def stream(self, frames: Tensor, prompts: Prompts | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Logits ``(1, H, W)`` of every frame of one clip, from the start frame on; see `StreamingNetwork`.
+
+        The start frame is chosen among at most 32 evenly spaced frames. Their features are kept until they are used;
+        those of the others are made a few at a time. So what is held does not depend on the clip's length.
+
+        Args:
+            frames: ``(T, C, H, W)``, on any device.
+            prompts: of this one clip; None finds a prompt.
+        """
+        _check_size(frames.shape[-2:], self.size)
+        length = len(frames)
+        if prompts is not None:
+            prompts.check(1, length)
+        prompt, kept = self._begin(frames, prompts)
+        track, tracker = Track(prompt, length), self._tracker()
+        order = visiting_order(prompt.frame, length)
+        for step, frame in enumerate(order):
+            if frame not in kept:
+                missing = [index for index in order[step : step + _CHUNK] if index not in kept]
+                kept.update(self._encode(frames, missing))
+            (answer,) = tracker.visit([Visit(track, frame, kept.pop(frame))])
+            yield frame, enlarge(answer.mask[None], self.size)[0]
+
+    def _begin(self, frames: Tensor, prompts: Prompts | None) -> tuple[StartPrompt, dict[int, FrameFeatures]]:
+        """The start prompt of a clip, and the features made to find it."""
+        kept: dict[int, FrameFeatures] = {}
+        if given := self.prompting.given(prompts):
+            return given, kept
+        count = min(len(frames), _CANDIDATES)
+        candidates = [round(index * (len(frames) - 1) / max(1, count - 1)) for index in range(count)]
+        for first in range(0, count, _CHUNK):
+            kept.update(self._encode(frames, candidates[first : first + _CHUNK]))
+        coarse = torch.cat([self.prompting.locate(kept[index].top[None]) for index in candidates])
+        return self.prompting.found(coarse, candidates, prompts), kept
+
+    def _encode(self, frames: Tensor, indices: list[int]) -> dict[int, FrameFeatures]:
+        device = self.memory.age.device
+        maps, _ = self.encoder.stages(frames[indices].to(device))
+        return dict(zip(indices, self.encoder.pyramid(maps, *self.decoder.projections).frames(), strict=True))
+
+    def _tracker(self) -> Tracker:
+        return Tracker(
+            prompting=self.prompting,
+            memory=self.memory,
+            decoder=self.decoder,
+            bank=self.bank,
+            positions=self.encoder.positions(self.size // 16, self.memory.age.device),
+        )
+
+    def _training_output(self, clip: Tensor, prompts: Prompts | None) -> ClipOutput:
+        clips, length = clip.shape[:2]
+        maps, entropies = self.encoder.stages(clip.flatten(0, 1))
+        features = self.encoder.pyramid(maps, *self.decoder.projections)
+        coarse = self.prompting.locate(features.top).unflatten(0, (clips, length))
+        tracks = []
+        for index in range(clips):
+            own = None if prompts is None else prompts.of_clip(index)
+            start = self.prompting.given(own) or self.prompting.found(coarse[index], range(length), own)
+            tracks.append(Track(start, length))
+        answers = self._follow(tracks, features)
+        logits, masks, iou, score = (
+            torch.stack([Decoded.stack(answer, name) for answer in answers])
+            for name in ("mask", "masks", "iou", "score")
+        )
+        auxiliary = {
+            "masks": masks,
+            "iou": iou,
+            "object_score": score,
+            "coarse": coarse,
+            "start": torch.tensor([track.prompt.frame for track in tracks], device=clip.device),
+        }
+        if entropies:
+            auxiliary["entropies"] = [each.unflatten(0, (clips, length)) for each in entropies]
+        if self.edges is not None:
+            auxiliary["edges"] = self.edges(maps[0], maps[2]).unflatten(0, (clips, length))
+        return ClipOutput(enlarge(logits.flatten(0, 1), self.size).unflatten(0, (clips, length)), auxiliary)
+
+    def _follow(self, tracks: list[Track], features: FrameFeatures) -> list[list[Decoded]]:
+        """The decoder's answers for all frames of all clips, by clip and frame."""
+        tracker, length = self._tracker(), tracks[0].length
+        each = features.frames()
+        orders = [visiting_order(track.prompt.frame, length) for track in tracks]
+        answers: list[dict[int, Decoded]] = [{} for _ in tracks]
+        for step in range(length):
+            visits = [
+                Visit(track, order[step], each[index * length + order[step]])
+                for index, (track, order) in enumerate(zip(tracks, orders, strict=True))
+            ]
+            for index, answer in enumerate(tracker.visit(visits)):
+                answers[index][orders[index][step]] = answer
+        return [[answer[frame] for frame in range(length)] for answer in answers]
+
+
+def plain_sam2(
+    *,
+    size: tuple[int, int],
+    classes: int = 1,
+    pretrained: bool | str | Path = False,
+    variant: str = "tiny",
+    prompt: str = "auto",
+    trainable: str = "all_but_trunk",
+    windows: str = "sam2",
+) -> E3SAM2:
+    """`sam2`: SAM2 as it is, with the same prompts: no adapters, no edges, and the last six frames in memory.
+
+    The coarse head that makes the prompts is all it has beside SAM2. For the settings see `E3SAM2`.
+    """
+    return E3SAM2(
+        size=size,
+        classes=classes,
+        pretrained=pretrained,
+        variant=variant,
+        adapters=False,
+        edge_supervision=False,
+        memory="fifo",
+        prompt=prompt,
+        trainable=trainable,
+        windows=windows,
+    )
+
+
+def _check_size(size: tuple[int, int], built_for: int | None = None) -> None:
+    height, width = size
+    if height != width or height % _STRIDE:
+        raise EchoPlanError(
+            f"SAM2 takes square frames whose edges are multiples of {_STRIDE} pixels, not {height} x {width}",
+            remedy="resize or pad the frames",
+        )
+    if built_for is not None and height != built_for:
+        raise EchoPlanError(f"this network was built for frames of {built_for} x {built_for}, not {height} x {width}")

@@ -1,0 +1,195 @@
+"""SAM 2.1's modules, built one by one from the sam2 package, without its configuration system.
+
+The numbers are those of the package's configurations `sam2.1_hiera_*.yaml`, so that the published weights fit.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from echoplan.errors import EchoPlanError
+
+WIDTH = 256  # channels of the image features, the tokens and the decoder
+MEMORY_WIDTH = 64  # channels of a memory
+MEMORIES = 7  # the start frame's, and six besides
+_LIGHT_WINDOWS = (8, 4, 16, 8)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of the Hiera trunk.
+
+    Attributes:
+        width: channels of the first stage; each later one has twice as many.
+        heads: attention heads of the first stage, doubled likewise.
+        blocks: transformer blocks of the four stages.
+        global_blocks: the blocks that attend to the whole image.
+        position_grid: side of the coarse grid of position embeddings, which is interpolated to the image's.
+        windows: side of the attention windows of each stage, in tokens.
+    """
+
+    width: int
+    heads: int
+    blocks: tuple[int, int, int, int]
+    global_blocks: tuple[int, int, int]
+    position_grid: int = 7
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
+
+
+VARIANTS = {
+    "tiny": Variant(96, 1, (1, 2, 7, 2), (5, 7, 9)),
+    "small": Variant(96, 1, (1, 2, 11, 2), (7, 10, 13)),
+    "base_plus": Variant(112, 2, (2, 3, 16, 3), (12, 16, 20), position_grid=14),
+    "large": Variant(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=_LIGHT_WINDOWS),
+}
+WINDOWS = ("sam2", "light")
+
+
+def sam2_module(name: str) -> ModuleType:
+    """The module ``sam2.<name>``, imported so that Hydra is as before.
+
+    The package's `__init__` starts Hydra with its own configurations, for the whole process, where Hydra was not
+    started before. EchoPlan needs none of it. Who wants the package's `build_sam2` after EchoPlan in one process starts
+    it again with ``hydra.initialize_config_module("sam2", version_base="1.2")``.
+
+    Raises:
+        EchoPlanError: the package is missing or broken.
+    """
+    try:
+        from hydra.core.global_hydra import GlobalHydra
+
+        was_started = GlobalHydra.instance().is_initialized()
+        try:
+            return importlib.import_module(f"sam2.{name}")
+        finally:
+            if not was_started:
+                GlobalHydra.instance().clear()
+    except ImportError as error:
+        raise EchoPlanError(
+            f"the package sam2 cannot be imported: {error}",
+            remedy="run SAM2_BUILD_CUDA=0 pip install 'sam2>=1.1.0'",
+        ) from error
+
+
+def build_trunk(variant: Variant, windows: str) -> Any:
+    """The Hiera trunk; see `Variant`. "light" windows divide the grids of sizes that are multiples of 256."""
+    home = torch.get_default_device()
+    with torch.device("cpu"):  # the package reads a tensor's values here, which the meta device does not have
+        trunk = sam2_module("modeling.backbones.hieradet").Hiera(
+            embed_dim=variant.width,
+            num_heads=variant.heads,
+            stages=variant.blocks,
+            global_att_blocks=variant.global_blocks,
+            window_pos_embed_bkg_spatial_size=(variant.position_grid,) * 2,
+            window_spec=_LIGHT_WINDOWS if windows == "light" else variant.windows,
+        )
+    return trunk.to(home)
+
+
+def build_neck(channels: list[int]) -> Any:
+    """The feature pyramid over the trunk's stages, the coarsest of which comes first in `channels`."""
+    return sam2_module("modeling.backbones.image_encoder").FpnNeck(
+        position_encoding=_position_encoding(WIDTH),
+        d_model=WIDTH,
+        backbone_channel_list=channels,
+        fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )
+
+
+def build_prompt_encoder(size: int) -> Any:
+    """The prompt encoder for square images of `size` pixels."""
+    return sam2_module("modeling.sam.prompt_encoder").PromptEncoder(
+        embed_dim=WIDTH,
+        image_embedding_size=(size // 16, size // 16),
+        input_image_size=(size, size),
+        mask_in_chans=16,
+    )
+
+
+def build_mask_decoder() -> Any:
+    """The mask decoder: three masks, their predicted IoU, and whether there is an object at all."""
+    transformer = sam2_module("modeling.sam.transformer").TwoWayTransformer(
+        depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8
+    )
+    return sam2_module("modeling.sam.mask_decoder").MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=transformer,
+        transformer_dim=WIDTH,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+        use_high_res_features=True,
+        iou_prediction_use_sigmoid=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        use_multimask_token_for_obj_ptr=True,
+    )
+
+
+def build_pointer_head() -> Any:
+    """From a mask's token to its object pointer."""
+    return sam2_module("modeling.sam2_utils").MLP(WIDTH, WIDTH, WIDTH, 3)
+
+
+def build_memory_attention(grid: int) -> Any:
+    """Four layers that attend to the frame itself and to the memories, on a feature grid of `grid` x `grid`."""
+    module = sam2_module("modeling.memory_attention")
+    layer = module.MemoryAttentionLayer(
+        activation="relu",
+        dim_feedforward=2048,
+        dropout=0.1,
+        pos_enc_at_attn=False,
+        self_attention=_rotary_attention(grid),
+        d_model=WIDTH,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        cross_attention=_rotary_attention(grid, rope_k_repeat=True, kv_in_dim=MEMORY_WIDTH),
+    )
+    return module.MemoryAttention(d_model=WIDTH, pos_enc_at_input=True, layer=layer, num_layers=4)
+
+
+def build_memory_encoder() -> Any:
+    """From image features and a mask to a memory."""
+    module = sam2_module("modeling.memory_encoder")
+    block = module.CXBlock(dim=WIDTH, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
+    return module.MemoryEncoder(
+        out_dim=MEMORY_WIDTH,
+        position_encoding=_position_encoding(MEMORY_WIDTH),
+        mask_downsampler=module.MaskDownSampler(kernel_size=3, stride=2, padding=1),
+        fuser=module.Fuser(block, num_layers=2),
+    )
+
+
+def _rotary_attention(grid: int, **settings: Any) -> Any:
+    """Attention with rotary positions, which move with the module.
+
+    The package keeps the rotations as a plain attribute, on the first GPU where there is one: no home for a network on
+    another device or on the meta device.
+    """
+    home = torch.get_default_device()
+    with torch.device("cpu"):
+        attention = sam2_module("modeling.sam.transformer").RoPEAttention(
+            rope_theta=10000.0,
+            feat_sizes=(grid, grid),
+            embedding_dim=WIDTH,
+            num_heads=1,
+            downsample_rate=1,
+            dropout=0.1,
+            **settings,
+        )
+    rotations = attention.freqs_cis.cpu()
+    del attention.freqs_cis
+    attention.register_buffer("freqs_cis", rotations, persistent=False)
+    return attention.to(home)
+
+
+def _position_encoding(channels: int) -> nn.Module:
+    return sam2_module("modeling.position_encoding").PositionEmbeddingSine(
+        num_pos_feats=channels, normalize=True, scale=None, temperature=10000, warmup_cache=False
+    )

@@ -1,0 +1,368 @@
+"""E3SAM2 whole: settings, training, prompts, memory banks, and clips of any length."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks import ClipOutput, build_network
+from echoplan.networks.apply import segment_clip
+from echoplan.networks.complexity import count_gmac, count_parameters
+from echoplan.networks.e3sam2 import E3SAM2, Prompts
+from echoplan.networks.e3sam2.bank import ConfidentFrames, LatestFrames, MemoryBank, Remembered
+from echoplan.networks.e3sam2.prompting import automatic_points, confidence
+from echoplan.networks.e3sam2.tracking import Track, visiting_order
+from echoplan.networks.streaming import StreamingNetwork
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def network() -> E3SAM2:
+    """E3SAM2 with random weights. The adapters' gates are open, so that they do something."""
+    torch.manual_seed(0)
+    network = build_network("e3sam2", size=(SIZE, SIZE))
+    for adapter in network.encoder.adapters:
+        torch.nn.init.constant_(adapter.gate, 0.1)
+    # Predicted IoUs about the threshold, so that some frames are remembered and others are not.
+    torch.nn.init.constant_(network.decoder.masks.iou_prediction_head.layers[-1].bias, 0.85)
+    return network
+
+
+@pytest.fixture
+def deterministic(network: E3SAM2) -> Iterator[E3SAM2]:
+    """In training mode, but without dropout."""
+    network.train()
+    network.memory.attention.eval()
+    yield network
+    network.zero_grad(set_to_none=True)
+
+
+def clip_of(frames: int, *, clips: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(clips, frames, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def prompts_of_all_kinds() -> Prompts:
+    points = torch.tensor([[20.0, 30.0], [0.0, 0.0], [40.0, 9.0], [0.0, 0.0]])
+    return Prompts(("given", "none", "given", "auto"), points, (2, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (64, 96)}, "square frames.*64 x 96"),
+        ({"size": (80, 80)}, "multiples of 32"),
+        ({"classes": 3}, "segments one object, not 3"),
+        ({"variant": "huge"}, "variant cannot be 'huge'.*tiny, small, base_plus, large"),
+        ({"windows": "none"}, "windows cannot be 'none'.*sam2, light"),
+        ({"memory": "all"}, "memory cannot be 'all'.*confidence, fifo"),
+        ({"prompt": "circle"}, "prompt cannot be 'circle'.*auto, point, box, none"),
+        ({"trainable": "nothing"}, "trainable cannot be 'nothing'.*all_but_trunk"),
+    ],
+)
+def test_settings_it_cannot_take(settings: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(EchoPlanError, match=message):
+        build_network("e3sam2", **({"size": (SIZE, SIZE)} | settings))
+
+
+def test_training_output_has_what_the_losses_need(deterministic: E3SAM2) -> None:
+    output = deterministic(clip_of(3, clips=2))
+    assert isinstance(output, ClipOutput)
+    assert output.logits.shape == (2, 3, 1, SIZE, SIZE)
+    found = output.auxiliary
+    assert found["masks"].shape == (2, 3, 3, 16, 16)
+    assert found["iou"].shape == (2, 3, 3)
+    assert found["object_score"].shape == (2, 3)
+    assert found["coarse"].shape == (2, 3, 1, 4, 4)
+    assert found["edges"].shape == (2, 3, 1, 16, 16)
+    assert [each.shape for each in found["entropies"]] == [(2, 3, n) for n in (256, 64, 16, 4)]
+    assert found["start"].shape == (2,)
+    # The mask that counts is the one of the best predicted IoU, enlarged.
+    best = found["masks"][1, 2, found["iou"][1, 2].argmax()]
+    enlarged = torch.nn.functional.interpolate(best[None, None], size=(SIZE, SIZE), mode="bilinear")
+    torch.testing.assert_close(output.logits[1, 2], enlarged[0])
+
+
+def test_everything_trainable_learns_and_the_trunk_rests(network: E3SAM2) -> None:
+    with torch.inference_mode():
+        network.eval()(clip_of(2))  # must leave nothing behind that cannot be trained with
+    torch.manual_seed(3)
+    output = network.train()(clip_of(3, clips=2))
+    found = output.auxiliary
+    parts = [output.logits, *found["entropies"], *(found[name] for name in ("masks", "iou", "object_score"))]
+    sum(part.square().mean() for part in (*parts, found["coarse"], found["edges"])).backward()
+    for name, parameter in network.named_parameters():
+        unused = "mask_downscaling" in name
+        assert parameter.requires_grad is not (name.startswith("encoder.trunk.") or unused), name
+        assert (parameter.grad is not None) is parameter.requires_grad, name
+    copy.deepcopy(network)
+    network.zero_grad(set_to_none=True)
+
+
+def test_gradients_reach_the_start_frame_through_memory(deterministic: E3SAM2) -> None:
+    clip = clip_of(4).requires_grad_()
+    output = deterministic(clip, Prompts.given(torch.tensor([[30.0, 30.0]]), [1]))
+    output.logits[0, 3].sum().backward()
+    reached = clip.grad.abs().sum(dim=(2, 3, 4))[0] > 0
+    assert reached[1]
+    assert reached[3]
+    assert not reached[0]  # the frame before the start frame is seen last
+    assert deterministic.memory.encoder.out_proj.weight.grad.abs().sum() > 0
+
+
+def test_training_is_the_same_with_the_same_seed_and_in_any_batch(deterministic: E3SAM2) -> None:
+    clips, prompts = clip_of(3, clips=4), prompts_of_all_kinds()
+    with torch.no_grad():
+        together = deterministic(clips, prompts)
+        assert len(set(together.auxiliary["start"].tolist())) > 1
+        for index in range(4):
+            alone = deterministic(clips[index : index + 1], prompts.of_clip(index))
+            torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-4, rtol=1e-4)
+        deterministic.memory.attention.train()
+        outputs = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            outputs.append(deterministic(clips, prompts).logits)
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], together.logits)  # there was dropout
+
+
+def test_evaluation_does_what_training_without_dropout_does(deterministic: E3SAM2) -> None:
+    clips, prompts = clip_of(9, clips=2), prompts_of_all_kinds()
+    prompts = Prompts(prompts.kinds[2:], prompts.points[2:], prompts.frames[2:])
+    with torch.no_grad():
+        trained = deterministic(clips, prompts).logits
+        torch.testing.assert_close(deterministic.eval()(clips, prompts), trained, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_clip_gives_the_same_bytes_alone_in_a_batch_and_again(network: E3SAM2) -> None:
+    clips = clip_of(4, clips=2)
+    together = network.eval()(clips)
+    assert together.shape == (2, 4, 1, SIZE, SIZE)
+    assert torch.equal(network(clips), together)
+    for index in range(2):
+        assert torch.equal(network(clips[index : index + 1])[0], together[index])
+
+
+@torch.inference_mode()
+def test_the_number_of_threads_leaves_masks_alone(network: E3SAM2) -> None:
+    before = torch.get_num_threads()
+    try:
+        masks = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            masks.append(network.eval()(clip_of(2)) > 0)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*masks)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("frames", [1, 2, 34])
+def test_any_number_of_frames(network: E3SAM2, frames: int) -> None:
+    assert isinstance(network.eval(), StreamingNetwork)
+    clip = clip_of(frames)[0]
+    probabilities = torch.from_numpy(segment_clip(network, clip[:, 0], window=10, classes=1))
+    assert probabilities.shape == (1, frames, SIZE, SIZE)
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    first, logits = next(iter(network.stream(clip)))
+    torch.testing.assert_close(probabilities[:, first], logits.sigmoid())
+
+
+def test_three_equal_channels_are_what_a_grey_frame_is(network: E3SAM2) -> None:
+    grey = clip_of(2)
+    with torch.inference_mode():
+        assert torch.equal(network.eval()(grey), network(grey.repeat(1, 1, 3, 1, 1)))
+
+
+def test_frames_of_another_size_are_refused(network: E3SAM2) -> None:
+    with pytest.raises(EchoPlanError, match="built for frames of 64 x 64, not 96 x 96"):
+        network(torch.zeros(1, 2, 1, 96, 96))
+
+
+@torch.inference_mode()
+def test_memory_does_not_grow_with_the_clip() -> None:
+    torch.manual_seed(0)
+    tiny = build_network("e3sam2", size=(32, 32), memory="fifo").eval()
+    a_frame = 4 * sum(each.numel() for each in vars(tiny._encode(torch.zeros(1, 1, 32, 32), [0])[0]).values())
+    clip = torch.randn(100, 1, 32, 32)
+    before = _tensor_bytes()
+    held = [_tensor_bytes() - before for step, _ in enumerate(tiny.stream(clip)) if step in (0, 30, 60, 90)]
+    # The 32 candidates, those that are next, and the memory bank; not a hundred.
+    assert 25 * a_frame < max(held) < 45 * a_frame
+
+
+def _tensor_bytes() -> int:
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+        for each in gc.get_objects()
+        if type(each) is Tensor and each.device.type == "cpu"
+    }
+    return sum(storages.values())
+
+
+# Prompts -------------------------------------------------------------------------------------------------------------
+
+
+def blob(height: int, width: int, *regions: tuple[slice, slice]) -> Tensor:
+    logits = torch.full((1, height, width), -8.0)
+    for region in regions:
+        logits[(0, *region)] = 8.0
+    return logits
+
+
+def test_point_and_box_lie_about_the_region_that_hangs_together() -> None:
+    large, small = (slice(4, 12), slice(2, 7)), (slice(1, 3), slice(12, 15))
+    points, labels = automatic_points(blob(16, 16, large, small), "auto")
+    assert labels == [2, 3, 1]
+    left, top, right, bottom = points[:2].flatten().tolist()
+    x, y = points[2].tolist()
+    assert abs(x - 72) < 8
+    assert abs(y - 128) < 16
+    for found, wanted in ((left, 32), (top, 64), (right, 111), (bottom, 191)):
+        assert abs(found - wanted) <= 8
+    assert torch.equal(automatic_points(blob(16, 16, large, small), "point")[0][0], points[2])
+    assert torch.equal(automatic_points(blob(16, 16, large, small), "box")[0], points[:2])
+    assert automatic_points(blob(16, 16, large), "none")[1] == [-1]
+
+
+def test_a_prompt_is_made_even_where_nothing_stands_out() -> None:
+    points, labels = automatic_points(blob(4, 4), "auto")
+    assert labels == [2, 3, 1]
+    assert ((points >= 0) & (points < 64)).all()
+
+
+def test_a_clear_frame_is_surer_than_a_vague_or_an_empty_one() -> None:
+    clear = blob(16, 16, (slice(4, 12), slice(2, 7)))
+    sure, vague, empty = confidence(torch.stack([clear, clear / 8, blob(16, 16)])).tolist()
+    assert sure > 0.99
+    assert sure > vague > empty
+
+
+@torch.inference_mode()
+def test_a_given_point_sets_the_start_frame_and_counts(network: E3SAM2) -> None:
+    frames = clip_of(5)[0]
+    network.eval()
+    one, other = (Prompts.given(torch.tensor([point]), [3]) for point in ((10.0, 12.0), (50.0, 40.0)))
+    assert [index for index, _ in network.stream(frames, one)] == [3, 4, 2, 1, 0]
+    assert not torch.allclose(dict(network.stream(frames, one))[3], dict(network.stream(frames, other))[3])
+
+
+def test_prompts_that_do_not_fit_the_clips(network: E3SAM2) -> None:
+    with pytest.raises(EchoPlanError, match="2 clips, but 1 kinds"):
+        network(clip_of(2, clips=2), Prompts.given(torch.zeros(1, 2), [0]))
+    with pytest.raises(EchoPlanError, match="frame 2 of a clip of 2 frames"):
+        network(clip_of(2), Prompts.given(torch.zeros(1, 2), [2]))
+    with pytest.raises(EchoPlanError, match=r"no kind of prompt 'spoken'.*given, auto"):
+        network(clip_of(2), Prompts(("spoken",), torch.zeros(1, 2), (0,)))
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def remembered(frame: int, direction: int, confidence: float = 0.9) -> Remembered:
+    features = torch.zeros(64, 1, 1)
+    features[direction] = 1
+    return Remembered(frame, features, torch.full((256,), float(frame)), confidence)
+
+
+def frames_in(bank: MemoryBank) -> list[int]:
+    return [each.frame for each in bank.spatial()]
+
+
+def test_first_in_first_out_keeps_the_start_and_the_last_six() -> None:
+    bank = LatestFrames(remembered(0, 0))
+    for frame in range(1, 30):
+        assert bank.admits(0.0)
+        bank.add(remembered(frame, 0))
+    assert frames_in(bank) == [0, 24, 25, 26, 27, 28, 29]
+    assert [frame for frame, _ in bank.pointers] == list(range(15, 30))
+    assert bank.shape == (7, 16)
+    assert bank.turned().shape == (1, 1)
+    assert frames_in(bank.turned()) == [0]
+
+
+def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
+    def full() -> ConfidentFrames:
+        bank = ConfidentFrames(remembered(0, 0))
+        for frame, direction in enumerate((1, 2, 3, 3, 4, 5), start=1):
+            bank.add(remembered(frame, direction))
+        return bank
+
+    bank = full()
+    assert bank.admits(0.7)
+    assert not bank.admits(0.69)
+    bank.add(remembered(7, 6))
+    assert frames_in(bank) == [0, 1, 2, 4, 5, 6, 7]  # of the two that are alike, one went
+    for like_another in (remembered(8, 3), remembered(8, 0)):
+        bank = full()
+        bank.add(like_another)
+        assert frames_in(bank) == [0, 1, 2, 3, 4, 5, 6]
+    bank = full()
+    bank.add(remembered(8, 6, confidence=0.81))
+    assert 8 in frames_in(bank)
+    bank = full()
+    bank.add(remembered(8, 6, confidence=0.79))
+    assert 8 not in frames_in(bank)
+
+
+def test_both_ways_are_gone_and_nothing_is_remembered_in_vain() -> None:
+    assert visiting_order(2, 5) == [2, 3, 4, 1, 0]
+    assert visiting_order(0, 1) == [0]
+    prompt = type("Start", (), {"frame": 2})()
+    assert [Track(prompt, 5).is_read(frame) for frame in range(5)] == [False, True, True, True, False]
+    prompt.frame = 0
+    assert [Track(prompt, 3).is_read(frame) for frame in range(3)] == [True, True, False]
+    assert not Track(prompt, 1).is_read(0)
+
+
+# Size and cost -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trainable", "millions"),
+    [
+        ("adapters", 3.3),
+        ("decoder", 7.6),
+        ("memory", 14.9),
+        ("all_but_trunk", 15.4),
+        ("last_stage", 19.3),
+        ("all", 42.3),
+    ],
+)
+def test_trainable_parts_are_as_large_as_they_should_be(trainable: str, millions: float) -> None:
+    with torch.device("meta"):
+        tiny = build_network("e3sam2", size=(256, 256), trainable=trainable)
+    assert count_parameters(tiny, trainable_only=True) / 1e6 == pytest.approx(millions, abs=0.4)
+
+
+def test_plain_sam2_has_nothing_besides_but_the_coarse_head() -> None:
+    with torch.device("meta"):
+        plain = build_network("sam2", size=(SIZE, SIZE), trainable="adapters")
+    assert plain.encoder.adapters is None
+    assert plain.edges is None
+    assert plain.bank is LatestFrames
+    assert {name for name, p in plain.named_parameters() if p.requires_grad} == {
+        f"prompting.locator.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
+
+
+def test_it_can_be_measured_without_values(network: E3SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, where every frame is remembered."""
+    with torch.device("meta"):
+        empty = build_network("e3sam2", size=(SIZE, SIZE)).train()
+        prompts = Prompts(("auto", "given"), torch.zeros(2, 2), (0, 1))
+        output = empty(torch.empty(2, 3, 1, SIZE, SIZE), prompts)
+    assert output.logits.shape == (2, 3, 1, SIZE, SIZE)
+    assert count_parameters(empty) == count_parameters(network)
+    monkeypatch.setattr(network, "bank", LatestFrames)
+    shape = (1, 2, 1, SIZE, SIZE)
+    assert count_gmac(empty, shape) == pytest.approx(count_gmac(network, shape), rel=1e-6)

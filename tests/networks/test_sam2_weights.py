@@ -1,0 +1,188 @@
+"""SAM 2.1's weights in E3SAM2's parts, against the sam2 package's own network with the same weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks import build_network
+from echoplan.networks.e3sam2 import Prompts
+from echoplan.networks.e3sam2.sam2_parts import VARIANTS
+from echoplan.networks.weights import SOURCES, find_weights
+
+SIZE, FRAMES = 96, 10
+POINT = (41.0, 30.0)
+CONFIGURATIONS = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+
+
+def package_network(variant: str, *, size: int | None = None) -> Any:
+    """The sam2 package's video predictor, built by its own function; at 1024 pixels unless a size is given."""
+    import sam2.build_sam
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    grid = None if size is None else f"[{size // 16},{size // 16}]"
+    overrides = [] if size is None else [
+        f"++model.image_size={size}",
+        f"++model.memory_attention.layer.self_attention.feat_sizes={grid}",
+        f"++model.memory_attention.layer.cross_attention.feat_sizes={grid}",
+    ]  # fmt: skip
+    GlobalHydra.instance().clear()
+    with initialize_config_module("sam2", version_base="1.2"):
+        return sam2.build_sam.build_sam2_video_predictor(
+            f"configs/sam2.1/sam2.1_hiera_{CONFIGURATIONS[variant]}.yaml",
+            device="cpu",
+            hydra_overrides_extra=overrides,
+            apply_postprocessing=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The package's tiny network with random weights, their file, and plain SAM2 and E3SAM2 with these weights."""
+    torch.manual_seed(0)
+    reference = package_network("tiny", size=SIZE).eval()
+    for parameter in reference.parameters():  # embeddings of positions begin at zero, which would hide mistakes
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    # An object in every frame, as far as SAM2's gate is concerned, which is off here.
+    torch.nn.init.constant_(reference.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 30.0)
+    file = tmp_path_factory.mktemp("weights") / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": reference.state_dict()}, file)
+    build = {"size": (SIZE, SIZE), "pretrained": file}
+    return SimpleNamespace(
+        reference=reference,
+        file=file,
+        plain=build_network("sam2", **build).eval(),
+        ours=build_network("e3sam2", **build).eval(),
+    )
+
+
+def test_the_1024_pixel_network_has_the_same_keys_and_shapes(both: SimpleNamespace) -> None:
+    with torch.device("meta"):
+        small = build_network("sam2", variant="small", size=(256, 256))
+    published = package_network("small").state_dict()
+    from echoplan.networks.e3sam2.weights import _OURS, _UNUSED, _new_name
+
+    renamed = {_new_name(key): value.shape for key, value in published.items() if not key.startswith(_UNUSED)}
+    own = {key: value.shape for key, value in small.state_dict().items() if not key.startswith(_OURS)}
+    assert renamed == own
+    assert set(CONFIGURATIONS) == set(VARIANTS)
+
+
+@torch.inference_mode()
+def test_image_features_are_the_packages_at_256_pixels(both: SimpleNamespace) -> None:
+    """With the adapters' gates at zero; SAM2's trunk and neck take any size."""
+    frames = torch.randn(1, 1, 256, 256)
+    expected = both.reference.forward_image(frames.expand(-1, 3, -1, -1))["backbone_fpn"]
+    maps, entropies = both.ours.encoder.stages(frames)
+    features = both.ours.encoder.pyramid(maps, *both.ours.decoder.projections)
+    assert [each.shape for each in entropies] == [(1, 4096), (1, 1024), (1, 256), (1, 64)]
+    for given, wanted in zip((features.fine, features.middle, features.top), expected, strict=True):
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_tracking_from_a_point_gives_what_the_packages_video_predictor_gives(both: SimpleNamespace) -> None:
+    """Plain SAM2 with the first frame and the last six in memory, forwards through a whole clip."""
+    clip = torch.randn(FRAMES, 1, SIZE, SIZE)
+    state = package_state(both.reference, clip)
+    both.reference.add_new_points_or_box(state, 0, 1, points=torch.tensor([POINT]), labels=torch.tensor([1]))
+    expected = {index: logits[0] for index, _, logits in both.reference.propagate_in_video(state)}
+    prompts = Prompts.given(torch.tensor([POINT]), [0])
+    given = dict(both.plain.stream(clip, prompts))
+    assert list(given) == list(range(FRAMES))
+    assert max(float(logits.abs().max()) for logits in given.values()) < 1000  # the gate was open
+    for index, logits in given.items():
+        torch.testing.assert_close(logits, expected[index], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(given[0], expected[0], atol=1e-5, rtol=1e-5)
+    # E3SAM2 adds nothing yet in the first frame; afterwards it remembers other frames.
+    torch.testing.assert_close(dict(both.ours.stream(clip, prompts))[0], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def package_state(reference: Any, clip: torch.Tensor) -> dict[str, Any]:
+    """What the predictor's `init_state` makes of a folder of frames, for frames in memory."""
+    import sam2.sam2_video_predictor as module
+
+    original = module.load_video_frames
+    module.load_video_frames = lambda **_: (clip.expand(-1, 3, -1, -1), *clip.shape[-2:])
+    try:
+        return reference.init_state("frames in memory")
+    finally:
+        module.load_video_frames = original
+
+
+def test_a_wrong_file_says_what_is_wrong(both: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(EchoPlanError, match=r"lack encoder\.trunk\.blocks\.12\..* more"):
+        build_network("sam2", variant="small", size=(SIZE, SIZE), pretrained=both.file)
+    state = both.reference.state_dict()
+    torch.save({"model": state | {"another.weight": torch.zeros(1)}}, tmp_path / "more.pt")
+    with pytest.raises(EchoPlanError, match=r"have besides another\.weight"):
+        build_network("e3sam2", size=(SIZE, SIZE), pretrained=tmp_path / "more.pt")
+
+
+def test_light_windows_take_the_same_weights(both: SimpleNamespace) -> None:
+    light = build_network("e3sam2", size=(SIZE, SIZE), pretrained=both.file, windows="light")
+    own = both.ours.state_dict()
+    for key, value in light.state_dict().items():
+        if not key.startswith(("encoder.adapters", "edges", "prompting.locator")):
+            assert torch.equal(value, own[key]), key
+
+
+def test_published_weights_are_checked_by_digest_or_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    asked: list[str] = []
+
+    def fetch(url: str, target: str, *, hash_prefix: str, progress: bool) -> None:
+        asked.append(hash_prefix)
+        Path(target).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    assert find_weights("sam2.1_hiera_tiny", environment={}) == tmp_path / "checkpoints" / "sam2.1_hiera_tiny.pt"
+    assert asked == [SOURCES["sam2.1_hiera_tiny"].sha256]
+    assert len(asked[0]) == 64
+    assert "unconfirmed" in caplog.text
+    with pytest.raises(EchoPlanError, match=r"no digest to check them by.*base_plus\.pt.*ECHOPLAN_WEIGHTS"):
+        find_weights("sam2.1_hiera_base_plus", environment={})
+    (tmp_path / "sam2.1_hiera_base_plus.pt").touch()
+    placed = find_weights("sam2.1_hiera_base_plus", environment={"ECHOPLAN_WEIGHTS": str(tmp_path)})
+    assert placed == tmp_path / "sam2.1_hiera_base_plus.pt"
+
+
+def test_without_weights_and_network_the_error_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.delenv("ECHOPLAN_WEIGHTS", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(EchoPlanError, match=r"no route to host.*sam2\.1_hiera_tiny\.pt.*pretrained=false"):
+        build_network("e3sam2", size=(SIZE, SIZE), pretrained=True)
+
+
+def test_hydra_and_logging_stay_as_they_were() -> None:
+    code = """
+import logging, sys
+before = logging.getLogger().handlers[:], logging.getLogger().level, sys.argv[:]
+from echoplan.networks.e3sam2.sam2_parts import sam2_module
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+sam2_module("modeling.memory_encoder")
+assert not GlobalHydra.instance().is_initialized()
+initialize_config_module("sam2", version_base="1.2")
+sam2_module("modeling.memory_attention")
+assert GlobalHydra.instance().is_initialized()
+assert (logging.getLogger().handlers, logging.getLogger().level, sys.argv) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

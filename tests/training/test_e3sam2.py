@@ -1,0 +1,215 @@
+"""The trainers of SAM2 and E3SAM2: prompts, losses, switches, and what validation may see."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
+from echoplan.networks import ClipOutput
+from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.commands import compare_prompts
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import read_metrics
+from echoplan.training.losses import mask_quality_loss, presence_loss
+from echoplan.training.prompts import draw_prompts, inner_point, jittered_point, prompt_of_case
+from echoplan.training.trainers import e3sam2 as module
+from echoplan.training.trainers import find_trainer
+from echoplan.training.trainers.e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
+
+
+def make_trainer(kind: type, setup: FoldSetup, **settings: object):
+    recipe = kind.recipe_class().with_settings({"epochs": 2, "pretrained": False, **settings})
+    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__clip")
+    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+
+
+def discs() -> torch.Tensor:
+    """Labels (2, 3, 32, 32): the first clip is labelled at frame 0 and 2, the second nowhere."""
+    rows, columns = np.mgrid[:32, :32]
+    labels = np.full((2, 3, 32, 32), 255, np.uint8)
+    labels[0, 0] = (rows - 12) ** 2 + (columns - 20) ** 2 <= 8**2
+    labels[0, 2] = (rows - 14) ** 2 + (columns - 18) ** 2 <= 5**2
+    return torch.from_numpy(labels)
+
+
+def test_the_inner_point_is_the_deepest_and_a_jittered_one_is_near_it_and_inside() -> None:
+    mask = discs()[0, 0].numpy() == 1
+    assert inner_point(mask) == (12, 20)
+    found = {jittered_point(mask, draw) for draw in np.linspace(0, 0.999, 40)}
+    assert len(found) > 10 and all(mask[point] for point in found)
+    reach = 0.25 * np.sqrt(mask.sum())
+    assert all(np.hypot(row - 12, column - 20) <= reach for row, column in found)
+    # A mask that fills the image has its depth measured from the image's edge.
+    assert inner_point(np.ones((9, 9), bool)) == (4, 4)
+
+
+def test_prompts_come_from_labels_in_their_shares_and_never_without_a_label() -> None:
+    labels = discs()
+    always = draw_prompts(labels, automatic="auto", point_share=1.0, jittered_share=0.0)
+    assert always.kinds == ("given", "auto")
+    point = {0: (20.0, 12.0), 2: (18.0, 14.0)}[always.frames[0]]  # x, y
+    assert tuple(always.points[0].tolist()) == point
+    never = draw_prompts(labels, automatic="box", point_share=0.0, jittered_share=0.0)
+    assert never.kinds == ("box", "box")
+    torch.manual_seed(0)
+    many = [draw_prompts(labels[:1], automatic="auto", point_share=0.3, jittered_share=0.2) for _ in range(400)]
+    given = [prompts for prompts in many if prompts.kinds == ("given",)]
+    assert 0.42 < len(given) / 400 < 0.58
+    assert {prompts.frames[0] for prompts in given} == {0, 2}
+    exact = sum(tuple(p.points[0].tolist()) in {(20.0, 12.0), (18.0, 14.0)} for p in given)
+    assert 0.45 < exact / len(given) < 0.75
+    torch.manual_seed(0)
+    again = draw_prompts(labels[:1], automatic="auto", point_share=0.3, jittered_share=0.2)
+    assert again.kinds == many[0].kinds and torch.equal(again.points, many[0].points)
+
+
+def test_the_quality_loss_is_the_distance_to_the_true_iou_of_labelled_frames() -> None:
+    labels = torch.full((1, 2, 8, 8), 255, dtype=torch.uint8)
+    labels[0, 0] = 0
+    labels[0, 0, :, :4] = 1
+    masks = torch.full((1, 2, 2, 8, 8), -5.0)
+    masks[0, :, 0, :, :4] = 5.0  # IoU 1
+    masks[0, :, 1, :, :2] = 5.0  # IoU 1/2
+    iou = torch.tensor([[[0.9, 0.9], [0.0, 0.0]]], requires_grad=True)
+    loss = mask_quality_loss(iou, masks, labels)
+    assert loss.item() == pytest.approx((0.1 + 0.4) / 2)
+    loss.backward()
+    assert (iou.grad[0, 1] == 0).all()  # nobody labelled that frame
+    assert iou.grad[0, 0].tolist() == [-0.5, 0.5]
+
+
+def test_the_presence_loss_counts_labelled_frames_only() -> None:
+    labels = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    labels[0, 0], labels[0, 1] = 1, 0
+    score = torch.tensor([[2.0, 2.0, 2.0]], requires_grad=True)
+    loss = presence_loss(score, labels)
+    expected = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(2.0))) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert score.grad[0, 2] == 0 and score.grad[0, 0] < 0 < score.grad[0, 1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    from .conftest import make_setup
+
+    trainer = make_trainer(
+        E3SAM2Trainer, make_setup(tmp_path_factory.mktemp("e3sam2"), frames=3, batch_size=2), epochs=3
+    )
+    trainer.run_training()
+    return trainer
+
+
+def test_it_trains_and_every_term_is_written_down(trained) -> None:
+    metrics = read_metrics(trained.setup.folder)
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
+    names = {"segmentation", "coarse", "quality", "presence", "entropy", "edges"}
+    assert {f"loss_{name}" for name in names} <= metrics[0].keys()
+    weights = {"segmentation": 0.8, "coarse": 0.2, "quality": 0.1, "presence": 0.05, "entropy": 0.1, "edges": 0.2}
+    total = sum(weights[name] * metrics[0][f"loss_{name}"] for name in names)
+    assert metrics[0]["train_loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_nothing_is_learned_from_unlabelled_clips(trained) -> None:
+    network = trained.network.train()
+    batch = {"clip": torch.randn(1, 3, 1, 32, 32), "labels": torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)}
+    network.zero_grad()
+    loss = trained.loss(trained.forward(batch), batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+
+
+def test_validation_sees_frames_only(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a prompt was drawn from labels")
+
+    monkeypatch.setattr(module, "draw_prompts", forbidden)
+    assert trained.validate_epoch() is not None
+    with pytest.raises(AssertionError, match="from labels"):
+        trained.forward({"clip": torch.zeros(1, 3, 1, 32, 32), "labels": torch.zeros(1, 3, 32, 32)})
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(trained) -> None:
+    interrupted = make_trainer(E3SAM2Trainer, replace(trained.setup, fold=1), epochs=3)
+    seen = interrupted.on_epoch_end
+
+    def stop_after_the_first(epoch: int, *rest: object) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        seen(epoch, *rest)
+
+    interrupted.on_epoch_end = stop_after_the_first
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    again = make_trainer(E3SAM2Trainer, replace(trained.setup, fold=1), epochs=3)
+    again.run_training(resume=True)
+    whole, resumed = (
+        load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")["network"] for trainer in (trained, again)
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_switches_reach_the_network_and_the_loss(clip_setup: FoldSetup) -> None:
+    plain = make_trainer(E3SAM2Trainer, clip_setup, edge_supervision=False, entropy_regularisation=False)
+    labels = torch.ones(1, 2, 32, 32, dtype=torch.uint8)
+    auxiliary = {
+        "coarse": torch.zeros(1, 2, 1, 2, 2), "iou": torch.ones(1, 2, 3), "masks": torch.ones(1, 2, 3, 8, 8),
+        "object_score": torch.ones(1, 2),
+    }  # fmt: skip
+    terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels)
+    assert set(terms) == {"segmentation", "coarse", "quality", "presence"}
+    assert plain.make_network(plain.recipe, size=(32, 32), classes=1).edges is None
+    assert SAM2Trainer.recipe_class().learning_part == "all_but_trunk"
+    assert make_trainer(SAM2Trainer, clip_setup).recipe.learning_part == "all"  # from scratch
+    assert make_trainer(SAM2Trainer, clip_setup, trainable="decoder").recipe.learning_part == "decoder"
+    with pytest.raises(EchoPlanError, match="add up to 1"):
+        make_trainer(SAM2Trainer, clip_setup, point_share=0.8, jittered_share=0.4)
+
+
+def test_the_recipes_are_the_papers() -> None:
+    for trainer in (E3SAM2Trainer, E3SAM2SmallTrainer, SAM2Trainer):
+        recipe, needs = trainer.recipe_class(), trainer.needs
+        assert (recipe.epochs, recipe.optimiser, needs.learning_rate, needs.batch_size) == (200, "adamw", 1e-4, 4)
+        assert (needs.frames, needs.paper_size, needs.square, needs.multi_structure) == (10, 256, True, False)
+        assert find_trainer(trainer.__name__) is trainer
+    recipe = E3SAM2Trainer.recipe_class()
+    assert (recipe.segmentation_weight, recipe.entropy_weight, recipe.edge_weight) == (0.8, 0.1, 0.2)
+    assert E3SAM2SmallTrainer.recipe_class().variant == "small"
+
+
+def test_prompts_are_compared_as_typed(trained, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    setup = trained.setup
+    root = setup.preprocessed.parents[1]
+    monkeypatch.setenv("echoplan_preprocessed", str(root / "preprocessed"))
+    monkeypatch.setenv("echoplan_results", str(root / "results"))
+    write_json(setup.preprocessed / "splits_final.json", [{"train": setup.train, "val": setup.val}])
+    assert compare_prompts(["Toy", "0", "-tr", "E3SAM2Trainer", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["automatic", "point", "jittered"]
+    dice = {line.split()[0]: float(line.split()[1]) for line in lines[1:4]}
+    assert all(50 < value <= 100 for value in dice.values())
+    summary = json.loads((setup.folder / "prompts" / "point" / "summary.json").read_text())
+    assert 100 * summary["mean"]["LV"]["all"]["dice"]["mean"] == pytest.approx(dice["point"], abs=0.01)
+    assert compare_prompts(["Toy", "0", "-tr", "UNetTrainer"]) == 1  # nothing trained
+    with pytest.raises(SystemExit):
+        compare_prompts(["Toy", "0", "--oops"])
+
+
+def test_a_prompt_of_a_case_is_drawn_from_its_first_label_and_repeats(trained) -> None:
+    store, case = trained.setup.store, trained.setup.val[0]
+    mask = store.labels(case, [0])[0] == 1
+    point = prompt_of_case(store, case, kind="point")
+    x, y = point.points[0].tolist()
+    assert (int(y), int(x)) == inner_point(mask) and point.frames == (0,)
+    near, again = (prompt_of_case(store, case, kind="jittered") for _ in range(2))
+    assert torch.equal(near.points, again.points)
+    assert mask[int(near.points[0, 1]), int(near.points[0, 0])]
+    assert prompt_of_case(store, case, kind="automatic") is None
