@@ -1,0 +1,169 @@
+"""Temporal semantic fusion (TSF): a memory of semantic tokens is fused into each frame, and queries draw its masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echoplan.networks.echoforge.anchors import pool_anchors
+from echoplan.networks.echoforge.attention import Attention, FeedForward, image_position
+from echoplan.networks.echoforge.backbone import PixelDecoder
+
+ROLES = 2  # the structure and the background
+
+
+def semantic_tokens(features: Tensor, foreground: Tensor) -> Tensor:
+    """Equation 3: t_i = sum_uv m_i(u, v) F_r(u, v) / sum_uv m_i(u, v), for the structure and for the background.
+
+    Args:
+        features: F_r ``(N, C, h, w)``.
+        foreground: the structure's share of each pixel ``(N, 1, H, W)``, in [0, 1]; H and W are multiples of h and w,
+            and the mask is reduced to the features' grid by area.
+
+    Returns:
+        ``(N, 2, C)``.
+    """
+    mask = F.adaptive_avg_pool2d(foreground.float(), features.shape[-2:])
+    return pool_anchors(torch.cat([mask, 1 - mask], dim=1), features)
+
+
+@dataclass
+class Memory:
+    """The semantic tokens of some frames that were seen: the first one and the latest ones, never more than `size`.
+
+    Attributes:
+        size: frames, 1 or more; 1 keeps the latest alone.
+        frames: the tokens of each, ``(B, 2, C)``.
+    """
+
+    size: int
+    frames: list[Tensor] = field(default_factory=list)
+
+    def add(self, tokens: Tensor) -> None:
+        """Remember a frame; when full, the oldest but the first one goes."""
+        if len(self.frames) == self.size:
+            self.frames.pop(min(1, self.size - 1))
+        self.frames.append(tokens)
+
+
+class InContextLayer(nn.Module):
+    """Equation 4, <P_sem, F_t'> = fusion(T_sem, F_t): one Transformer block in both directions.
+
+    Self-attention on the tokens, tokens over the image, FFN; the image over the tokens, FFN.
+    """
+
+    def __init__(self, channels: int, *, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.among_tokens = Attention(channels, heads=heads)
+        self.to_image = Attention(channels, heads=heads)
+        self.token_ffn = FeedForward(channels, hidden=hidden)
+        self.to_tokens = Attention(channels, heads=heads)
+        self.image_ffn = FeedForward(channels, hidden=hidden)
+
+    def forward(self, tokens: Tensor, image: Tensor, *, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens ``(B, L, C)``, image ``(B, P, C)`` and its positions ``(P, C)`` -> both, fused."""
+        tokens = self.among_tokens(tokens, tokens)
+        tokens = self.token_ffn(self.to_image(tokens, image, position=position))
+        image = self.image_ffn(self.to_tokens(image, tokens, query_position=position))
+        return tokens, image
+
+
+class QueryLayer(nn.Module):
+    """Q' = self(Q), P^ = self(P_sem), Q^ = masked cross-attention of Q' over F_t', then FFN on each."""
+
+    def __init__(self, channels: int, *, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.among_queries = Attention(channels, heads=heads)
+        self.among_prototypes = Attention(channels, heads=heads)
+        self.to_image = Attention(channels, heads=heads)
+        self.query_ffn = FeedForward(channels, hidden=hidden)
+        self.prototype_ffn = FeedForward(channels, hidden=hidden)
+
+    def forward(
+        self, queries: Tensor, prototypes: Tensor, image: Tensor, *, position: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and prototypes ``(B, 2, C)``; image ``(B, P, C)``; `allowed` ``(B, 2, P)``: each role's own mask."""
+        queries = self.among_queries(queries, queries)
+        queries = self.query_ffn(self.to_image(queries, image, position=position, allowed=allowed))
+        return queries, self.prototype_ffn(self.among_prototypes(prototypes, prototypes))
+
+
+class TemporalFusion(nn.Module):
+    """The whole of TSF: tokens of the memory and a frame's features -> the frame's masks.
+
+    There is one learned query and one prototype a role. Their sum makes the role's kernel, and a mask is the kernels'
+    product with the pixel features, the structure's minus the background's: the logit of a softmax over the roles.
+
+    Args:
+        channels: C.
+        fusion_layers: blocks of the in-context fusion.
+        query_layers: of the queries; each one's mask is supervised.
+        heads, hidden: of attention and FFN.
+    """
+
+    def __init__(self, channels: int, *, fusion_layers: int, query_layers: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        sizes = {"heads": heads, "hidden": hidden}
+        self.role = nn.Parameter(torch.randn(ROLES, channels) * 0.02)
+        self.queries = nn.Parameter(torch.randn(ROLES, channels))
+        self.fusion = nn.ModuleList(InContextLayer(channels, **sizes) for _ in range(fusion_layers))
+        self.decoding = nn.ModuleList(QueryLayer(channels, **sizes) for _ in range(query_layers))
+        self.pixels = PixelDecoder(channels)
+        self.token_norm = nn.LayerNorm(channels)
+        self.kernel = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
+            nn.Linear(channels, channels, bias=False),  # a bias would fall out of the roles' difference
+        )  # fmt: skip
+
+    def forward(self, reference: Tensor, features: Tensor, fine: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Segment one frame of each clip.
+
+        Args:
+            reference: the memory's tokens ``(B, M, 2, C)``.
+            features: F_t ``(B, C, h, w)``.
+            fine: the pyramid's finer features ``(B, C, 2 h, 2 w)``.
+
+        Returns:
+            the logits ``(B, 1, 2 h, 2 w)`` before the first layer of the queries and after each, the last being the
+            answer; and the pixel features ``(B, C, 2 h, 2 w)``.
+        """
+        height, width = features.shape[-2:]
+        position = image_position(height, width, features.shape[1], device=features.device)
+        tokens = self.token_norm(reference + self.role).flatten(1, 2)
+        image = features.flatten(2).transpose(1, 2)
+        for layer in self.fusion:
+            tokens, image = layer(tokens, image, position=position)
+        prototypes = tokens.unflatten(1, reference.shape[1:3]).mean(dim=1)
+        pixels = self.pixels(image.transpose(1, 2).unflatten(2, (height, width)), fine)
+        queries = self.queries.expand(len(image), -1, -1)
+        masks = [self._mask(queries, prototypes, pixels)]
+        for layer in self.decoding:
+            allowed = own_region(masks[-1], (height, width))
+            queries, prototypes = layer(queries, prototypes, image, position=position, allowed=allowed)
+            masks.append(self._mask(queries, prototypes, pixels))
+        return masks, pixels
+
+    def _mask(self, queries: Tensor, prototypes: Tensor, pixels: Tensor) -> Tensor:
+        kernels = self.kernel(queries + prototypes) / pixels.shape[1] ** 0.5
+        # Linear in the kernels: the difference of the roles' masks is the mask of the kernels' difference.
+        difference = kernels[:, :1] - kernels[:, 1:]
+        return (difference @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+
+
+@torch.no_grad()
+def own_region(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each role's query may look: where its own mask reaches one half, or everywhere if that is nowhere.
+
+    Args:
+        logits: ``(B, 1, H, W)``.
+        size: the grid of the attention.
+
+    Returns:
+        ``(B, 2, h * w)``, bool: the structure's, the background's.
+    """
+    inside = F.adaptive_avg_pool2d(logits.float().sigmoid(), size).flatten(2) >= 0.5
+    allowed = torch.cat([inside, ~inside], dim=1)
+    return allowed | ~allowed.any(dim=2, keepdim=True)

@@ -1,0 +1,275 @@
+"""EchoForge (Fang et al.): the network as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echoplan.dataset import IGNORE
+from echoplan.errors import EchoPlanError
+from echoplan.networks.echoforge.anchors import AnchorMaps, Recalibration
+from echoplan.networks.echoforge.backbone import PixelDecoder, Pyramid, enlarge
+from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_tokens
+from echoplan.networks.echoforge.labelled import LabelledEnds
+from echoplan.networks.echoforge.reforging import Reforging
+from echoplan.networks.output import ClipOutput
+
+_STRIDE = 32
+_CHUNK = 8  # frames that a stream encodes at once
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What is known of frames before they meet the memory.
+
+    Attributes:
+        coarse: F, recalibrated, ``(..., C, H / 8, W / 8)``.
+        fine: ``(..., C, H / 4, W / 4)``.
+        foreground: the anchors' logits of the structure ``(..., 1, H / 8, W / 8)``.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    foreground: Tensor
+
+
+class EchoForge(nn.Module):
+    """`echoforge`: anchors, a memory of semantic tokens, and reforged pseudo-labels for frames without labels.
+
+    In evaluation mode it goes through each clip frame by frame from the first one, with a memory of fixed size; labels
+    never enter, and clips do not meet. In training mode it may be given the labels: the reference of a frame then is
+    at random another, labelled frame with its mask, or earlier frames with their own predictions, as at inference.
+
+    Args:
+        size: (H, W), multiples of 32.
+        classes: 1; the method segments one structure.
+        pretrained, backbone, in_channels, input_range: see `ResNetBackbone`.
+        temporal_fusion: TSF; without it each frame is decoded alone by a 1 x 1 convolution.
+        anchor_recalibration: ARC; without it features stay as they are.
+        reforging: CPR, which only works in training.
+        anchors: 1 to 4, the foreground's first (see `AnchorMaps`).
+        neighbours: K, pixel features that each anchor looks at.
+        channels: d, a multiple of 8.
+        fusion_layers: Transformer blocks of the in-context fusion.
+        query_layers: layers of the learned queries; the mask of each is supervised.
+        heads, feed_forward: of attention and FFN.
+        memory: frames whose tokens are kept: the first one and the latest ones.
+        label_reference: share of the training frames whose reference is a labelled frame.
+
+    Raises:
+        EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        classes: int = 1,
+        pretrained: bool | str | Path = False,
+        backbone: str = "resnet50",
+        in_channels: int = 1,
+        input_range: str = "standardised",
+        temporal_fusion: bool = True,
+        anchor_recalibration: bool = True,
+        reforging: bool = True,
+        anchors: int = 2,
+        neighbours: int = 16,
+        channels: int = 256,
+        fusion_layers: int = 2,
+        query_layers: int = 9,
+        heads: int = 8,
+        feed_forward: int = 2048,
+        memory: int = 3,
+        label_reference: float = 0.5,
+    ) -> None:
+        super().__init__()
+        _check_multiple(size)
+        _check_settings(
+            classes=classes, anchors=anchors, neighbours=neighbours, channels=channels, heads=heads, memory=memory
+        )
+        self.memory, self.label_reference = memory, label_reference
+        attention = {"heads": heads, "hidden": feed_forward}
+        self.pyramid = Pyramid(
+            backbone, channels=channels, in_channels=in_channels, pretrained=pretrained, input_range=input_range
+        )
+        self.anchor_maps = AnchorMaps(channels, anchors=anchors)
+        self.recalibration = (
+            Recalibration(channels, neighbours=neighbours, **attention) if anchor_recalibration else None
+        )
+        self.fusion = (
+            TemporalFusion(channels, fusion_layers=fusion_layers, query_layers=query_layers, **attention)
+            if temporal_fusion
+            else None
+        )
+        self.decoder = None if temporal_fusion else _FrameDecoder(channels)
+        self.reforging = Reforging(channels) if reforging else None
+        self._initialise()
+
+    def forward(self, clip: Tensor, labels: Tensor | None = None) -> Tensor | ClipOutput:
+        """``(B, T, C, H, W)`` -> logits ``(B, T, 1, H, W)``; in training mode a `ClipOutput`.
+
+        Its auxiliary part: "deep_supervision", logits ``(B, T, 1, H / 4, W / 4)`` of the query layers but the last,
+        the latest first; "anchors", the anchors' logits ``(B, T, 1, H / 8, W / 8)``; and with reforging "reforged",
+        logits ``(B, 2, 1, H / 4, W / 4)`` of the two labelled frames "reforged_frames" ``(B, 2)``, each reforged from
+        the other, and "pseudo", detached probabilities ``(B, T, 1, H, W)`` of all frames, reforged from those two.
+
+        Args:
+            clip: the frames; H and W are multiples of 32.
+            labels: ``(B, T, H, W)``, 255 where there are none; without effect in evaluation mode.
+        """
+        _check_multiple(clip.shape[-2:])
+        if not self.training:
+            return torch.stack([torch.stack([logits for _, logits in self.stream(frames)]) for frames in clip])
+        if labels is None:
+            labels = torch.full((*clip.shape[:2], *clip.shape[3:]), IGNORE, dtype=torch.uint8, device=clip.device)
+        features = self._encode(clip)
+        ends = LabelledEnds.of(labels)
+        masks, pixels = self._decode_clip(features, self._label_tokens(features, labels, ends), ends)
+        *earlier, last = masks
+        auxiliary = {"deep_supervision": earlier[::-1], "anchors": features.foreground}
+        if self.reforging is not None:
+            auxiliary |= self._reforge(pixels, ends, clip.shape[-2:])
+        return ClipOutput(_enlarge_clip(last, clip.shape[-2:]), auxiliary)
+
+    def stream(self, frames: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """See `StreamingNetwork.stream`; in order, in evaluation mode."""
+        _check_multiple(frames.shape[-2:])
+        device, memory = next(self.parameters()).device, Memory(self.memory)
+        for start in range(0, len(frames), _CHUNK):
+            features = self._encode(frames[None, start : start + _CHUNK].to(device))
+            for place in range(features.coarse.shape[1]):
+                masks, _ = self._decode(_frame(features, place), memory)
+                yield start + place, enlarge(masks[-1], frames.shape[-2:])[0]
+
+    def _encode(self, clip: Tensor) -> _Features:
+        coarse, fine = self.pyramid(clip.flatten(0, 1))
+        maps, foreground = self.anchor_maps(coarse)
+        if self.recalibration is not None:
+            coarse = self.recalibration(coarse, maps, foreground=self.anchor_maps.foreground)
+        return _Features(*(values.unflatten(0, clip.shape[:2]) for values in (coarse, fine, foreground)))
+
+    def _decode(
+        self, frame: _Features, memory: Memory, label_reference: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The masks ``(B, 1, h, w)`` and pixel features of one frame of each clip, which then enters the memory.
+
+        Args:
+            frame: its features.
+            memory: of the frames before.
+            label_reference: tokens ``(B, 2, C)`` of a labelled frame, and ``(B,)``, True where they stand in for the
+                memory's.
+        """
+        if self.fusion is None:
+            return self.decoder(frame.coarse, frame.fine)
+        # The first frame has no earlier one: the anchors' own map tells the structure from the background.
+        known = memory.frames or [semantic_tokens(frame.coarse, frame.foreground.detach().sigmoid())]
+        reference = torch.stack(known, dim=1)
+        if label_reference is not None:
+            tokens, used = label_reference
+            reference = torch.where(used.view(-1, 1, 1, 1), tokens.unsqueeze(1), reference)
+        masks, pixels = self.fusion(reference, frame.coarse, frame.fine)
+        # The mask is cut from the graph, so that a frame's gradient does not run through all frames before it.
+        memory.add(semantic_tokens(frame.coarse, masks[-1].detach().sigmoid()))
+        return masks, pixels
+
+    def _decode_clip(
+        self, features: _Features, label_tokens: Tensor | None, ends: LabelledEnds
+    ) -> tuple[list[Tensor], Tensor]:
+        """Training: masks, each ``(B, T, 1, h, w)``, and pixel features ``(B, T, C, h, w)`` of every frame."""
+        batch, length = features.coarse.shape[:2]
+        draws = torch.rand(length, 2, batch, device=features.coarse.device)
+        rows, memory, decoded = torch.arange(batch, device=draws.device), Memory(self.memory), []
+        for place in range(length):
+            reference = None
+            if label_tokens is not None:
+                which, used = ends.reference_for(place, draws[place], share=self.label_reference)
+                reference = label_tokens[rows, which], used
+            decoded.append(self._decode(_frame(features, place), memory, reference))
+        masks = [torch.stack(levels, dim=1) for levels in zip(*(masks for masks, _ in decoded), strict=True)]
+        return masks, torch.stack([pixels for _, pixels in decoded], dim=1)
+
+    def _label_tokens(self, features: _Features, labels: Tensor, ends: LabelledEnds) -> Tensor | None:
+        """The semantic tokens of the two labelled frames under their true masks, ``(B, 2, 2, C)``."""
+        if self.fusion is None:
+            return None
+        truth = (ends.of_clip(labels) == 1).flatten(0, 1).unsqueeze(1).float()
+        return semantic_tokens(ends.of_clip(features.coarse).flatten(0, 1), truth).unflatten(0, (-1, 2))
+
+    def _reforge(self, pixels: Tensor, ends: LabelledEnds, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The labelled frames' masks, which learn from truth, and all frames' masks as targets without a gradient."""
+        labelled = ends.of_clip(pixels)
+        # Each from the other; a clip's only labelled frame from itself.
+        reforged = self.reforging(labelled.flip(1).flatten(0, 1), labelled.flatten(0, 1)).unflatten(0, (-1, 2))
+        with torch.no_grad():
+            sources = labelled.flatten(0, 1)
+            pseudo = [
+                self.reforging(sources, frame.repeat_interleave(2, dim=0)).float().sigmoid().unflatten(0, (-1, 2))
+                for frame in pixels.unbind(1)
+            ]
+            target = _enlarge_clip(torch.stack([both.mean(dim=1) for both in pseudo], dim=1), size)
+        return {"reforged": reforged, "reforged_frames": ends.index, "pseudo": target}
+
+    def _initialise(self) -> None:
+        """The paper's "Kaiming" strategy for everything but the backbone."""
+        for part in (self.pyramid.laterals, self.pyramid.smooth, self.anchor_maps, self.recalibration, self.fusion,
+                     self.decoder, self.reforging):  # fmt: skip
+            if part is not None:
+                part.apply(_kaiming)
+        if self.recalibration is not None:
+            self.recalibration.fusion.reset()
+
+
+class _FrameDecoder(nn.Module):
+    """What decodes a frame where there is no TSF: the same pixel features, and a 1 x 1 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pixels = PixelDecoder(channels)
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: Tensor, fine: Tensor) -> tuple[list[Tensor], Tensor]:
+        """F ``(B, C, h, w)`` and fine features -> one mask's logits ``(B, 1, 2 h, 2 w)``, and the pixel features."""
+        pixels = self.pixels(features, fine)
+        return [self.head(pixels)], pixels
+
+
+def _frame(features: _Features, place: int) -> _Features:
+    return _Features(features.coarse[:, place], features.fine[:, place], features.foreground[:, place])
+
+
+def _enlarge_clip(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return enlarge(values.flatten(0, 1), size).unflatten(0, values.shape[:2])
+
+
+def _kaiming(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_multiple(size: tuple[int, int]) -> None:
+    if size[0] % _STRIDE or size[1] % _STRIDE:
+        raise EchoPlanError(
+            f"EchoForge takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",
+            remedy="resize or pad the frames",
+        )
+
+
+def _check_settings(*, classes: int, anchors: int, neighbours: int, channels: int, heads: int, memory: int) -> None:
+    if classes != 1:
+        raise EchoPlanError(
+            f"EchoForge segments one structure, not {classes} classes", remedy="convert the dataset with one structure"
+        )
+    for name, value, least, most in (
+        ("anchors", anchors, 1, 4), ("neighbours", neighbours, 1, None), ("memory", memory, 1, None),
+    ):  # fmt: skip
+        if value < least or (most is not None and value > most):
+            allowed = f"from {least} to {most}" if most else f"{least} or more"
+            raise EchoPlanError(f"{name} must be {allowed}, not {value}")
+    if channels % 8 or channels % heads:
+        raise EchoPlanError(f"channels must be a multiple of 8 and of heads ({heads}), not {channels}")

@@ -1,0 +1,44 @@
+"""Continuous pseudo-label reforging (CPR): an unlabelled frame's mask, made anew from a labelled frame's features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from echoplan.networks.echoforge.backbone import conv_norm
+
+
+class Reforging(nn.Module):
+    """Channel attention from a labelled frame to another one, and the mask of what it rebuilds.
+
+    Equations 5 and 6: A = softmax(IN(Q^T K)), F^ = A V^T, with Q = flatten(F_L) W_q, K = flatten(F_U) W_k and
+    V = flatten(F_U) W_v. A is C x C: row i says of which channels of the unlabelled frame channel i is rebuilt.
+
+    The semantic alignment is ours, the paper names it only: a 1 x 1 convolution with its norm, the residual to F_U,
+    ReLU, and a 1 x 1 convolution to the mask.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        # Affine: over hundreds of channels a softmax of scores with variance one is nearly flat; the scale is learned.
+        self.norm = nn.InstanceNorm2d(1, affine=True)
+        self.align = conv_norm(channels, channels, kernel=1)
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, labelled: Tensor, other: Tensor) -> Tensor:
+        """F_L and F_U, both ``(N, C, h, w)`` -> the mask's logits in F_U's place ``(N, 1, h, w)``."""
+        values = self.value(_flat(other))
+        rebuilt = (self.attention(labelled, other) @ values.transpose(1, 2)).view_as(other)
+        return self.head(torch.relu(other + self.align(rebuilt)))
+
+    def attention(self, labelled: Tensor, other: Tensor) -> Tensor:
+        """Equation 5, ``(N, C, C)``; rows sum to one."""
+        queries, keys = self.query(_flat(labelled)), self.key(_flat(other))
+        # The mean over the pixels in place of the sum: IN takes the factor out, and half precision does not overflow.
+        scores = (queries / queries.shape[1]).transpose(1, 2) @ keys
+        return self.norm(scores.float().unsqueeze(1)).squeeze(1).softmax(dim=-1)
+
+
+def _flat(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError
+from echoplan.experiment_planning import measure_memory
+from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import read_metrics
+from echoplan.training.model_folder import ModelFolder
+from echoplan.training.trainers import trainer_registry
+from echoplan.training.trainers.echoforge import EchoForgeTrainer
+from echoplan.training.validation import validate_fold
+
+from .conftest import make_setup
+
+SMALL = {
+    "epochs": 2, "pretrained": False, "backbone": "resnet18", "channels": 32, "fusion_layers": 1, "query_layers": 2,
+    "supervision": "ed_es", "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def make_trainer(setup: FoldSetup, **settings: object) -> EchoForgeTrainer:
+    recipe = EchoForgeTrainer.recipe_class().with_settings({**SMALL, **settings})
+    folder = setup.model_folder.with_name(f"EchoForgeTrainer__EchoPlans__{setup.plan.configuration}")
+    return EchoForgeTrainer(replace(setup, model_folder=folder), recipe, seed=1)
+
+
+@pytest.fixture
+def dense_setup(tmp_path: Path) -> FoldSetup:
+    return make_setup(tmp_path, frames=4, batch_size=2, dense=True)
+
+
+def started(setup: FoldSetup, *, epoch: int = 1, **settings: object) -> tuple[EchoForgeTrainer, dict]:
+    """A trainer and a batch; by default in the last epoch, where pseudo-labels weigh fully."""
+    trainer = make_trainer(setup, **settings)
+    torch.manual_seed(0)
+    network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
+    trainer.network = trainer.model = network
+    trainer.epoch = epoch
+    return trainer, next(iter(trainer.build_loader(setup.train, training=True).epoch(0)))
+
+
+def gradients(trainer: EchoForgeTrainer, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    trainer.network.zero_grad()
+    loss = trainer.loss(trainer.forward(batch), batch)
+    loss.backward()
+    return loss.item(), {
+        name: parameter.grad.clone()
+        for name, parameter in trainer.network.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def test_it_learns_and_tells_how_its_pseudo_labels_fare(dense_setup: FoldSetup) -> None:
+    trainer = make_trainer(dense_setup, epochs=4, rise_start=0.25, rise_end=0.75, iterations_per_epoch=8)
+    trainer.run_training()
+    metrics = read_metrics(trainer.setup.folder)
+    assert metrics[-1]["val_dice"] > 0.6
+    assert [entry["lambda"] for entry in metrics] == [0, 0.5, 1, 1]
+    assert [entry["tau"] for entry in metrics] == pytest.approx([0.95, 0.875, 0.8, 0.8])
+    assert all(0 <= entry["confident_share"] <= 1 for entry in metrics)
+    assert metrics[-1]["pseudo_label_dice"] > metrics[0]["pseudo_label_dice"]
+    assert metrics[-1]["hidden_dice"] > 0.5
+    model = ModelFolder.read(trainer.setup.model_folder)
+    summary = validate_fold(model.load_network(0), trainer.setup, stride=model.stride)
+    assert summary["frames"] == 6 and summary["mean"]["LV"]["all"]["dice"]["mean"] > 0.5
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(dense_setup: FoldSetup) -> None:
+    whole = make_trainer(dense_setup)
+    whole.run_training()
+    expected = load_checkpoint(whole.setup.folder / "checkpoint_final.pth")["network"]
+
+    interrupted = make_trainer(replace(dense_setup, fold=1))
+    seen = interrupted.on_epoch_end
+
+    def stop_after_the_first(epoch: int, *rest: object) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        seen(epoch, *rest)
+
+    interrupted.on_epoch_end = stop_after_the_first
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    again = make_trainer(replace(dense_setup, fold=1))
+    again.run_training(resume=True)
+    assert again.first_epoch == 1
+    resumed = load_checkpoint(again.setup.folder / "checkpoint_final.pth")["network"]
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_hidden_truth_changes_neither_loss_nor_gradients(dense_setup: FoldSetup) -> None:
+    trainer, batch = started(dense_setup, last_threshold=0.5)
+    assert (batch["hidden"][:, 1:-1] != 255).all() and (batch["labels"][:, 1:-1] == 255).all()
+    loss, honest = gradients(trainer, batch)
+    known = batch["hidden"] != 255
+    falsified = {**batch, "hidden": torch.where(known, 1 - batch["hidden"], 255)}
+    for other in (falsified, {name: value for name, value in batch.items() if name != "hidden"}):
+        again, found = gradients(trainer, other)
+        assert again == loss
+        assert all(torch.equal(found[name], honest[name]) for name in honest)
+
+
+def test_pseudo_labels_teach_the_answer_and_not_the_reforging(dense_setup: FoldSetup) -> None:
+    trainer, batch = started(dense_setup, first_threshold=0.5, last_threshold=0.5)
+    with_them, taught = gradients(trainer, batch)
+    trainer.schedule = replace(trainer.schedule, start=1.0, end=1.0)
+    without, untaught = gradients(trainer, batch)
+    assert with_them > without
+    assert any(not torch.equal(taught[name], untaught[name]) for name in taught if name.startswith("pyramid"))
+    assert all(torch.equal(taught[name], untaught[name]) for name in taught if name.startswith("reforging"))
+    assert any(taught[name].any() for name in taught if name.startswith("reforging"))  # it learns from truth
+
+
+def test_unlabelled_clips_teach_nothing_before_the_rise(clip_setup: FoldSetup) -> None:
+    trainer, batch = started(clip_setup, epoch=0, rise_start=1.0, rise_end=1.0)
+    batch = {**batch, "labels": torch.full_like(batch["labels"], 255)}
+    loss, found = gradients(trainer, batch)
+    assert loss == 0 and not any(gradient.any() for gradient in found.values())
+
+
+def test_unsure_unlabelled_pixels_teach_nothing(clip_setup: FoldSetup) -> None:
+    trainer, batch = started(clip_setup, first_threshold=1.0, last_threshold=1.0)
+    batch = {**batch, "labels": torch.full_like(batch["labels"], 255)}
+    loss, found = gradients(trainer, batch)
+    assert loss == 0 and not any(gradient.any() for gradient in found.values())
+
+
+def test_everything_learns(dense_setup: FoldSetup) -> None:
+    trainer, batch = started(dense_setup)
+    torch.nn.init.eye_(trainer.network.recalibration.fusion.out.weight)  # starts at zero, see `FeatureFusion.reset`
+    trainer.network.recalibration.log_temperature.data.fill_(1.0)  # so that some patches are undecided
+    _, found = gradients(trainer, batch)
+    still = {name for name, _ in trainer.network.named_parameters() if name not in found or not found[name].any()}
+    # A softmax does not see what is the same in all scores: the biases of keys may stand still, and that of IN.
+    assert {name for name in still if not name.endswith("key.bias")} <= {"reforging.norm.bias"}
+
+
+@pytest.mark.parametrize("module", ["temporal_fusion", "anchor_recalibration", "reforging", "flame_rise"])
+def test_each_ablation_trains(clip_setup: FoldSetup, module: str) -> None:
+    trainer, batch = started(clip_setup, **{module: False})
+    loss, found = gradients(trainer, batch)
+    assert loss > 0 and all(gradient.isfinite().all() for gradient in found.values())
+    parts = {"temporal_fusion": "fusion.", "anchor_recalibration": "recalibration.", "reforging": "reforging."}
+    if module in parts:
+        assert not any(name.startswith(parts[module]) for name in found)
+    else:
+        assert {trainer.schedule.weight_at(epoch) for epoch in (1, 2, 3)} == {1.0}
+        assert trainer.schedule.threshold_at(1) == 0.80
+
+
+def test_clips_with_all_their_labels_train_without_pseudo_labels(dense_setup: FoldSetup) -> None:
+    trainer, batch = started(dense_setup, supervision="all")
+    assert (batch["labels"] != 255).all() and "hidden" not in batch
+    loss, _ = gradients(trainer, batch)
+    trainer.schedule = replace(trainer.schedule, weight=9.0)
+    assert gradients(trainer, batch)[0] == loss
+    recorded = trainer.recorded.take()
+    assert recorded["confident_share"] is None and "pseudo_label_dice" not in recorded
+
+
+def test_the_recipe_is_the_papers() -> None:
+    recipe, needs = EchoForgeTrainer.recipe_class(), EchoForgeTrainer.needs
+    assert (recipe.epochs, recipe.optimiser, recipe.poly_power, recipe.backbone) == (50, "adam", 0.9, "resnet50")
+    assert (recipe.anchors, recipe.neighbours, recipe.pretrained) == (2, 16, True)
+    assert (needs.batch_size, needs.learning_rate, needs.frames, needs.paper_size) == (4, 1e-4, 10, 256)
+    rise = recipe.schedule()
+    assert [rise.weight_at(epoch) for epoch in (5, 30)] == [0, 1] and rise.threshold_at(50) == 0.80
+    with pytest.raises(EchoPlanError, match=r"rise from 0\.9 to 0\.6"):
+        recipe.with_settings({"rise_start": 0.9})
+
+
+def test_one_structure_is_what_it_takes(clip_setup: FoldSetup) -> None:
+    several = DatasetDescription("Toy", labels={"background": 0, "LV": 1, "MYO": 2})
+    with pytest.raises(EchoPlanError, match="EchoForgeTrainer segments one structure"):
+        EchoForgeTrainer(replace(clip_setup, description=several))
+
+
+def test_its_memory_can_be_simulated() -> None:
+    assert trainer_registry()["EchoForgeTrainer"] is EchoForgeTrainer
+    settings = {name: SMALL[name] for name in ("backbone", "channels", "fusion_layers", "query_layers")}
+    small, large = (
+        measure_memory(EchoForgeTrainer, size=(64, 64), frames=frames, classes=1, settings=settings)
+        for frames in (2, 4)
+    )
+    assert large.per_sample_gb == pytest.approx(2 * small.per_sample_gb, rel=0.1)

@@ -1,0 +1,153 @@
+"""EchoForgeTrainer: EchoForge (Fang et al.), which learns from unlabelled frames as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from echoplan.networks import ClipOutput, build_network
+
+from ..data import Batch
+from ..losses import dice_ce_loss, reduce_labels
+from ..recipe import Recipe, TrainerNeeds
+from ..semi_supervision import FlameRise, confident_share, hidden_dice, pseudo_labels
+from .base import EchoTrainer
+
+
+@dataclass(frozen=True)
+class EchoForgeRecipe(Recipe):
+    """The paper's: 50 epochs, Adam 1e-4, poly 0.9, batch 4, ten frames of 256 x 256, an ImageNet backbone.
+
+    Attributes:
+        pretrained: start from ImageNet weights.
+        backbone: "resnet50", or "resnet34" or "resnet18" for small machines.
+        temporal_fusion, anchor_recalibration, reforging: the paper's three modules (its table 3).
+        flame_rise: whether pseudo-labels come in gradually; if not, with `pseudo_weight` and `last_threshold` at once.
+        anchors, neighbours: of the anchor recalibration (table 4, figure 7).
+        channels, fusion_layers, query_layers, memory, label_reference: see `EchoForge`.
+        rise_start, rise_end: E0 and E1 as shares of the epochs.
+        pseudo_weight: lambda_max.
+        first_threshold, last_threshold: tau_0 and tau_1.
+    """
+
+    epochs: int = 50
+    augmentation: str = "light"
+    pretrained: bool = True
+    backbone: str = "resnet50"
+    temporal_fusion: bool = True
+    anchor_recalibration: bool = True
+    reforging: bool = True
+    flame_rise: bool = True
+    anchors: int = 2
+    neighbours: int = 16
+    channels: int = 256
+    fusion_layers: int = 2
+    query_layers: int = 9
+    memory: int = 3
+    label_reference: float = 0.5
+    rise_start: float = 0.1
+    rise_end: float = 0.6
+    pseudo_weight: float = 1.0
+    first_threshold: float = 0.95
+    last_threshold: float = 0.80
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.schedule()
+
+    def schedule(self) -> FlameRise:
+        """The pseudo-labels' weight and threshold over the epochs.
+
+        Raises:
+            EchoPlanError: a value is out of its range.
+        """
+        return FlameRise(
+            self.epochs,
+            start=self.rise_start if self.flame_rise else 0.0,
+            end=self.rise_end if self.flame_rise else 0.0,
+            weight=self.pseudo_weight,
+            first_threshold=self.first_threshold,
+            last_threshold=self.last_threshold,
+        )
+
+
+class EchoForgeTrainer(EchoTrainer):
+    """EchoForge with ResNet-50: labels where they are, reforged pseudo-labels where they are not."""
+
+    configuration: ClassVar[str] = "clip"
+    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+        batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, multi_structure=False
+    )
+    recipe_class: ClassVar[type[Recipe]] = EchoForgeRecipe
+
+    @classmethod
+    def make_network(
+        cls, recipe: EchoForgeRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
+    ) -> nn.Module:
+        """See `EchoTrainer.make_network`."""
+        return build_network(
+            "echoforge",
+            size=size,
+            classes=classes,
+            pretrained=pretrained,
+            backbone=recipe.backbone,
+            temporal_fusion=recipe.temporal_fusion,
+            anchor_recalibration=recipe.anchor_recalibration,
+            reforging=recipe.reforging,
+            anchors=recipe.anchors,
+            neighbours=recipe.neighbours,
+            channels=recipe.channels,
+            fusion_layers=recipe.fusion_layers,
+            query_layers=recipe.query_layers,
+            memory=recipe.memory,
+            label_reference=recipe.label_reference,
+        )
+
+    @cached_property
+    def schedule(self) -> FlameRise:
+        """The pseudo-labels' weight and threshold over the epochs."""
+        return self.recipe.schedule()
+
+    def forward(self, batch: Batch) -> ClipOutput:
+        """In training, labelled frames with their masks may serve as reference, so the network gets them too."""
+        return self.model(batch["clip"], batch["labels"])
+
+    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+        """Equation 9: BCE and Dice on labelled frames, and lambda times the same on confident pseudo-labels.
+
+        Supervised are the answer, the mean over the query layers before it, the anchors' map, and the labelled frames'
+        masks as reforged from one another.
+        """
+        labels, auxiliary = batch["labels"], output.auxiliary
+        total = _supervised(output.logits, labels) + _supervised(auxiliary["anchors"], labels)
+        earlier = auxiliary["deep_supervision"]
+        if earlier:
+            total = total + sum(_supervised(logits, labels) for logits in earlier) / len(earlier)
+        if "reforged" not in auxiliary:
+            return total
+        frames = auxiliary["reforged_frames"][..., None, None].expand(-1, -1, *labels.shape[2:])
+        total = total + _supervised(auxiliary["reforged"], labels.gather(1, frames))
+        return total + self._unsupervised(output, batch)
+
+    def _unsupervised(self, output: ClipOutput, batch: Batch) -> Tensor | float:
+        """lambda(e) L_U: the answer against the confident pixels of the reforged masks."""
+        epoch = self.epoch + 1
+        weight, threshold = self.schedule.weight_at(epoch), self.schedule.threshold_at(epoch)
+        probabilities = output.auxiliary["pseudo"]
+        pseudo = pseudo_labels(probabilities, batch["labels"], threshold=threshold)
+        share = confident_share(pseudo, batch["labels"])
+        self.recorded.add(**{"lambda": weight, "tau": threshold}, confident_share=share)
+        if "hidden" in batch:
+            reforged = hidden_dice(probabilities, batch["hidden"])
+            answered = hidden_dice(output.logits.detach().sigmoid(), batch["hidden"])
+            self.recorded.add(pseudo_label_dice=reforged, hidden_dice=answered)
+        return weight * dice_ce_loss(output.logits, pseudo) if weight else 0.0
+
+
+def _supervised(logits: Tensor, labels: Tensor) -> Tensor:
+    """BCE and Dice on the labelled frames, on the logits' own grid."""
+    return dice_ce_loss(logits, reduce_labels(labels, logits.shape[-2:]))
