@@ -134,6 +134,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
         size=chosen.size,
+        frames=chosen.frames,
         plans_name=chosen.plans_name,
     )
     plan.write(target / f"{chosen.plans_name}.json")
@@ -179,6 +180,7 @@ def _add_planning(to: argparse.ArgumentParser) -> None:
         metavar="TRAINER",
         help="preprocess only what these trainers need; path/to/file.py:Class plans for one of your own",
     )
+    to.add_argument("--frames", type=int, metavar="T", help="frames of a training clip instead of the rule's")
     to.add_argument("--size", type=_size, metavar="N|HxW", help="size of the network's input instead of the rule's")
     to.add_argument(
         "--protocol", choices=("aspect", "paper"), default="aspect", help="keep the aspect, or stretch as the papers do"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from echoplan.errors import EchoPlanError
 
+from ..training.rehearsal import rehearse
+from .memory_tracker import MemoryTracker
+
 GIGABYTE = 1024**3
 CONTEXT_GB = 0.6  # CUDA context, cuBLAS and cuDNN workspaces
-MARGIN = 0.1  # of the target: fragmentation, the loss's own tensors, the convolutions' scratch space
-_OPTIMISER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors of the weights' size that an optimiser keeps
+MARGIN = 0.1  # of the target: fragmentation, and the convolutions' scratch space
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class MemoryModel:
     """Memory of one training step as a straight line over the batch size.
 
     Attributes:
-        fixed_gb: weights, buffers, gradients, optimiser state, and what activations do not depend on the batch.
-        per_sample_gb: activations kept for the backward pass, for one clip or frame.
+        fixed_gb: what does not depend on the batch: weights, buffers, gradients, optimiser state.
+        per_sample_gb: what one clip or frame more takes at the step's peak.
         precision: "mixed" (16-bit convolutions and products) or "float32".
     """
 
@@ -46,27 +47,30 @@ class MemoryModel:
 def measure_memory(
     trainer: Any, *, size: tuple[int, int], frames: int, classes: int, settings: Mapping[str, Any] | None = None
 ) -> MemoryModel:
-    """Build a trainer's network on the meta device and count what its forward pass keeps for the backward pass.
+    """Rehearse a trainer's step on the meta device, and track the memory it would take.
 
-    A tensor is counted once however often it is saved; mixed precision is followed unless the recipe asks for float32.
+    The step is the training's own: network, loss, backward pass, optimiser. Its peak is a convex function of the batch
+    size (at first the weights, later the activations decide), so the straight line through a batch of one and the
+    paper's batch is never below it in between. Mixed precision is followed unless the recipe asks for float32.
 
     Args:
-        trainer: a trainer class: `build_network` and, where it has one, `recipe_class`.
+        trainer: a trainer class.
         size: (H, W) of the input.
         frames: T.
         classes: K.
         settings: changed settings of the recipe.
 
     Raises:
-        EchoPlanError: the network cannot run without data, as when it looks at values to decide what to compute.
+        EchoPlanError: the step cannot run without data, as when it looks at values to decide what to compute.
     """
-    recipe = trainer.recipe_class().with_settings(settings or {}) if hasattr(trainer, "recipe_class") else None
-    precision = "float32" if getattr(recipe, "precision", "auto") == "float32" else "mixed"
-    arguments = {} if recipe is None else recipe.to_dict()
+    recipe = trainer.recipe_class().with_settings(settings or {})
+    precision = "float32" if recipe.precision == "float32" else "mixed"
+    most = max(2, trainer.needs.batch_size)
     try:
-        with torch.device("meta"):
-            network = trainer.build_network(size=size, classes=classes, settings=arguments).train()
-            one, two = (_saved_bytes(network, (batch, frames, 1, *size), precision) for batch in (1, 2))
+        first, last = (
+            peak_bytes(trainer, size=size, frames=frames, classes=classes, settings=settings, batch_size=batch)
+            for batch in (1, most)
+        )
     except EchoPlanError:
         raise
     except Exception as error:  # whatever a user's own network may raise
@@ -75,12 +79,80 @@ def measure_memory(
             f"{frames} frame(s): {type(error).__name__}: {error}",
             remedy="a network must run on torch's meta device: no .item(), no numpy(), no branch on a tensor's values",
         ) from error
-    per_sample = max(0, two - one)
-    fixed = _parameter_bytes(network, getattr(recipe, "optimiser", "adam")) + max(0, one - per_sample)
-    return MemoryModel(fixed / GIGABYTE, per_sample / GIGABYTE, precision)
+    per_sample = (last - first) / (most - 1)
+    return MemoryModel((first - per_sample) / GIGABYTE, per_sample / GIGABYTE, precision)
 
 
-class _MixedPrecision(TorchFunctionMode):
+def peak_bytes(
+    trainer: Any,
+    *,
+    size: tuple[int, int],
+    frames: int,
+    classes: int,
+    batch_size: int,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "meta",
+) -> int:
+    """The most memory that tensors take during a training step, the optimiser's state included, in bytes.
+
+    Args:
+        trainer, size, frames, classes, settings: see `measure_memory`.
+        batch_size: B.
+        device: "meta", or a real one: then the step is computed, and the same tensors are counted.
+    """
+    recipe = trainer.recipe_class().with_settings(settings or {})
+    mode: _FusedAttention | None = None
+    if device == "meta":
+        mode = _FusedAttention() if recipe.precision == "float32" else _MixedPrecision()
+    rehearsal = rehearse(
+        trainer,
+        size=size,
+        frames=frames,
+        batch_size=batch_size,
+        classes=classes,
+        settings=settings,
+        device=device,
+        autocast=mode and mode.forward_pass,
+    )
+    rehearsal.make_optimiser_state()
+    tracker = MemoryTracker()
+    tracker.watch(rehearsal.tensors())
+    with tracker, mode or nullcontext():
+        rehearsal.step()
+    return tracker.peak
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its map, as fused kernels compute it; the meta device would build the map."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            return _fused_attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """What is remembered for the length of a forward pass."""
+        yield
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    # Dropout inside a fused kernel keeps no more than a seed.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+class _MixedPrecision(_FusedAttention):
     """What autocast does on a GPU, for meta tensors, which it passes over: products in 16 bits, norms in 32."""
 
     _HALF = frozenset({
@@ -96,13 +168,19 @@ class _MixedPrecision(TorchFunctionMode):
         super().__init__()
         self._weights: dict[int, torch.Tensor] = {}  # autocast too casts a weight once for a forward pass
 
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Weights are cast once in it. Outside of it, in a backward pass that computes parts again, they are too."""
+        yield
+        self._weights.clear()
+
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
         if name in self._HALF or name in self._FULL:
             dtype = torch.bfloat16 if name in self._HALF else torch.float32
             args, kwargs = self._cast(args, dtype), self._cast(kwargs, dtype)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, torch.Tensor):
@@ -110,51 +188,11 @@ class _MixedPrecision(TorchFunctionMode):
                 return value
             if not (value.is_leaf and value.requires_grad):
                 return value.to(dtype)
-            return self._weights.setdefault(id(value), value.to(dtype))
+            if id(value) not in self._weights:
+                self._weights[id(value)] = value.to(dtype)
+            return self._weights[id(value)]
         if isinstance(value, dict):
             return {key: self._cast(item, dtype) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)(self._cast(item, dtype) for item in value)
         return value
-
-
-def _saved_bytes(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
-    """Bytes of distinct storages that autograd keeps, input and output included, weights and buffers not."""
-    own = {_key(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # holding the storages keeps their keys from being used again
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if _key(tensor) not in own:
-            kept[_key(tensor)] = tensor.untyped_storage()
-        return tensor
-
-    clip = torch.empty(shape, dtype=torch.float32, device="meta")
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        _MixedPrecision() if precision == "mixed" else nullcontext(),
-    ):
-        output = network(clip)
-    for tensor in (clip, *_tensors(output)):
-        pack(tensor)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in _tensors(value)]
-    if isinstance(output, (list, tuple)):
-        return [tensor for value in output for tensor in _tensors(value)]
-    return _tensors(vars(output)) if hasattr(output, "__dict__") else []
-
-
-def _parameter_bytes(network: nn.Module, optimiser: str) -> int:
-    """Weights and buffers; for what is trained, gradients and the optimiser's state too."""
-    weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
-    return weights + trained * (1 + _OPTIMISER_STATES[optimiser])
-
-
-def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -32,6 +32,7 @@ class Request:
         classes: K.
         protocol: "aspect" or "stretch".
         size: (H, W) asked for, or None.
+        frames: T asked for, or None.
         gpu_memory_gb: the target.
         measure: simulates memory.
     """
@@ -40,6 +41,7 @@ class Request:
     classes: int
     protocol: str
     size: tuple[int, int] | None
+    frames: int | None
     gpu_memory_gb: float
     measure: MeasureMemory
 
@@ -52,6 +54,7 @@ def plan_experiment(
     gpu_memory_gb: float | None = None,
     protocol: str = "aspect",
     size: tuple[int, int] | None = None,
+    frames: int | None = None,
     plans_name: str = "EchoPlans",
     measure: MeasureMemory = measure_memory,
 ) -> Plan:
@@ -64,6 +67,7 @@ def plan_experiment(
         gpu_memory_gb: the GPU to plan for; None: the one found here, else 8 GB.
         protocol: "aspect" (kept, padded) or "stretch" (the papers').
         size: (H, W) for all networks, instead of the rules.
+        frames: T for all clip networks, instead of the rules.
         plans_name: the plan's name.
         measure: how memory is simulated (see `measure_memory`).
 
@@ -77,7 +81,8 @@ def plan_experiment(
             remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
         )
     hardware = _hardware(gpu_memory_gb)
-    request = Request(summary, description.classes, protocol, size, hardware["gpu_memory_target_gb"].value, measure)
+    memory_gb = hardware["gpu_memory_target_gb"].value
+    request = Request(summary, description.classes, protocol, size, frames, memory_gb, measure)
     frame = _frame_configuration(request, description)
     clip = _clip_configuration(request, frame)
     configurations = {"frame": frame, "clip": clip}
@@ -134,7 +139,7 @@ def _clip_configuration(request: Request, frame: Configuration) -> Configuration
     size = rules.size_rule(
         request.summary, crop=crop.value, protocol=request.protocol, square=True, override=request.size
     )
-    frames = rules.frames_rule(request.summary, rules.CLIP_FRAMES)
+    frames = rules.frames_rule(request.summary, rules.CLIP_FRAMES, override=request.frames)
     decisions = {
         "size": size,
         "target_spacing_mm": _spacing(request, size, crop),
@@ -180,10 +185,10 @@ def _spacing(request: Request, size: Decision, crop: Decision) -> Decision:
 def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:
     """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
     needs, target = trainer.needs, request.gpu_memory_gb
-    wanted = rules.frames_rule(request.summary, needs.frames)
+    wanted = rules.frames_rule(request.summary, needs.frames, override=request.frames)
     tried = None
     try:
-        for side, frames in _attempts(size, wanted.value, needs):
+        for side, frames in _attempts(size, wanted, needs):
             model = request.measure(trainer, size=side, frames=frames, classes=request.classes)
             batch = model.largest_batch(target, at_most=needs.batch_size)
             tried = (side, frames, batch, model)
@@ -208,12 +213,12 @@ def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Dec
     return size, wanted, _batch_decision(batch, needs, model, target)
 
 
-def _attempts(size: Decision, most_frames: int, needs: Any) -> list[tuple[tuple[int, int], int]]:
-    """((H, W), T) from what is wanted to the smallest thing that still makes sense."""
-    wanted = tuple(size.value)
+def _attempts(size: Decision, frames: Decision, needs: Any) -> list[tuple[tuple[int, int], int]]:
+    """((H, W), T) from what is wanted to the smallest thing that still makes sense; what was asked for stays."""
+    wanted, most = tuple(size.value), frames.value
     # A clip needs two frames to show motion.
-    shorter = [frames for frames in (8, 6, 4, 2) if frames < most_frames]
-    attempts = [(wanted, frames) for frames in (most_frames, *shorter)]
+    shorter = [] if "asked_for" in frames.evidence else [fewer for fewer in (8, 6, 4, 2) if fewer < most]
+    attempts = [(wanted, count) for count in (most, *shorter)]
     height, width = wanted
     while size.kind != "fixed" and min(height, width) - needs.size_multiple >= rules.SMALLEST_SIDE:
         height, width = height - needs.size_multiple, width - needs.size_multiple

@@ -133,13 +133,21 @@ def sampling_rule(summary: Summary) -> Decision:
     return Decision("windows", rule, evidence)
 
 
-def frames_rule(summary: Summary, papers: int) -> Decision:
-    """T, the frames of a training clip: the papers', or those from ED to ES in the median clip if they are fewer."""
+def frames_rule(summary: Summary, papers: int, *, override: int | None = None) -> Decision:
+    """T, the frames of a training clip: the papers', or those from ED to ES in the median clip if they are fewer.
+
+    Raises:
+        EchoPlanError: fewer than two were asked for: a clip needs two to show motion.
+    """
     distance = summary["ed_es_distance_frames"]
     there = papers if distance is None else max(2, round(distance["median"]) + 1)
     evidence = {"papers": papers, "ed_es_distance_frames": distance}
     if papers == 1:
         return Decision(1, "one frame at a time", evidence, "fixed")
+    if override is not None:
+        if override < 2:
+            raise EchoPlanError(f"a clip of {override} frame(s) shows no motion", remedy="give --frames 2 or more")
+        return Decision(override, "asked for with --frames", {**evidence, "asked_for": override}, "fixed")
     if there >= papers:
         return Decision(papers, f"the papers' {papers} frames a clip", evidence, "fixed")
     rule = (

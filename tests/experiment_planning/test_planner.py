@@ -183,3 +183,12 @@ def test_the_plan_in_words(plan_of):
     assert "  mirror_axes: horizontal, because:" in text
     assert "trainer FakeClipTrainer (else as configuration clip)" in text
     assert "unknown" in describe_plan(plan_of("no_spacing"))
+
+
+def test_frames_asked_for_hold_for_clips_and_not_for_single_frames(plan_of):
+    plan = plan_of("camus", frames=5)
+    assert plan.resolve("FakeClipTrainer").frames == 5 and plan.configurations["clip"].decisions["frames"].value == 5
+    assert plan.resolve("FakeFrameTrainer").frames == 1
+    assert plan.trainers["FakeClipTrainer"].decisions["frames"].evidence["asked_for"] == 5
+    with pytest.raises(EchoPlanError, match=r"shows no motion.*--frames 2"):
+        plan_of("camus", frames=1)

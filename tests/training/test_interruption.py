@@ -50,8 +50,8 @@ def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(frame_setup: Fo
     terminated = make_trainer(frame_setup, fold=1)
     step = terminated.train_step
 
-    def terminate_within_the_second_epoch(batch):
-        loss = step(batch)
+    def terminate_within_the_second_epoch(batch, share):
+        loss = step(batch, share)
         if terminated.epoch == 1 and terminated.progress.batches == batches - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
@@ -117,9 +117,9 @@ def test_checkpoints_of_a_terminated_training_hold_plain_types_only(frame_setup:
     trainer = make_trainer(frame_setup)
     step = trainer.train_step
 
-    def terminate(batch):
+    def terminate(batch, share):
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
+        return step(batch, share)
 
     trainer.train_step = terminate
     with pytest.raises(Terminated):
