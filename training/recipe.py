@@ -52,6 +52,7 @@ class Recipe:
         augmentation: "strong", "light" or "none" (training.data.augmentation).
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
+        compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
         supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
     """
@@ -68,6 +69,7 @@ class Recipe:
     augmentation: str = "light"
     precision: str = "auto"
     channels_last: bool = True
+    compile: bool = False
     supervision: str = "all"
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from echoplan.networks.layout import channels_last
 from echoplan.work import progress
 
 from ..checkpoint import load_checkpoint, save_checkpoint
+from ..compilation import CompiledModel
 from ..data import (
     Augmentation,
     Batch,
@@ -189,6 +190,8 @@ class EchoTrainer(ABC):
         if resume:
             restore_training(self, load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
         self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch, writes=self.world.leads)
+        if recipe.compile:
+            self.model = CompiledModel(self.model, self.log.say)
         if self.world.leads:
             write_model_files(self)
         self.log.say(
