@@ -4,7 +4,9 @@ Knows no trainer: it takes arrays and files.
 """
 
 from .agreement import agreement
-from .cardiac_cycle import Phases, find_phases
+from .cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
+from .compare import Comparison, compare_methods
+from .contour import largest_component, lv_contour
 from .ejection import (
     COLUMNS,
     VOLUME_RULES,
@@ -15,11 +17,16 @@ from .ejection import (
     measure_patients,
     write_ef_report,
 )
-from .figures import Overlay, make_overlays
+from .films import Film, Picture, make_film, picture_of
 from .folder import evaluate_folder
-from .geometry import Landmarks, find_landmarks, find_landmarks_of_beat, largest_component, lv_contour
+from .geometry import Landmarks, disc_segments, find_landmarks, find_landmarks_of_beat
+from .method_results import MethodResults, read_crossvalidation, read_predictions
+from .paired import holm, paired_test
 from .report import write_report
+from .rhythm import Rhythm
 from .segmentation import segmentation_metrics
+from .subgroups import ef_class, subgroup_agreement, subgroup_metrics
+from .tables import write_comparison
 from .volumes import (
     camus_biplane_volumes,
     ejection_fraction,
@@ -32,25 +39,42 @@ __all__ = [
     "VOLUME_RULES",
     "CaseMask",
     "CaseMeasurement",
+    "Comparison",
+    "Film",
     "Landmarks",
-    "Overlay",
+    "MethodResults",
+    "PhaseErrors",
     "Phases",
+    "Picture",
+    "Rhythm",
     "agreement",
     "camus_biplane_volumes",
+    "compare_methods",
+    "disc_segments",
     "ef_agreement",
+    "ef_class",
     "ejection_fraction",
     "evaluate_folder",
     "find_landmarks",
     "find_landmarks_of_beat",
     "find_phases",
+    "holm",
     "largest_component",
     "lv_contour",
     "lv_volume_biplane",
     "lv_volume_single_plane",
-    "make_overlays",
+    "make_film",
     "measure_case",
     "measure_patients",
+    "paired_test",
+    "phase_errors",
+    "picture_of",
+    "read_crossvalidation",
+    "read_predictions",
     "segmentation_metrics",
+    "subgroup_agreement",
+    "subgroup_metrics",
+    "write_comparison",
     "write_ef_report",
     "write_report",
 ]

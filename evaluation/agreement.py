@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,16 +112,21 @@ def _intervals(used: NDArray[np.float64], bootstrap: int, seed: int) -> dict[str
     count = len(used)
     if count < _SMALLEST_FOR_CORRELATION or bootstrap < 1:
         return dict.fromkeys(_STATISTICS)
-    random = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_VALUES // count)
-    sizes = [min(chunk, bootstrap - start) for start in range(0, bootstrap, chunk)]
-    drawn = np.concatenate([_statistics(used[random.integers(count, size=(size, count))]) for size in sizes])
+    drawn = np.concatenate([_statistics(used[chosen]) for chosen in resamples(count, bootstrap, seed)])
     return {
         name: [float(bound) for bound in np.percentile(column[np.isfinite(column)], (2.5, 97.5))]
         if np.isfinite(column).any()
         else None
         for name, column in zip(_STATISTICS, drawn.T, strict=True)
     }
+
+
+def resamples(count: int, bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Bootstrap resamples of `count` items as indices (B, count), in parts that fit into memory, `bootstrap` in all."""
+    random = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_VALUES // count)
+    for start in range(0, bootstrap, chunk):
+        yield random.integers(count, size=(min(chunk, bootstrap - start), count))
 
 
 def _number(value: float | None) -> float:

@@ -11,13 +11,15 @@ from scipy.signal import find_peaks
 
 from echoplan.errors import EchoPlanError
 
+from .rhythm import Rhythm, measure_rhythm
+
 _SMOOTHING_S = 0.02
 _SHORTEST_BEAT_S = 0.35  # about 170 beats a minute
 # Where the frame time is unknown, the same as shares of the clip.
 _SMOOTHING_SHARE = 0.01
 _SHORTEST_BEAT_SHARE = 0.08
 _PROMINENCE_SHARE = 0.25  # of the curve's range
-_END_TOLERANCE_SHARE = 0.15  # the clip's first or last frame is an extremum only if this near the curve's extreme
+_END_TOLERANCE_SHARE = 0.15  # the clip's first or last frame is an extremum only if this near the next one
 _BACK_AGAIN_SHARE = 0.1
 _SMALL_CHANGE = 0.05
 
@@ -31,6 +33,9 @@ class Phases:
         beats: (ed, es) of every beat found, in the clip's order; at least one.
         complete: whether the clip shows at least one whole beat.
         note: what a reader should know, in words; empty if there is nothing to say.
+        partial: (first, last) frame of the clip's ends where a beat is cut off: its end-diastole lies before the clip,
+            or its end-systole after it.
+        rhythm: cycle lengths and heart rate; None where phases were given, or no cycle is whole.
     """
 
     ed_frame: int
@@ -38,6 +43,35 @@ class Phases:
     beats: tuple[tuple[int, int], ...]
     complete: bool
     note: str = ""
+    partial: tuple[tuple[int, int], ...] = ()
+    rhythm: Rhythm | None = None
+
+    @property
+    def heart_rate_bpm(self) -> float | None:
+        """Beats a minute; None where no cycle is whole or the frame time is unknown."""
+        return self.rhythm.heart_rate_bpm if self.rhythm else None
+
+
+@dataclass(frozen=True)
+class PhaseErrors:
+    """Found minus given phases; positive: found too late. Milliseconds are None where the frame time is unknown."""
+
+    ed_frames: int
+    es_frames: int
+    ed_ms: float | None = None
+    es_ms: float | None = None
+
+
+def phase_errors(phases: Phases, ed_frame: int, es_frame: int, *, frame_time_ms: float | None = None) -> PhaseErrors:
+    """How far found phases are from given ones, as those of a dataset.
+
+    Of several beats found, the one that is nearest to the given frames is compared: a dataset marks one beat of a clip.
+    """
+    ed, es = min(phases.beats, key=lambda beat: abs(beat[0] - ed_frame) + abs(beat[1] - es_frame))
+    frames = ed - ed_frame, es - es_frame
+    if frame_time_ms is None:
+        return PhaseErrors(*frames)
+    return PhaseErrors(*frames, *(difference * frame_time_ms for difference in frames))
 
 
 def find_phases(area: ArrayLike, *, frame_time_ms: float | None = None) -> Phases:
@@ -63,11 +97,7 @@ def find_phases(area: ArrayLike, *, frame_time_ms: float | None = None) -> Phase
     missing = len(curve) - len(frames)
     notes = [f"{missing} of {len(curve)} frames have no cavity"] if missing else []
     if len(frames) <= 2:
-        ed, es = int(frames[np.argmax(curve[frames])]), int(frames[np.argmin(curve[frames])])
-        es = ed if len(frames) == 1 else es
-        few = "one frame: end-diastole and end-systole are the same"
-        notes.insert(0, few if len(frames) == 1 else "two frames: the larger cavity is end-diastole")
-        return Phases(ed, es, ((ed, es),), False, "; ".join(notes))
+        return _of_few_frames(curve, frames, notes)
 
     filled = np.interp(np.arange(len(curve)), frames, curve[frames])
     smooth, distance = _smoothed(filled, frame_time_ms)
@@ -77,11 +107,16 @@ def find_phases(area: ArrayLike, *, frame_time_ms: float | None = None) -> Phase
     complete = _has_whole_beat(maxima, minima, smooth)
     if not complete:
         notes.insert(0, "the clip shows less than one whole beat")
+    partial = _cut_off(maxima, minima, smooth) if complete else ()
+    notes += [f"frames {first} to {last} show a part of a beat" for first, last in partial]
+    rhythm = measure_rhythm(smooth, maxima, minima, frame_time_ms)
+    if rhythm is not None and rhythm.irregular:
+        notes.append(rhythm.words)
     change = np.array([(smooth[ed] - smooth[es]) / smooth[ed] for ed, es in beats])
     if np.median(change) < _SMALL_CHANGE:
         notes.append("the cavity hardly changes")
     typical = beats[int(np.argmin(np.abs(change - np.median(change))))]
-    return Phases(*typical, tuple(beats), complete, "; ".join(notes))
+    return Phases(*typical, tuple(beats), complete, "; ".join(notes), partial, rhythm)
 
 
 def _smoothed(curve: NDArray[np.float64], frame_time_ms: float | None) -> tuple[NDArray[np.float64], int]:
@@ -105,7 +140,12 @@ def _extrema(curve: NDArray[np.float64], distance: int) -> NDArray[np.intp]:
     framed = np.concatenate(([curve.min() - 1], curve, [curve.min() - 1]))
     found = find_peaks(framed, distance=distance, prominence=_PROMINENCE_SHARE * span)[0] - 1
     inside = (found > 0) & (found < len(curve) - 1)
-    found = found[inside | (curve[found] >= curve.max() - _END_TOLERANCE_SHARE * span)]
+    # An end is compared with the extremum next to it, since the curve may drift; without one, with the highest value.
+    heights = curve[found]
+    beside = np.full(len(found), curve.max())
+    if inside.any():
+        beside[0], beside[-1] = heights[inside][0], heights[inside][-1]
+    found = found[inside | (heights >= beside - _END_TOLERANCE_SHARE * span)]
     return found if len(found) else np.array([int(np.argmax(curve))])
 
 
@@ -136,3 +176,27 @@ def _has_whole_beat(maxima: NDArray[np.intp], minima: NDArray[np.intp], curve: N
         return False
     gained = (curve[-1] - curve[0]) * (1 if maxima[0] < minima[0] else -1)
     return bool(gained >= -_BACK_AGAIN_SHARE * np.ptp(curve))
+
+
+def _cut_off(
+    maxima: NDArray[np.intp], minima: NDArray[np.intp], curve: NDArray[np.float64]
+) -> tuple[tuple[int, int], ...]:
+    """(first, last) frame of a systole whose beginning lies before the clip, and of one whose end lies after it."""
+    last, parts = len(curve) - 1, []
+    fallen = _BACK_AGAIN_SHARE * np.ptp(curve)
+    if not np.any(maxima < minima[0]) and curve[0] - curve[minima[0]] > fallen:
+        parts.append((0, int(minima[0])))
+    if not np.any(minima > maxima[-1]) and curve[maxima[-1]] - curve[last] > fallen:
+        parts.append((int(maxima[-1]), last))
+    return tuple(parts)
+
+
+def _of_few_frames(curve: NDArray[np.float64], frames: NDArray[np.intp], notes: list[str]) -> Phases:
+    """The larger of two usable frames is end-diastole."""
+    if len(frames) == 1:
+        ed = es = int(frames[0])
+        words = "one frame: end-diastole and end-systole are the same"
+    else:
+        ed, es = int(frames[np.argmax(curve[frames])]), int(frames[np.argmin(curve[frames])])
+        words = "two frames: the larger cavity is end-diastole"
+    return Phases(ed, es, ((ed, es),), False, "; ".join([words, *notes]))

@@ -1,4 +1,4 @@
-"""echoplan_evaluate_folder and echoplan_report."""
+"""echoplan_evaluate_folder, echoplan_report and echoplan_compare."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from echoplan.cli import add_processes, command, existing_path, folders, parser,
 from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.imageio import ending, find_format, read_clip, read_mask
+from echoplan.imageio import ending, find_format
 from echoplan.work import run_cases
 
+from .compare import compare_methods
 from .ejection import (
     VOLUME_RULES,
     CaseMask,
@@ -24,9 +25,13 @@ from .ejection import (
     measure_patients,
     write_ef_report,
 )
-from .figures import Overlay, make_overlays
+from .films import Film, Picture, make_film, picture_of
 from .folder import evaluate_folder, find_masks
-from .report import CASES_SHOWN, write_report
+from .method_results import read_crossvalidation, read_predictions
+from .overlays import OVERLAY_FOLDER, OverlayJob, read_clip_and_mask, write_overlays
+from .report import write_report
+from .subgroups import subgroup_metrics
+from .tables import to_markdown, write_comparison
 
 
 @command
@@ -47,13 +52,18 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
         chosen.predictions,
         chosen.references,
         labels=labels,
-        phases={case.case: (case.ed_frame, case.es_frame) for case in dataset.cases} if dataset else None,
-        output=output,
+        phases=_phases(dataset),
         processes=chosen.np,
     )
+    if dataset:
+        summary["subgroups"] = subgroup_metrics(summary["per_case"], dataset.cases, summary["labels"])
+    write_json(output, summary)
     for name, groups in summary["mean"].items():
         for group, values in groups.items():
             print(f"{name}, {group.replace('_', '-')}: {_in_words(values)}")
+    for row in summary.get("subgroups", ()):
+        for name, groups in row["mean"].items():
+            print(f"{name}, {row['by']} {row['group']}: {_in_words(groups['all'])}")
     print(f"written: {output}")
     missing = dict.fromkeys(summary["missing"], "there is no prediction")
     return report_failures(missing | summary["failures"], work="evaluation")
@@ -70,6 +80,7 @@ def report_command(arguments: Sequence[str]) -> int:
     options.add_argument("--method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for disc heights")
     options.add_argument("--find_phases", action="store_true", help="find ED and ES even where cases.csv gives them")
     options.add_argument("--title", default="Ejection fraction report", help="the report's heading")
+    options.add_argument("--overlays", action="store_true", help="also write OUT/overlays/<case>.mp4")
     add_processes(options)
     chosen = options.parse_args(arguments)
     dataset = _dataset(chosen.dataset)
@@ -77,14 +88,13 @@ def report_command(arguments: Sequence[str]) -> int:
     if not masks:
         raise EchoPlanError("there is no mask here", file=chosen.masks, remedy="name the folder echoplan_predict wrote")
     value = dataset.description.structures[dataset.description.target] if dataset else _target_value(chosen.masks)
-    shown = sorted(masks)[:CASES_SHOWN]
     work = {
         name: (known.get(name, Case(name, name, "")), clips.get(name), masks[name], value, chosen.method,
-               chosen.find_phases, name in shown)
-        for name in sorted(masks)
+               chosen.find_phases, picture_of(number))
+        for number, name in enumerate(sorted(masks))
     }  # fmt: skip
     results = run_cases(measure_files, work, processes=chosen.np, description="measuring")
-    cases, measurements, overlays = zip(*results.done.values(), strict=True) if results.done else ((), (), ())
+    cases, measurements, films = zip(*results.done.values(), strict=True) if results.done else ((), (), ())
     rows = measure_patients(cases, method=chosen.method, measurements=measurements)
     chosen.output.mkdir(parents=True, exist_ok=True)
     source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
@@ -93,10 +103,18 @@ def report_command(arguments: Sequence[str]) -> int:
         chosen.output / "report.html",
         rows=rows,
         measurements=measurements,
-        overlays=[overlay for own in overlays for overlay in own],
+        films=[film for film in films if film is not None],
         title=chosen.title,
         details=source,
     )
+    if chosen.overlays:
+        jobs = {
+            measured.case: OverlayJob(clips[measured.case], masks[measured.case], value, measured, case.spacing_mm,
+                                      case.frame_time_ms)
+            for case, measured in zip(cases, measurements, strict=True)
+        }  # fmt: skip
+        videos = write_overlays(chosen.output / OVERLAY_FOLDER, jobs, processes=chosen.np)
+        results.failures |= {f"overlay of {case}": reason for case, reason in videos.failures.items()}
     if results.failures:
         write_json(chosen.output / "failures.json", results.failures)
     print(f"{len(rows)} patients: {chosen.output / 'ef_report.csv'} and {chosen.output / 'report.html'}")
@@ -104,25 +122,82 @@ def report_command(arguments: Sequence[str]) -> int:
     return report_failures(results.failures | unmeasured, work="report")
 
 
+@command
+def compare_command(arguments: Sequence[str]) -> int:
+    """Compare methods on the same cases."""
+    options = _compare_parser()
+    chosen = options.parse_args(arguments)
+    _check_compare_options(options, chosen)
+    if chosen.predictions:
+        dataset, notes = _dataset(chosen.known), []
+        methods = read_predictions(
+            dict(chosen.predictions),
+            chosen.references,
+            labels=dataset.description.structures if dataset else {"LV": 1},
+            phases=_phases(dataset),
+            processes=chosen.np,
+        )
+    else:
+        dataset = _dataset(chosen.dataset)
+        methods, notes = read_crossvalidation(folders().find_results(chosen.dataset), chosen.trainers)
+    comparison = compare_methods(
+        methods,
+        structure=chosen.structure or (dataset.description.target if dataset else "LV"),
+        cases=dataset.cases if dataset else (),
+        baseline=chosen.baseline,
+        notes=notes,
+    )
+    print(to_markdown(comparison), end="")
+    if chosen.output is not None:
+        write_comparison(chosen.output, comparison)
+        print(f"\nwritten: comparison.md, .csv, .tex and .json in {chosen.output}")
+    return 0
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    made = parser(
+        "echoplan_compare",
+        "Compare methods on the same cases: the cross-validation of a dataset's trainers, or folders of predictions.",
+    )
+    made.add_argument("dataset", nargs="?", metavar="DATASET", help="compares the trainers of this dataset")
+    made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="these, in this order; else all")
+    made.add_argument("--predictions", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help="folders of masks")
+    made.add_argument("--references", type=existing_path, metavar="FOLDER", help="reference masks of --predictions")
+    made.add_argument("-d", dest="known", metavar="DATASET", help="a raw dataset that knows the cases of --predictions")
+    made.add_argument("--baseline", metavar="NAME", help="the method to test the others against; else the first")
+    made.add_argument("--structure", metavar="NAME", help="whose masks to compare; else the dataset's target, or LV")
+    made.add_argument("-o", dest="output", type=Path, metavar="OUT", help="folder for comparison.md, .csv, .tex, .json")
+    add_processes(made)
+    return made
+
+
+def _check_compare_options(options: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    if bool(chosen.dataset) == bool(chosen.predictions):
+        options.error("give a DATASET to compare its trainers, or --predictions, and not both")
+    if chosen.dataset and (chosen.references or chosen.known):
+        options.error("--references and -d go with --predictions")
+    if chosen.predictions and chosen.references is None:
+        options.error("--predictions needs --references")
+    if chosen.predictions and chosen.trainers:
+        options.error("-tr goes with a DATASET")
+    names = [name for name, _ in chosen.predictions or ()]
+    if chosen.predictions and (len(names) < 2 or len(set(names)) < len(names)):
+        options.error("--predictions needs two or more folders, each with a NAME of its own")
+
+
 def measure_files(
-    case: Case, clip_file: Path | None, mask_file: Path, value: int, method: VolumeRule, find: bool, draw: bool
-) -> tuple[CaseMask, CaseMeasurement, list[Overlay]]:
-    """Read one clip and its mask, measure it, and draw ED and ES; the mask itself is not returned, to save memory.
+    case: Case, clip_file: Path | None, mask_file: Path, value: int, method: VolumeRule, find: bool, picture: Picture
+) -> tuple[CaseMask, CaseMeasurement, Film | None]:
+    """Read one clip and its mask, measure it, and film it; the mask itself is not returned, to save memory.
 
     Raises:
         EchoPlanError: a file is missing or cannot be read, or the grids differ.
     """
     if clip_file is None:
         raise EchoPlanError("there is no clip of this name in the folder of the clips", file=mask_file)
-    clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
-    mask = read_mask(mask_file)
-    if clip.crop is not None:
-        mask = clip.crop.to_clip(mask)
-    if mask.shape != clip.frames.shape:
-        raise EchoPlanError(
-            f"the mask is {mask.shape} and its clip {clip.frames.shape} (frames, rows, columns)", file=mask_file
-        )
-    mask = mask == value
+    known = {"spacing_mm": case.spacing_mm, "frame_time_ms": case.frame_time_ms}
+    clip, labels = read_clip_and_mask(clip_file, mask_file, **known)
+    mask = labels == value
     measured_case = CaseMask(
         case=case.case,
         mask=mask,
@@ -137,12 +212,18 @@ def measure_files(
         reference_esv_ml=case.esv_ml,
     )
     measured = measure_case(measured_case, method=method)
-    overlays = make_overlays(measured, clip.frames, mask, clip.spacing_mm) if draw else []
-    return replace(measured_case, mask=mask[:0]), measured, overlays
+    film = None
+    if picture != "none":
+        film = make_film(measured, clip.frames, mask, clip.spacing_mm, player=picture == "player")
+    return replace(measured_case, mask=mask[:0]), measured, film
 
 
 def _dataset(name: str | None) -> EchoDataset | None:
     return None if name is None else EchoDataset.read(folders().find_raw(name))
+
+
+def _phases(dataset: EchoDataset | None) -> dict[str, tuple[int | None, int | None]]:
+    return {case.case: (case.ed_frame, case.es_frame) for case in dataset.cases} if dataset else {}
 
 
 def _known_cases(dataset: EchoDataset | None, clips: Path) -> dict[str, Case]:
@@ -181,6 +262,13 @@ def _label(text: str) -> tuple[str, int]:
     if not name or not value.isdigit():
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in LV=1")
     return name, int(value)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=FOLDER")
+    return name, existing_path(folder)
 
 
 def _in_words(values: Mapping[str, Any]) -> str:

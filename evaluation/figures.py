@@ -1,197 +1,191 @@
-"""The report's pictures: outlines over frames as JPEG, area curves and agreement plots as SVG."""
+"""The report's plots as SVG, drawn by matplotlib: area curves, agreement, and the distribution of EF."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
-from skimage.measure import find_contours
 
-from .ejection import CaseMeasurement
-from .geometry import Landmarks
+from .cases import CaseMeasurement
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness.
-OUTLINE, AXIS, ED_COLOUR, ES_COLOUR, INK, PALE = "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#1f2933", "#9aa5b1"
-_OVERLAY_PIXELS = 300
-_CURVE_WIDTH, _CURVE_HEIGHT = 520, 190
-_CURVE_LEFT, _CURVE_RIGHT, _CURVE_TOP, _CURVE_BOTTOM = 52, 14, 36, 34
+# Okabe and Ito's palette: told apart with every common kind of colour blindness. Shapes and line styles differ too.
+OUTLINE, AXIS, ED_COLOUR, ES_COLOUR = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
+INK, SOFT, PALE, LINE = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb"
+_POINTS_AN_INCH = 72
+_SQUARE, _CURVE = (4.7, 4.1), (7.2, 2.7)  # inches
+_CURVE_BOX = (0.075, 0.16, 0.91, 0.7)  # left, bottom, width, height of the axes, as shares of the figure
+_EF_BIN = 5.0  # points of EF
+_DASHED = (0, (4, 3))
 
 
 @dataclass(frozen=True)
-class Overlay:
-    """One frame with its outline, ready to show.
+class Plot:
+    """A figure to put into a page.
 
     Attributes:
-        case: the clip's name.
-        phase: "end-diastole" or "end-systole".
-        frame: its number in the clip.
-        jpeg: the picture.
+        svg: the <svg> element. Its attribute data-scale has `scale`.
+        scale: (x0, dx, y0, dy): the value (u, v) lies at (x0 + u dx, y0 + v dy) of the SVG's view box.
     """
 
-    case: str
-    phase: str
-    frame: int
-    jpeg: bytes
+    svg: str
+    scale: tuple[float, float, float, float]
 
 
-def make_overlays(
-    measurement: CaseMeasurement, frames: NDArray[Any], mask: NDArray[Any], spacing_mm: Sequence[float] | None = None
-) -> list[Overlay]:
-    """The end-diastolic and end-systolic frame of a clip with outline, mitral plane and long axis.
-
-    Args:
-        measurement: `measure_case` of this clip.
-        frames: (T, H, W), any range of values.
-        mask: (T, H, W), 0 is background.
-        spacing_mm: (row, col), so that the heart keeps its proportions.
-    """
-    phases = measurement.phases
-    if phases is None:
-        return []
-    chosen = (phases.ed_frame, phases.es_frame)
-    # Beats that could not be measured have no landmarks, and then the numbering of the others does not fit.
-    measured = len(measurement.beats) == len(phases.beats)
-    marks = measurement.beats[phases.beats.index(chosen)] if measured and chosen in phases.beats else (None, None)
-    names = ("end-diastole", "end-systole")
-    return [
-        Overlay(measurement.case, name, frame, draw_overlay(frames[frame], mask[frame], spacing_mm, landmarks))
-        for name, frame, landmarks in zip(names, chosen, marks, strict=True)
-    ]
-
-
-def draw_overlay(
-    frame: NDArray[Any], mask: ArrayLike, spacing_mm: Sequence[float] | None, landmarks: Landmarks | None
-) -> bytes:
-    """A (H, W) frame with the outline of its (H, W) mask and the landmarks, as JPEG bytes."""
-    row_mm, col_mm = spacing_mm or (1.0, 1.0)
-    height, width = frame.shape[0] * row_mm, frame.shape[1] * col_mm
-    scale = _OVERLAY_PIXELS / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    values = np.asarray(frame, dtype=np.float32)
-    low, high = np.percentile(values, (0.5, 99.8))
-    grey = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1) * 255
-    picture = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.LANCZOS).convert("RGB")
-    pen = ImageDraw.Draw(picture)
-
-    def place(points: NDArray[np.float64]) -> list[tuple[float, float]]:
-        # Pixel centres lie at whole numbers in the mask and at halves in the picture.
-        return [((col + col_mm / 2) * scale, (row + row_mm / 2) * scale) for row, col in points]
-
-    for line in find_contours(np.pad(np.asarray(mask) != 0, 1).astype(np.float32), 0.5):
-        pen.line(place((line - 1) * (row_mm, col_mm)), fill=OUTLINE, width=2, joint="curve")
-    if landmarks is not None:
-        pen.line(place(landmarks.hinges), fill=AXIS, width=2)
-        pen.line(place(np.stack([landmarks.base_middle, landmarks.apex])), fill=AXIS, width=2)
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=82, optimize=True)
-    return stream.getvalue()
-
-
-def area_curve_svg(measurement: CaseMeasurement) -> str:
-    """The cavity's area over time with every beat's end-diastole and end-systole, as an inline SVG."""
+def shown_area(measurement: CaseMeasurement) -> tuple[NDArray[np.float64], str]:
+    """The area (T,) in the unit that people read: cm² where the spacing is known, else pixels."""
     area = np.asarray(measurement.area, dtype=np.float64)
-    seconds = measurement.frame_time_ms
-    time = np.arange(len(area)) * (seconds / 1000 if seconds else 1)
-    shown, unit = (area / 100, "cm²") if measurement.area_unit == "mm2" else (area, "px")
-    top = float(shown.max(initial=0)) * 1.08 or 1.0
-    span = float(time[-1]) if len(time) > 1 else 1.0
-    width, height = _CURVE_WIDTH - _CURVE_LEFT - _CURVE_RIGHT, _CURVE_HEIGHT - _CURVE_TOP - _CURVE_BOTTOM
-    x = _CURVE_LEFT + time / span * width
-    y = _CURVE_TOP + (1 - shown / top) * height
-    floor, right = _CURVE_TOP + height, _CURVE_LEFT + width
-    parts = [f'<svg class="curve" viewBox="0 0 {_CURVE_WIDTH} {_CURVE_HEIGHT}" role="img" aria-label="area over time">']
-    for tick in _ticks(top):
-        level = _CURVE_TOP + (1 - tick / top) * height
-        parts.append(f'<line x1="{_CURVE_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" class="grid"/>')
-        parts.append(f'<text x="{_CURVE_LEFT - 6}" y="{level + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in _ticks(span):
-        place = _CURVE_LEFT + tick / span * width
-        parts.append(f'<text x="{place:.1f}" y="{floor + 15}" text-anchor="middle">{tick:g}</text>')
-    label = "seconds" if seconds else "frame"
-    parts.append(f'<text x="{right}" y="{_CURVE_HEIGHT - 4}" text-anchor="end">{label}</text>')
-    parts.append(f'<text x="{_CURVE_LEFT}" y="11">area, {unit}</text>')
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    parts.append(f'<polyline points="{points}" fill="none" stroke="{INK}" stroke-width="1.6" stroke-linejoin="round"/>')
+    return (area / 100, "cm²") if measurement.area_unit == "mm2" else (area, "px")
+
+
+def area_curve(measurement: CaseMeasurement) -> Plot:
+    """The cavity's area over time with every beat's end-diastole and end-systole; the x axis counts frames in `scale`.
+
+    Ticks are in seconds where the frame time is known; `scale` takes frame numbers all the same.
+    """
+    area, unit = shown_area(measurement)
+    step = (measurement.frame_time_ms or 0) / 1000 or 1.0
+    time = np.arange(len(area)) * step
+    figure = Figure(figsize=_CURVE, dpi=_POINTS_AN_INCH)
+    axes = _styled(figure.add_axes(_CURVE_BOX), size=10)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color=LINE, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.set(xlim=(0, time[-1] if len(time) > 1 else step), ylim=(0, float(area.max(initial=0)) * 1.12 or 1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.plot(time, area, color=INK, linewidth=1.5, solid_joinstyle="round", clip_on=False, gid="class-area")
     for beat in measurement.phases.beats if measurement.phases else ():
-        for frame, name, colour in zip(beat, ("ED", "ES"), (ED_COLOUR, ES_COLOUR), strict=True):
-            at = f"{x[frame]:.1f}", f"{y[frame]:.1f}"
-            parts.append(f'<circle cx="{at[0]}" cy="{at[1]}" r="4.5" fill="{colour}"/>')
-            offset = -9 if name == "ED" else 17
-            words = f'text-anchor="middle" fill="{colour}" class="mark">{name}'
-            parts.append(f'<text x="{at[0]}" y="{y[frame] + offset:.1f}" {words}</text>')
-    return "".join(parts) + "</svg>"
+        for frame, name, colour, shape, above in (
+            (beat[0], "ED", ED_COLOUR, "o", True),
+            (beat[1], "ES", ES_COLOUR, "s", False),
+        ):
+            axes.plot(time[frame], area[frame], shape, color=colour, markersize=7, clip_on=False)
+            axes.annotate(name, (time[frame], area[frame]), xytext=(0, 8 if above else -17), color=colour,
+                          textcoords="offset points", ha="center", fontsize=10, fontweight="bold")  # fmt: skip
+    axes.annotate(f"area, {unit}", (0, 1), xycoords="axes fraction", xytext=(-28, 14), textcoords="offset points",
+                  fontsize=10, color=SOFT)  # fmt: skip
+    axes.annotate("seconds" if measurement.frame_time_ms else "frame", (1, 0), xycoords="axes fraction",
+                  xytext=(0, -26), textcoords="offset points", ha="right", fontsize=10, color=SOFT)  # fmt: skip
+    return _plot(figure, axes, f"area over time of {measurement.case}", x_step=step)
 
 
-def scatter_svg(predicted: ArrayLike, reference: ArrayLike, *, name: str, unit: str) -> str:
-    """Predicted against reference values (n,), with the identity and the regression line."""
+def scatter(
+    predicted: ArrayLike,
+    reference: ArrayLike,
+    *,
+    name: str,
+    unit: str,
+    intervals: Sequence[tuple[float, float] | None] = (),
+) -> Plot:
+    """Predicted against reference values (n,), with the identity, the regression line and the values' own intervals."""
     x, y = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    figure, axes = _axes()
+    figure, axes = _square()
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.06 * (high - low) or 1.0
     ends = np.array([low - margin, high + margin])
-    axes.plot(ends, ends, color=PALE, linewidth=1.2, linestyle=(0, (4, 3)), label="identity")
+    axes.plot(ends, ends, color=PALE, linewidth=1.2, linestyle=_DASHED, label="identity")
     if len(x) > 2 and np.ptp(x) > 0:
         slope, intercept = np.polyfit(x, y, 1)
         axes.plot(ends, slope * ends + intercept, color=ES_COLOUR, linewidth=1.6,
                   label=f"regression: {slope:.2f} x {intercept:+.1f}")  # fmt: skip
-    axes.scatter(x, y, s=26, color=ED_COLOUR, alpha=0.75, linewidths=0)
+    for place, interval in zip(x, intervals, strict=False):
+        if interval is not None:
+            axes.plot((place, place), interval, color=ED_COLOUR, alpha=0.35, linewidth=1)
+    axes.scatter(x, y, s=24, color=ED_COLOUR, alpha=0.75, linewidths=0, gid="class-points", zorder=3)
     axes.set(xlim=ends, ylim=ends, xlabel=f"reference {name}, {unit}", ylabel=f"predicted {name}, {unit}")
     axes.set_aspect("equal")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    return _svg(figure, f"scatter {name}")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
+    return _plot(figure, axes, f"predicted against reference {name}")
 
 
-def bland_altman_svg(predicted: ArrayLike, reference: ArrayLike, *, name: str, unit: str) -> str:
+def bland_altman(predicted: ArrayLike, reference: ArrayLike, *, name: str, unit: str) -> Plot:
     """Differences against means of predicted and reference values (n,), with bias and 95 % limits of agreement."""
     x, y = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     difference, mean = y - x, (x + y) / 2
-    figure, axes = _axes()
+    figure, axes = _square()
     axes.axhline(0, color=PALE, linewidth=0.9)
     bias = float(difference.mean())
     lines = [(bias, "bias", "-")]
     if len(x) > 1:
         spread = 1.96 * float(difference.std(ddof=1))
-        lines += [(bias + spread, "+1.96 SD", (0, (4, 3))), (bias - spread, "−1.96 SD", (0, (4, 3)))]
+        lines += [(bias + spread, "+1.96 SD", _DASHED), (bias - spread, "−1.96 SD", _DASHED)]
     for level, words, style in lines:
         axes.axhline(level, color=ES_COLOUR, linewidth=1.4, linestyle=style)
-        words = f"{words} {level:.1f}".replace("-", "−")
-        axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 4),
-                      textcoords="offset points", ha="right", fontsize=9, color=ES_COLOUR)  # fmt: skip
-    axes.scatter(mean, difference, s=26, color=ED_COLOUR, alpha=0.75, linewidths=0)
+        words = f"{words}\n{level:.1f}".replace("-", "−")
+        axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                      textcoords="offset points", va="center", fontsize=9, color=ES_COLOUR)  # fmt: skip
+    axes.scatter(mean, difference, s=24, color=ED_COLOUR, alpha=0.75, linewidths=0, gid="class-points", zorder=3)
     axes.margins(y=0.18)
     axes.set(xlabel=f"mean of both {name}s, {unit}", ylabel=f"predicted − reference, {unit}")
-    return _svg(figure, f"bland-altman {name}")
+    return _plot(figure, axes, f"Bland-Altman plot of {name}")
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.9, 4.3), layout="constrained")
-    axes = figure.add_subplot()
+def ef_distribution(predicted: ArrayLike, reference: ArrayLike = ()) -> Plot:
+    """How many patients have which EF in percent, predicted (n,) as bars and reference (m,) as a line."""
+    values, known = np.asarray(predicted, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    both = np.concatenate((values, known))
+    low, high = np.floor(both.min() / _EF_BIN) * _EF_BIN, (np.floor(both.max() / _EF_BIN) + 1) * _EF_BIN
+    edges = np.arange(low, high + _EF_BIN / 2, _EF_BIN)
+    figure, axes = _square()
+    axes.hist(values, edges, color=ED_COLOUR, alpha=0.35, edgecolor="white", linewidth=1, label="predicted")
+    if len(known):
+        counts, _ = np.histogram(known, edges)
+        there = counts > 0  # an empty bar would leave a line on the axis
+        axes.bar(edges[:-1][there] + _EF_BIN / 2, counts[there], 0.6 * _EF_BIN, fill=False, edgecolor=ES_COLOUR,
+                 linewidth=1.4, linestyle=_DASHED, label="reference")  # fmt: skip
+        axes.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
+    axes.margins(y=0.2)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set(xlabel=f"EF, % (bars of {_EF_BIN:g} points)", ylabel="patients")
+    return _plot(figure, axes, "distribution of EF")
+
+
+def _square() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SQUARE, dpi=_POINTS_AN_INCH, layout="constrained")
+    return figure, _styled(figure.add_subplot(), size=9)
+
+
+def _styled(axes: Axes, *, size: float) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(color=PALE, labelcolor=INK, labelsize=9)
-    return figure, axes
+    axes.tick_params(color=PALE, labelcolor=SOFT, labelsize=size)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(size=size + 1, color=INK)
+    return axes
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def _plot(figure: Figure, axes: Axes, name: str, *, x_step: float = 1.0) -> Plot:
+    """The figure as SVG, and where values lie in it, which is known once it is drawn."""
     # The salt keeps the ids of several figures in one page apart, and makes the file repeatable.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    height = figure.get_figheight() * _POINTS_AN_INCH
+    (x0, y0), (x1, y1) = axes.transData.transform([(0, 0), (x_step, 1)])
+    scale = (float(x0), float(x1 - x0), float(height - y0), float(y0 - y1))
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    numbers = " ".join(f"{value:.6g}" for value in scale)
+    inside = text[text.index("<svg") + len("<svg") :]
+    return Plot(f'<svg role="img" aria-label="{escape(name)}" data-scale="{numbers}"{_for_a_page(inside)}', scale)
 
 
-def _ticks(top: float) -> list[float]:
-    """A few round numbers from 0 to `top`."""
-    raw = top / 4
-    power = 10 ** np.floor(np.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
-    return [float(round(value, 10)) for value in np.arange(0, top * 1.0001, step)]
+def _for_a_page(svg: str) -> str:
+    """Without what would act on the whole page (style, ids that nothing points at), and in the page's own font.
+
+    Groups named class-... get a class in their place.
+    """
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", svg))
+    svg = re.sub(r' id="class-([\w-]+)"', r' class="\1"', svg)
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found.group() if found.group(1) in used else "", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", svg)
+    return re.sub(r"\n\s*", " ", svg)

@@ -73,7 +73,7 @@ def evaluate_folder(
         "frames": sum(len(case["frames"]) for case in judged.values()),
         "missing": sorted(wanted - set(found)),
         "failures": dict(sorted(results.failures.items())),
-        "mean": {name: _summarise(judged.values(), name) for name in structures},
+        "mean": {name: summarise(judged.values(), name) for name in structures},
         "per_case": judged,
     }
     if output is not None:
@@ -141,7 +141,7 @@ def _frame_metrics(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[floa
     return values
 
 
-def _summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
+def summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
     """Means over all frames, and over the end-diastolic and end-systolic ones where they are known."""
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"all": [], "end_diastole": [], "end_systole": []}
     for case in cases:

@@ -1,4 +1,4 @@
-"""The ventricle's outline and landmarks: sub-pixel contour, mitral plane, apex, long axis, all in mm."""
+"""The ventricle's landmarks and discs: mitral plane, apex, long axis, diameters across it, all in mm."""
 
 from __future__ import annotations
 
@@ -7,31 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import binary_fill_holes, gaussian_filter1d, label
-from skimage.measure import find_contours
+from numpy.typing import ArrayLike
 
 from echoplan.errors import EchoPlanError
 
-from .segmentation import check_spacing
+from .contour import Points, lv_contour, resample, signed_area
+from .mitral_plane import find_mitral_plane, is_ragged
 
-Points = NDArray[np.float64]
-
-# A cavity of fewer pixels has no shape to find a base and an apex in.
-MINIMAL_PIXELS = 30
-
-_SAMPLES = 120  # points along the contour among which the two hinge points are sought
-_ARM = 0.08  # share of the perimeter on each side of a point over which its turning is measured
-_FLAT = 0.88  # chord / arc of a base is at least this
-# What a base looks like, as penalties; fitted to the hinge points of CAMUS' labels (where cavity, myocardium and atrium
-# meet) and to half-ellipsoids, both also with rounded corners and ragged edges, at any rotation.
-_PENALTY_BULGE = 1.0
-_PENALTY_ROUND_CORNERS = 0.07
-_PENALTY_SKEWED = 0.10
-_PENALTY_WIDTH = 0.04
-_PENALTY_SHORT = 0.02
-_PENALTY_LOPSIDED = 0.01
-_PENALTY_AGAINST_HINT = 0.3
+DISCS = 20
+_HEIGHTS_A_DISC = 6  # at which the outline's width is taken within one disc
+_BLUR = 0.03  # standard deviation over the square root of the area, where the outline is ragged
+_BASE_TEETH = 0.02  # of the length: outline this far below the mitral plane balances the notches above it
 _SAME_WAY = 0.94  # cosine of the angle between two long axes of one heart, 20 degrees
 
 
@@ -66,47 +52,17 @@ class Landmarks:
         """(2,), unit vector from the middle of the mitral plane to the apex."""
         return (self.apex - self.base_middle) / self.length
 
-
-def largest_component(mask: ArrayLike) -> NDArray[np.bool_]:
-    """The largest 4-connected component of a (H, W) mask with its holes filled; all False for an empty mask."""
-    foreground = np.asarray(mask) != 0
-    parts, count = label(foreground)
-    if count > 1:
-        foreground = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return binary_fill_holes(foreground)
-
-
-def lv_contour(mask: ArrayLike, spacing_mm: Sequence[float]) -> Points:
-    """Sub-pixel outline (N, 2) of the largest component of a (H, W) mask, holes filled, (row, col) in mm.
-
-    Marching squares at 0.5 on the binary mask: the enclosed area is the pixels' area less half a pixel, whatever the
-    shape, so it is left unsmoothed.
-
-    Raises:
-        EchoPlanError: the mask is not two-dimensional, or is empty or too small to have a shape.
-    """
-    spacing = check_spacing(spacing_mm)
-    if spacing is None:
-        raise EchoPlanError("the pixel spacing is missing", remedy="give (row, col) in mm")
-    if np.ndim(mask) != 2:
-        raise EchoPlanError(f"the mask has {np.ndim(mask)} axes, one frame (H, W) is needed")
-    cavity = largest_component(mask)
-    pixels = int(cavity.sum())
-    if pixels < MINIMAL_PIXELS:
-        raise EchoPlanError(
-            "the mask is empty" if pixels == 0 else f"the mask has {pixels} pixels, too few for a shape",
-            remedy="look at the predicted mask of this frame",
-        )
-    outline = max(find_contours(np.pad(cavity, 1).astype(np.float32), 0.5), key=len)[:-1] - 1.0
-    return outline * np.asarray(spacing)
+    @cached_property
+    def area(self) -> float:
+        """Area inside the outline."""
+        return abs(signed_area(self.contour))
 
 
 def find_landmarks(mask: ArrayLike, spacing_mm: Sequence[float], *, towards: ArrayLike | None = None) -> Landmarks:
     """Mitral plane and apex of a ventricle, by its shape alone: any rotation or flip, any pixel shape.
 
     The cavity is a bullet: the base is the arc of the outline that is flat, ends in two corners, lies across the long
-    axis and halves the cavity. Every pair of points on the outline is rated by these, and the best pair is moved to the
-    nearest corners of the unsmoothed outline.
+    axis and halves the cavity.
 
     Args:
         mask: (H, W), 0 is background.
@@ -116,12 +72,11 @@ def find_landmarks(mask: ArrayLike, spacing_mm: Sequence[float], *, towards: Arr
     Raises:
         EchoPlanError: the mask is empty, or too small or thin to have a shape.
     """
-    contour = lv_contour(mask, spacing_mm)
-    contour = contour if _signed_area(contour) > 0 else contour[::-1]
-    samples, _ = _resample(contour, _SAMPLES)
-    outline = gaussian_filter1d(samples, 1.0, axis=0, mode="wrap")
-    first, second, penalty = _best_base(outline, towards)
-    hinges = np.stack([_nearest_corner(contour, outline[index]) for index in (first, second)])
+    contour = _counter_clockwise(lv_contour(mask, spacing_mm))
+    shape = contour
+    if is_ragged(contour):
+        shape = _counter_clockwise(lv_contour(mask, spacing_mm, blur_mm=_BLUR * np.sqrt(signed_area(contour))))
+    hinges, penalty = find_mitral_plane(shape, towards)
     middle = hinges.mean(axis=0)
     apex = _apex(contour, middle)
     if np.linalg.norm(apex - middle) < 2 * max(spacing_mm) or np.ptp(hinges, axis=0).max() == 0:
@@ -148,95 +103,72 @@ def find_landmarks_of_beat(
     return min(as_ed, as_es, key=lambda pair: pair[0].penalty + pair[1].penalty)
 
 
-def disc_diameters(landmarks: Landmarks, discs: int = 20) -> Points:
-    """Diameters (discs,) from base to apex: widths of the outline across the long axis at each disc's middle height."""
-    axis = landmarks.direction
-    across = np.array([-axis[1], axis[0]])
-    relative = landmarks.contour - landmarks.base_middle
-    along, side = relative @ axis, relative @ across
+def disc_diameters(landmarks: Landmarks, discs: int = DISCS) -> Points:
+    """Diameters (discs,) from base to apex, so that pi/4 sum d_i^2 L / discs is the volume above the mitral plane.
+
+    d_i^2 is the mean, over a disc's height, of the squared width of the outline across the long axis. A mitral plane
+    that lies obliquely cuts a wedge off the lowest discs on one side and leaves its like below them on the other. That
+    wedge is put back at its mirrored height, so that a body of round cross-sections has its true volume.
+    """
+    fine = discs * _HEIGHTS_A_DISC
+    step = landmarks.length / fine
+    along, side = _in_axis_frame(landmarks)
+    widths = _widths(along, side, step, fine)
+    above, below = widths[fine:], widths[:fine][::-1]
+    # Lower than the lower hinge lies a bulge of the base, which is no part of the ventricle.
+    skew = abs((landmarks.hinges[0] - landmarks.base_middle) @ landmarks.direction)
+    depth = skew + _BASE_TEETH * landmarks.length
+    wedge = np.where(np.arange(fine) * step < depth, below, 0.0)
+    whole = np.minimum(above + wedge, above.max())
+    return np.sqrt(np.mean(whole.reshape(discs, _HEIGHTS_A_DISC) ** 2, axis=1))
+
+
+def disc_segments(landmarks: Landmarks, discs: int = DISCS) -> Points:
+    """The two ends of each disc (discs, 2, 2), (row, col) in mm: where its middle height meets the outline.
+
+    For drawing. The diameters that make the volume are means over each disc's height: `disc_diameters`.
+    """
+    along, side = _in_axis_frame(landmarks)
     next_along, next_side = np.roll(along, -1), np.roll(side, -1)
     heights = (np.arange(discs) + 0.5) * landmarks.length / discs
     crosses = (along[None] > heights[:, None]) != (next_along[None] > heights[:, None])
-    step = np.where(next_along == along, 1.0, next_along - along)
-    position = side + (heights[:, None] - along) * (next_side - side) / step
+    rise = np.where(next_along == along, 1.0, next_along - along)
+    place = side + (heights[:, None] - along) * (next_side - side) / rise
+    left = np.where(crosses, place, np.inf).min(axis=1)
+    right = np.where(crosses, place, -np.inf).max(axis=1)
+    # A base that is drawn in may leave a height without an outline: its disc is a point on the axis.
+    outermost = [np.where(crosses.any(axis=1), ends, 0.0) for ends in (left, right)]
+    axis = landmarks.direction
+    across = np.array([-axis[1], axis[0]])
+    middles = landmarks.base_middle + heights[:, None] * axis
+    return np.stack([middles + ends[:, None] * across for ends in outermost], axis=1)
+
+
+def _in_axis_frame(landmarks: Landmarks) -> tuple[Points, Points]:
+    """Height above the middle of the base along the long axis, and place across it, of every point of the outline."""
+    axis = landmarks.direction
+    relative = landmarks.contour - landmarks.base_middle
+    return relative @ axis, relative @ np.array([-axis[1], axis[0]])
+
+
+def _widths(along: Points, side: Points, step: float, count: int) -> Points:
+    """Widths (2 count,) of a closed outline at the heights (i + 1/2) step, i from -count to count - 1."""
+    heights = (np.arange(-count, count) + 0.5) * step
+    next_along, next_side = np.roll(along, -1), np.roll(side, -1)
+    # Of each edge: the heights it crosses, [start, stop).
+    levels = np.ceil(np.stack((along, next_along)) / step - 0.5).astype(int) + count
+    start, stop = np.clip(np.sort(levels, axis=0), 0, 2 * count)
+    crossed = stop - start
+    edge = np.repeat(np.arange(len(along)), crossed)
+    level = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + start[edge]
+    rise = next_along[edge] - along[edge]
+    place = side[edge] + (heights[level] - along[edge]) * (next_side[edge] - side[edge]) / rise
     # An outline crosses a line upwards and downwards by turns: the signed sum of the places is the width inside.
-    sign = np.where(next_along > along, 1.0, -1.0)
-    return np.abs(np.sum(np.where(crosses, position * sign, 0.0), axis=1))
+    return np.abs(np.bincount(level, place * np.sign(rise), minlength=2 * count))
 
 
-def _best_base(outline: Points, towards: ArrayLike | None) -> tuple[int, int, float]:
-    """Indices of the points of a counter-clockwise outline (N, 2) where the base starts and ends, and its penalty."""
-    count = len(outline)
-    following = np.roll(outline, -1, axis=0)
-    steps = np.hypot(*(following - outline).T)
-    position, perimeter = np.concatenate(([0.0], np.cumsum(steps)[:-1])), steps.sum()
-    size = np.sqrt(_signed_area(outline))
-
-    first, second = (index.ravel() for index in np.meshgrid(np.arange(count), np.arange(count), indexing="ij"))
-    arc = (position[second] - position[first]) % perimeter
-    chord = np.hypot(*(outline[second] - outline[first]).T)
-    plausible = (chord > 0.25 * size) & (chord < 1.6 * size)
-    flat = plausible & (chord > _FLAT * arc)
-    keep = flat if flat.any() else plausible
-    if not keep.any():
-        raise EchoPlanError("the mask has no shape with a base", remedy="look at the predicted mask of this frame")
-    first, second, arc, chord = first[keep], second[keep], arc[keep], chord[keep]
-
-    middle = (outline[first] + outline[second]) / 2
-    distance = np.linalg.norm(middle[:, None] - outline[None], axis=2)
-    apex = distance.argmax(axis=1)
-    length = distance[np.arange(len(apex)), apex]
-    axis = outline[apex] - middle
-    roundness = 1 - np.clip(_turning(outline), -0.5, np.pi / 2) / (np.pi / 2)
-    penalty = (
-        _PENALTY_BULGE * (arc / chord - 1)
-        + _PENALTY_ROUND_CORNERS * (roundness[first] + roundness[second])
-        + _PENALTY_SKEWED * np.abs(np.sum(axis * (outline[second] - outline[first]), axis=1)) / (length * chord)
-        + _PENALTY_WIDTH * np.log(chord / size) ** 2
-        - _PENALTY_SHORT * np.log(length / size)
-        + _PENALTY_LOPSIDED * _lopsidedness(outline, middle, first, second, apex)
-    )
-    against = np.zeros_like(penalty)
-    if towards is not None:
-        hint = np.asarray(towards, dtype=np.float64)
-        against = _PENALTY_AGAINST_HINT * (1 - axis @ hint / (length * np.linalg.norm(hint)))
-    best = int(np.argmin(penalty + against))
-    return int(first[best]), int(second[best]), float(penalty[best])
-
-
-def _turning(outline: Points) -> Points:
-    """Angle (N,) by which the outline turns at each point, in radians, positive where it is convex."""
-    arm = max(1, round(_ARM * len(outline)))
-    before = outline - np.roll(outline, arm, axis=0)
-    after = np.roll(outline, -arm, axis=0) - outline
-    return np.arctan2(_cross(before, after), np.sum(before * after, axis=1))
-
-
-def _lopsidedness(
-    outline: Points, middle: Points, first: NDArray[np.intp], second: NDArray[np.intp], apex: NDArray[np.intp]
-) -> Points:
-    """Difference of the areas on both sides of each candidate's long axis, as a share of their sum (0 to 1)."""
-    sums = np.concatenate(([0.0], np.cumsum(_cross(outline, np.roll(outline, -1, axis=0)))))
-
-    def along(start: NDArray[np.intp], stop: NDArray[np.intp]) -> Points:
-        return sums[stop] - sums[start] + np.where(stop >= start, 0.0, sums[-1])
-
-    left = _cross(middle, outline[second]) + along(second, apex) + _cross(outline[apex], middle)
-    right = _cross(middle, outline[apex]) + along(apex, first) + _cross(outline[first], middle)
-    return np.abs(left - right) / np.maximum(np.abs(left) + np.abs(right), 1e-12)
-
-
-def _nearest_corner(contour: Points, point: Points, reach: float = 0.06) -> Points:
-    """The corner of the outline near `point`: farthest from the line between two ends `reach` of the perimeter away."""
-    samples, step = _resample(contour, 400)
-    centre = int(np.argmin(np.linalg.norm(samples - point, axis=1)))
-    span = round(reach * len(samples))
-    window = samples[np.arange(centre - span, centre + span + 1) % len(samples)]
-    line = window[-1] - window[0]
-    height = -_cross(np.broadcast_to(line, window.shape), window - window[0])
-    if np.linalg.norm(line) < step or height.max() <= 0:
-        return samples[centre]
-    return window[int(np.argmax(height))]
+def _counter_clockwise(contour: Points) -> Points:
+    return contour if signed_area(contour) > 0 else contour[::-1]
 
 
 def _apex(contour: Points, middle: Points, tolerance: float = 0.005) -> Points:
@@ -244,27 +176,10 @@ def _apex(contour: Points, middle: Points, tolerance: float = 0.005) -> Points:
 
     A round apex has many points at nearly one distance, and the pixels' staircase would choose among them.
     """
-    samples, _ = _resample(contour, 400)
+    samples = resample(contour, 400)
     relative = samples - middle
     distance = np.linalg.norm(relative, axis=1)
     farthest = distance >= (1 - tolerance) * distance.max()
     direction = np.sum(relative[farthest], axis=0)
     cosine = relative @ direction / np.maximum(distance, 1e-12)
     return samples[int(np.argmax(np.where(farthest, cosine, -np.inf)))]
-
-
-def _resample(contour: Points, count: int) -> tuple[Points, float]:
-    """`count` points at equal steps along the closed contour, and the step."""
-    closed = np.concatenate((contour, contour[:1]))
-    position = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))))
-    wanted = np.linspace(0, position[-1], count, endpoint=False)
-    points = np.stack([np.interp(wanted, position, closed[:, axis]) for axis in (0, 1)], axis=1)
-    return points, float(position[-1] / count)
-
-
-def _cross(first: Points, second: Points) -> Points:
-    return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
-
-
-def _signed_area(contour: Points) -> float:
-    return float(np.sum(_cross(contour, np.roll(contour, -1, axis=0))) / 2)

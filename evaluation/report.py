@@ -1,4 +1,4 @@
-"""report.html: one page without a network, for people who look at hearts."""
+"""report.html: pages without a network, for people who look at hearts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,16 +17,22 @@ from markupsafe import Markup
 from echoplan import __version__
 from echoplan.files import write_text
 
-from .ejection import VOLUME_RULES, CaseMeasurement, ef_agreement
-from .figures import Overlay, area_curve_svg, bland_altman_svg, scatter_svg
+from .cases import CaseMeasurement
+from .contour import Points
+from .ejection import ef_agreement
+from .figures import Plot, area_curve, bland_altman, ef_distribution, scatter, shown_area
+from .films import PICTURES, Film, Marks, Still
+from .subgroups import subgroup_agreement
+from .volumes import VOLUME_RULES
 
-CASES_SHOWN = 200  # with pictures; the table has them all
-_AGREEMENT_NAMES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
+CASES_A_PAGE = 100
+_TEMPLATES = Path(__file__).parent / "templates"
+_MEASURES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
 _STATISTICS = {
     "pearson_r": "Pearson r",
     "spearman_r": "Spearman r",
     "icc_2_1": "ICC(2,1)",
-    "bias": "Bias (predicted − reference)",
+    "bias": "Bias",
     "sd_of_differences": "SD of differences",
     "limits_of_agreement_low": "Lower limit of agreement",
     "limits_of_agreement_high": "Upper limit of agreement",
@@ -33,6 +40,7 @@ _STATISTICS = {
     "rmse": "Root mean square error",
 }
 _UNITLESS = ("pearson_r", "spearman_r", "icc_2_1")
+_SUBGROUP_STATISTICS = ("pearson_r", "bias", "sd_of_differences", "mae")
 
 
 def write_report(
@@ -40,57 +48,146 @@ def write_report(
     *,
     rows: Sequence[Mapping[str, Any]],
     measurements: Sequence[CaseMeasurement] = (),
-    overlays: Sequence[Overlay] = (),
+    films: Sequence[Film] = (),
     title: str = "Ejection fraction report",
     subtitle: str = "",
     agreement: Mapping[str, Mapping[str, Any]] | None = None,
     details: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a self-contained HTML page: summary, agreement, patient table, and each clip's curve and pictures.
+) -> list[Path]:
+    """Write self-contained HTML: summary, agreement, patient table, and each clip's player and area curve.
+
+    The first page has the summary and the table of all patients; each page has 100 clips, and the pages after the
+    first, <name>_2.html and so on, are linked with it both ways. Pages that a larger report left are removed.
 
     Args:
         path: the HTML file.
-        rows: of `measure_patients`.
+        rows: of `measure_patients`; intervals (`ef_low_percent` ...) and `quality` are shown where they are there.
         measurements: of `measure_case`, a clip each, in the order to show.
-        overlays: of `make_overlays`, any number a clip.
+        films: of `make_film`, at most one a clip.
         title, subtitle: the page's heading.
         agreement: of `ef_agreement`; worked out from the rows if not given.
         details: what else to record at the foot, such as the model's name; plain words and numbers.
+
+    Returns:
+        the files written.
     """
-    found = ef_agreement(rows) if agreement is None else agreement
-    pictures: dict[str, list[dict[str, Any]]] = {}
-    for overlay in overlays:
-        source = "data:image/jpeg;base64," + base64.b64encode(overlay.jpeg).decode("ascii")
-        pictures.setdefault(overlay.case, []).append({"phase": overlay.phase, "frame": overlay.frame, "source": source})
-    clips = [
-        {"measured": measured, "curve": Markup(area_curve_svg(measured)), "pictures": pictures.get(measured.case, ())}
-        for measured in measurements[:CASES_SHOWN]
-    ]
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(folder),
+    path = Path(path)
+    shown = measurements[:PICTURES]
+    starts = range(0, max(1, len(shown)), CASES_A_PAGE)
+    files = [path, *(_page_file(path, number) for number in range(2, len(starts) + 1))]
+    content = {
+        "title": title,
+        "subtitle": subtitle,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+        "pages": [file.name for file in files],
+        "shown": len(shown),
+        "left_out": len(measurements) - len(shown),
+        "links": _links(shown, files),
+        "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
+        "details": dict(details or {}),
+        "style": _source("report.css"),
+        "scripts": [_source("table.js"), _source("player.js")],
+        **_summary(rows, ef_agreement(rows) if agreement is None else agreement),
+    }
+    template = _environment().get_template("report.html.j2")
+    by_case, by_patient = {film.case: film for film in films}, {row["patient"]: row for row in rows}
+    for page, start in enumerate(starts):
+        clips = [
+            _clip(number, measured, by_case.get(measured.case), by_patient.get(measured.patient))
+            for number, measured in enumerate(shown[start : start + CASES_A_PAGE], start=start + 1)
+        ]
+        write_text(files[page], template.render(content, page=page, clips=clips))
+    _remove_later_pages(path, len(starts))
+    return files
+
+
+def _links(shown: Sequence[CaseMeasurement], files: Sequence[Path]) -> dict[str, str]:
+    """Patient -> where the first of the patient's clips is, as seen from the first page."""
+    links: dict[str, str] = {}
+    for place, measured in enumerate(shown):
+        page = place // CASES_A_PAGE
+        links.setdefault(measured.patient, f"{files[page].name if page else ''}#case-{place + 1}")
+    return links
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What the first page shows before the clips."""
+    return {
+        "rows": rows,
+        "tiles": _tiles(rows, agreement),
+        "flagged": sum(_to_check(row) for row in rows),
+        "with_references": agreement is not None,
+        "agreement": _agreement_table(agreement or {}),
+        "subgroups": _subgroups(rows) if agreement else [],
+        "figures": _figures(rows),
+    }
+
+
+def _page_file(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
+def _remove_later_pages(path: Path, pages: int) -> None:
+    for number in count(pages + 1):
+        file = _page_file(path, number)
+        if not file.is_file():
+            return
+        file.unlink()
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _number
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        tiles=_tiles(rows, found),
-        rows=rows,
-        rules=[f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
-        with_references=found is not None,
-        agreement=_agreement_table(found or {}),
-        figures=_figures(rows),
-        clips=clips,
-        clips_left_out=len(measurements) - len(clips),
-        details=dict(details or {}),
-    )
-    write_text(path, page)
+    made.filters |= {"number": _number, "interval": _interval, "data_uri": _data_uri, "line": _line, "method": _method}
+    made.tests["to_check"] = _to_check
+    return made
+
+
+def _source(name: str) -> Markup:
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the template shows of one clip."""
+    curve = area_curve(measured) if len(measured.area) else None
+    return {
+        "number": number,
+        "measured": measured,
+        "row": row,
+        "curve": None if curve is None else Markup(curve.svg),
+        "stills": [] if film is None else film.stills,
+        "film": film,
+        "sheet": None if film is None or film.sheet is None else _base64(film.sheet.webp),
+        "player": None if film is None or film.sheet is None else _player(measured, film),
+    }
+
+
+def _player(measured: CaseMeasurement, film: Film) -> dict[str, Any]:
+    """What the player's script reads; the sheet itself stands apart, so that it is decoded only when it is needed."""
+    sheet = film.sheet
+    area, unit = shown_area(measured)
+    return {
+        "width": film.width,
+        "height": film.height,
+        "sheet": {"columns": sheet.columns, "width": sheet.width, "height": sheet.height},
+        "frames": sheet.frames,
+        "outlines": _base64(sheet.outlines),
+        "marks": {str(frame): _lines(marks) for frame, marks in film.marks.items()},
+        "beats": measured.phases.beats if measured.phases else (),
+        "frame_time_ms": measured.frame_time_ms,
+        "area": [round(float(value), 3) for value in area],
+        "unit": unit,
+    }
+
+
+def _lines(marks: Marks) -> dict[str, Any]:
+    return {name: getattr(marks, name).round(1).tolist() for name in ("base", "axis", "discs")}
 
 
 def _tiles(
@@ -99,18 +196,21 @@ def _tiles(
     """(figure, what it is, small print) of the summary."""
     ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
     methods = Counter(row["method"] for row in rows if row["method"])
-    words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in methods.most_common())
+    words = ", ".join(f"{number} {_method(name)}" for name, number in methods.most_common())
     tiles = [(str(len(rows)), "patient" if len(rows) == 1 else "patients", words)]
     if ef:
         small = f"SD {stdev(ef):.1f}, range {min(ef):.0f} to {max(ef):.0f}" if len(ef) > 1 else ""
         tiles.append((f"{fmean(ef):.1f} %", "mean ejection fraction", small))
     failed = sum(1 for row in rows if row["failure"])
     tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
+    if any(row.get("quality") for row in rows):
+        doubtful = sum(1 for row in rows if row.get("quality") == "check")
+        tiles.append((str(doubtful), "to check by eye", "reasons in the table" if doubtful else "nothing stood out"))
     statistics = (agreement or {}).get("ef_percent")
     if statistics and statistics["mae"] is not None:
         tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}"))
         if statistics["pearson_r"] is not None:
-            tiles.append((f"{statistics['pearson_r']:.3f}", "Pearson r, EF", _interval(statistics, "pearson_r", 3)))
+            tiles.append((f"{statistics['pearson_r']:.3f}", "Pearson r, EF", _bootstrap(statistics, "pearson_r", 3)))
     return tiles
 
 
@@ -119,31 +219,94 @@ def _agreement_table(agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     lines = []
     for key, words in _STATISTICS.items():
         digits = 3 if key in _UNITLESS else 1
-        cells = [(_number(values[key], digits), _interval(values, key, digits)) for values in agreement.values()]
+        cells = [(_number(values[key], digits), _bootstrap(values, key, digits)) for values in agreement.values()]
         lines.append((words, cells))
-    heads = [
-        f"{_AGREEMENT_NAMES[name][0]}, {_AGREEMENT_NAMES[name][1]} (n = {values['n']}, failures {values['failures']})"
-        for name, values in agreement.items()
-    ]
+    heads = [(f"{_MEASURES[name][0]}, {_MEASURES[name][1]}", _counts(values)) for name, values in agreement.items()]
     return {"heads": heads, "lines": lines}
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
+def _counts(statistics: Mapping[str, Any]) -> str:
+    failures = statistics["failures"]
+    return f"n = {statistics['n']}" + (f", {failures} not measured" if failures else "")
+
+
+def _subgroups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """(grouping, group, cells): n and the statistics of EF."""
+    return [
+        (group["by"], group["group"], [str(group["n"]), *(
+            _number(group[name], 3 if name in _UNITLESS else 1) for name in _SUBGROUP_STATISTICS
+        )])
+        for group in subgroup_agreement(rows)
+    ]  # fmt: skip
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Agreement plots of every measure with references, and the distribution of EF; `patients` names the points."""
     figures = []
-    for key, (name, unit) in _AGREEMENT_NAMES.items():
-        pairs = [(row[key], row[f"reference_{key}"]) for row in rows]
-        pairs = [pair for pair in pairs if None not in pair]
+    for key, (name, unit) in _MEASURES.items():
+        pairs = [row for row in rows if row[key] is not None and row[f"reference_{key}"] is not None]
         if pairs:
-            predicted, reference = zip(*pairs, strict=True)
-            for draw in (scatter_svg, bland_altman_svg):
-                figures.append(Markup(draw(predicted, reference, name=name, unit=unit)))
+            predicted, reference = ([row[column] for row in pairs] for column in (key, f"reference_{key}"))
+            bounds = [_bounds(row, key) for row in pairs]
+            patients = [row["patient"] for row in pairs]
+            for plot in (
+                scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
+                bland_altman(predicted, reference, name=name, unit=unit),
+            ):
+                figures.append(_figure(plot, key, patients))
+    ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
+    if ef:
+        known = [row["reference_ef_percent"] for row in rows if row["reference_ef_percent"] is not None]
+        place = 2 if figures and figures[0]["measure"] == "ef_percent" else 0
+        figures.insert(place, _figure(ef_distribution(ef, known), "ef_percent", []))
     return figures
 
 
-def _interval(statistics: Mapping[str, Any], key: str, digits: int) -> str:
+def _figure(plot: Plot, measure: str, patients: list[str]) -> dict[str, Any]:
+    return {"svg": Markup(plot.svg), "measure": measure, "patients": patients}
+
+
+def _to_check(row: Mapping[str, Any]) -> bool:
+    return bool(row["failure"]) or row.get("quality") == "check"
+
+
+def _bounds(row: Mapping[str, Any], measure: str) -> tuple[float, float] | None:
+    """The interval of a row's "ef_percent", "edv_ml" or "esv_ml", where it has one."""
+    name, _, unit = measure.partition("_")
+    low, high = (row.get(f"{name}_{end}_{unit}") for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
+
+
+def _interval(row: Mapping[str, Any], measure: str) -> str:
+    bounds = _bounds(row, measure)
+    return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
+
+
+def _bootstrap(statistics: Mapping[str, Any], key: str, digits: int) -> str:
     bounds = statistics["intervals_95"].get(key)
-    return f"95 % CI {_number(bounds[0], digits)} to {_number(bounds[1], digits)}" if bounds else ""
+    return f"{_number(bounds[0], digits)} to {_number(bounds[1], digits)}" if bounds else ""
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # adding 0 makes -0.0 a plain 0
+
+
+def _method(name: str | None) -> str:
+    """`single plane A4C` of single_plane_a4c."""
+    words = (name or "–").replace("_", " ")
+    return words.replace(" a2c", " A2C").replace(" a4c", " A4C")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _data_uri(still: Still) -> str:
+    return f"data:image/webp;base64,{_base64(still.webp)}"
+
+
+def _line(points: Sequence[Points] | Points, *, closed: bool = False) -> str:
+    """An SVG path through each of several lines (N, 2)."""
+    return "".join("M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in line) + ("Z" if closed else "") for line in points)

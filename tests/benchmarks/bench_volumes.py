@@ -8,6 +8,7 @@ python tests/benchmarks/bench_volumes.py [--threads N] [--shapes N] [--repeats N
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
-from half_ellipsoids import half_ellipsoid
+from half_ellipsoids import Ventricle, phantom_beat
 
 from echoplan.conversion.camus import convert_camus
 from echoplan.evaluation import (
@@ -41,9 +42,15 @@ from echoplan.evaluation import (
 
 FLIPS = [(), (0,), (1,), (0, 1)]
 # Name, (row, col) spacing in mm, and the image's shape where it is not just as large as the ventricle needs.
-GRIDS = [("0.3 x 0.3 mm", (0.3, 0.3), None), ("0.3 x 0.15 mm", (0.3, 0.15), None),
-         ("112 x 112, 1.05 mm", (1.05, 1.05), (112, 112))]  # fmt: skip
+GRIDS = [("0.15 x 0.15 mm", (0.15, 0.15), None), ("0.3 x 0.3 mm", (0.3, 0.3), None),
+         ("0.3 x 0.15 mm", (0.3, 0.15), None), ("0.2 x 0.4 mm", (0.2, 0.4), None),
+         ("1 x 1 mm", (1.0, 1.0), None), ("112 x 112, 1.05 mm", (1.05, 1.05), (112, 112))]  # fmt: skip
+# Name, and the ranges that the cut below the equator and the bend in degrees are drawn from.
+BODIES = [("half-ellipsoids", (0, 0), (0, 0)), ("truncated", (0.1, 0.4), (0, 0)), ("bent", (0, 0), (-30, 30)),
+          ("truncated and bent", (0.1, 0.4), (-30, 30))]  # fmt: skip
 FRAMES = [("112 x 112", (112, 112), 1.05), ("256 x 256", (256, 256), 0.5), ("800 x 600", (800, 600), 0.2)]
+# 500 patients of two views, each with end-diastole and end-systole; CAMUS' native pixels, 0.308 mm down, 0.154 across.
+CAMUS_MASKS, CAMUS_SHAPES, CAMUS_SPACING = 2000, ((800, 600), (1000, 700)), (0.308, 0.154)
 
 
 @dataclass(frozen=True)
@@ -56,34 +63,43 @@ class Beat:
     biplane: tuple[float, float]
 
 
-def random_beats(count: int, spacing: tuple[float, float], shape: tuple[int, int] | None, seed: int = 0) -> list[Beat]:
-    """Half-ellipsoids of an adult's size: tilt to 30 degrees, all flips in turn, shifts of up to half a pixel."""
+def random_beats(
+    count: int,
+    spacing: tuple[float, float],
+    shape: tuple[int, int] | None,
+    cuts: tuple[float, float] = (0, 0),
+    bends: tuple[float, float] = (0, 0),
+    seed: int = 0,
+) -> list[Beat]:
+    """Ventricles of an adult's size: tilt to 30 degrees, all flips in turn, shifts of up to half a pixel."""
     random = np.random.default_rng(seed)
     beats = []
     for number in range(count):
         size = np.array([random.uniform(72, 98), random.uniform(40, 56), random.uniform(40, 56)])  # length, two widths
         shrink = np.array([random.uniform(0.75, 0.95), *random.uniform(0.6, 0.9, 2)])
         views = [{"tilt": random.uniform(-30, 30), "flips": FLIPS[(number + view) % 4]} for view in range(2)]
+        cut, bend = random.uniform(*cuts), random.uniform(*bends)
         phases, single, both = [], [], []
         for length, *widths in (size, size * shrink):
             shifts = random.uniform(-0.5, 0.5, (2, 2)) * spacing
-            cuts = [
-                half_ellipsoid(length, width, spacing, shift=tuple(shift), shape=shape, **view)
-                for width, shift, view in zip(widths, shifts, views, strict=True)
-            ]
-            phases.append(tuple(mask for mask, _ in cuts))
-            single.append(cuts[1][1])
-            both.append(2 / 3 * np.pi * widths[0] / 2 * widths[1] / 2 * length / 1000)
+            bodies = [Ventricle(length, width, cut, bend) for width in widths]
+            phases.append(tuple(
+                body.mask(spacing, shift=tuple(shift), shape=shape, **view)
+                for body, shift, view in zip(bodies, shifts, views, strict=True)
+            ))  # fmt: skip
+            single.append(bodies[1].volume_ml)
+            both.append(bodies[1].volume_ml * widths[0] / widths[1])
         beats.append(Beat(*phases, tuple(single), tuple(both)))
     return beats
 
 
 def accuracy(count: int) -> None:
-    """Table of the errors of volumes (percent) and of EF (points)."""
-    print(f"half-ellipsoids, {count} beats a grid (two volumes and one EF each)")
-    print(f"{'grid':<22}{'method':<14}{'volume %: median':>18}{'max':>8}{'EF points: mean':>18}{'max':>8}")
-    for name, spacing, shape in GRIDS:
-        beats = random_beats(count, spacing, shape)
+    """Table of the errors of volumes (percent of the bodies' true volumes) and of EF (points)."""
+    print(f"{count} beats a line (two volumes and one EF each)")
+    print(f"{'body':<20}{'grid':<20}{'method':<14}{'volume %: median':>18}{'max':>7}{'in 1 %':>8}"
+          f"{'EF points: mean':>17}{'max':>7}")  # fmt: skip
+    for (body, cuts, bends), (name, spacing, shape) in itertools.product(BODIES, GRIDS):
+        beats = random_beats(count, spacing, shape, cuts, bends)
         single = [tuple(lv_volume_single_plane(a4c, spacing) for _, a4c in (beat.ed, beat.es)) for beat in beats]
         both = [tuple(lv_volume_biplane(*views, spacing, spacing) for views in (beat.ed, beat.es)) for beat in beats]
         for method, found, truth in (
@@ -92,10 +108,46 @@ def accuracy(count: int) -> None:
         ):
             volume = 100 * np.abs(np.array(found) / np.array(truth) - 1)
             ef = np.abs([ejection_fraction(*a) - ejection_fraction(*b) for a, b in zip(found, truth, strict=True)])
-            print(
-                f"{name:<22}{method:<14}{np.median(volume):>18.2f}{volume.max():>8.2f}{ef.mean():>18.2f}{ef.max():>8.2f}",
-                flush=True,
-            )
+            print(f"{body:<20}{name:<20}{method:<14}{np.median(volume):>18.2f}{volume.max():>7.2f}"
+                  f"{100 * np.mean(volume < 1):>7.0f}%{ef.mean():>17.2f}{ef.max():>7.2f}", flush=True)  # fmt: skip
+
+
+def flaws(count: int) -> None:
+    """Table of the change of EF, in points, by a base with teeth: steps of 1.5 mm, up to so many mm out and in."""
+    print(f"\nragged bases, 0.3 mm, {count} beats a line: change of EF in points against the clean mask")
+    print(f"{'teeth':<10}{'mean':>8}{'max':>8}{'in 1 point':>12}")
+    spacing = (0.3, 0.3)
+    for teeth in (1.0, 2.0, 3.0):
+        random, changes = np.random.default_rng(0), []
+        for _ in range(count):
+            size = random.uniform(72, 98), random.uniform(38, 56)
+            where = {"tilt": random.uniform(-30, 30), "cut": random.uniform(0, 0.35), "bend": random.uniform(-20, 20)}
+            shrink = random.uniform(0.75, 0.95), random.uniform(0.6, 0.9)
+            efs = [
+                ejection_fraction(*(lv_volume_single_plane(mask, spacing) for mask in beat.masks))
+                for more in ({}, {"teeth": teeth, "random": random})
+                for beat in [phantom_beat(spacing, size=size, shrink=shrink, **where, **more)]
+            ]
+            changes.append(abs(efs[1] - efs[0]))
+        within = 100 * np.mean(np.less(changes, 1))
+        print(f"{teeth:.0f} mm{'':<6}{np.mean(changes):>8.2f}{max(changes):>8.2f}{within:>11.0f}%", flush=True)
+
+
+def camus_speed(count: int, repeats: int) -> None:
+    """Seconds of one core for landmarks, volumes and EF of as many native-size masks as CAMUS has, from a sample."""
+    print(f"\nmeasure_patients on masks of CAMUS' native sizes, {count} patients, two views, two phases")
+    for shape in CAMUS_SHAPES:
+        cases = []
+        for number, beat in enumerate(random_beats(count, CAMUS_SPACING, shape, (0.1, 0.3), (-15, 15))):
+            for view, masks in zip(("A2C", "A4C"), zip(beat.ed, beat.es, strict=True), strict=True):
+                cases.append(CaseMask(f"{number}_{view}", np.stack(masks), str(number), view, CAMUS_SPACING))
+        start = time.process_time()
+        for _ in range(repeats):
+            measure_patients(cases)
+        taken = (time.process_time() - start) / repeats
+        each = taken / (4 * count)
+        total = f"{each * CAMUS_MASKS:.0f} s for 500 patients ({CAMUS_MASKS} masks)"
+        print(f"{shape[0]} x {shape[1]}: {1000 * each:.1f} ms a mask, {total}", flush=True)
 
 
 def camus(folder: Path) -> None:
@@ -121,7 +173,7 @@ def camus(folder: Path) -> None:
                 )
             )
     print(f"\nreference masks of {folder}: EF against the dataset's own, in points")
-    print(f"{'rule':<10}{'n':>5}{'biplane':>9}{'r':>8}{'bias':>8}{'SD':>7}{'MAE':>7}{'failures':>10}")
+    print(f"{'rule':<12}{'n':>5}{'biplane':>9}{'r':>8}{'bias':>8}{'SD':>7}{'MAE':>7}{'failures':>10}")
     for rule in VOLUME_RULES:
         rows = measure_patients(cases, method=rule)
         known = [row["reference_ef_percent"] for row in rows]
@@ -131,7 +183,7 @@ def camus(folder: Path) -> None:
             for key, digits in (("pearson_r", 3), ("bias", 2), ("sd_of_differences", 2), ("mae", 2))
         ]
         biplane = sum(row["method"] == "biplane" for row in rows)
-        print(f"{rule:<10}{found['n']:>5}{biplane:>9}{cells[0]:>8}{cells[1]:>8}{cells[2]:>7}{cells[3]:>7}"
+        print(f"{rule:<12}{found['n']:>5}{biplane:>9}{cells[0]:>8}{cells[1]:>8}{cells[2]:>7}{cells[3]:>7}"
               f"{found['failures']:>10}")  # fmt: skip
         failures |= {row["patient"]: row["failure"] for row in rows if row["failure"]}
         failures |= {row["patient"]: "the dataset has no EF" for row in rows if row["reference_ef_percent"] is None}
@@ -190,7 +242,7 @@ def _ours(guess: Sequence[np.ndarray], truth: Sequence[np.ndarray], spacing: tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", type=int, default=60, help="half-ellipsoids a grid")
+    parser.add_argument("--shapes", type=int, default=60, help="beats a line")
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
     parser.add_argument("--camus", type=Path, nargs="+", default=[], metavar="FOLDER")
     options = parser.parse_args()
@@ -198,6 +250,8 @@ def main() -> None:
     logging.disable(logging.WARNING)  # such as CAMUS folders without sequences, once a case
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     accuracy(options.shapes)
+    flaws(options.shapes)
+    camus_speed(10, options.repeats)
     speed(6, options.repeats)
     for folder in options.camus:
         camus(folder)

@@ -52,6 +52,48 @@ def test_shrout_and_fleiss_known_value():
     assert agreement(first, fourth, bootstrap=0)["icc_2_1"] == pytest.approx(icc_by_anova(first_, fourth_))
 
 
+def test_icc_of_two_judges_worked_by_hand():
+    """Means 11, 15, 22, 19, 27 of subjects, 18 and 19.6 of judges: mean squares 76.4, 6.4, and 0.4 for the rest."""
+    found = agreement([10, 14, 22, 18, 26], [12, 16, 22, 20, 28], bootstrap=0)["icc_2_1"]
+    assert found == pytest.approx((76.4 - 0.4) / (76.4 + 0.4 + 2 * (6.4 - 0.4) / 5))
+
+
+def test_icc_punishes_a_shift_that_correlation_does_not_see():
+    reference = np.arange(40.0, 70.0)
+    shifted = agreement(reference + 10, reference, bootstrap=0)
+    assert shifted["pearson_r"] == pytest.approx(1)
+    variance = reference.var(ddof=1)
+    assert shifted["icc_2_1"] == pytest.approx(variance / (variance + 10**2 / 2))
+
+
+def test_intervals_equal_scipy_resample_by_resample():
+    predicted, reference = pairs(n=25)
+    got = agreement(predicted, reference, bootstrap=300, seed=7)["intervals_95"]
+    drawn = {name: [] for name in got}
+    for chosen in np.random.default_rng(7).integers(25, size=(300, 25)):
+        p, r = predicted[chosen], reference[chosen]
+        bias, sd = (p - r).mean(), stats.tstd(p - r)
+        values = (
+            stats.pearsonr(p, r).statistic, stats.spearmanr(p, r).statistic, icc_by_anova(p, r), bias, sd,
+            bias - 1.96 * sd, bias + 1.96 * sd, np.abs(p - r).mean(), np.sqrt(np.square(p - r).mean()),
+        )  # fmt: skip
+        for name, value in zip(drawn, values, strict=True):
+            drawn[name].append(value)
+    for name, bounds in got.items():
+        assert bounds == pytest.approx(np.percentile(drawn[name], [2.5, 97.5]).tolist()), name
+
+
+def test_intervals_equal_the_percentile_bootstrap_of_scipy():
+    predicted, reference = pairs(n=60)
+    low, high = agreement(predicted, reference, bootstrap=4000)["intervals_95"]["pearson_r"]
+    direct = stats.bootstrap(
+        (predicted, reference), lambda p, r: stats.pearsonr(p, r).statistic, paired=True, vectorized=False,
+        method="percentile", n_resamples=1500,
+    ).confidence_interval  # fmt: skip
+    width = high - low
+    assert (low, high) == pytest.approx((direct.low, direct.high), abs=0.15 * width)
+
+
 def test_bias_is_signed():
     predicted, reference = pairs(shift=-7)
     assert agreement(predicted, reference, bootstrap=0)["bias"] < -5

@@ -151,5 +151,5 @@ def test_the_report_command(clips_and_masks, tmp_path, capsys):
     assert stored["rows"][0]["ef_percent"] == pytest.approx(100 * (1 - 0.825 * 0.49), abs=1)
     assert stored["rows"][0]["reference_ef_percent"] == 58
     page = (out / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 6
+    assert len(re.findall(r"data:image/webp;base64,[\w+/]{100}", page)) == 6
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)

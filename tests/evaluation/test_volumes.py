@@ -30,15 +30,15 @@ def test_single_plane_volume_of_half_ellipsoids(half_ellipsoid, tilt, spacing):
             half_ellipsoid(*size, spacing, tilt=tilt, shift=(0.1, 0.17), flips=flips) for size in (ED, ES)
         )
         volumes = [lv_volume_single_plane(mask, spacing) for mask in (ed, es)]
-        assert volumes == pytest.approx([edv, esv], rel=0.015)
-        assert ejection_fraction(*volumes) == pytest.approx(ejection_fraction(edv, esv), abs=1)
+        assert volumes == pytest.approx([edv, esv], rel=0.01)
+        assert ejection_fraction(*volumes) == pytest.approx(ejection_fraction(edv, esv), abs=0.5)
 
 
 @pytest.mark.parametrize("size", [(70, 60), (60, 50), (90, 30), (45, 36)])
 def test_round_and_slender_cavities(half_ellipsoid, size):
     for tilt in (-25, 0, 14):
         mask, volume = half_ellipsoid(*size, FINE, tilt=tilt)
-        assert lv_volume_single_plane(mask, FINE) == pytest.approx(volume, rel=0.015)
+        assert lv_volume_single_plane(mask, FINE) == pytest.approx(volume, rel=0.01)
 
 
 @pytest.mark.parametrize("tilt", [-30, -12, 0, 21])
@@ -49,7 +49,7 @@ def test_ejection_fraction_at_112_pixels(half_ellipsoid, tilt, flips):
         half_ellipsoid(*size, spacing, tilt=tilt, shape=(112, 112), flips=flips) for size in (ED, ES)
     )
     got = ejection_fraction(lv_volume_single_plane(ed, spacing), lv_volume_single_plane(es, spacing))
-    assert got == pytest.approx(ejection_fraction(edv, esv), abs=2)
+    assert got == pytest.approx(ejection_fraction(edv, esv), abs=1)
 
 
 @pytest.mark.parametrize(("tilt_a2c", "tilt_a4c"), [(-30, 20), (0, 0), (15, -30)])
@@ -59,7 +59,7 @@ def test_biplane_volume_of_elliptic_half_ellipsoids(half_ellipsoid, tilt_a2c, ti
         a2c, _ = half_ellipsoid(80, 40, spacings[0], tilt=tilt_a2c, flips=flips)
         a4c, _ = half_ellipsoid(80, 52, spacings[1], tilt=tilt_a4c)
         truth = 2 / 3 * np.pi * 20 * 26 * 80 / 1000
-        assert lv_volume_biplane(a2c, a4c, *spacings) == pytest.approx(truth, rel=0.015)
+        assert lv_volume_biplane(a2c, a4c, *spacings) == pytest.approx(truth, rel=0.01)
 
 
 def test_biplane_takes_the_larger_length_and_warns(half_ellipsoid, caplog):
@@ -67,7 +67,7 @@ def test_biplane_takes_the_larger_length_and_warns(half_ellipsoid, caplog):
     long, _ = half_ellipsoid(80, 40, FINE)
     with caplog.at_level(logging.WARNING):
         volume = lv_volume_biplane(short, long, FINE, FINE)
-    assert volume == pytest.approx(2 / 3 * np.pi * 20 * 20 * 80 / 1000, rel=0.015)
+    assert volume == pytest.approx(2 / 3 * np.pi * 20 * 20 * 80 / 1000, rel=0.01)
     assert "20 %" in caplog.text
     caplog.clear()
     lv_volume_biplane(long, long, FINE, FINE)
@@ -123,7 +123,7 @@ def test_specks_and_holes_do_not_count(half_ellipsoid):
     rows, columns = mask.shape
     mask[rows // 2 : rows // 2 + 6, columns // 2 : columns // 2 + 6] = 0
     mask[:9, :9] = 1
-    assert lv_volume_single_plane(mask, FINE) == pytest.approx(volume, rel=0.015)
+    assert lv_volume_single_plane(mask, FINE) == pytest.approx(volume, rel=0.01)
 
 
 def test_contour_area_is_that_of_the_pixels(half_ellipsoid):
