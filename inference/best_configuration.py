@@ -21,9 +21,16 @@ from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
 from ..preprocessing.store import ClipStore
 from ..training.model_folder import ModelFolder
+from .calibrate import calibrate
+from .calibration import CALIBRATION_FILE
 from .choice import BEST_CONFIGURATION_FILE
 from .crossval import Candidate, CrossValidation, load_labelled, score_candidates
-from .postprocessing import apply_postprocessing, determine_postprocessing, write_postprocessing
+from .postprocessing import (
+    apply_postprocessing,
+    determine_postprocessing,
+    read_postprocessing,
+    write_postprocessing,
+)
 from .predictor import POSTPROCESSING_FILE
 
 logger = logging.getLogger(__name__)
@@ -63,7 +70,8 @@ def find_best_configuration(
 
     Every case is judged by the fold in which it is validation only. The score is the mean Dice over structures and
     labelled frames. Written: crossval_results/summary.json of every candidate (before postprocessing); the best one's
-    postprocessing.json, and its postprocessed masks and ef.csv in crossval_results/; best_configuration.json.
+    postprocessing.json, and its postprocessed masks and ef.csv in crossval_results/; the calibration.json of every
+    model and of the best ensemble, there too; best_configuration.json.
 
     Args:
         folders: where the dataset lies.
@@ -89,6 +97,8 @@ def find_best_configuration(
         write_json(_home(crossval, candidate) / "crossval_results" / "summary.json", content)
     best = _choose(candidates, scores)
     postprocessing = _postprocess_best(crossval, best, structures, processes)
+    for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
+        _write_calibration(crossval, candidate, structures, structures[target], processes)
     table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
     file = crossval.results / BEST_CONFIGURATION_FILE
     name = dataset_name(crossval.results)
@@ -99,6 +109,7 @@ def find_best_configuration(
             "name": best.name,
             "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
             "postprocessing": postprocessing,
+            "calibration": _calibration_file(crossval, best).relative_to(crossval.results).as_posix(),
             "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
             "scores": table,
             "left_out": left_out,
@@ -238,6 +249,21 @@ def _postprocess_best(
         rows += measure_patients(abouts, measurements=measurements)
     write_csv(masks / "ef.csv", rows, EF_COLUMNS)
     return postprocessing
+
+
+def _calibration_file(crossval: CrossValidation, candidate: Candidate) -> Path:
+    return _home(crossval, candidate) / "crossval_results" / CALIBRATION_FILE
+
+
+def _write_calibration(
+    crossval: CrossValidation, candidate: Candidate, structures: Mapping[str, int], target: int, processes: int
+) -> None:
+    """Calibrate a model, or the best ensemble, with the postprocessing that it predicts with when told nothing else."""
+    own = _home(crossval, candidate) / POSTPROCESSING_FILE
+    steps = read_postprocessing(own) if own.is_file() else ()
+    store = ClipStore(crossval.preprocessed / ModelFolder.read(candidate.models[0]).plan.store)
+    calibration = calibrate(crossval, candidate, store, steps, structures, target, processes=processes)
+    calibration.write(_calibration_file(crossval, candidate))
 
 
 def _write_final_mask(

@@ -25,11 +25,13 @@ class ModelChoice:
         members: (model folder, folds) of each model; folds None: every fold trained.
         postprocessing: the steps; None: each model's own.
         reason: why these, in words.
+        calibration: the calibration.json of the whole; None: a single model's own.
     """
 
     members: tuple[tuple[Path, tuple[int, ...] | None], ...]
     postprocessing: tuple[dict[str, Any], ...] | None
     reason: str
+    calibration: Path | None = None
 
 
 def choose_models(
@@ -123,7 +125,9 @@ def _best(file: Path, folds: tuple[int, ...] | None) -> ModelChoice:
         raise EchoPlanError(
             f"this is no best configuration: {error!r}", file=file, remedy="run echoplan_find_best_configuration again"
         ) from error
-    return ModelChoice(members, steps, f"the best configuration that cross-validation found, {content.get('name', '')}")
+    reason = f"the best configuration that cross-validation found, {content.get('name', '')}"
+    calibration = content.get("calibration")
+    return ModelChoice(members, steps, reason, None if calibration is None else file.parent / calibration)
 
 
 def _lines(dataset: str, models: Sequence[Path]) -> str:

@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
 
+from ..evaluation import VOLUME_RULES
+from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
+from ..evaluation.quality import CHECK
 from .best_configuration import BestConfiguration, find_best_configuration
 from .choice import choose_models
+from .dicom_output import DICOM_FOLDER, require_highdicom
 from .folders import ensemble_folders, postprocess_folder
 from .postprocessing import read_postprocessing
 from .predictor import EchoPredictor
 from .run import predict_folder
+from .trust import TrustSettings
 
 
 @command
 def predict(arguments: Sequence[str]) -> int:
     """echoplan_predict -i IN -o OUT"""
     options = _predict_parser().parse_args(arguments)
+    if options.dicom:
+        require_highdicom()
     choice = choose_models(
         folders(),
         dataset=options.dataset,
@@ -40,6 +48,8 @@ def predict(arguments: Sequence[str]) -> int:
         checkpoint=options.checkpoint,
         mirroring=options.mirroring,
         autocast=options.mixed_precision,
+        calibration=choice.calibration,
+        coverage=options.coverage,
     )
     models = "\n".join(
         f"  {member.model.path.name}, folds {', '.join(map(str, member.folds))}" for member in predictor.members
@@ -53,11 +63,16 @@ def predict(arguments: Sequence[str]) -> int:
         continue_prediction=options.continue_prediction,
         keep_probabilities=options.save_probabilities,
         ef_method=options.ef_method,
+        dicom=options.dicom,
+        overlays=options.overlays,
         processes=options.np,
         details={name: value for name, value in vars(options).items() if name not in ("input", "output")},
     )
     kept = f", {len(run.kept)} were finished before" if run.kept else ""
     print(f"{len(run.predicted)} clips predicted{kept}; masks and ef_report.csv, report.html are in {options.output}")
+    if options.dicom:
+        print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {options.output / DICOM_FOLDER}")
+    _print_trust(run.rows, predictor.trust)
     unmeasured = sum(row["ef_percent"] is None for row in run.rows)
     if unmeasured:
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
@@ -86,10 +101,14 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
+    made.add_argument("--dicom", action="store_true", help="also write DICOM segmentations and reports of DICOM clips")
+    made.add_argument("--overlays", action="store_true", help="also write OUT/overlays/<case>.mp4 with the outline")
     made.add_argument("--no_postprocessing", action="store_true", help="leave the masks as the network made them")
     made.add_argument("--mirroring", action="store_true", help="average over the flips the plan allows; slower")
     made.add_argument("--mixed_precision", action="store_true", help="faster, with slightly different probabilities")
-    made.add_argument("--ef_method", choices=("simpson", "camus"), default="simpson", help="the rule for volumes")
+    made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
+    made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
+                      help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
     add_processes(made)
     add_device(made)
     return made
@@ -153,6 +172,21 @@ def apply_postprocessing_command(arguments: Sequence[str]) -> int:
     names = ", ".join(step["name"] for step in steps) or "no step"
     print(f"{len(results.done)} masks written to {options.output} ({names})")
     return report_failures(results.failures, work="postprocessing")
+
+
+def _print_trust(rows: Sequence[Mapping[str, Any]], trust: TrustSettings) -> None:
+    doubtful = sum(row["quality"] == CHECK for row in rows)
+    if doubtful:
+        print(f"{doubtful} of {len(rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
+    if trust.calibration is None:
+        print(f"no intervals of EF and volumes: {trust.why_none}")
+
+
+def _coverage(text: str) -> float:
+    try:
+        return check_coverage(float(text))
+    except (ValueError, EchoPlanError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.9") from error
 
 
 def _fold(text: str) -> int | str:

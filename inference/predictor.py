@@ -5,8 +5,8 @@ Starts no process, reads no environment, prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.networks.apply import segment_clip
 
-from ..evaluation import CaseMask, measure_case
+from ..evaluation import CaseMask, measure_case, measure_patients
+from ..evaluation.intervals import DEFAULT_COVERAGE
 from ..preprocessing.clip import normalise, preprocess_clip, sector_statistics
+from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
 from ..training.model_folder import ModelFolder
+from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 from .inputs import clip_from_array
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
+from .trust import TrustSettings, assess_patient
 
 POSTPROCESSING_FILE = "postprocessing.json"
 _PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
@@ -42,6 +46,12 @@ class Prediction:
         ed_frame, es_frame: end-diastole and end-systole, found on the area curve; None where there is no cavity.
         ef_percent: single-plane ejection fraction; None where it cannot be measured.
         note: why something is missing or doubtful; empty if nothing is.
+        ef_low_percent, ef_high_percent: the reference EF lies between; None where there is no interval.
+        interval_coverage_percent: how often it does, in percent; None where there is no interval.
+        interval_note: why there is no interval; empty if there is one.
+        ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
+        quality: "good" or "check"; "" where it was not asked for.
+        quality_reasons: why to check, in words.
     """
 
     mask: np.ndarray
@@ -51,6 +61,13 @@ class Prediction:
     es_frame: int | None
     ef_percent: float | None
     note: str = ""
+    ef_low_percent: float | None = None
+    ef_high_percent: float | None = None
+    interval_coverage_percent: float | None = None
+    interval_note: str = ""
+    ef_fold_sd_percent: float | None = None
+    quality: str = ""
+    quality_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,28 +102,25 @@ class PredictorMember:
         networks = tuple(model.load_network(fold, device=device, checkpoint=checkpoint) for fold in wanted)
         return cls(model, wanted, networks)
 
-    def segment(self, clip: Clip, *, mirroring: bool, autocast: bool) -> ClipProbabilities:
-        """The probabilities of a clip on this model's grid, averaged over its folds."""
+    def prepare(self, clip: Clip) -> tuple[torch.Tensor, Geometry]:
+        """The clip as this model's networks take it, and how that grid lies on the clip's own."""
         plan = self.model.plan
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
-        values = torch.from_numpy(normalise(frames, *sector_statistics(frames), plan.normalisation))
-        window = self.model.window
-        total: np.ndarray | None = None
-        for network in self.networks:
-            probabilities = segment_clip(
-                network,
-                values,
-                window=window,
-                stride=self.model.stride,
-                classes=self.model.description.classes,
-                batch=max(1, _PIXELS_AT_ONCE // (window * plan.size[0] * plan.size[1])),
-                mirror_axes=plan.mirror_axes if mirroring else (),
-                autocast=autocast,
-            )
-            total = probabilities if total is None else np.add(total, probabilities, out=total)
-        if total is None:
-            raise ValueError("a member without networks")
-        return ClipProbabilities(total / np.float32(len(self.networks)), geometry)
+        return torch.from_numpy(normalise(frames, *sector_statistics(frames), plan.normalisation)), geometry
+
+    def segment(self, network: nn.Module, values: torch.Tensor, *, mirroring: bool, autocast: bool) -> np.ndarray:
+        """The probabilities (K, T, h, w) that one of the networks gives a prepared clip."""
+        plan, window = self.model.plan, self.model.window
+        return segment_clip(
+            network,
+            values,
+            window=window,
+            stride=self.model.stride,
+            classes=self.model.description.classes,
+            batch=max(1, _PIXELS_AT_ONCE // (window * plan.size[0] * plan.size[1])),
+            mirror_axes=plan.mirror_axes if mirroring else (),
+            autocast=autocast,
+        )
 
 
 class EchoPredictor:
@@ -117,6 +131,7 @@ class EchoPredictor:
         postprocessing: steps applied to the masks.
         mirroring: also average over the flips that the plan allows; slower.
         autocast: mixed precision; faster on most devices, probabilities differ in the third digit.
+        trust: the calibration and the coverage of intervals; None: no intervals, the fixed limits of quality.
 
     Raises:
         EchoPlanError: the members have different labels, or a step does not exist.
@@ -129,6 +144,7 @@ class EchoPredictor:
         postprocessing: Iterable[str | Step] = (),
         mirroring: bool = False,
         autocast: bool = False,
+        trust: TrustSettings | None = None,
     ) -> None:
         if not members:
             raise ValueError("a predictor needs a model")
@@ -143,6 +159,7 @@ class EchoPredictor:
         self.postprocessing = check_steps(postprocessing)
         self.mirroring = mirroring
         self.autocast = autocast
+        self.trust = trust or TrustSettings()
 
     @classmethod
     def from_model_folder(
@@ -160,7 +177,7 @@ class EchoPredictor:
             folds: which folds' networks are averaged; None: every fold trained.
             device: "auto", "cuda", "mps" or "cpu".
             postprocessing: steps, or a postprocessing.json; None takes the model's own where it has one, () none.
-            options: as the class takes them.
+            options: as `from_model_folders` and the class take them.
 
         Raises:
             EchoPlanError: there is no such model, fold, device or step.
@@ -175,6 +192,8 @@ class EchoPredictor:
         device: str = "auto",
         postprocessing: Iterable[str | Step] | str | Path | None = None,
         checkpoint: str = "final",
+        calibration: Path | None = None,
+        coverage: float = DEFAULT_COVERAGE,
         **options: Any,
     ) -> EchoPredictor:
         """Predict with an ensemble of models.
@@ -183,6 +202,8 @@ class EchoPredictor:
             folders: (model folder, folds) of each member, folds as in `from_model_folder`.
             device, postprocessing, options: as in `from_model_folder`; an ensemble has no postprocessing of its own.
             checkpoint: "final" or "best".
+            calibration: a calibration.json; None takes a single model's own, where it has one.
+            coverage: of the intervals, between 0 and 1.
         """
         chosen = choose_device(device)
         members = [
@@ -193,7 +214,15 @@ class EchoPredictor:
             postprocessing = own if len(members) == 1 and own.is_file() else ()
         if isinstance(postprocessing, (str, Path)):
             postprocessing = read_postprocessing(postprocessing)
-        return cls(members, postprocessing=postprocessing, **options)
+        steps = check_steps(postprocessing)
+        trust = TrustSettings.find(
+            [member.model.path for member in members],
+            file=calibration,
+            postprocessing=steps,
+            checkpoint=checkpoint,
+            coverage=coverage,
+        )
+        return cls(members, postprocessing=steps, trust=trust, **options)
 
     @property
     def description(self) -> DatasetDescription:
@@ -204,6 +233,11 @@ class EchoPredictor:
     def target(self) -> int:
         """The label that is measured."""
         return self.description.labels[self.description.target]
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds, where all members predict with the same ones; else empty."""
+        return self.members[0].folds if len({member.folds for member in self.members}) == 1 else ()
 
     @property
     def name(self) -> str:
@@ -230,24 +264,71 @@ class EchoPredictor:
 
     def predict_clip(self, clip: Clip) -> Prediction:
         """Like `predict`, for what `read_clip` returns."""
-        return self.conclude(clip, self.segment(clip))
+        return self.conclude(clip, *self.segment_with_evidence(clip))
 
-    def segment(self, clip: Clip) -> ClipProbabilities:
-        """The class probabilities, on the network's grid where all members share one, else on the native grid."""
+    def segment(
+        self, clip: Clip, *, on_fold: Callable[[int, ClipProbabilities], None] | None = None
+    ) -> ClipProbabilities:
+        """The class probabilities, on the network's grid where all members share one, else on the native grid.
+
+        Args:
+            clip: what to segment.
+            on_fold: called with each fold's number and the average of its networks alone, as they come, where all
+                members predict with the same folds. The arrays are the callee's for the time of the call.
+        """
+        prepared = [member.prepare(clip) for member in self.members]
+        totals: list[np.ndarray | None] = [None] * len(self.members)
+        for index in range(max(len(member.networks) for member in self.members)):
+            alone = []
+            for number, (member, (values, geometry)) in enumerate(zip(self.members, prepared, strict=True)):
+                if index >= len(member.networks):
+                    continue
+                found = member.segment(member.networks[index], values, mirroring=self.mirroring, autocast=self.autocast)
+                total = totals[number]
+                totals[number] = found if total is None else np.add(total, found, out=total)
+                alone.append(ClipProbabilities(found, geometry))
+            if on_fold is not None and self.folds:
+                on_fold(self.folds[index], alone[0] if len(alone) == 1 else average(alone))
         return average(
-            member.segment(clip, mirroring=self.mirroring, autocast=self.autocast) for member in self.members
+            ClipProbabilities(total / np.float32(len(member.networks)), geometry)
+            for member, total, (_, geometry) in zip(self.members, totals, prepared, strict=True)
+            if total is not None
         )
 
-    def conclude(self, clip: Clip, probabilities: ClipProbabilities) -> Prediction:
-        """Mask and measurements from the probabilities that `segment` gave."""
+    def segment_with_evidence(
+        self, clip: Clip, *, phases: tuple[int, int] | None = None
+    ) -> tuple[ClipProbabilities, ClipEvidence]:
+        """Like `segment`, and what each fold alone found; no network runs twice.
+
+        Args:
+            clip: what to segment.
+            phases: end-diastole and end-systole where they are given.
+        """
+        by_fold: dict[int, Opinion] = {}
+
+        def opinion(probabilities: ClipProbabilities) -> Opinion:
+            return make_opinion(
+                probabilities, self.postprocessing, self.description.structures, self.target,
+                phases=phases, frame_time_ms=clip.frame_time_ms,
+            )  # fmt: skip
+
+        def remember(fold: int, probabilities: ClipProbabilities) -> None:
+            by_fold[fold] = opinion(probabilities)
+
+        probabilities = self.segment(clip, on_fold=remember)
+        return probabilities, ClipEvidence(grid_spacing(probabilities), opinion(probabilities), by_fold)
+
+    def conclude(
+        self, clip: Clip, probabilities: ClipProbabilities, evidence: ClipEvidence | None = None
+    ) -> Prediction:
+        """Mask and measurements from what `segment` gave; intervals and quality from the evidence."""
         target = self.target
         mask = self.label(clip, probabilities)
         cavity = mask == target
         area = None if clip.spacing_mm is None else cavity.sum(axis=(1, 2)) * float(np.prod(clip.spacing_mm))
-        found = measure_case(
-            CaseMask(case="", mask=cavity, spacing_mm=clip.spacing_mm, frame_time_ms=clip.frame_time_ms)
-        )
-        return Prediction(
+        case = CaseMask(case="", mask=cavity, spacing_mm=clip.spacing_mm, frame_time_ms=clip.frame_time_ms)
+        found = measure_case(case)
+        prediction = Prediction(
             mask=mask,
             probabilities=probabilities.of_class(0 if len(probabilities.values) == 1 else target),
             area_mm2=area,
@@ -255,6 +336,22 @@ class EchoPredictor:
             es_frame=found.es_frame,
             ef_percent=found.ef_percent,
             note="; ".join(part for part in (found.note, found.failure) if part),
+        )
+        if evidence is None:
+            return prediction
+        if evidence.edge_share is None:
+            evidence = replace(evidence, edge_share=edge_share(clip.frames, cavity))
+        (row,) = measure_patients([case], measurements=[found])
+        trust = assess_patient(row, [case], [found], {case.case: evidence}, self.trust)
+        return replace(
+            prediction,
+            ef_low_percent=trust.columns["ef_low_percent"],
+            ef_high_percent=trust.columns["ef_high_percent"],
+            interval_coverage_percent=trust.columns["interval_coverage_percent"],
+            interval_note=trust.no_interval.get("ef_percent", ""),
+            ef_fold_sd_percent=trust.columns["ef_fold_sd_percent"],
+            quality=trust.columns["quality"],
+            quality_reasons=tuple(trust.reasons),
         )
 
     def label(self, clip: Clip, probabilities: ClipProbabilities) -> np.ndarray:
@@ -288,4 +385,5 @@ class EchoPredictor:
             "postprocessing": list(self.postprocessing),
             "mirroring": self.mirroring,
             "autocast": self.autocast,
+            "calibration": None if self.trust.calibration is None else str(self.trust.file),
         }

@@ -14,16 +14,21 @@ from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import (
     CaseMask,
     CaseMeasurement,
-    Overlay,
-    make_overlays,
+    Film,
+    Picture,
+    make_film,
     measure_case,
     measure_patients,
+    picture_of,
     write_ef_report,
     write_report,
 )
+from ..evaluation.overlays import OVERLAY_FOLDER, OverlayJob, write_overlays
+from ..evaluation.quality import quality_columns
+from .evidence import FOLDER as EVIDENCE_FOLDER
+from .evidence import ClipEvidence
 from .inputs import InputClip
-
-_PICTURES = 200  # clips with pictures in report.html; each costs decoding it again
+from .trust import Assessment, TrustSettings, assess_patient
 
 
 @dataclass
@@ -32,7 +37,8 @@ class _Patient:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     measurements: list[CaseMeasurement] = field(default_factory=list)
-    overlays: list[Overlay] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
+    assessments: dict[str, Assessment] = field(default_factory=dict)
 
 
 def write_reports(
@@ -44,9 +50,11 @@ def write_reports(
     target: int,
     ef_method: str = "simpson",
     title: str = "",
+    trust: TrustSettings | None = None,
+    overlays: bool = False,
     processes: int = 0,
 ) -> list[dict[str, Any]]:
-    """Measure masks and write ef_report.csv, ef_report.json and report.html.
+    """Measure masks and write ef_report.csv, ef_report.json and report.html, and videos where they are asked for.
 
     One patient is in memory at a time. Patients without any mask have a row with the reason.
 
@@ -58,46 +66,89 @@ def write_reports(
         target: the label that is measured.
         ef_method: "simpson" or "camus".
         title: the model's name, for the page.
+        trust: what intervals and the quality flag are made with; None: no intervals, the fixed limits.
+        overlays: also write a video of each clip with its outline, out/overlays/<case>.mp4.
         processes: worker processes; 0: none.
 
     Returns:
         the report's rows, one a patient.
     """
-    patients: dict[str, list[InputClip]] = {}
-    for item in inputs:
-        patients.setdefault(item.about.patient, []).append(item)
-    pictured = {item.case for item in [item for item in inputs if item.case in masks][:_PICTURES]}
-    arguments = {}
-    for name, items in patients.items():
-        usable = [(item, masks[item.case], item.case in pictured) for item in items if item.case in masks]
-        if usable:
-            arguments[name] = (usable, target, ef_method)
-    results = run_cases(_measure_patient, arguments, processes=processes, description="measuring")
-    for name, reason in results.failures.items():
-        failures[f"measuring {name}"] = reason
-    found = [
-        results.done.get(name) or _without_mask(name, items, failures, ef_method) for name, items in patients.items()
-    ]
+    trust = trust or TrustSettings()
+    found = _measure_all(inputs, masks, failures, (target, ef_method, out / EVIDENCE_FOLDER, trust), processes)
     rows = [row for patient in found for row in patient.rows]
     measurements = [measured for patient in found for measured in patient.measurements]
-    curves = {measured.case: _curve(measured) for measured in measurements}
-    write_ef_report(out, rows, method=ef_method, details={"model": title, "cases": curves})
+    details = {"model": title, "trust": _trust(trust, found), "cases": _cases(found)}
+    write_ef_report(out, rows, method=ef_method, details=details)
     write_report(
         out / "report.html",
         rows=rows,
         measurements=measurements,
-        overlays=[overlay for patient in found for overlay in patient.overlays],
+        films=[film for patient in found for film in patient.films],
         subtitle=title,
     )
+    if overlays:
+        _write_overlays(out, inputs, masks, measurements, failures, target, processes)
     return rows
 
 
-def _measure_patient(usable: Sequence[tuple[InputClip, Path, bool]], target: int, ef_method: str) -> _Patient:
+def _measure_all(
+    inputs: Sequence[InputClip],
+    masks: Mapping[str, Path],
+    failures: MutableMapping[str, str],
+    how: tuple[int, str, Path, TrustSettings],
+    processes: int,
+) -> list[_Patient]:
+    """Every patient measured, one at a time in memory; `how` is target, rule, folder of the evidence, trust."""
+    patients: dict[str, list[InputClip]] = {}
+    for item in inputs:
+        patients.setdefault(item.about.patient, []).append(item)
+    shown = [item.case for item in inputs if item.case in masks]
+    picture = {case: picture_of(number) for number, case in enumerate(shown)}
+    arguments = {}
+    for name, items in patients.items():
+        usable = [(item, masks[item.case], picture[item.case]) for item in items if item.case in masks]
+        if usable:
+            arguments[name] = (usable, *how)
+    results = run_cases(_measure_patient, arguments, processes=processes, description="measuring")
+    for name, reason in results.failures.items():
+        failures[f"measuring {name}"] = reason
+    return [results.done.get(name) or _without_mask(name, items, failures, how[1]) for name, items in patients.items()]
+
+
+def _write_overlays(
+    out: Path,
+    inputs: Sequence[InputClip],
+    masks: Mapping[str, Path],
+    measurements: Sequence[CaseMeasurement],
+    failures: MutableMapping[str, str],
+    target: int,
+    processes: int,
+) -> None:
+    items = {item.case: item for item in inputs}
+    jobs = {
+        measured.case: OverlayJob(
+            items[measured.case].path,
+            masks[measured.case],
+            target,
+            measured,
+            items[measured.case].about.spacing_mm,
+            items[measured.case].about.frame_time_ms,
+        )
+        for measured in measurements
+    }
+    results = write_overlays(out / OVERLAY_FOLDER, jobs, processes=processes)
+    for case, reason in results.failures.items():
+        failures[f"overlay of {case}"] = reason
+
+
+def _measure_patient(
+    usable: Sequence[tuple[InputClip, Path, Picture]], target: int, ef_method: str, kept: Path, trust: TrustSettings
+) -> _Patient:
     found = _Patient()
     cases = []
-    for item, path, pictured in usable:
+    for item, path, picture in usable:
         # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
-        clip = item.read() if pictured else None
+        clip = None if picture == "none" else item.read()
         header = clip or item.probe()
         mask = read_mask(path)
         if header.crop is not None:
@@ -117,11 +168,35 @@ def _measure_patient(usable: Sequence[tuple[InputClip, Path, bool]], target: int
         )
         measured = measure_case(case, method=ef_method)
         if clip is not None:
-            found.overlays += make_overlays(measured, clip.frames, case.mask, clip.spacing_mm)
+            player = picture == "player"
+            found.films.append(make_film(measured, clip.frames, case.mask, clip.spacing_mm, player=player))
         found.measurements.append(measured)
         cases.append(case)
     found.rows = measure_patients(cases, method=ef_method, measurements=found.measurements)
+    evidence = {case.case: ClipEvidence.read(file) for case in cases if (file := kept / f"{case.case}.npz").is_file()}
+    for row in found.rows:
+        own = [(c, m) for c, m in zip(cases, found.measurements, strict=True) if m.patient == row["patient"]]
+        assessment = assess_patient(row, *zip(*own, strict=True), evidence, trust)
+        row |= assessment.columns
+        found.assessments[row["patient"]] = assessment
     return found
+
+
+def _trust(settings: TrustSettings, found: Sequence[_Patient]) -> dict[str, Any]:
+    """What the intervals and the flags were made with, and each patient's reasons."""
+    assessments = {name: own.to_dict() for patient in found for name, own in patient.assessments.items()}
+    return settings.to_dict() | {"patients": assessments}
+
+
+def _cases(found: Sequence[_Patient]) -> dict[str, Any]:
+    """Each clip's curve, and the reasons to look at it again."""
+    cases = {}
+    for patient in found:
+        doubts = {case: own for item in patient.assessments.values() for case, own in item.doubts.items()}
+        for measured in patient.measurements:
+            own = [doubt.to_dict() for doubt in doubts.get(measured.case, ())]
+            cases[measured.case] = _curve(measured) | {"doubts": own}
+    return cases
 
 
 def _curve(measured: CaseMeasurement) -> dict[str, Any]:
@@ -152,4 +227,4 @@ def _without_mask(patient: str, items: Sequence[InputClip], failures: Mapping[st
         "note": "",
         "failure": "; ".join(reasons) or failures.get(f"measuring {patient}", "not measured"),
     }
-    return _Patient(rows=[row])
+    return _Patient(rows=[row | quality_columns(row, {})])

@@ -19,6 +19,9 @@ from echoplan.imageio import Clip, write_mask
 from echoplan.work import run_cases
 
 from ..preprocessing.probabilities import save_probabilities
+from .dicom_output import DICOM_FOLDER, require_highdicom, write_dicom
+from .evidence import FOLDER as EVIDENCE_FOLDER
+from .evidence import edge_share
 from .inputs import InputClip, find_inputs
 from .predictor import EchoPredictor
 from .reporting import write_reports
@@ -35,12 +38,14 @@ class PredictionRun:
         kept: cases finished by an earlier run.
         failures: case -> reason.
         rows: the ejection-fraction report, one row a patient.
+        dicom_files: the DICOM segmentations and reports written.
     """
 
     predicted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    dicom_files: list[Path] = field(default_factory=list)
 
 
 def predict_folder(
@@ -52,14 +57,16 @@ def predict_folder(
     continue_prediction: bool = False,
     keep_probabilities: bool = False,
     ef_method: str = "simpson",
+    dicom: bool = False,
+    overlays: bool = False,
     processes: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> PredictionRun:
     """Predict every clip in a file or folder and write the reports.
 
     Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: <case>.nii.gz on the
-    clip's own grid, <case>.npz where probabilities are kept, ef_report.csv, ef_report.json, report.html,
-    prediction_args.json.
+    clip's own grid, evidence/<case>.npz (what each fold found), ef_report.csv, ef_report.json, report.html,
+    prediction_args.json, and what else is asked for.
 
     Args:
         source: what `find_inputs` takes.
@@ -68,14 +75,45 @@ def predict_folder(
         overwrite, continue_prediction: do again, or keep, what is there already.
         keep_probabilities: also write the class probabilities.
         ef_method: the volume rule, "simpson" or "camus".
+        dicom: also write DICOM segmentations and structured reports of the clips that are DICOM.
+        overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
         processes: worker processes for the measurements; 0: none.
         details: more for prediction_args.json (the command line's choices).
 
     Raises:
-        EchoPlanError: nothing to predict, results there already or about to overwrite the clips, or a full disk.
+        EchoPlanError: nothing to predict, results there already or about to overwrite the clips, a full disk, or DICOM
+            output without highdicom.
     """
+    if dicom:
+        require_highdicom()
     out = Path(out)
     inputs = _inputs_beside(Path(source), out, allow_existing=overwrite or continue_prediction)
+    run = _predict_unfinished(inputs, out, predictor, overwrite=overwrite, keep_probabilities=keep_probabilities)
+    masks = {item.case: mask_path(out, item) for item in inputs if item.case in {*run.predicted, *run.kept}}
+    run.rows = write_reports(
+        out,
+        inputs,
+        masks,
+        run.failures,
+        target=predictor.target,
+        ef_method=ef_method,
+        title=predictor.name,
+        trust=predictor.trust,
+        overlays=overlays,
+        processes=processes,
+    )
+    if dicom:
+        about = {"description": predictor.description, "model": predictor.name}
+        run.dicom_files = write_dicom(out / DICOM_FOLDER, inputs, masks, run.rows, run.failures, **about)
+    settings, model = {**(details or {}), "ef_method": ef_method}, predictor.to_dict()
+    write_json(out / ARGUMENTS_FILE, prediction_record(model=model, inputs=inputs, run=run, settings=settings))
+    return run
+
+
+def _predict_unfinished(
+    inputs: Sequence[InputClip], out: Path, predictor: EchoPredictor, *, overwrite: bool, keep_probabilities: bool
+) -> PredictionRun:
+    """Predict what has no result yet, or everything."""
     endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
     todo = [item for item in inputs if overwrite or not all(mask_path(out, item, end).is_file() for end in endings)]
     waiting = {item.case for item in todo}
@@ -87,22 +125,7 @@ def predict_folder(
             description="predicting",
         )
     kept = [item.case for item in inputs if item.case not in waiting]
-    run = PredictionRun(list(results.done), kept, results.failures)
-    finished = {*run.predicted, *run.kept}
-    run.rows = write_reports(
-        out,
-        inputs,
-        {item.case: mask_path(out, item) for item in inputs if item.case in finished},
-        run.failures,
-        target=predictor.target,
-        ef_method=ef_method,
-        title=predictor.name,
-        processes=processes,
-    )
-    settings = {**(details or {}), "ef_method": ef_method}
-    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings)
-    write_json(out / ARGUMENTS_FILE, record)
-    return run
+    return PredictionRun(list(results.done), kept, results.failures)
 
 
 def mask_path(out: Path, item: InputClip, ending: str = ".nii.gz") -> Path:
@@ -177,14 +200,17 @@ def _predict_case(
     item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
 ) -> None:
     clip = reader.next()
+    given = item.about.ed_frame, item.about.es_frame
     try:
-        probabilities = predictor.segment(clip)
+        probabilities, evidence = predictor.segment_with_evidence(clip, phases=None if None in given else given)
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise EchoPlanError(
             "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
         ) from error
     mask = predictor.label(clip, probabilities)
+    evidence.edge_share = edge_share(clip.frames, mask == predictor.target)
+    evidence.write(mask_path(out / EVIDENCE_FOLDER, item, ".npz"))
     if keep_probabilities:
         save_probabilities(mask_path(out, item, ".npz"), probabilities)
     if clip.crop is not None:  # back on the file's own grid, where other programs expect it

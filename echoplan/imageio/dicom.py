@@ -89,7 +89,7 @@ def read(path: Path) -> Clip:
     first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
     frames = []
     try:
-        with _quiet():
+        with quiet():
             for pixels in iter_pixels(header):
                 frames.append(_grey(pixels[first_row:end_row, first_column:end_column], header))
     except MemoryError:
@@ -115,7 +115,7 @@ def probe(path: Path) -> ClipInfo:
 def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
     """The named elements, and nothing else."""
     try:
-        with _quiet():
+        with quiet():
             header = pydicom.dcmread(path, force=True, specific_tags=tags, stop_before_pixels="PixelData" not in tags)
     except MemoryError:
         raise
@@ -131,17 +131,19 @@ def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's own messages: they can quote a header's values, and what matters becomes an error here."""
-    messages = logging.getLogger("pydicom")
-    level = messages.level
-    messages.setLevel(logging.CRITICAL + 1)
+def quiet() -> Iterator[None]:
+    """Without the messages of DICOM libraries: they can quote a header's values; what matters becomes an error."""
+    libraries = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [library.level for library in libraries]
+    for library in libraries:
+        library.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        messages.setLevel(level)
+        for library, level in zip(libraries, levels, strict=True):
+            library.setLevel(level)
 
 
 def _grey(pixels: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
@@ -162,7 +164,7 @@ def _grey(pixels: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
 def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
     """What the header says of the clip, cropped to its region."""
     try:
-        with _quiet():
+        with quiet():
             rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
             spacing, region = _pixel_spacing(header), _main_region(header)
             time = _frame_time_ms(header) if frames > 1 else None

@@ -96,3 +96,13 @@ def test_the_record_is_a_pure_function(tmp_path):
 def test_the_frame_time_reaches_the_mask(tmp_path, clips, predictor):
     predict_folder(clips / "p1_A4C.nii.gz", tmp_path / "out", predictor)
     assert read_clip(tmp_path / "out" / "p1_A4C.nii.gz").frame_time_ms == pytest.approx(1000 / 12, abs=0.01)
+
+
+def test_overlays_are_written_past_a_broken_clip(tmp_path, clips, predictor, heart):
+    run = predict_folder(clips, tmp_path / "out", predictor, overlays=True)
+    assert list(run.failures) == ["p4_A4C"]
+    folder = tmp_path / "out" / "overlays"
+    assert sorted(file.stem for file in folder.iterdir()) == sorted(run.predicted)
+    video = read_clip(folder / "p1_A4C.mp4")
+    assert len(video.frames) == len(heart.mask)
+    assert video.frame_time_ms == pytest.approx(1000 / 12, abs=0.01)

@@ -1,0 +1,314 @@
+"""DICOM segmentations and structured reports, built with highdicom; imported only where DICOM output was asked for.
+
+An ultrasound clip has no frame of reference, so that what ties a segmentation to it is the reference of each frame to
+its source frame (PS3.3 C.7.6.16.2.6), and frames are told apart by segment and temporal position. highdicom writes
+segmentations of such images for single frames only; the multi-frame module is therefore filled in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import NAMESPACE_OID, uuid5
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.pixels import pack_bits
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+
+from echoplan import __version__
+
+MAKER = "EchoPlan"
+_SERIES_DESCRIPTION = "EchoPlan, for research only"
+_SEGMENTATION_SERIES, _REPORT_SERIES = 9001, 9002
+_STRUCTURES = {
+    "LV": codes.SCT.LeftVentricle,
+    "MYO": codes.SCT.LeftVentricleMyocardium,
+    "LA": codes.SCT.LeftAtrium,
+}
+_OWN_SCHEME = "99ECHOPLAN"  # for structures that only the dataset names
+_VIEWS = {"A2C": codes.SCT.ApicalTwoChamber, "A4C": codes.SCT.ApicalFourChamber}  # CID 12226
+_METHODS = {1: codes.DCM.MethodOfDisksSinglePlane, 2: codes.DCM.MethodOfDisksBiplane}  # CID 12228, by views
+_MILLILITRE, _PERCENT = Code("mL", "UCUM", "milliliter"), Code("%", "UCUM", "percent")
+_DERIVATION = Code("113076", "DCM", "Segmentation")  # CID 7203
+_SEGMENT_NUMBER, _TEMPORAL_POSITION = Tag("ReferencedSegmentNumber"), Tag("TemporalPositionIndex")
+_LONGEST_NAME = 64  # characters of VR LO
+
+
+@dataclass(frozen=True)
+class MeasuredClip:
+    """A clip that volumes were measured on.
+
+    Attributes:
+        source: its DICOM header.
+        ed_frame, es_frame: the frames measured, from 0.
+        view: "A2C", "A4C" or anything else.
+    """
+
+    source: Dataset
+    ed_frame: int
+    es_frame: int
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a report says: a row of ef_report.csv.
+
+    Attributes:
+        ef_percent, edv_ml, esv_ml: volumes are None where the spacing is unknown.
+        beats: how many beats they are the mean of.
+        parameters: how they came about, in words.
+        note: what a reader should know.
+    """
+
+    ef_percent: float
+    edv_ml: float | None = None
+    esv_ml: float | None = None
+    beats: int = 1
+    parameters: tuple[str, ...] = ()
+    note: str = ""
+
+
+def make_segmentation(
+    source: Dataset,
+    mask: np.ndarray,
+    *,
+    structures: Mapping[str, int],
+    target: str,
+    model: str,
+) -> Dataset:
+    """A binary multi-frame segmentation with every structure on every frame of the clip.
+
+    Args:
+        source: the clip's DICOM header.
+        mask: (T, H, W) labels on the grid of the source's own frames.
+        structures: name -> value in the mask; each becomes a segment.
+        target: the structure that is the left ventricle's cavity.
+        model: the name of what made the mask.
+    """
+    made = hd.SOPClass(
+        study_instance_uid=source.StudyInstanceUID,
+        series_instance_uid=hd.UID(),
+        series_number=_SEGMENTATION_SERIES,
+        sop_instance_uid=hd.UID(),
+        sop_class_uid=SegmentationStorage,
+        instance_number=1,
+        modality="SEG",
+        manufacturer=MAKER,
+        manufacturer_model_name=model[:_LONGEST_NAME],
+        software_versions=__version__,
+        device_serial_number=__version__,  # there has to be one
+        series_description=_SERIES_DESCRIPTION,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    made.SpecificCharacterSet = source.SpecificCharacterSet
+    made.copy_patient_and_study_information(source)
+    made.SegmentationType, made.SegmentsOverlap = "BINARY", "NO"
+    made.ContentLabel, made.ContentDescription = "SEGMENTATION", "Structures of the heart, segmented automatically"
+    made.ContentCreatorName = None
+    made.ImageType = ["DERIVED", "PRIMARY"]
+    made.PatientOrientation = source.get("PatientOrientation") or ""
+    made.SegmentSequence = [
+        _segment(number, name, value, source, target=target, model=model)
+        for number, (name, value) in enumerate(structures.items(), start=1)
+    ]
+    _add_references(made, source)
+    _add_frames(made, source, len(structures), len(mask))
+    _add_pixels(made, source, np.stack([mask == value for value in structures.values()]))
+    return made
+
+
+def make_report(clips: Sequence[MeasuredClip], found: Measurements, *, model: str) -> hd.sr.ComprehensiveSR:
+    """A structured report (TID 1500) of the left ventricle's volumes and ejection fraction.
+
+    Args:
+        clips: one for single-plane, two (A2C, A4C) for biplane volumes, all of one patient and study.
+        found: the values.
+        model: the name of what made the masks.
+    """
+    sources = [clip.source for clip in clips]
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=_tracking_uid(sources[0]), identifier="Left ventricle"),
+        finding_sites=[hd.sr.FindingSite(codes.SCT.LeftVentricle)],
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=MAKER,
+            version=__version__,
+            parameters=[f"model: {model}", *found.parameters],
+        ),
+        measurements=_measurements(clips, found),
+    )
+    if found.note:
+        group[0].ContentSequence.append(
+            hd.sr.TextContentItem(codes.DCM.Comment, found.note, hd.sr.RelationshipTypeValues.CONTAINS)
+        )
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=_uid(f"{MAKER} {__version__}"),
+        name=MAKER,
+        manufacturer_name=MAKER,
+        model_name=model,
+        serial_number=__version__,
+    )
+    observer = hd.sr.ObserverContext(codes.DCM.Device, device)
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=codes.SCT.Echocardiography,
+        imaging_measurements=[group],
+    )
+    made = hd.sr.ComprehensiveSR(
+        evidence=sources,
+        content=content,
+        series_instance_uid=hd.UID(),
+        series_number=_REPORT_SERIES,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=model[:_LONGEST_NAME],
+        software_versions=__version__,
+        series_description=_SERIES_DESCRIPTION,
+        is_complete=True,
+    )
+    made.SpecificCharacterSet = sources[0].SpecificCharacterSet
+    return made
+
+
+def _uid(name: str) -> str:
+    """The same UID for the same name, always."""
+    return f"2.25.{uuid5(NAMESPACE_OID, name).int}"
+
+
+def _tracking_uid(source: Dataset) -> str:
+    """Of the left ventricle in this study: segmentations and reports of one study name the same heart."""
+    return _uid(f"{source.StudyInstanceUID} left ventricle")
+
+
+def _segment(
+    number: int, name: str, value: int, source: Dataset, *, target: str, model: str
+) -> hd.seg.SegmentDescription:
+    is_target = name == target
+    code = codes.SCT.LeftVentricle if is_target else _STRUCTURES.get(name)
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:_LONGEST_NAME],
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=code or Code(f"LABEL{value}", _OWN_SCHEME, name[:_LONGEST_NAME]),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=MAKER,
+            family=codes.DCM.ArtificialIntelligence,
+            version=__version__,
+            parameters={"model": model},
+        ),
+        tracking_uid=_tracking_uid(source) if is_target else None,
+        tracking_id="Left ventricle" if is_target else None,
+    )
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    return item
+
+
+def _add_references(made: Dataset, source: Dataset) -> None:
+    series = Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [_reference(source)]
+    made.ReferencedSeriesSequence = [series]
+
+
+def _add_frames(made: Dataset, source: Dataset, segments: int, frames: int) -> None:
+    """The dimensions, and what each frame shows: segment by segment, and in each the whole clip."""
+    organization = hd.UID()
+    made.DimensionOrganizationSequence = [Dataset()]
+    made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
+    made.DimensionIndexSequence = [
+        _dimension(organization, _SEGMENT_NUMBER, Tag("SegmentIdentificationSequence"), "Segment"),
+        _dimension(organization, _TEMPORAL_POSITION, Tag("FrameContentSequence"), "Frame"),
+    ]
+    made.SharedFunctionalGroupsSequence = [Dataset()]
+    made.PerFrameFunctionalGroupsSequence = [
+        _frame_groups(source, segment, frame, several=frames > 1)
+        for segment in range(1, segments + 1)
+        for frame in range(1, frames + 1)
+    ]
+    made.NumberOfFrames = segments * frames
+
+
+def _dimension(organization: str, index: int, group: int, label: str) -> Dataset:
+    item = Dataset()
+    item.DimensionOrganizationUID = organization
+    item.DimensionIndexPointer, item.FunctionalGroupPointer = index, group
+    item.DimensionDescriptionLabel = label
+    return item
+
+
+def _frame_groups(source: Dataset, segment: int, frame: int, *, several: bool) -> Dataset:
+    content, identification, derivation, image = Dataset(), Dataset(), Dataset(), _reference(source)
+    content.DimensionIndexValues = [segment, frame]
+    content.TemporalPositionIndex = frame
+    identification.ReferencedSegmentNumber = segment
+    if several:
+        image.ReferencedFrameNumber = frame
+    image.PurposeOfReferenceCodeSequence = [
+        hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
+    ]
+    image.SpatialLocationsPreserved = "YES"
+    derivation.DerivationCodeSequence = [hd.sr.CodedConcept.from_code(_DERIVATION)]
+    derivation.SourceImageSequence = [image]
+    groups = Dataset()
+    groups.FrameContentSequence = [content]
+    groups.SegmentIdentificationSequence = [identification]
+    groups.DerivationImageSequence = [derivation]
+    return groups
+
+
+def _add_pixels(made: Dataset, source: Dataset, segments: np.ndarray) -> None:
+    """Pixels of (segments, T, H, W) bool, one bit each."""
+    made.Rows, made.Columns = segments.shape[2:]
+    made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
+    made.BitsAllocated, made.BitsStored, made.HighBit = 1, 1, 0
+    made.LossyImageCompression = source.get("LossyImageCompression") or "00"
+    if made.LossyImageCompression == "01":
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if source.get(keyword) is not None:
+                setattr(made, keyword, source.get(keyword))
+    made.PixelData = pack_bits(segments.astype(np.uint8).ravel())
+
+
+def _measurements(clips: Sequence[MeasuredClip], found: Measurements) -> list[hd.sr.Measurement]:
+    """EDV, ESV and EF (CID 12202), each with its method, and the frames it was measured on."""
+    ed = [[clip.ed_frame] for clip in clips]
+    es = [[clip.es_frame] for clip in clips]
+    both = [sorted((clip.ed_frame, clip.es_frame)) for clip in clips]
+    wanted = (
+        (codes.LN.LeftVentricularEndDiastolicVolume, found.edv_ml, _MILLILITRE, ed),
+        (codes.LN.LeftVentricularEndSystolicVolume, found.esv_ml, _MILLILITRE, es),
+        (codes.LN.LeftVentricularEjectionFractionByUS, found.ef_percent, _PERCENT, both),
+    )
+    made = []
+    for name, value, unit, frames in wanted:
+        if value is None:
+            continue
+        measurement = hd.sr.Measurement(
+            name=name,
+            value=round(float(value), 2),
+            unit=unit,
+            method=_METHODS[len(clips)],
+            derivation=codes.SCT.Mean if found.beats > 1 else None,
+            referenced_images=[
+                hd.sr.SourceImageForMeasurement.from_source_image(clip.source, [frame + 1 for frame in numbers])
+                for clip, numbers in zip(clips, frames, strict=True)
+            ],
+        )
+        if len(clips) == 1 and clips[0].view in _VIEWS:
+            view = hd.sr.CodeContentItem(
+                codes.DCM.ImageView, _VIEWS[clips[0].view], hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
+            )
+            measurement[0].ContentSequence.append(view)
+        made.append(measurement)
+    return made

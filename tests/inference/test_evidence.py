@@ -1,0 +1,141 @@
+"""What each fold found alone, and where the cavity meets the edge of the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from echoplan.errors import EchoPlanError
+from echoplan.evaluation import CaseMask, measure_case, measure_patients
+from echoplan.inference import EchoPredictor
+from echoplan.inference.evidence import ClipEvidence, Opinion, edge_share, fold_sd, grid_spacing, measure_folds
+from echoplan.preprocessing import plan_geometry
+from echoplan.preprocessing.probabilities import ClipProbabilities
+
+
+@pytest.fixture
+def fuzzy(heart):
+    """A clip whose border is a ramp, so that networks with other thresholds draw other borders."""
+    from scipy.ndimage import gaussian_filter
+
+    large = np.kron(heart.clip.frames, np.ones((1, 2, 2)))
+    frames = np.stack([gaussian_filter(frame, 3.0) for frame in large])
+    return frames.astype(np.uint8)
+
+
+def test_each_folds_own_measurement_is_that_of_its_network_alone(folders, make_model, fuzzy):
+    model = make_model(folders.results, thresholds=(0.35, 0.65), size=(128, 160))  # the clip's own grid
+    together = EchoPredictor.from_model_folder(model, device="cpu")
+    alone = [EchoPredictor.from_model_folder(model, [fold], device="cpu").predict(fuzzy, (1, 1), 80) for fold in (0, 1)]
+    probabilities, evidence = together.segment_with_evidence(make_clip(fuzzy))
+    prediction = together.conclude(make_clip(fuzzy), probabilities, evidence)
+    case = CaseMask("", prediction.mask, spacing_mm=(1, 1), frame_time_ms=80)
+    measured = measure_case(case)
+    (row,) = measure_patients([case], measurements=[measured])
+    found = measure_folds(row, [(case, evidence)], method="simpson")
+    for fold in (0, 1):
+        assert found[fold]["ef_percent"] == pytest.approx(alone[fold].ef_percent)
+        own = measure_case(CaseMask("", alone[fold].mask, spacing_mm=(1, 1), frame_time_ms=80))
+        assert found[fold]["edv_ml"] == pytest.approx(own.edv_ml)
+    assert found[0]["edv_ml"] > 1.1 * found[1]["edv_ml"]
+    assert prediction.ef_fold_sd_percent == pytest.approx(fold_sd(found)) and fold_sd(found) > 0.1
+
+
+def make_clip(frames):
+    from echoplan.imageio import Clip
+
+    return Clip(frames, (1.0, 1.0), 80.0, "test")
+
+
+def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart, monkeypatch):
+    import echoplan.inference.predictor as module
+
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    calls = []
+    original = module.segment_clip
+    monkeypatch.setattr(module, "segment_clip", lambda *a, **k: calls.append(1) or original(*a, **k))
+    plain = predictor.segment(heart.clip)
+    assert len(calls) == 2
+    probabilities, evidence = predictor.segment_with_evidence(heart.clip)
+    assert len(calls) == 4 and sorted(evidence.by_fold) == [0, 1]
+    np.testing.assert_array_equal(plain.values, probabilities.values)
+    single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu").predict_clip(
+        heart.clip
+    )
+    assert single.ef_fold_sd_percent is None
+
+
+def test_ensembles_of_other_folds_say_nothing_of_folds(folders, make_model, heart):
+    one, two = make_model(folders.results), make_model(folders.results, trainer="DimTrainer")
+    same = EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu")
+    assert same.folds == (0, 1) and sorted(same.segment_with_evidence(heart.clip)[1].by_fold) == [0, 1]
+    other = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu")
+    assert other.folds == () and other.segment_with_evidence(heart.clip)[1].by_fold == {}
+    assert other.predict_clip(heart.clip).ef_fold_sd_percent is None
+
+
+def test_an_opinion_has_its_own_phases_unless_they_are_given(heart):
+    cavity = heart.mask > 0
+    found = Opinion.of(cavity)
+    assert len(found) == 1
+    np.testing.assert_array_equal(found.beats, cavity[[heart.ed_frame, heart.es_frame]])
+    np.testing.assert_array_equal(Opinion.of(cavity, phases=(1, 4)).beats, cavity[[1, 4]])
+    assert len(Opinion.of(np.zeros_like(cavity))) == 0
+
+
+def test_evidence_survives_the_disk(tmp_path, heart):
+    cavity = heart.mask > 0
+    kept = ClipEvidence((0.5, 0.25), Opinion.of(cavity), {3: Opinion.of(cavity, phases=(1, 4)), 1: Opinion(cavity[:0])})
+    kept.write(tmp_path / "a.npz")
+    again = ClipEvidence.read(tmp_path / "a.npz")
+    assert again.spacing == (0.5, 0.25) and again.edge_share is None and list(again.by_fold) == [3, 1]
+    np.testing.assert_array_equal(again.average.beats, kept.average.beats)
+    np.testing.assert_array_equal(again.by_fold[3].beats, cavity[[1, 4]])
+    assert len(again.by_fold[1]) == 0
+    (tmp_path / "b.npz").write_bytes(b"nothing")
+    for name in ("b", "c"):
+        with pytest.raises(EchoPlanError, match="predict again"):
+            ClipEvidence.read(tmp_path / f"{name}.npz")
+
+
+def test_a_fold_without_a_cavity_measures_nothing(heart):
+    cavity = heart.mask > 0
+    case = CaseMask("a", cavity, spacing_mm=(1, 1))
+    (row,) = measure_patients([case])
+    empty = Opinion(cavity[:0])
+    speck = Opinion.of(cavity & (np.arange(80) == 40))
+    evidence = ClipEvidence((1, 1), Opinion.of(cavity), {0: Opinion.of(cavity), 1: empty, 2: speck})
+    found = measure_folds(row, [(case, evidence)], method="simpson")
+    assert found[0]["ef_percent"] == pytest.approx(row["ef_percent"])
+    assert set(found[1].values()) == set(found[2].values()) == {None} and fold_sd(found) is None
+    assert measure_folds(row, [(case, ClipEvidence((1, 1)))], method="simpson") == {}
+
+
+def test_the_grids_spacing_is_in_mm_or_in_the_clips_pixels():
+    values = np.zeros((1, 1, 32, 32), np.float32)
+    known = plan_geometry((64, 64), (0.5, 0.5), None, (32, 32))
+    assert grid_spacing(ClipProbabilities(values, known)) == pytest.approx((1.0, 1.0))
+    unknown = plan_geometry((64, 128), None, None, (32, 32), "stretch")
+    assert grid_spacing(ClipProbabilities(values, unknown)) == pytest.approx((2.0, 4.0))
+
+
+def sector(shape=(120, 120)):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    depth = np.hypot(rows - 4, columns - 60)
+    return (depth < 105) & (np.abs(columns - 60) < 0.8 * (rows - 4))
+
+
+def test_a_cavity_that_leaves_the_sector_is_noticed():
+    image = np.where(sector(), 90, 0).astype(np.uint8)
+    frames = np.stack([image, np.where(image > 0, image + 20, 0).astype(np.uint8)])
+    rows, columns = np.mgrid[:120, :120]
+
+    def cavity(column):
+        return np.stack([((rows - 60) / 24) ** 2 + ((columns - column) / 14) ** 2 < 1] * 2)
+
+    assert edge_share(frames, cavity(60)) == 0.0
+    assert 0.15 < edge_share(frames, cavity(60 + 36)) < 0.9
+    assert edge_share(frames, np.zeros_like(cavity(60))) is None
+    black = np.zeros_like(frames)
+    assert edge_share(black, cavity(60)) == 0.0  # nothing stands out: the frame is the sector
+    assert edge_share(black, cavity(8)) > 0.1
