@@ -12,9 +12,12 @@ help:  ## what there is
 
 install: $(INSTALLED)  ## virtual environment with EchoPlan in it
 
+# sam2 is built from source, and its build imports torch: without isolation it takes the one installed here, and no second.
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet torch torchvision
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation 'sam2>=1.1.0'
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 

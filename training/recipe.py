@@ -49,7 +49,7 @@ class Recipe:
         momentum, weight_decay: the optimiser's.
         poly_power: the learning rate falls as (1 - iteration / iterations) ** poly_power; 0 keeps it constant.
         gradient_clip: the largest gradient norm; None does not clip.
-        augmentation: "strong", "light" or "none" (training.data.augmentation).
+        augmentation: "strong", "moderate", "light" or "none" (training.data.augmentation).
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
@@ -79,7 +79,7 @@ class Recipe:
                 raise EchoPlanError(f"the setting {name} must be more than 0, not {value}")
         choices = {
             "optimiser": ("sgd", "adam", "adamw"),
-            "augmentation": ("strong", "light", "none"),
+            "augmentation": ("strong", "moderate", "light", "none"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
             "supervision": ("all", "ed_es"),
         }

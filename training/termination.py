@@ -7,9 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from echoplan.errors import Terminated
+
 
 class Termination:
-    """Inside the block SIGTERM is only noted; the training asks `requested` when it can stop without loss."""
+    """Inside the block SIGTERM is only noted; the training asks `requested` when it can stop without loss.
+
+    Raises:
+        Terminated: at the block's end, where SIGTERM came and nobody asked any more.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -26,6 +32,8 @@ class Termination:
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+        if self.requested and kind is None:
+            raise Terminated
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

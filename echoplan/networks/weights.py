@@ -179,9 +179,7 @@ def _download(name: str, source: WeightsSource, folder: Path) -> Path:
         _log.warning("the SHA-256 that %s is checked by is unconfirmed: %s", source.file_name, source.note)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            source.url, str(target), hash_prefix=source.sha256, progress=sys.stderr.isatty()
-        )
+        torch.hub.download_url_to_file(source.url, str(target), hash_prefix=source.sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no connection or no room; or a SHA-256 that does not agree
         raise EchoPlanError(
             f"the weights {name!r} could not be downloaded: {error}", file=source.url, remedy=_how_to_get(name, source)

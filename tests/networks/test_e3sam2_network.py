@@ -314,6 +314,13 @@ def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
     assert 8 not in frames_in(bank)
 
 
+def test_without_values_a_full_bank_gives_up_the_oldest() -> None:
+    bank = ConfidentFrames(remembered(0, 0))
+    for frame in range(1, 9):
+        bank.add(Remembered(frame, torch.empty(64, 1, 1, device="meta"), torch.empty(256, device="meta"), 1.0))
+    assert frames_in(bank) == [0, 3, 4, 5, 6, 7, 8]
+
+
 def test_both_ways_are_gone_and_nothing_is_remembered_in_vain() -> None:
     assert visiting_order(2, 5) == [2, 3, 4, 1, 0]
     assert visiting_order(0, 1) == [0]

@@ -171,6 +171,12 @@ def test_without_weights_and_network_the_error_says_how_to_get_them(
         build_network("e3sam2", size=(SIZE, SIZE), pretrained=True)
 
 
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sam2.modeling.backbones.hieradet", None)
+    with pytest.raises(EchoPlanError, match=r"sam2 cannot be imported.*SAM2_BUILD_CUDA=0 pip install"):
+        build_network("sam2", size=(SIZE, SIZE))
+
+
 def test_hydra_and_logging_stay_as_they_were() -> None:
     code = """
 import logging, sys

@@ -8,7 +8,6 @@ import torch
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
-from echoplan.experiment_planning import measure_memory
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
@@ -59,7 +58,7 @@ def gradients(trainer: EchoForgeTrainer, batch: dict) -> tuple[float, dict[str, 
 
 
 def test_it_learns_and_tells_how_its_pseudo_labels_fare(dense_setup: FoldSetup) -> None:
-    trainer = make_trainer(dense_setup, epochs=4, rise_start=0.25, rise_end=0.75, iterations_per_epoch=8)
+    trainer = make_trainer(dense_setup, epochs=4, rise_start=0.25, rise_end=0.75, iterations_per_epoch=5)
     trainer.run_training()
     metrics = read_metrics(trainer.setup.folder)
     assert metrics[-1]["val_dice"] > 0.6
@@ -136,7 +135,9 @@ def test_unsure_unlabelled_pixels_teach_nothing(clip_setup: FoldSetup) -> None:
 
 def test_everything_learns(dense_setup: FoldSetup) -> None:
     trainer, batch = started(dense_setup)
-    torch.nn.init.eye_(trainer.network.recalibration.fusion.out.weight)  # starts at zero, see `FeatureFusion.reset`
+    for weight in trainer.network.parameters():
+        if not weight.any():  # residual branches start at zero, and hold back what is before them in the first step
+            torch.nn.init.normal_(weight, std=0.1)
     trainer.network.recalibration.log_temperature.data.fill_(1.0)  # so that some patches are undecided
     _, found = gradients(trainer, batch)
     still = {name for name, _ in trainer.network.named_parameters() if name not in found or not found[name].any()}
@@ -168,6 +169,7 @@ def test_clips_with_all_their_labels_train_without_pseudo_labels(dense_setup: Fo
 
 
 def test_the_recipe_is_the_papers() -> None:
+    assert trainer_registry()["EchoForgeTrainer"] is EchoForgeTrainer
     recipe, needs = EchoForgeTrainer.recipe_class(), EchoForgeTrainer.needs
     assert (recipe.epochs, recipe.optimiser, recipe.poly_power, recipe.backbone) == (50, "adam", 0.9, "resnet50")
     assert (recipe.anchors, recipe.neighbours, recipe.pretrained) == (2, 16, True)
@@ -182,13 +184,3 @@ def test_one_structure_is_what_it_takes(clip_setup: FoldSetup) -> None:
     several = DatasetDescription("Toy", labels={"background": 0, "LV": 1, "MYO": 2})
     with pytest.raises(EchoPlanError, match="EchoForgeTrainer segments one structure"):
         EchoForgeTrainer(replace(clip_setup, description=several))
-
-
-def test_its_memory_can_be_simulated() -> None:
-    assert trainer_registry()["EchoForgeTrainer"] is EchoForgeTrainer
-    settings = {name: SMALL[name] for name in ("backbone", "channels", "fusion_layers", "query_layers")}
-    small, large = (
-        measure_memory(EchoForgeTrainer, size=(64, 64), frames=frames, classes=1, settings=settings)
-        for frames in (2, 4)
-    )
-    assert large.per_sample_gb == pytest.approx(2 * small.per_sample_gb, rel=0.1)

@@ -164,7 +164,9 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
     """The augmentation called `kind`.
 
     "strong": nnU-Net's 2D recipe (Isensee et al. 2021, supplement D) with a rotation that suits apical views.
-    "light": the clip papers' (flip, rotation, brightness and contrast by 15 %).
+    "moderate": EchoForge's (gamma, scaling, rotation and contrast, each in half of the samples; the paper names no
+    ranges), and flips.
+    "light": PKEcho-Net's (flip, rotation, brightness and contrast by 15 %).
     "none": the sample as it is.
     """
     if kind == "none":
@@ -175,6 +177,14 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
             [
                 BrightnessMultiplicativeTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
                 ContrastAugmentationTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
+            ],
+        )
+    if kind == "moderate":
+        return Augmentation(
+            SectorAffine(rotation_degrees, scale=(0.8, 1.25), mirror=mirror, probability=0.5),
+            [
+                GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.5),
+                ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.5),
             ],
         )
     return Augmentation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -42,7 +41,6 @@ from ..recipe import Recipe, TrainerNeeds
 from ..state import EpochProgress, model_state, restore_training, training_state, write_model_files
 from ..termination import Termination
 
-logger = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # of the validation Dice that picks the best checkpoint; single epochs are noisy
 
 
@@ -158,7 +156,7 @@ class EchoTrainer(ABC):
                 for epoch in range(self.first_epoch, self.recipe.epochs):
                     self.train_epoch(epoch)
                     self.on_epoch_end(epoch, self.validate_epoch())
-            self.on_train_end()
+                self.on_train_end()
         except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
             raise self.training_batches.explain(error) from error
         finally:
@@ -287,6 +285,8 @@ class EchoTrainer(ABC):
         self.network.eval()
         score = OnlineDice(self.classes)
         for batch in self.validation_batches.epoch(0) if self.world.leads else ():
+            if self.termination.requested and self.world.size == 1:  # several must stop at the same step
+                self._save_terminated(self.epoch)
             batch = self.to_device(batch)
             with self.optimisation.autocast():
                 logits = self.network(batch["clip"])
@@ -316,9 +316,9 @@ class EchoTrainer(ABC):
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
         self.log.say(f"epoch {epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s")
         self.progress = EpochProgress()
-        self._save("latest", training_state(self, epoch + 1))
-        if is_best:
+        if is_best:  # before "latest", which says that it is there
             self._save("best", model_state(self, epoch + 1))
+        self._save("latest", training_state(self, epoch + 1))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint."""

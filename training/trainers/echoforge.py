@@ -35,7 +35,7 @@ class EchoForgeRecipe(Recipe):
     """
 
     epochs: int = 50
-    augmentation: str = "light"
+    augmentation: str = "moderate"
     pretrained: bool = True
     backbone: str = "resnet50"
     temporal_fusion: bool = True

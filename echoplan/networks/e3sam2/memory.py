@@ -89,7 +89,7 @@ class Memory(nn.Module):
         age = torch.cat([self.age[-1:], self.age[back]]).flatten(1, 2)  # (n, 1, 64)
         pointers = torch.stack([bank.start.pointer, *(pointer for _, pointer in bank.pointers)])
         memories = [spatial.flatten(2).transpose(1, 2).flatten(0, 1), pointers.reshape(-1, MEMORY_WIDTH)]
-        marks = [(grid + age).flatten(0, 1), self._pointer_marks(bank, frame, length).to(spatial.device)]
+        marks = [(grid + age).flatten(0, 1), self._pointer_marks(bank, frame, length)]
         return torch.cat(memories), torch.cat(marks)
 
     def _pointer_marks(self, bank: MemoryBank, frame: int, length: int) -> Tensor:

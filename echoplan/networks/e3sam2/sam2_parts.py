@@ -6,6 +6,7 @@ The numbers are those of the package's configurations `sam2.1_hiera_*.yaml`, so 
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ WIDTH = 256  # channels of the image features, the tokens and the decoder
 MEMORY_WIDTH = 64  # channels of a memory
 MEMORIES = 7  # the start frame's, and six besides
 _LIGHT_WINDOWS = (8, 4, 16, 8)
+_HYDRA = "hydra.core.global_hydra"
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,21 @@ def sam2_module(name: str) -> ModuleType:
     Raises:
         EchoPlanError: the package is missing or broken.
     """
+    was_started = _hydra_is_started()
     try:
-        from hydra.core.global_hydra import GlobalHydra
-
-        was_started = GlobalHydra.instance().is_initialized()
-        try:
-            return importlib.import_module(f"sam2.{name}")
-        finally:
-            if not was_started:
-                GlobalHydra.instance().clear()
+        return importlib.import_module(f"sam2.{name}")
     except ImportError as error:
         raise EchoPlanError(
             f"the package sam2 cannot be imported: {error}",
             remedy="run SAM2_BUILD_CUDA=0 pip install 'sam2>=1.1.0'",
         ) from error
+    finally:
+        if not was_started and _hydra_is_started():
+            sys.modules[_HYDRA].GlobalHydra.instance().clear()
+
+
+def _hydra_is_started() -> bool:
+    return _HYDRA in sys.modules and sys.modules[_HYDRA].GlobalHydra.instance().is_initialized()
 
 
 def build_trunk(variant: Variant, windows: str) -> Any:

@@ -88,7 +88,8 @@ def nearest_pixels(anchors: Tensor, pixels: Tensor, *, neighbours: int) -> Tenso
 class FeatureFusion(nn.Module):
     """From initial anchors and their neighbours to updated anchors.
 
-    N_i' = attention(N_i over the anchors), a_i' = attention(a_i over N_i'), a_i = FFN(a_i'), each with its residual.
+    N_i' = attention(N_i over the anchors), a_i' = FFN(attention(a_i over N_i')), each with its residual, and
+    a_i <- a_i + W_out a_i'.
     The neighbours look at all anchors, for over their own alone the softmax would be one.
     """
 
@@ -98,11 +99,6 @@ class FeatureFusion(nn.Module):
         self.to_anchor = Attention(channels, heads=heads)
         self.feed_forward = FeedForward(channels, hidden=hidden)
         self.out = nn.Linear(channels, channels)
-
-    def reset(self) -> None:
-        """Start from a zero change: an anchor that is pulled out of the features' space would spoil what it draws."""
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, anchors: Tensor, neighbours: Tensor) -> Tensor:
         """``(N, A, C)`` and ``(N, A, K, C)`` -> ``(N, A, C)``."""

@@ -45,16 +45,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """LN(x + W_2 relu(W_1 x))."""
+    """LN(x + W_out relu(W_in x))."""
 
     def __init__(self, channels: int, *, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.hidden, self.out = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(..., d)`` -> the same shape."""
-        return self.norm(tokens + self.layers(tokens))
+        return self.norm(tokens + self.out(torch.relu(self.hidden(tokens))))
 
 
 def image_position(height: int, width: int, channels: int, *, device: torch.device) -> Tensor:

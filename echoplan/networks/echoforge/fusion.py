@@ -113,10 +113,8 @@ class TemporalFusion(nn.Module):
         self.decoding = nn.ModuleList(QueryLayer(channels, **sizes) for _ in range(query_layers))
         self.pixels = PixelDecoder(channels)
         self.token_norm = nn.LayerNorm(channels)
-        self.kernel = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, channels, bias=False),  # a bias would fall out of the roles' difference
-        )  # fmt: skip
+        # Each role has its own: with shared weights the gradients of two queries that have become alike cancel.
+        self.kernels = nn.ModuleList(_kernel_head(channels) for _ in range(ROLES))
 
     def forward(self, reference: Tensor, features: Tensor, fine: Tensor) -> tuple[list[Tensor], Tensor]:
         """Segment one frame of each clip.
@@ -147,10 +145,18 @@ class TemporalFusion(nn.Module):
         return masks, pixels
 
     def _mask(self, queries: Tensor, prototypes: Tensor, pixels: Tensor) -> Tensor:
-        kernels = self.kernel(queries + prototypes) / pixels.shape[1] ** 0.5
+        made = (queries + prototypes).unbind(1)
+        structure, background = (head(token) for head, token in zip(self.kernels, made, strict=True))
         # Linear in the kernels: the difference of the roles' masks is the mask of the kernels' difference.
-        difference = kernels[:, :1] - kernels[:, 1:]
-        return (difference @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+        kernel = (structure - background).unsqueeze(1) / pixels.shape[1] ** 0.5
+        return (kernel @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+
+
+def _kernel_head(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
+        nn.Linear(channels, channels, bias=False),  # a bias would be the same in both roles' difference
+    )  # fmt: skip
 
 
 @torch.no_grad()

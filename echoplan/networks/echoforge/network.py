@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
-from echoplan.networks.echoforge.anchors import AnchorMaps, Recalibration
+from echoplan.networks.echoforge.anchors import AnchorMaps, FeatureFusion, Recalibration
+from echoplan.networks.echoforge.attention import Attention, FeedForward
 from echoplan.networks.echoforge.backbone import PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_tokens
 from echoplan.networks.echoforge.labelled import LabelledEnds
@@ -214,13 +215,15 @@ class EchoForge(nn.Module):
         return {"reforged": reforged, "reforged_frames": ends.index, "pseudo": target}
 
     def _initialise(self) -> None:
-        """The paper's "Kaiming" strategy for everything but the backbone."""
+        """The paper's "Kaiming" strategy for everything but the backbone; residual branches start at zero."""
         for part in (self.pyramid.laterals, self.pyramid.smooth, self.anchor_maps, self.recalibration, self.fusion,
                      self.decoder, self.reforging):  # fmt: skip
             if part is not None:
-                part.apply(_kaiming)
-        if self.recalibration is not None:
-            self.recalibration.fusion.reset()
+                part.apply(_initialise)
+        if self.fusion is not None:
+            for head in self.fusion.kernels:  # the first masks shall be undecided rather than wrong
+                with torch.no_grad():
+                    head[-1].weight.mul_(0.1)
 
 
 class _FrameDecoder(nn.Module):
@@ -245,11 +248,15 @@ def _enlarge_clip(values: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarge(values.flatten(0, 1), size).unflatten(0, values.shape[:2])
 
 
-def _kaiming(module: nn.Module) -> None:
+def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    # A stack of layers that starts as the identity is as quick to learn as its first one; and anchors that are pulled
+    # out of the features' space would spoil the patches that they draw.
+    elif isinstance(module, Attention | FeedForward | FeatureFusion):
+        nn.init.zeros_(module.out.weight)
 
 
 def _check_multiple(size: tuple[int, int]) -> None:

@@ -1,0 +1,148 @@
+"""Whatever the method, a training that is killed and resumed leaves the weights of one that nobody disturbed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from echoplan.errors import Terminated
+from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import read_metrics
+from echoplan.training.trainers import EchoTrainer, trainer_registry
+
+EPOCHS, KILLED_IN = 4, 2
+# What keeps the large networks quick; every module of the method stays in. Their checkpoints take most of the time:
+# what does not learn, and an optimiser without a memory, make them smaller.
+QUICK: dict[str, dict[str, Any]] = {
+    "UNetTrainer": {"base_features": 4},
+    "UNet2DtTrainer": {"base_features": 4},
+    "PKEchoNetR34Trainer": {"optimiser": "sgd", "momentum": 0.0},
+    "SAM2Trainer": {"trainable": "all_but_trunk"},
+    "E3SAM2Trainer": {"trainable": "all_but_trunk"},
+    "E3SAM2SmallTrainer": {"trainable": "adapters", "variant": "tiny"},
+    "EchoForgeTrainer": {"backbone": "resnet18", "channels": 32, "query_layers": 2},
+}
+
+
+def make_trainer(name: str, setup: FoldSetup, **settings: Any) -> EchoTrainer:
+    kind = trainer_registry()[name]
+    recipe = kind.recipe_class()
+    common = {"epochs": EPOCHS, "iterations_per_epoch": 1, "batch_size": 1}
+    unlearned = {"pretrained": False} if hasattr(recipe, "pretrained") else {}
+    return kind(setup, recipe.with_settings({**common, **unlearned, **QUICK.get(name, {}), **settings}), seed=3)
+
+
+def train_until_killed(name: str, setup: FoldSetup) -> None:
+    """In a process of its own: train, and end as by `kill -9` within the third epoch."""
+    torch.set_num_threads(1)
+    trainer = make_trainer(name, setup)
+    step = trainer.train_step
+
+    def step_and_die(*arguments: Any) -> float:
+        loss = step(*arguments)
+        if trainer.epoch == KILLED_IN:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    trainer.train_step = step_and_die
+    trainer.run_training()
+
+
+def history(trainer: EchoTrainer) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    metrics = read_metrics(trainer.setup.folder)
+    return [{name: value for name, value in entry.items() if "seconds" not in name} for entry in metrics]
+
+
+def assert_same(one: EchoTrainer, other: EchoTrainer) -> None:
+    for kind in ("latest", "best", "final"):
+        states = [load_checkpoint(trainer.setup.folder / f"checkpoint_{kind}.pth") for trainer in (one, other)]
+        assert states[0]["epochs"] == states[1]["epochs"]
+        for name, value in states[0]["network"].items():
+            assert torch.equal(value, states[1]["network"][name]), f"{kind}: {name}"
+    assert history(one) == history(other)
+
+
+@pytest.mark.parametrize("name", sorted(trainer_registry()))
+def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.FixtureRequest) -> None:
+    frames = trainer_registry()[name].needs.frames
+    setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
+    whole = make_trainer(name, setup)
+    whole.run_training()
+    assert len(history(whole)) == EPOCHS
+
+    killed_setup = replace(setup, fold=1)
+    # Forked, because starting anew would import everything again; this process computes on one thread.
+    child = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(name, killed_setup))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    again = make_trainer(name, killed_setup)
+    again.run_training(resume=True)
+    assert again.first_epoch == KILLED_IN
+    assert_same(whole, again)
+    shutil.rmtree(setup.model_folder)  # pytest would keep hundreds of megabytes a method
+
+
+def rising_unet(setup: FoldSetup) -> EchoTrainer:
+    """Two epochs of a U-Net, of which the second always is the better one."""
+    trainer = make_trainer("UNetTrainer", setup, epochs=2)
+    trainer.validate_epoch = lambda: 0.5 + 0.1 * trainer.epoch
+    return trainer
+
+
+def signalled(trainer: EchoTrainer, hook: str, number: int, sent: signal.Signals) -> None:
+    """Train, and get a signal just before the `number`th call of a method."""
+    own, calls = getattr(trainer, hook), []
+
+    def with_signal(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == number:
+            signal.raise_signal(sent)
+        return own(*arguments)
+
+    setattr(trainer, hook, with_signal)
+    with pytest.raises(KeyboardInterrupt if sent == signal.SIGINT else Terminated):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_training_stopped_between_any_two_of_its_files_goes_on_to_the_bit(
+    frame_setup: FoldSetup, number: int
+) -> None:
+    """The checkpoints are "best" and "latest" of two epochs, then "final": none may promise another that is missing."""
+    whole = rising_unet(frame_setup)
+    whole.run_training()
+    setup = replace(frame_setup, fold=1)
+    signalled(rising_unet(setup), "_save", number, signal.SIGINT)
+    again = rising_unet(setup)
+    again.run_training(resume=(setup.folder / "checkpoint_latest.pth").exists())
+    assert_same(whole, again)
+
+
+def test_a_training_terminated_while_it_validates_saves_at_once(frame_setup: FoldSetup) -> None:
+    whole = make_trainer("UNetTrainer", frame_setup, epochs=2)
+    whole.run_training()
+    setup = replace(frame_setup, fold=1)
+    trainer = make_trainer("UNetTrainer", setup, epochs=2)
+    signalled(trainer, "validate_epoch", 1, signal.SIGTERM)
+    assert history(trainer) == []  # the epoch is not over
+    state = load_checkpoint(setup.folder / "checkpoint_latest.pth")
+    assert state["epochs"] == 0 and state["progress"]["batches"] == 1
+    again = make_trainer("UNetTrainer", setup, epochs=2)
+    again.run_training(resume=True)
+    assert_same(whole, again)
+
+
+def test_a_training_terminated_at_its_very_end_is_whole_and_still_says_so(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer("UNetTrainer", frame_setup, epochs=2)
+    signalled(trainer, "on_epoch_end", 2, signal.SIGTERM)
+    assert load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")["epochs"] == 2
