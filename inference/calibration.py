@@ -26,8 +26,8 @@ _INTERVAL_COLUMNS = {
 }
 _ERRORS = (
     "signed errors of cross-validation: each patient is measured by the fold that did not train on the patient. EF: "
-    "reference - predicted in points; volumes: log(reference / predicted). least and largest differ where a patient has several "
-    "clips of a method; folds, least and largest hold one number a patient, in one order"
+    "reference - predicted in points; volumes: log(reference / predicted). least and largest differ where a patient "
+    "has several clips of a method; folds, least and largest hold one number a patient, in one order"
 )
 
 
