@@ -6,6 +6,7 @@ python tests/benchmarks/bench_networks.py [--threads N] [--repeats N] [--device 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from pathlib import Path
@@ -16,16 +17,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
+from echoplan.networks.e3sam2 import attention
 
 SIZE, FRAMES = (256, 256), 10
-# Name, settings, and where a reference exists: million parameters and GMAC of a clip of the released module.
+# Name, settings, and where a reference exists: million parameters and GMAC of a clip of the released module or, for
+# E3SAM2, in the paper.
 NETWORKS = [
     ("unet", {}, None),
     ("unet_2dt", {}, None),
     ("pkechonet", {"backbone": "resnet18"}, (11.78, 27.0)),
     ("pkechonet", {"backbone": "resnet34"}, (21.89, 51.0)),
     ("pkechonet", {"backbone": "resnet50"}, (25.71, 69.5)),
+    ("sam2", {"variant": "tiny"}, None),
+    ("e3sam2", {"variant": "tiny"}, (42.0, 159.0)),
+    ("e3sam2", {"variant": "small"}, (49.0, 190.0)),
 ]
+TRAINABLE = ("adapters", "decoder", "memory", "all_but_trunk", "last_stage", "all")
+PAPERS_TRAINABLE = 19.0  # million parameters of E3SAM2, tiny and small
 
 
 def forward_ms(network: torch.nn.Module, clip: torch.Tensor, repeats: int) -> float:
@@ -39,6 +47,32 @@ def forward_ms(network: torch.nn.Module, clip: torch.Tensor, repeats: int) -> fl
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     return 1000 * min(seconds[1:])
+
+
+def e3sam2_table() -> None:
+    """What E3SAM2's settings let learn, and its cost without the second making of the attention map.
+
+    The adapters make the map in blocks, once for the entropy and once for the attention, so as never to hold it whole.
+    The equations have it made once, which is what the paper can have counted.
+    """
+    print(f"\ne3sam2: million parameters that learn (the paper: {PAPERS_TRAINABLE:.0f})")
+    for variant in ("tiny", "small"):
+        counts = []
+        for trainable in TRAINABLE:
+            with torch.device("meta"):
+                network = build_network("e3sam2", size=SIZE, variant=variant, trainable=trainable)
+            counts.append(f"{trainable} {count_parameters(network, trainable_only=True) / 1e6:.1f}")
+        print(f"  {variant:<7}{', '.join(counts)}")
+    print("e3sam2: GMAC/clip with attention maps made once (the paper: tiny 159, small 190)")
+    original = attention.row_entropy
+    attention.row_entropy = lambda queries, keys: queries.new_zeros(queries.shape[:2])
+    try:
+        for variant in ("tiny", "small"):
+            with torch.device("meta"):
+                network = build_network("e3sam2", size=SIZE, variant=variant)
+            print(f"  {variant:<7}{count_gmac(network, (1, FRAMES, 1, *SIZE)):.1f}")
+    finally:
+        attention.row_entropy = original
 
 
 def main() -> None:
@@ -56,7 +90,8 @@ def main() -> None:
     print(f"{'network':<36}{'M params':>9}{'ref.':>8}{'GMAC/clip':>11}{'ref.':>8}{'ms/clip':>10}{'frames/s':>10}")
     for name, settings, reference in NETWORKS:
         network = build_network(name, size=SIZE, **settings).to(options.device).eval()
-        gmac = count_gmac(network, shape)
+        # Without values: networks that choose what to remember then remember everything.
+        gmac = count_gmac(copy.deepcopy(network).to("meta"), shape)
         milliseconds = forward_ms(network, torch.randn(shape, device=options.device), options.repeats)
         known = [f"{x:.2f}" for x in reference] if reference else ["-", "-"]
         label = " ".join([name, *map(str, settings.values())])
@@ -65,6 +100,7 @@ def main() -> None:
             f"{milliseconds:>10.0f}{1000 * FRAMES / milliseconds:>10.1f}",
             flush=True,
         )
+    e3sam2_table()
 
 
 if __name__ == "__main__":
