@@ -10,11 +10,11 @@ import numpy as np
 from echoplan.dataset import Case, EchoDataset
 from echoplan.files import plain
 from echoplan.imageio.clip import Clip
+from echoplan.sector import box_share, detect_sector
 from echoplan.work import run_cases
 
 from ..preprocessing.clip import to_uint8
 from ..preprocessing.labels import find_phases, labelled_frames, load_labels
-from ..preprocessing.sector import box_share, detect_sector
 from .summary import summarise
 
 _DENSE = 0.5  # of the frames from end-diastole to end-systole

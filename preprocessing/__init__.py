@@ -2,13 +2,11 @@
 
 from .clip import normalise, preprocess_clip, sector_statistics, to_uint8
 from .geometry import Geometry, plan_geometry
-from .sector import detect_sector
 from .store import ClipStore
 
 __all__ = [
     "ClipStore",
     "Geometry",
-    "detect_sector",
     "normalise",
     "plan_geometry",
     "preprocess_clip",

@@ -6,9 +6,9 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
+from echoplan.sector import Box, detect_sector
 
-from .geometry import Box, Geometry, plan_geometry
-from .sector import detect_sector
+from .geometry import Geometry, plan_geometry
 
 NORMALISATIONS = ("zscore_sector", "unit")
 _BACKGROUND = 4  # grey levels; compressed videos leave a little noise where the image is black
@@ -82,8 +82,13 @@ def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
         (mean, std) in grey levels; std is at least 1, so a constant clip does not divide by zero.
     """
     inside = frames.max(axis=0) > _BACKGROUND
-    values = frames[:, inside] if inside.any() else frames.reshape(len(frames), -1)
-    return float(values.mean(dtype=np.float64)), max(1.0, float(values.std(dtype=np.float64)))
+    if not inside.any():
+        inside[:] = True
+    # Counted frame by frame: means of long clips' bytes would need eight times their memory.
+    counts = sum(np.bincount(frame[inside], minlength=256) for frame in frames)
+    levels = np.arange(256)
+    mean = float(counts @ levels / counts.sum())
+    return mean, max(1.0, float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())))
 
 
 def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = "zscore_sector") -> np.ndarray:

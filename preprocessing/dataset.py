@@ -20,11 +20,11 @@ from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.paths import Folders
 from echoplan.plans import Plan
+from echoplan.sector import detect_sector
 from echoplan.work import CaseResults, run_cases
 
 from .clip import preprocess_clip, sector_statistics, to_uint8
 from .labels import find_phases, labelled_frames, load_labels
-from .sector import detect_sector
 from .store import SETTINGS_FILE, ClipStore
 
 logger = logging.getLogger(__name__)

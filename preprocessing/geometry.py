@@ -16,8 +16,7 @@ from torch.nn.functional import interpolate
 
 from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
-
-Box = tuple[int, int, int, int]
+from echoplan.sector import Box
 
 PROTOCOLS = ("aspect", "stretch")
 _FRAMES_AT_ONCE = 16  # bounds the float copies that resizing needs

@@ -15,6 +15,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, read_json, write_json
 
 SETTINGS_FILE = "store.json"
+_NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 
 
 class ClipStore:
@@ -101,7 +102,8 @@ def _write_array(path: Path, array: np.ndarray) -> None:
     packed = blosc2.asarray(
         np.ascontiguousarray(array),
         chunks=(1, *array.shape[1:]),
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+        # A tenth more space at most than level 5, in a quarter of its time; bytes gain nothing from shuffling.
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": _NO_FILTERS, "nthreads": 1},
     )
     with atomic_path(path) as temporary:
         # Written by Python, not by blosc2: a full disk must be an OSError, not a shorter file.

@@ -8,8 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 torch.set_num_threads(1)  # tests share the machine with each other's worker processes
 
@@ -70,3 +72,57 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def project(tmp_path: Path) -> Project:
     """A project of its own, empty."""
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sector_scene():
+    """A fan of speckle, if asked with what scanners draw around it; gives the frames and the fan's box.
+
+    Lengths of the fan are shares of the frame's height (the apex's column of its width), angles are degrees.
+    """
+
+    def make(frames=8, shape=(600, 800), furniture=True, background=0, seed=0, *, apex=(0.08, 0.5), near=None,
+             depth=0.75, half_angle=38, moving=True, gain=1.0):  # fmt: skip
+        rng = np.random.default_rng(seed)
+        height, width = shape
+        rows, columns = np.mgrid[:height, :width].astype(np.float32)
+        top, middle = apex[0] * height, apex[1] * width
+        radius = np.hypot(rows - top, columns - middle)
+        angle = np.arctan2(columns - middle, rows - top)
+        first = 5 if near is None else near * height
+        fan = (radius < depth * height) & (np.abs(angle) < np.deg2rad(half_angle)) & (radius > first)
+        cavity = ((rows - 0.4 * height) / (0.17 * height)) ** 2 + ((columns - middle) / (0.09 * width)) ** 2 < 1
+        clip = np.full((frames, height, width), background, np.float32)
+        speckle = None
+        for t in range(frames):
+            if moving or speckle is None:
+                speckle = gain * ndimage.gaussian_filter(rng.rayleigh(60, shape).astype(np.float32), 1.2)
+            clip[t][fan] = background + 10 * gain + speckle[fan]
+            clip[t][cavity & fan] = background + speckle[cavity & fan] * 0.08
+            if furniture:
+                _draw_furniture(clip[t], t)
+        box_rows, box_columns = np.flatnonzero(fan.any(1)), np.flatnonzero(fan.any(0))
+        box = (box_rows[0], box_rows[-1] + 1, box_columns[0], box_columns[-1] + 1)
+        return np.clip(clip, 0, 255).astype(np.uint8), tuple(int(n) for n in box)
+
+    return make
+
+
+def _draw_furniture(frame: np.ndarray, t: int) -> None:
+    """Letters, a grey bar, a ruler and an ECG trace, into a frame (H, W)."""
+    height, width = frame.shape
+    for line in range(4):  # text: strokes of 2 pixels in blocks of letters
+        for letter in range(10):
+            top, left = 10 + 18 * line, 10 + 10 * letter
+            frame[top : top + 11, left : left + 2] = 230
+            frame[top : top + 2, left : left + 6] = 230
+            frame[top + 6 : top + 8, left : left + 5] = 230
+    bar = np.linspace(250, 20, height // 3)[:, None]
+    frame[50 : 50 + height // 3, width - 25 : width - 13] = bar  # grey bar
+    frame[height // 10 : height * 9 // 10 : height // 12, width - 45 : width - 37] = 180  # depth
+    x = np.arange(width)
+    beat = (x % 150) < 8
+    y = (height - 25 - 30 * beat + 3 * np.sin(x / 9)).astype(int)
+    seen = x < width * (t + 1) / 10  # the ECG trace grows as the sweep goes on
+    for thickness in range(2):
+        frame[y[seen] + thickness, x[seen]] = 240

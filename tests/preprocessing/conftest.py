@@ -2,57 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.imageio import write_clip, write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
-
-
-@pytest.fixture
-def sector_scene():
-    """A fan of moving speckle, if asked with what scanners draw around it; gives the frames and the fan's box."""
-
-    def make(frames=8, shape=(600, 800), furniture=True, background=0, seed=0):
-        rng = np.random.default_rng(seed)
-        height, width = shape
-        rows, columns = np.mgrid[:height, :width].astype(np.float32)
-        apex = (0.08 * height, 0.5 * width)
-        radius = np.hypot(rows - apex[0], columns - apex[1])
-        angle = np.arctan2(columns - apex[1], rows - apex[0])
-        fan = (radius < 0.75 * height) & (np.abs(angle) < np.deg2rad(38)) & (radius > 5)
-        cavity = ((rows - 0.4 * height) / (0.17 * height)) ** 2 + ((columns - 0.5 * width) / (0.09 * width)) ** 2 < 1
-        clip = np.full((frames, height, width), background, np.float32)
-        for t in range(frames):
-            speckle = ndimage.gaussian_filter(rng.rayleigh(60, shape).astype(np.float32), 1.2)
-            clip[t][fan] = background + 10 + speckle[fan]
-            clip[t][cavity & fan] = background + speckle[cavity & fan] * 0.08
-            if furniture:
-                _draw_furniture(clip[t], t)
-        box_rows, box_columns = np.flatnonzero(fan.any(1)), np.flatnonzero(fan.any(0))
-        box = (box_rows[0], box_rows[-1] + 1, box_columns[0], box_columns[-1] + 1)
-        return np.clip(clip, 0, 255).astype(np.uint8), tuple(int(n) for n in box)
-
-    def _draw_furniture(frame, t):
-        height, width = frame.shape
-        for line in range(4):  # text: strokes of 2 pixels in blocks of letters
-            for letter in range(10):
-                top, left = 10 + 18 * line, 10 + 10 * letter
-                frame[top : top + 11, left : left + 2] = 230
-                frame[top : top + 2, left : left + 6] = 230
-                frame[top + 6 : top + 8, left : left + 5] = 230
-        bar = np.linspace(250, 20, height // 3)[:, None]
-        frame[50 : 50 + height // 3, width - 25 : width - 13] = bar  # grey bar
-        x = np.arange(width)
-        beat = (x % 150) < 8
-        y = (height - 25 - 30 * beat + 3 * np.sin(x / 9)).astype(int)
-        seen = x < width * (t + 1) / 10  # the ECG trace grows as the sweep goes on
-        for thickness in range(2):
-            frame[y[seen] + thickness, x[seen]] = 240
-
-    return make
 
 
 @pytest.fixture

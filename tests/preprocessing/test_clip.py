@@ -3,7 +3,8 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
-from echoplan.preprocessing import detect_sector, normalise, preprocess_clip, sector_statistics, to_uint8
+from echoplan.preprocessing import normalise, preprocess_clip, sector_statistics, to_uint8
+from echoplan.sector import detect_sector
 
 
 def test_uint8_is_untouched():

@@ -10,8 +10,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.imageio import read_clip, read_mask
 from echoplan.plans import Configuration, Decision
-from echoplan.preprocessing import ClipStore, Geometry, detect_sector, preprocess_clip, sector_statistics
+from echoplan.preprocessing import ClipStore, Geometry, preprocess_clip, sector_statistics
 from echoplan.preprocessing.dataset import preprocess_dataset, stores_of_plan
+from echoplan.sector import detect_sector
 
 
 def test_stores_hold_what_prediction_would_see(project, fan_dataset, plan_with):
