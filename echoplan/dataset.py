@@ -213,7 +213,10 @@ class EchoDataset:
                     file=path,
                     remedy="labels must lie on the clip's own grid",
                 )
-        unnamed = sorted(set(np.unique(mask).tolist()) - {*self.description.labels.values(), IGNORE})
+        named = np.zeros(mask.shape, bool)
+        for value in (*self.description.labels.values(), IGNORE):  # far quicker than np.unique of a whole clip
+            named |= mask == value
+        unnamed = np.unique(mask[~named]).tolist()
         if unnamed:
             raise EchoPlanError(
                 f"the labels hold the value(s) {unnamed}, which dataset.json does not name",

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -114,7 +116,8 @@ def _run_in_pool(
             # No more in flight than workers, so that a dead worker's cases can be named.
             while waiting and len(running) < processes:
                 case, values = waiting.pop()
-                running[pool.submit(_attempt_in_worker, function, *values)] = case
+                with _undisturbed():
+                    running[pool.submit(_attempt_in_worker, function, *values)] = case
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 _record(results, running[future], _attempt(future.result))
@@ -131,10 +134,41 @@ def _run_in_pool(
     pool.shutdown()
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold SIGTERM and Ctrl-C back inside the block: a worker that is only half started could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number)) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def _obey_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and when it ends a worker, half-written files are removed."""
+    """In a worker: Ctrl-C is the parent's to handle, and when it ends a worker, half-written files are removed.
+
+    A worker ends with its parent too: one whose parent was killed would wait for work for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave(*_: Any) -> None:

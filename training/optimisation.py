@@ -36,7 +36,7 @@ class Optimisation:
         self.iterations = iterations
         self.iteration = 0
         self.device = device
-        self.dtype = choose_precision(recipe.precision, device)
+        self.dtype = choose_precision(recipe.precision, device, network)
         self.optimiser = _build_optimiser(self.parameters, recipe, learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
@@ -106,10 +106,15 @@ def poly_rate(start: float, iteration: int, iterations: int, power: float) -> fl
     return start * (1 - min(iteration, iterations - 1) / iterations) ** power
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward passes for a recipe's `precision`; "auto" is the device's fastest (`fast_dtype`)."""
+def choose_precision(name: str, device: torch.device, network: nn.Module | None = None) -> torch.dtype:
+    """The dtype of forward passes for a recipe's `precision`; "auto" is the device's fastest (`fast_dtype`).
+
+    Networks with 3D convolutions train in float32 on CPUs: PyTorch's bfloat16 gradient of narrow ones writes beyond its
+    memory there, and the process crashes.
+    """
     if name == "auto":
-        return fast_dtype(device)
+        in_3d = network is not None and any(isinstance(module, nn.Conv3d) for module in network.modules())
+        return torch.float32 if in_3d and device.type == "cpu" else fast_dtype(device)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

@@ -14,7 +14,7 @@ from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.optimisation import poly_rate
+from echoplan.training.optimisation import choose_precision, poly_rate
 from echoplan.training.recipe import Recipe
 from echoplan.training.trainers import find_trainer, trainer_registry
 from echoplan.training.trainers.pkechonet import PKEchoNetR18Trainer
@@ -230,3 +230,12 @@ def test_trainers_are_found_by_name_and_by_file(tmp_path) -> None:
     own.write_text("import nothing_of_that_name\n")
     with pytest.raises(EchoPlanError, match="fails on import"):
         find_trainer(f"{own}:Mine")
+
+
+def test_three_dimensional_convolutions_train_in_float32_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echoplan.training.optimisation.fast_dtype", lambda device: torch.bfloat16)
+    flat, deep = torch.nn.Conv2d(1, 1, 3), torch.nn.Sequential(torch.nn.Conv3d(1, 1, 3))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_precision("auto", cpu, deep) == torch.float32
+    assert choose_precision("auto", cpu, flat) == choose_precision("auto", cuda, deep) == torch.bfloat16
+    assert choose_precision("bfloat16", cpu, deep) == torch.bfloat16  # asked for

@@ -177,7 +177,7 @@ class BatchLoader:
             return error
         cases = self._at_work.cases(self.samples, str(error))
         return EchoPlanError(
-            f"a data-loading worker died or hangs{f' while reading {cases}' if cases else ''}: {error}",
+            f"a data-loading worker died or hangs{f' while reading {cases}' if cases else ''}: {str(error).strip()}",
             remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
         )
 

@@ -242,17 +242,17 @@ class EchoTrainer(ABC):
                 weighed = [(share * size * own, partial(self._part_loss, part)) for own, part in parts]
                 return self.optimisation.step(weighed) / size
             except torch.OutOfMemoryError as error:
-                size = len(batch["case"])
-                if self.accumulation > 1 or size < 2:
+                count = len(batch["case"])
+                if self.accumulation > 1 or count < 2:
                     raise EchoPlanError(
-                        f"the GPU's memory is too small for {-(-size // self.accumulation)} sample(s) at a time",
+                        f"the GPU's memory is too small for {-(-count // self.accumulation)} sample(s) at a time",
                         remedy="plan again with a smaller --gpu_memory_target or --size",
                     ) from error
             # Out of the except block: the error holds on to the tensors that filled the memory.
             self.accumulation = 2
             torch.cuda.empty_cache()
             self.log.say(
-                f"out of GPU memory with a batch of {size}: from now on in 2 parts whose gradients are added, "
+                f"out of GPU memory with a batch of {count}: from now on in 2 parts whose gradients are added, "
                 "which is slower; plan again with a smaller --gpu_memory_target to avoid it"
             )
 
