@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## the main job on phantom data: train five folds, predict h
 	$(BIN)/python tests/demo.py --root $(DEMO)
 
 test: $(INSTALLED)  ## the test suite with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(INSTALLED)  ## ruff
 	$(BIN)/python -m ruff check .

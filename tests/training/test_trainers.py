@@ -96,14 +96,16 @@ def test_unlabelled_frames_give_no_gradient(clip_setup: FoldSetup) -> None:
     network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
     labels = torch.full((2, 4, 32, 32), 255, dtype=torch.uint8)
     batch = {"clip": torch.randn(2, 4, 1, 32, 32), "labels": labels, "distance": torch.zeros(2, 4, 32, 32)}
-    trainer.network = network
+    trainer.network = trainer.model = network
     trainer.loss(trainer.forward(batch), batch).backward()
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
 def test_pkechonet_is_supervised_at_every_refinement_stage(clip_setup: FoldSetup) -> None:
     trainer = make_trainer(PKEchoNetR18Trainer, clip_setup)
-    trainer.network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
+    trainer.network = trainer.model = trainer.build_network(
+        size=(32, 32), classes=1, settings=trainer.recipe.to_dict()
+    ).train()
     batch = next(iter(trainer.build_loader(clip_setup.train, training=True).epoch(0)))
     output = trainer.forward(batch)
     assert len(output.auxiliary["stages"]) == 3  # P0 to P2; the logits are P3
