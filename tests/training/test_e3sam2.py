@@ -12,7 +12,6 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.networks import ClipOutput
-from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import compare_prompts
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
@@ -134,27 +133,6 @@ def test_validation_sees_frames_only(trained, monkeypatch: pytest.MonkeyPatch) -
     assert trained.validate_epoch() is not None
     with pytest.raises(AssertionError, match="from labels"):
         trained.forward({"clip": torch.zeros(1, 3, 1, 32, 32), "labels": torch.zeros(1, 3, 32, 32)})
-
-
-def test_a_resumed_training_equals_an_uninterrupted_one(trained) -> None:
-    interrupted = make_trainer(E3SAM2Trainer, replace(trained.setup, fold=1), epochs=3)
-    seen = interrupted.on_epoch_end
-
-    def stop_after_the_first(epoch: int, *rest: object) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        seen(epoch, *rest)
-
-    interrupted.on_epoch_end = stop_after_the_first
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run_training()
-    again = make_trainer(E3SAM2Trainer, replace(trained.setup, fold=1), epochs=3)
-    again.run_training(resume=True)
-    whole, resumed = (
-        load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")["network"] for trainer in (trained, again)
-    )
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
 
 
 def test_switches_reach_the_network_and_the_loss(clip_setup: FoldSetup) -> None:

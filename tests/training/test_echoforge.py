@@ -8,7 +8,6 @@ import torch
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
-from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
 from echoplan.training.model_folder import ModelFolder
@@ -70,30 +69,6 @@ def test_it_learns_and_tells_how_its_pseudo_labels_fare(dense_setup: FoldSetup) 
     model = ModelFolder.read(trainer.setup.model_folder)
     summary = validate_fold(model.load_network(0), trainer.setup, stride=model.stride)
     assert summary["frames"] == 6 and summary["mean"]["LV"]["all"]["dice"]["mean"] > 0.5
-
-
-def test_a_resumed_training_equals_an_uninterrupted_one(dense_setup: FoldSetup) -> None:
-    whole = make_trainer(dense_setup)
-    whole.run_training()
-    expected = load_checkpoint(whole.setup.folder / "checkpoint_final.pth")["network"]
-
-    interrupted = make_trainer(replace(dense_setup, fold=1))
-    seen = interrupted.on_epoch_end
-
-    def stop_after_the_first(epoch: int, *rest: object) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        seen(epoch, *rest)
-
-    interrupted.on_epoch_end = stop_after_the_first
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run_training()
-    again = make_trainer(replace(dense_setup, fold=1))
-    again.run_training(resume=True)
-    assert again.first_epoch == 1
-    resumed = load_checkpoint(again.setup.folder / "checkpoint_final.pth")["network"]
-    for name, value in expected.items():
-        assert torch.equal(value, resumed[name]), name
 
 
 def test_hidden_truth_changes_neither_loss_nor_gradients(dense_setup: FoldSetup) -> None:

@@ -27,7 +27,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "PKEchoNetTrainer": {"optimiser": "sgd", "momentum": 0.0},
     "PKEchoNetR34Trainer": {"optimiser": "sgd", "momentum": 0.0},
     "SAM2Trainer": {"trainable": "decoder"},
-    "E3SAM2Trainer": {"trainable": "all_but_trunk"},
+    "E3SAM2Trainer": {"trainable": "memory"},
     "E3SAM2SmallTrainer": {"trainable": "adapters", "variant": "tiny"},
     "EchoForgeTrainer": {"backbone": "resnet18", "channels": 32, "query_layers": 2},
 }

@@ -35,14 +35,6 @@ def make_trainer(kind: type, setup: FoldSetup, **settings: object):
     return kind(replace(setup, model_folder=folder), recipe, seed=1)
 
 
-@pytest.fixture
-def setup_of(frame_setup: FoldSetup, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
-    def choose(kind: type) -> FoldSetup:
-        return frame_setup if kind.needs.frames == 1 else request.getfixturevalue("clip_setup")
-
-    return choose
-
-
 def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: FoldSetup) -> None:
     trainer = make_trainer(UNetTrainer, frame_setup, epochs=8, iterations_per_epoch=8)
     trainer.run_training()
@@ -56,33 +48,6 @@ def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: Fol
         assert (folder / name).stat().st_size > 0
     assert len(list(folder.glob("training_log_*.txt"))) == 1
     assert json.loads((folder / "debug.json").read_text())["settings"]["epochs"] == 8
-
-
-@pytest.mark.parametrize("kind", list(SMALL))
-def test_a_resumed_training_equals_an_uninterrupted_one(kind: type, setup_of) -> None:
-    setup = setup_of(kind)
-    whole = make_trainer(kind, setup)
-    whole.run_training()
-    expected = load_checkpoint(whole.setup.folder / "checkpoint_final.pth")["network"]
-
-    interrupted = make_trainer(kind, replace(setup, fold=1))
-    seen = interrupted.on_epoch_end
-
-    def stop_after_the_first(epoch: int, *rest: object) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt  # Ctrl-C in the middle: the second epoch is lost, the first is kept
-        seen(epoch, *rest)
-
-    interrupted.on_epoch_end = stop_after_the_first
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run_training()
-    again = make_trainer(kind, replace(setup, fold=1))
-    again.run_training(resume=True)
-    assert again.first_epoch == 1
-    resumed = load_checkpoint(again.setup.folder / "checkpoint_final.pth")["network"]
-    for name, value in expected.items():
-        assert torch.equal(value, resumed[name]), name
-    assert [entry["epoch"] for entry in read_metrics(again.setup.folder)] == list(range(SMALL[kind]["epochs"]))
 
 
 def test_resuming_with_other_settings_is_refused(frame_setup: FoldSetup) -> None:
