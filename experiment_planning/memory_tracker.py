@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .shape_memo import ShapeMemo, tensors_in
 
 _BLOCK = 512  # bytes; PyTorch's CUDA allocator hands out multiples of it
 
@@ -25,14 +26,15 @@ class MemoryTracker(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()
+        self._memo = ShapeMemo()
 
     def watch(self, value: Any) -> None:
         """Count what is there already: tensors, and containers of them."""
-        for tensor in _tensors(value):
+        for tensor in tensors_in(value):
             self._count(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self._memo.call(func, args, kwargs or {})
         self.watch(result)
         return result
 
@@ -49,13 +51,3 @@ class MemoryTracker(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
