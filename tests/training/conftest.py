@@ -14,6 +14,7 @@ from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore
 from echoplan.training.fold import FoldSetup
+from echoplan.training.trainers import trainer_registry
 
 SIDE, FRAMES, LAST = 32, 6, 5
 
@@ -29,7 +30,13 @@ def make_setup(
     decisions = {name: Decision(value, "made for tests", kind="fixed") for name, value in values.items()}
     kind = "frame" if frames == 1 else "clip"
     preprocessed = folder / "preprocessed" / "Dataset001_Toy"
-    Plan("Toy", "EchoPlans", {kind: Configuration(kind, decisions)}, {}).write(preprocessed / "EchoPlans.json")
+    trainers = {
+        name: Configuration(name, {}, inherits_from=kind)
+        for name, trainer in trainer_registry().items()
+        if trainer.configuration == kind
+    }
+    made = Plan("Toy", "EchoPlans", {kind: Configuration(kind, decisions)}, trainers)
+    made.write(preprocessed / "EchoPlans.json")
     plan = Plan.read(preprocessed / "EchoPlans.json").resolve("UNetTrainer", configuration=kind)
     description = DatasetDescription("Toy")
     write_json(preprocessed / "dataset.json", description.to_dict())

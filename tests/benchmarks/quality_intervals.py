@@ -1,6 +1,6 @@
 """Do 90 % intervals hold 90 % of the references? The whole way on phantoms, typed as a user types it.
 
-    python tests/benchmarks/bench_intervals.py --root build/intervals
+    python tests/benchmarks/quality_intervals.py --root build/intervals
 
 Makes phantom patients with labels at end-diastole and end-systole, trains five folds, finds the best configuration
 (which calibrates), predicts held-out patients whose phases have to be found, and prints how often the intervals of EF,

@@ -1,6 +1,6 @@
 """What reforged pseudo-labels are worth: EchoForge with and without them, taught by the two phases of a few phantoms.
 
-python tests/benchmarks/bench_semi_supervision.py [--epochs N] [--seeds N] [--test_patients N] [--set KEY=VALUE ...]
+python tests/benchmarks/quality_semi_supervision.py [--epochs N] [--seeds N] [--test_patients N] [--set KEY=VALUE ...]
 
 The phantoms have labels on every frame; training sees those at end-diastole and end-systole alone
 (supervision=ed_es). Each seed trains both variants on the same patients. What is compared is the Dice of the frames
@@ -145,7 +145,7 @@ def _run(root: Path, *words: object, more: Mapping[str, str] | None = None) -> N
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("build/bench_semi_supervision"), help="emptied at the start")
+    parser.add_argument("--root", type=Path, default=Path("build/quality_semi_supervision"), help="emptied at the start")
     parser.add_argument("--patients", type=int, default=5, help="in folds; all but one fold of them teach")
     parser.add_argument("--test_patients", type=int, default=12, help="held out")
     parser.add_argument("--size", type=int, default=96)
