@@ -21,7 +21,7 @@ from echoplan.networks.e3sam2 import attention
 
 SIZE, FRAMES = (256, 256), 10
 # Name, settings, and where a reference exists: million parameters and GMAC of a clip of the released module or, for
-# E3SAM2, in the paper.
+# E3SAM2 and EchoForge, in the paper. SAM, which enlarges frames to 1024 x 1024, is in bench_sam.py.
 NETWORKS = [
     ("unet", {}, None),
     ("unet_2dt", {}, None),
@@ -31,6 +31,8 @@ NETWORKS = [
     ("sam2", {"variant": "tiny"}, None),
     ("e3sam2", {"variant": "tiny"}, (42.0, 159.0)),
     ("e3sam2", {"variant": "small"}, (49.0, 190.0)),
+    ("echoforge", {"backbone": "resnet50"}, (67.0, 125.0)),
+    ("deeplabv3", {}, None),
 ]
 TRAINABLE = ("adapters", "decoder", "memory", "all_but_trunk", "last_stage", "all")
 PAPERS_TRAINABLE = 19.0  # million parameters of E3SAM2, tiny and small
