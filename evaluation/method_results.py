@@ -193,7 +193,8 @@ def _find_models(results: Path, trainers: Sequence[str] | None) -> dict[Path, st
     if trainers is None:
         chosen = [model for model in there if _validated_folds(model)]
     else:
-        chosen = list(dict.fromkeys(_find_model(results, there, name) for name in trainers))
+        untrained = sorted(path.parent for path in results.glob("zero_shot/*/zero_shot.json"))
+        chosen = list(dict.fromkeys(_find_model(results, [*there, *untrained], name) for name in trainers))
     if len(chosen) < 2:
         names = ", ".join(model.name for model in there) or "none"
         raise EchoPlanError(

@@ -1,21 +1,29 @@
-"""Points that tell a promptable network where the ventricle is, drawn from labels: for training, and for comparison."""
+"""Prompts for networks that follow a structure through a clip, drawn from labels: for training, and for comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from torch import Tensor
+from torch import Tensor, nn
 
+from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2 import Prompts
+from echoplan.networks.streaming import StreamingNetwork
 
 from ..preprocessing.store import ClipStore
+from .boxes import box_of, jittered_box
+from .fold import FoldSetup
 
 JITTER = 0.25
-PROMPT_KINDS = ("automatic", "point", "jittered")
+BOX_KINDS = ("box", "jittered_box")
+LABEL_KINDS = ("point", "jittered", *BOX_KINDS, "mask")
+PROMPT_KINDS = ("automatic", *LABEL_KINDS)
 
 
 def inner_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
@@ -40,10 +48,29 @@ def jittered_point(mask: NDArray[np.bool_], draw: float, *, reach: float = JITTE
     return int(row), int(column)
 
 
-def draw_prompts(
-    labels: Tensor, *, automatic: str, point_share: float, jittered_share: float, reach: float = JITTER
-) -> Prompts:
-    """Prompts for the clips of a training batch: some get a point from their labels, the others begin by themselves.
+def prompt_from_label(mask: NDArray[np.bool_], *, kind: str, frame: int, draw: float, reach: float = JITTER) -> Prompts:
+    """The prompt that a label makes for one clip.
+
+    Args:
+        mask: (H, W) of the network's input, not empty.
+        kind: "point" (the deepest pixel), "jittered" (one near it), "box" (the label's own), "jittered_box" (with its
+            sides moved), or "mask" (the label itself).
+        frame: the label's frame in the clip.
+        draw: in [0, 1): the chance in what is jittered.
+        reach: of points, see `jittered_point`.
+    """
+    if kind == "mask":
+        return Prompts.given_masks(torch.from_numpy(mask)[None], [frame])
+    if kind in BOX_KINDS:
+        exact = kind == "box"
+        box = box_of(mask) if exact else jittered_box(mask, np.random.default_rng(int(draw * 2**53)))
+        return Prompts.given_boxes(torch.tensor([box], dtype=torch.float32), [frame])
+    point = inner_point(mask) if kind == "point" else jittered_point(mask, draw, reach=reach)
+    return Prompts.given(pixel_centres([point]), [frame])
+
+
+def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float], reach: float = JITTER) -> Prompts:
+    """Prompts for the clips of a training batch: some get one from their labels, the others begin by themselves.
 
     Clips without a visible structure always begin by themselves. Chance comes from torch's generator on the CPU, which
     checkpoints keep.
@@ -51,28 +78,34 @@ def draw_prompts(
     Args:
         labels: (B, T, H, W), 1 is the structure, 255 unknown.
         automatic: the kind of prompt of the other clips.
-        point_share, jittered_share: chances of the deepest point, and of one near it.
+        shares: chances of the kinds that labels make (`LABEL_KINDS`), which add up to 1 at most.
         reach: see `jittered_point`.
     """
+    alone = Prompts.automatic([automatic])
     if labels.is_meta:  # a rehearsal, where labels have no values
-        return Prompts((automatic,) * len(labels), pixel_centres([(0, 0)] * len(labels)), (0,) * len(labels))
+        return Prompts.joined([alone] * len(labels))
     found = (labels == 1).flatten(2).any(dim=2).tolist()
-    kinds, points, frames = [], [], []
+    drawn = []
     for clip, seen in enumerate(found):
-        kind_draw, frame_draw, point_draw = torch.rand(3).tolist()
+        kind_draw, frame_draw, jitter_draw = torch.rand(3).tolist()
         visible = [frame for frame, shows in enumerate(seen) if shows]
-        if not visible or kind_draw >= point_share + jittered_share:
-            kinds.append(automatic)
-            points.append((0, 0))
-            frames.append(0)
+        kind = _drawn_kind(kind_draw, shares)
+        if not visible or kind is None:
+            drawn.append(alone)
             continue
         frame = visible[int(frame_draw * len(visible))]
         mask = (labels[clip, frame] == 1).cpu().numpy()
-        exact = kind_draw < point_share
-        kinds.append("given")
-        points.append(inner_point(mask) if exact else jittered_point(mask, point_draw, reach=reach))
-        frames.append(frame)
-    return Prompts(tuple(kinds), pixel_centres(points), tuple(frames))
+        drawn.append(prompt_from_label(mask, kind=kind, frame=frame, draw=jitter_draw, reach=reach))
+    return Prompts.joined(drawn)
+
+
+def _drawn_kind(draw: float, shares: Mapping[str, float]) -> str | None:
+    reached = 0.0
+    for kind in LABEL_KINDS:
+        reached += shares.get(kind, 0.0)
+        if draw < reached:
+            return kind
+    return None
 
 
 def prompt_of_case(store: ClipStore, case: str, *, kind: str, seed: int = 0) -> Prompts | None:
@@ -81,7 +114,7 @@ def prompt_of_case(store: ClipStore, case: str, *, kind: str, seed: int = 0) -> 
     Args:
         store: with the case's labels.
         case: its name; it also fixes the jitter's chance.
-        kind: "automatic", "point" (the deepest of the label) or "jittered" (one near it).
+        kind: of `PROMPT_KINDS`.
         seed: another one jitters otherwise.
 
     Returns:
@@ -92,10 +125,93 @@ def prompt_of_case(store: ClipStore, case: str, *, kind: str, seed: int = 0) -> 
     for frame in store.properties(case)["labelled_frames"]:
         mask = store.labels(case, [frame])[0] == 1
         if mask.any():
-            draw = float(np.random.default_rng([seed, *case.encode()]).random())
-            point = inner_point(mask) if kind == "point" else jittered_point(mask, draw)
-            return Prompts.given(pixel_centres([point]), [frame])
+            draw = case_draw(case, seed=seed)
+            return prompt_from_label(mask, kind=kind, frame=frame, draw=draw)
     return None
+
+
+def boxes_of_frames(
+    masks: Mapping[int, NDArray[np.bool_]], length: int, *, kind: str, case: str, seed: int = 0
+) -> Tensor:
+    """The boxes of a case for a network that takes one a frame.
+
+    Args:
+        masks: frame -> (H, W) of the network's input.
+        length: T, of the clip.
+        kind: "box" or "jittered_box".
+        case: fixes the jitter's chance, with `seed`.
+
+    Returns:
+        (T, 4) float32; NaN in frames without a mask, or with an empty one.
+    """
+    boxes = torch.full((length, 4), torch.nan)
+    generator = np.random.default_rng([seed, *case.encode()])
+    for frame, mask in sorted(masks.items()):
+        if mask.any():
+            boxes[frame] = torch.tensor(box_of(mask) if kind == "box" else jittered_box(mask, generator))
+    return boxes
+
+
+def prompt_kinds(network: nn.Module) -> tuple[str, ...]:
+    """The kinds of prompt that a network can be compared with, of `PROMPT_KINDS`.
+
+    Raises:
+        EchoPlanError: it takes no prompts.
+    """
+    if isinstance(network, StreamingNetwork) and "prompts" in signature(network.stream).parameters:
+        return PROMPT_KINDS
+    if "boxes" in signature(network.forward).parameters:
+        return ("automatic", *BOX_KINDS)
+    raise EchoPlanError(
+        f"{type(network).__name__} takes no prompts",
+        remedy="choose E3SAM2Trainer, SAM2Trainer, SAMTrainer or MedSAMTrainer",
+    )
+
+
+class CasePrompts:
+    """What a network is told of each of a fold's cases, in a comparison of prompts.
+
+    Args:
+        network: of which `prompt_kinds` knows the kind.
+        setup: the fold.
+        kind: the kind of prompt.
+
+    Attributes:
+        begun: case -> the frame that it was begun in, for networks that go through a clip.
+    """
+
+    def __init__(self, network: nn.Module, setup: FoldSetup, kind: str) -> None:
+        self.streams = isinstance(network, StreamingNetwork)
+        self.setup, self.kind = setup, kind
+        self.begun: dict[str, int] = {}
+
+    def __call__(self, case: str) -> Prompts | Tensor | None:
+        """A clip's prompt, or boxes (T, 4); None to begin by itself."""
+        store = self.setup.store
+        if self.streams:
+            prompts = prompt_of_case(store, case, kind=self.kind)
+            if prompts is not None:
+                self.begun[case] = prompts.frames[0]
+            return prompts
+        if self.kind == "automatic":
+            return None
+        about = store.properties(case)
+        labelled = about["labelled_frames"]
+        masks = dict(zip(labelled, store.labels(case, labelled) == 1, strict=True))
+        return boxes_of_frames(masks, about["native_frames"], kind=self.kind, case=case)
+
+
+def without_begun(per_case: Mapping[str, Any], begun: Mapping[str, int]) -> dict[str, Any]:
+    """Cases of a summary.json without the frames that they were begun in."""
+    return {
+        case: {**found, "frames": [frame for frame in found["frames"] if frame["frame"] != begun.get(case)]}
+        for case, found in per_case.items()
+    }
+
+
+def case_draw(case: str, *, seed: int = 0) -> float:
+    """A case's own chance in [0, 1), the same in every run."""
+    return float(np.random.default_rng([seed, *case.encode()]).random())
 
 
 def pixel_centres(points: Sequence[tuple[int, int]]) -> Tensor:

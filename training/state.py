@@ -50,6 +50,8 @@ def model_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
         "classes": trainer.classes,
         "epochs": epochs,
         "seed": trainer.seed,
+        "dataset": trainer.setup.description.name,
+        "started_from": dict(trainer.started_from),
         "network": trainer.network.state_dict(),
     }
 
@@ -85,6 +87,7 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
             remedy="resume with the same --set, --epochs, --seed and processes, or start again with --overwrite",
         )
     trainer.network.load_state_dict(state["network"])
+    trainer.started_from = dict(state.get("started_from", trainer.started_from))
     trainer.optimisation.restore(dict(state))
     trainer.first_epoch = int(state["epochs"])
     trainer.best_dice = float(state["best_dice"])
@@ -113,6 +116,7 @@ def write_model_files(trainer: EchoTrainer) -> None:
             "precision": str(trainer.optimisation.dtype),
             "threads": torch.get_num_threads(),
             "trainer": trainer.source,
+            "started_from": trainer.started_from,
             "seed": trainer.seed,
             "settings": trainer.recipe.to_dict(),
             "plan": setup.plan.to_dict(),

@@ -49,7 +49,8 @@ def segment_clip(
         batch: windows of equal length that go through the network together.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
         autocast: mixed precision, where the device computes faster in it.
-        prompts: what a promptable network's `stream` is told beside the frames; never given but to compare prompts.
+        prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
+            frame, (T, ...); without flips. Never given but to compare prompts.
 
     Returns:
         (K, T, h, w) float32 in [0, 1].
@@ -61,6 +62,8 @@ def segment_clip(
     if frames.ndim != 3 or not len(frames):
         raise ValueError(f"frames must be (T, h, w) with T > 0, not {tuple(frames.shape)}")
     flips = _flips(mirror_axes)
+    if prompts is not None and len(flips) > 1:
+        raise ValueError("prompts are for frames as they are, not for flipped ones")
     device = next(chain(network.parameters(), network.buffers()), frames).device
     output = np.zeros((classes, *frames.shape), np.float32)
     with _evaluation(network), torch.inference_mode(), _autocast(device, autocast):
@@ -70,7 +73,8 @@ def segment_clip(
         weights = time_weights(windows, len(frames))
         for group in _batches(windows, batch):
             clips = torch.stack([frames[torch.as_tensor(windows[i], device=frames.device)] for i in group]).unsqueeze(2)
-            probabilities = _probabilities(network, clips.to(device, torch.float32), classes, flips)
+            told = () if prompts is None else (torch.stack([prompts[windows[i]] for i in group]).to(device),)
+            probabilities = _probabilities(network, clips.to(device, torch.float32), classes, flips, told)
             for i, prediction in zip(group, probabilities.cpu().numpy(), strict=True):
                 output[:, windows[i]] += weights[i][None, :, None, None] * prediction.swapaxes(0, 1)
     return output
@@ -140,11 +144,13 @@ def _flips(mirror_axes: Sequence[str]) -> list[tuple[int, ...]]:
     return [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
 
 
-def _probabilities(network: nn.Module, clips: Tensor, classes: int, flips: Sequence[tuple[int, ...]]) -> Tensor:
+def _probabilities(
+    network: nn.Module, clips: Tensor, classes: int, flips: Sequence[tuple[int, ...]], told: tuple[Tensor, ...] = ()
+) -> Tensor:
     """(B, T, K, h, w) float32, averaged over the flips of the last two axes."""
     mean = torch.zeros((*clips.shape[:2], classes, *clips.shape[3:]), device=clips.device)
     for axes in flips:
-        logits = network(clips.flip(axes) if axes else clips)
+        logits = network(clips.flip(axes) if axes else clips, *told)
         _check_shape(network, logits, tuple(mean.shape))
         probabilities = _as_probabilities(logits, classes, axis=2)
         mean += (probabilities.flip(axes) if axes else probabilities) / len(flips)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def count_parameters(network: nn.Module, *, trainable_only: bool = False) -> int:
@@ -23,6 +25,8 @@ def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -
         network: takes a clip ``(B, T, C, H, W)``; its mode and what learns are put back afterwards.
         clip_shape: that shape, for instance ``(1, 10, 1, 256, 256)``.
     """
+    # PyTorch's counter knows every kernel of attention but the processor's.
+    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
     clip = torch.zeros(clip_shape, device=next(network.parameters()).device)
     was_training, learning = network.training, [p for p in network.parameters() if p.requires_grad]
     network.eval()
@@ -30,10 +34,14 @@ def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             network(clip)
     finally:
         network.train(was_training)
         for parameter in learning:
             parameter.requires_grad_(True)
     return counter.get_total_flops() / 2 / 1e9
+
+
+def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)

@@ -50,8 +50,18 @@ def clip_of(frames: int, *, clips: int = 1, seed: int = 0) -> Tensor:
 
 
 def prompts_of_all_kinds() -> Prompts:
-    points = torch.tensor([[20.0, 30.0], [0.0, 0.0], [40.0, 9.0], [0.0, 0.0]])
-    return Prompts(("given", "none", "given", "auto"), points, (2, 0, 0, 0))
+    mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    mask[0, 10:40, 20:50] = True
+    return Prompts.joined(
+        [
+            Prompts.given(torch.tensor([[20.0, 30.0]]), [2]),
+            Prompts.automatic(["none"]),
+            Prompts.given_masks(mask, [1]),
+            Prompts.automatic(["mask"]),
+            Prompts.given_boxes(torch.tensor([[12.0, 9.0, 40.0, 50.0]]), [0]),
+            Prompts.automatic(["auto"]),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,8 @@ def prompts_of_all_kinds() -> Prompts:
         ({"variant": "huge"}, "variant cannot be 'huge'.*tiny, small, base_plus, large"),
         ({"windows": "none"}, "windows cannot be 'none'.*sam2, light"),
         ({"memory": "all"}, "memory cannot be 'all'.*confidence, fifo"),
-        ({"prompt": "circle"}, "prompt cannot be 'circle'.*auto, point, box, none"),
+        ({"prompt": "circle"}, "prompt cannot be 'circle'.*auto, point, box, mask, none"),
+        ({"multimask": "never"}, "multimask cannot be 'never'.*always, sam2"),
         ({"trainable": "nothing"}, "trainable cannot be 'nothing'.*all_but_trunk"),
     ],
 )
@@ -99,7 +110,7 @@ def test_everything_trainable_learns_and_the_trunk_rests(network: E3SAM2) -> Non
     parts = [output.logits, *found["entropies"], *(found[name] for name in ("masks", "iou", "object_score"))]
     sum(part.square().mean() for part in (*parts, found["coarse"], found["edges"])).backward()
     for name, parameter in network.named_parameters():
-        unused = "mask_downscaling" in name
+        unused = "mask_downscaling" in name or "prompting.shrink" in name  # of masks, which nobody gives
         assert parameter.requires_grad is not (name.startswith("encoder.trunk.") or unused), name
         assert (parameter.grad is not None) is parameter.requires_grad, name
     copy.deepcopy(network)
@@ -118,11 +129,11 @@ def test_gradients_reach_the_start_frame_through_memory(deterministic: E3SAM2) -
 
 
 def test_training_is_the_same_with_the_same_seed_and_in_any_batch(deterministic: E3SAM2) -> None:
-    clips, prompts = clip_of(3, clips=4), prompts_of_all_kinds()
+    clips, prompts = clip_of(3, clips=6), prompts_of_all_kinds()
     with torch.no_grad():
         together = deterministic(clips, prompts)
         assert len(set(together.auxiliary["start"].tolist())) > 1
-        for index in range(4):
+        for index in range(6):
             alone = deterministic(clips[index : index + 1], prompts.of_clip(index))
             torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-4, rtol=1e-4)
         deterministic.memory.attention.train()
@@ -136,7 +147,7 @@ def test_training_is_the_same_with_the_same_seed_and_in_any_batch(deterministic:
 
 def test_evaluation_does_what_training_without_dropout_does(deterministic: E3SAM2) -> None:
     clips, prompts = clip_of(9, clips=2), prompts_of_all_kinds()
-    prompts = Prompts(prompts.kinds[2:], prompts.points[2:], prompts.frames[2:])
+    prompts = Prompts.joined([prompts.of_clip(2), prompts.of_clip(3)])
     with torch.no_grad():
         trained = deterministic(clips, prompts).logits
         torch.testing.assert_close(deterministic.eval()(clips, prompts), trained, atol=1e-4, rtol=1e-4)
@@ -256,12 +267,67 @@ def test_a_given_point_sets_the_start_frame_and_counts(network: E3SAM2) -> None:
     assert not torch.allclose(dict(network.stream(frames, one))[3], dict(network.stream(frames, other))[3])
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_a_given_box_and_a_given_mask_count_too(network: E3SAM2, kind: str) -> None:
+    frames = clip_of(4)[0]
+    network.eval()
+    masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    masks[0, 8:30, 8:30] = masks[1, 30:60, 20:50] = True
+    boxes = torch.tensor([[8.0, 8.0, 29.0, 29.0], [20.0, 30.0, 49.0, 59.0]])
+    make = {"box": lambda i: Prompts.given_boxes(boxes[i : i + 1], [2]),
+            "mask": lambda i: Prompts.given_masks(masks[i : i + 1], [2])}[kind]  # fmt: skip
+    one, other = (dict(network.stream(frames, make(index))) for index in range(2))
+    assert list(one) == [2, 3, 1, 0]
+    assert all(not torch.allclose(one[frame], other[frame], atol=1e-3) for frame in one)
+    if kind == "mask":
+        assert ((one[2] > 0) == masks[0]).float().mean() > 0.98
+
+
+@torch.inference_mode()
+def test_the_coarse_heads_mask_is_shown_and_not_believed(network: E3SAM2) -> None:
+    coarse = blob(SIZE // 16, SIZE // 16, (slice(1, 3), slice(0, 2)))[None]
+    start = network.prompting.found(coarse, [7], Prompts.automatic(["mask"]))
+    assert (start.frame, start.answer, start.labels.tolist()) == (7, None, [-1])
+    assert start.dense.shape == (1, SIZE // 4, SIZE // 4)
+    wanted = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")[0]
+    assert torch.equal(start.dense, wanted)
+    _, dense = network.prompting.embed([start])
+    assert not torch.allclose(dense, network.prompting.embed(1)[1])
+
+
+def test_masks_as_prompts_are_learned_where_the_network_makes_them() -> None:
+    with torch.device("meta"):
+        for prompt, learns in (("auto", False), ("mask", True)):
+            prompting = build_network("sam2", size=(SIZE, SIZE), prompt=prompt).prompting
+            assert all(p.requires_grad is learns for p in prompting.encoder.mask_downscaling.parameters())
+            assert not prompting.shrink.weight.requires_grad
+
+
+def test_a_prompt_must_say_where(network: E3SAM2) -> None:
+    empty = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    wrong = {
+        "mask given as a prompt is empty": Prompts.given_masks(empty, [0]),
+        "64 x 64 pixels is to be given, but it is": Prompts.given_masks(torch.ones(1, 9, 9, dtype=torch.bool), [0]),
+        "64 x 64 pixels is to be given, but there is none": Prompts(("given_mask",), torch.zeros(1, 2), (0,)),
+        "is no box": Prompts.given_boxes(torch.full((1, 4), torch.nan), [0]),
+        "box is to be given, but there is none": Prompts(("given_box",), torch.zeros(1, 2), (0,)),
+    }
+    for message, prompts in wrong.items():
+        with pytest.raises(EchoPlanError, match=message):
+            network(clip_of(2), prompts)
+    with pytest.raises(EchoPlanError, match=r"\[5.0, 5.0, 4.0, 9.0\] is no box"):
+        network(clip_of(2), Prompts.given_boxes(torch.tensor([[5.0, 5.0, 4.0, 9.0]]), [0]))
+    with pytest.raises(EchoPlanError, match=r"2 clips, but .* and \[1\] boxes and masks"):
+        network(clip_of(2, clips=2), Prompts(("auto", "auto"), torch.zeros(2, 2), (0, 0), boxes=torch.zeros(1, 4)))
+
+
 def test_prompts_that_do_not_fit_the_clips(network: E3SAM2) -> None:
     with pytest.raises(EchoPlanError, match="2 clips, but 1 kinds"):
         network(clip_of(2, clips=2), Prompts.given(torch.zeros(1, 2), [0]))
     with pytest.raises(EchoPlanError, match="frame 2 of a clip of 2 frames"):
         network(clip_of(2), Prompts.given(torch.zeros(1, 2), [2]))
-    with pytest.raises(EchoPlanError, match=r"no kind of prompt 'spoken'.*given, auto"):
+    with pytest.raises(EchoPlanError, match=r"no kind of prompt 'spoken'.*given_mask, auto"):
         network(clip_of(2), Prompts(("spoken",), torch.zeros(1, 2), (0,)))
 
 
@@ -349,6 +415,20 @@ def test_trainable_parts_are_as_large_as_they_should_be(trainable: str, millions
     with torch.device("meta"):
         tiny = build_network("e3sam2", size=(256, 256), trainable=trainable)
     assert count_parameters(tiny, trainable_only=True) / 1e6 == pytest.approx(millions, abs=0.4)
+
+
+@pytest.mark.parametrize("variant", ["small", "base_plus", "large"])
+def test_every_variant_trains_and_follows(variant: str) -> None:
+    """On the meta device, where the larger ones cost little; the tests above are of the tiny one."""
+    with torch.device("meta"):
+        made = build_network("sam2", size=(SIZE, SIZE), variant=variant)
+        clip, prompts = torch.empty(1, 2, 1, SIZE, SIZE), Prompts.given_boxes(torch.zeros(1, 4), [1])
+        assert made.train()(clip, prompts).logits.shape == made.eval()(clip, prompts).shape == clip.shape
+    total, frozen = {"small": (46.1, 34.1), "base_plus": (81.0, 69.0), "large": (224.5, 212.3)}[variant]
+    assert count_parameters(made) / 1e6 == pytest.approx(total, abs=0.3)
+    assert (count_parameters(made) - count_parameters(made, trainable_only=True)) / 1e6 == pytest.approx(
+        frozen, abs=0.5
+    )
 
 
 def test_plain_sam2_has_nothing_besides_but_the_coarse_head() -> None:

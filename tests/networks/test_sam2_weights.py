@@ -107,6 +107,36 @@ def test_tracking_from_a_point_gives_what_the_packages_video_predictor_gives(bot
     torch.testing.assert_close(dict(both.ours.stream(clip, prompts))[0], expected[0], atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_tracking_from_a_box_is_the_packages_where_a_box_leaves_no_doubt(both: SimpleNamespace) -> None:
+    clip, box = torch.randn(4, 1, SIZE, SIZE), torch.tensor([[20.0, 14.0, 70.0, 61.0]])
+    state = package_state(both.reference, clip)
+    both.reference.add_new_points_or_box(state, 0, 1, box=box[0])
+    expected = {index: logits[0] for index, _, logits in both.reference.propagate_in_video(state)}
+    prompts = Prompts.given_boxes(box, [0])
+    sure = build_network("sam2", size=(SIZE, SIZE), pretrained=both.file, multimask="sam2").eval()
+    for index, logits in sure.stream(clip, prompts):
+        torch.testing.assert_close(logits, expected[index], atol=1e-4, rtol=1e-4)
+    # The best of three masks is another one.
+    assert not torch.allclose(dict(both.plain.stream(clip, prompts))[0], expected[0], atol=1e-2)
+
+
+@torch.inference_mode()
+def test_tracking_from_a_mask_is_the_packages(both: SimpleNamespace) -> None:
+    """The mask is the answer in its own frame."""
+    clip, mask = torch.randn(4, 1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    mask[0, 20:61, 31:70] = True
+    state = package_state(both.reference, clip)
+    both.reference.add_new_mask(state, 0, 1, mask[0])
+    expected = {index: logits[0] for index, _, logits in both.reference.propagate_in_video(state)}
+    given = dict(both.plain.stream(clip, Prompts.given_masks(mask, [0])))
+    for index, logits in given.items():
+        torch.testing.assert_close(logits, expected[index], atol=2e-5, rtol=1e-4)
+    assert ((given[0] > 0) == mask).float().mean() > 0.98
+    other = mask.roll(9, dims=2)
+    assert not torch.allclose(dict(both.plain.stream(clip, Prompts.given_masks(other, [0])))[1], expected[1], atol=2e-4)
+
+
 def package_state(reference: Any, clip: torch.Tensor) -> dict[str, Any]:
     """What the predictor's `init_state` makes of a folder of frames, for frames in memory."""
     import sam2.sam2_video_predictor as module

@@ -12,11 +12,13 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.networks import ClipOutput
-from echoplan.training.commands import compare_prompts
+from echoplan.plans import Configuration, Plan
+from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
 from echoplan.training.losses import mask_quality_loss, presence_loss
-from echoplan.training.prompts import draw_prompts, inner_point, jittered_point, prompt_of_case
+from echoplan.training.prompting_commands import compare_prompts
+from echoplan.training.prompts import LABEL_KINDS, draw_prompts, inner_point, jittered_point, prompt_of_case
 from echoplan.training.trainers import e3sam2 as module
 from echoplan.training.trainers import find_trainer
 from echoplan.training.trainers.e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
@@ -50,21 +52,21 @@ def test_the_inner_point_is_the_deepest_and_a_jittered_one_is_near_it_and_inside
 
 def test_prompts_come_from_labels_in_their_shares_and_never_without_a_label() -> None:
     labels = discs()
-    always = draw_prompts(labels, automatic="auto", point_share=1.0, jittered_share=0.0)
+    always = draw_prompts(labels, automatic="auto", shares={"point": 1.0})
     assert always.kinds == ("given", "auto")
     point = {0: (20.0, 12.0), 2: (18.0, 14.0)}[always.frames[0]]  # x, y
     assert tuple(always.points[0].tolist()) == point
-    never = draw_prompts(labels, automatic="box", point_share=0.0, jittered_share=0.0)
+    never = draw_prompts(labels, automatic="box", shares={})
     assert never.kinds == ("box", "box")
     torch.manual_seed(0)
-    many = [draw_prompts(labels[:1], automatic="auto", point_share=0.3, jittered_share=0.2) for _ in range(400)]
+    many = [draw_prompts(labels[:1], automatic="auto", shares={"point": 0.3, "jittered": 0.2}) for _ in range(400)]
     given = [prompts for prompts in many if prompts.kinds == ("given",)]
     assert 0.42 < len(given) / 400 < 0.58
     assert {prompts.frames[0] for prompts in given} == {0, 2}
     exact = sum(tuple(p.points[0].tolist()) in {(20.0, 12.0), (18.0, 14.0)} for p in given)
     assert 0.45 < exact / len(given) < 0.75
     torch.manual_seed(0)
-    again = draw_prompts(labels[:1], automatic="auto", point_share=0.3, jittered_share=0.2)
+    again = draw_prompts(labels[:1], automatic="auto", shares={"point": 0.3, "jittered": 0.2})
     assert again.kinds == many[0].kinds and torch.equal(again.points, many[0].points)
 
 
@@ -125,6 +127,68 @@ def test_nothing_is_learned_from_unlabelled_clips(trained) -> None:
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
+@pytest.mark.parametrize("kind", [SAM2Trainer, E3SAM2Trainer])
+def test_a_frame_without_a_label_has_no_part_in_any_term(clip_setup: FoldSetup, kind: type) -> None:
+    """Whatever the network says of it: the gradient there is zero in every term, and elsewhere it is not."""
+    random = torch.Generator().manual_seed(0)
+    trainer, unlabelled, length = make_trainer(kind, clip_setup), 1, 3
+    shapes = {"coarse": (1, 2, 2), "masks": (3, 8, 8), "iou": (3,), "object_score": (), "edges": (1, 8, 8)}
+    found = {name: torch.randn(1, length, *shape, generator=random) for name, shape in shapes.items()}
+    found["iou"] = found["iou"].sigmoid()
+    entropies = [torch.rand(1, length, tokens, generator=random) for tokens in (256, 64)]
+    logits = torch.randn(1, length, 1, 32, 32, generator=random)
+    for each in (*found.values(), *entropies, logits):
+        each.requires_grad_()
+    labels = discs()[:1]
+    labels[0, unlabelled] = 255
+    terms = trainer.terms(ClipOutput(logits, {**found, "entropies": entropies}), labels)
+    assert {"segmentation", "coarse", "quality", "presence"} <= terms.keys()
+    sum(value for _, value in terms.values()).backward()
+    read = [logits, *(found[name] for name in ("coarse", "iou", "object_score"))]  # masks teach the IoU head alone
+    read += [found["edges"], *entropies] if kind is E3SAM2Trainer else []
+    for each in read:
+        assert not each.grad[0, unlabelled].any()
+        assert all(each.grad[0, frame].any() for frame in (0, 2))
+
+
+def test_each_kind_of_prompt_is_drawn_from_the_label_of_its_frame() -> None:
+    labels = discs()[:1]
+    for kind in LABEL_KINDS:
+        drawn = draw_prompts(labels, automatic="none", shares={kind: 1.0})
+        mask = (labels[0, drawn.frames[0]] == 1).numpy()
+        x0, y0, x1, y1 = box_of(mask)
+        if kind == "mask":
+            assert drawn.kinds == ("given_mask",) and np.array_equal(drawn.masks[0].numpy(), mask)
+        elif "box" in kind:
+            reach = 0.1 * max(x1 - x0, y1 - y0) + 1e-4 if kind == "jittered_box" else 0.0
+            assert drawn.kinds == ("given_box",)
+            np.testing.assert_allclose(drawn.boxes[0].numpy(), (x0, y0, x1, y1), atol=reach)
+            assert (kind == "box") is (drawn.boxes[0].tolist() == [x0, y0, x1, y1])
+        else:
+            assert drawn.kinds == ("given",)
+    torch.manual_seed(0)
+    shares = {kind: 0.2 for kind in LABEL_KINDS}
+    kinds = [draw_prompts(labels, automatic="none", shares=shares).kinds[0] for _ in range(200)]
+    assert {kind: kinds.count(kind) // 20 for kind in ("given", "given_box", "given_mask")} == pytest.approx(
+        {"given": 4, "given_box": 4, "given_mask": 2}, abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "share"), [("mask", None), ("none", "box"), ("box", "mask"), ("auto", "jittered_box")]
+)
+def test_sam2_trains_with_every_kind_of_prompt(clip_setup: FoldSetup, prompt: str, share: str | None) -> None:
+    settings = {"point_share": 0.0, "jittered_share": 0.0, **({} if share is None else {f"{share}_share": 1.0})}
+    trainer = make_trainer(SAM2Trainer, clip_setup, prompt=prompt, **settings)
+    trainer.network = trainer.model = trainer.make_network(trainer.recipe, size=(32, 32), classes=1).train()
+    batch = {"clip": torch.randn(1, 3, 1, 32, 32), "labels": discs()[:1]}
+    loss = trainer.loss(trainer.forward(batch), batch)
+    loss.backward()
+    assert torch.isfinite(loss) and trainer.network.memory.attention.layers[0].linear1.weight.grad.any()
+    learned = trainer.network.prompting.encoder.mask_downscaling[0].weight.grad
+    assert (learned is not None and bool(learned.any())) is (prompt == "mask")
+
+
 def test_validation_sees_frames_only(trained, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a prompt was drawn from labels")
@@ -169,13 +233,20 @@ def test_prompts_are_compared_as_typed(trained, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("echoplan_preprocessed", str(root / "preprocessed"))
     monkeypatch.setenv("echoplan_results", str(root / "results"))
     write_json(setup.preprocessed / "splits_final.json", [{"train": setup.train, "val": setup.val}])
+    plan, own = Plan.read(setup.preprocessed / "EchoPlans.json"), Configuration("E3SAM2Trainer", {}, "clip")
+    replace(plan, trainers={"E3SAM2Trainer": own}).write(setup.preprocessed / "EchoPlans.json")
     assert compare_prompts(["Toy", "0", "-tr", "E3SAM2Trainer", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["automatic", "point", "jittered"]
-    dice = {line.split()[0]: float(line.split()[1]) for line in lines[1:4]}
+    kinds = ["automatic", "point", "jittered", "box", "jittered_box", "mask"]
+    assert [line.split()[0] for line in lines[1:7]] == kinds
+    dice = {line.split()[0]: float(line.split()[1]) for line in lines[1:7]}
     assert all(50 < value <= 100 for value in dice.values())
     summary = json.loads((setup.folder / "prompts" / "point" / "summary.json").read_text())
     assert 100 * summary["mean"]["LV"]["all"]["dice"]["mean"] == pytest.approx(dice["point"], abs=0.01)
+    # Of the mask's line the frame is left out that the mask itself answers.
+    frames = json.loads((setup.folder / "prompts" / "mask" / "summary.json").read_text())["per_case"][setup.val[0]]
+    first, last = (frame["LV"]["dice"] for frame in frames["frames"])
+    assert first > 0.9 and 100 * last == pytest.approx(dice["mask"], abs=0.01)
     assert compare_prompts(["Toy", "0", "-tr", "UNetTrainer"]) == 1  # nothing trained
     with pytest.raises(SystemExit):
         compare_prompts(["Toy", "0", "--oops"])

@@ -21,7 +21,7 @@ from ..losses import (
     presence_loss,
     reduce_labels,
 )
-from ..prompts import draw_prompts
+from ..prompts import LABEL_KINDS, draw_prompts
 from ..recipe import Recipe, TrainerNeeds
 from .base import EchoTrainer
 
@@ -37,10 +37,12 @@ class SAM2Recipe(Recipe):
         pretrained: start from the published weights of SAM 2.1.
         trainable: what learns, see `echoplan.networks.e3sam2`; "auto" is everything but the trunk, and with
             `pretrained` off everything.
-        prompt: how a clip begins when nobody points: "auto" (point and box of the coarse head), "point", "box", "none".
+        prompt: how a clip begins when nobody prompts: "auto" (point and box of the coarse head), "point", "box", "mask"
+            (the coarse head's mask), "none".
         windows: sides of the trunk's attention windows, "sam2" or "light".
-        point_share, jittered_share: shares of the training clips that begin with a point from the labels: the deepest
-            inside, or one near it. The others begin by themselves, as at test time.
+        point_share, jittered_share, box_share, jittered_box_share, mask_share: shares of the training clips that begin
+            with a prompt from the labels: the deepest point inside or one near it, the box or one with its sides moved,
+            the mask of one frame. The others begin by themselves, as at test time.
         segmentation_weight: of Dice and cross-entropy (equation 8's alpha).
         coarse_weight, quality_weight, presence_weight: of the coarse head's mask, of SAM2's IoU head (L1 to the true
             IoU) and of its object score; the paper does not name them.
@@ -56,6 +58,9 @@ class SAM2Recipe(Recipe):
     windows: str = "sam2"
     point_share: float = 0.25
     jittered_share: float = 0.25
+    box_share: float = 0.0
+    jittered_box_share: float = 0.0
+    mask_share: float = 0.0
     segmentation_weight: float = 0.8
     coarse_weight: float = 0.2
     quality_weight: float = 0.1
@@ -63,9 +68,15 @@ class SAM2Recipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = (self.point_share, self.jittered_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise EchoPlanError("point_share and jittered_share must be shares that add up to 1 at most")
+        shares = self.label_shares
+        if min(shares.values()) < 0 or sum(shares.values()) > 1:
+            names = ", ".join(f"{kind}_share" for kind in shares)
+            raise EchoPlanError(f"the settings {names} must be shares that add up to 1 at most")
+
+    @property
+    def label_shares(self) -> dict[str, float]:
+        """Kind of prompt from labels -> share of the training clips."""
+        return {kind: getattr(self, f"{kind}_share") for kind in LABEL_KINDS}
 
     @property
     def learning_part(self) -> str:
@@ -120,14 +131,8 @@ class SAM2Trainer(EchoTrainer):
         return build_network("sam2", size=size, classes=classes, pretrained=pretrained, **_common(recipe))
 
     def forward(self, batch: Batch) -> ClipOutput:
-        """Some clips begin with a point from their labels, so that all ways to begin are learned."""
-        recipe = self.recipe
-        prompts = draw_prompts(
-            batch["labels"],
-            automatic=recipe.prompt,
-            point_share=recipe.point_share,
-            jittered_share=recipe.jittered_share,
-        )
+        """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
+        prompts = draw_prompts(batch["labels"], automatic=self.recipe.prompt, shares=self.recipe.label_shares)
         return self.model(batch["clip"], prompts)
 
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:

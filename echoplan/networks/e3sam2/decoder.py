@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.e3sam2.encoder import FrameFeatures
 from echoplan.networks.e3sam2.sam2_parts import build_mask_decoder, build_pointer_head
+
+_MASKS = 3  # for an ambiguous prompt
+_BELIEVED_SCALE, _BELIEVED_BIAS = 20.0, -10.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Decoded:
         parts = (self.mask, self.masks, self.iou, self.confidence, self.score, self.pointer)
         return [Decoded(*each) for each in zip(*(part.unbind() for part in parts), strict=True)]
 
+    def believing(self, masks: Tensor) -> Decoded:
+        """The same with masks ``(N, 1, H, W)`` bool that are known to be right, as SAM2 makes logits of them."""
+        logits = masks * _BELIEVED_SCALE + _BELIEVED_BIAS
+        mask = F.interpolate(logits, size=self.mask.shape[-2:], mode="bilinear", antialias=True)
+        return replace(self, mask=mask, confidence=torch.ones_like(self.confidence))
+
     @staticmethod
     def stack(frames: Sequence[Decoded], name: str) -> Tensor:
         """One attribute of many frames, along a new first axis."""
@@ -63,7 +73,13 @@ class Decoder(nn.Module):
         return self.masks.conv_s1, self.masks.conv_s0
 
     def forward(
-        self, top: Tensor, features: FrameFeatures, *, prompt: tuple[Tensor, Tensor], positions: Tensor
+        self,
+        top: Tensor,
+        features: FrameFeatures,
+        *,
+        prompt: tuple[Tensor, Tensor],
+        positions: Tensor,
+        single: bool = False,
     ) -> Decoded:
         """Decode N frames.
 
@@ -72,17 +88,20 @@ class Decoder(nn.Module):
             features: the frames' finer features.
             prompt: from `Prompting.embed`.
             positions: from `Prompting.positions`.
+            single: take SAM2's mask for a prompt that leaves no doubt, which then stands for all three.
         """
         masks, iou, tokens, score = self.masks(
             image_embeddings=top,
             image_pe=positions,
             sparse_prompt_embeddings=prompt[0],
             dense_prompt_embeddings=prompt[1],
-            multimask_output=True,
+            multimask_output=not single,
             repeat_image=False,
             high_res_features=[features.fine, features.middle],
         )
         masks, iou = masks.float(), iou.float()
+        if single:
+            masks, iou, tokens = (each.expand(-1, _MASKS, *each.shape[2:]) for each in (masks, iou, tokens))
         best = iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         return Decoded(

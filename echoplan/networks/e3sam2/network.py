@@ -14,7 +14,8 @@ from echoplan.networks.e3sam2.decoder import Decoded, Decoder
 from echoplan.networks.e3sam2.edges import EdgeHead
 from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
 from echoplan.networks.e3sam2.memory import Memory
-from echoplan.networks.e3sam2.prompting import Prompting, Prompts, StartPrompt
+from echoplan.networks.e3sam2.prompting import Prompting
+from echoplan.networks.e3sam2.prompts import Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import VARIANTS, WINDOWS
 from echoplan.networks.e3sam2.tracking import Track, Tracker, Visit, enlarge, visiting_order
 from echoplan.networks.e3sam2.trainable import set_trainable
@@ -24,14 +25,15 @@ from echoplan.networks.output import ClipOutput
 _STRIDE = 32
 _CANDIDATES = 32  # frames among which the start frame is chosen
 _CHUNK = 8  # frames that are encoded together at inference
+_MULTIMASK = ("always", "sam2")
 
 
 class E3SAM2(nn.Module):
     """`e3sam2`: SAM2 with Global-Local Adapters, entropy-guided attention and edge-aware supervision.
 
     A clip is begun in the frame that a coarse head is surest of, with a point and a box that it finds there, or in a
-    frame with a point from outside (`Prompts`). From there SAM2 follows the left ventricle to the end of the clip, then
-    from the same frame back to its beginning. SAM2 segments one object, so `classes` must be 1.
+    frame with a point, a box or a mask from outside (`Prompts`). From there SAM2 follows the left ventricle to the end
+    of the clip, then from the same frame back to its beginning. SAM2 segments one object, so `classes` must be 1.
 
     Args:
         size: the frames' height and width: equal, and multiples of 32.
@@ -42,11 +44,13 @@ class E3SAM2(nn.Module):
         adapters: whether there are Global-Local Adapters.
         edge_supervision: whether edges are predicted in training (table 3).
         memory: "confidence" (see `ConfidentFrames`) or "fifo", the last six frames as in SAM2.
-        prompt: what the network gives itself: "auto" (a point and a box), "point", "box" or "none".
+        prompt: what the network gives itself: "auto" (a point and a box), "point", "box", "mask" or "none".
         trainable: which parameters learn: "adapters" (all that SAM2 does not have), "decoder", "memory",
             "all_but_trunk", "last_stage" or "all", each with those before it.
         windows: of the trunk's attention: "sam2", or "light", which pads less at 256 x 256 and so saves a quarter of
             the encoder's work; both take the same weights.
+        multimask: "always" takes the best of three masks in every frame; "sam2" has the single mask that SAM2 makes for
+            a prompt that leaves no doubt, a box: what weights that were never fine-tuned expect.
 
     Raises:
         EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
@@ -66,6 +70,7 @@ class E3SAM2(nn.Module):
         prompt: str = "auto",
         trainable: str = "all_but_trunk",
         windows: str = "sam2",
+        multimask: str = "always",
     ) -> None:
         super().__init__()
         _check_size(size)
@@ -73,11 +78,14 @@ class E3SAM2(nn.Module):
             raise EchoPlanError(
                 f"SAM2 segments one object, not {classes} classes", remedy="convert the dataset with one structure"
             )
-        for setting, value, choices in (("variant", variant, tuple(VARIANTS)), ("windows", windows, WINDOWS)):
+        named = {"variant": (variant, tuple(VARIANTS)), "windows": (windows, WINDOWS)}
+        named["multimask"] = multimask, _MULTIMASK
+        for setting, (value, choices) in named.items():
             if value not in choices:
                 raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
         self.size = size[0]
         self.bank = bank_class(memory)
+        self.sure_boxes = multimask == "sam2"
         self.encoder = Encoder(VARIANTS[variant], windows=windows, attention=attention if adapters else None)
         self.edges = EdgeHead((self.encoder.channels[0], self.encoder.channels[2])) if edge_supervision else None
         self.prompting = Prompting(self.size, automatic=prompt)
@@ -105,7 +113,7 @@ class E3SAM2(nn.Module):
         """
         _check_size(clip.shape[-2:], self.size)
         if prompts is not None:
-            prompts.check(*clip.shape[:2])
+            prompts.check(*clip.shape[:2], self.size)
         if self.training:
             return self._training_output(clip, prompts)
         of_clip = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
@@ -129,7 +137,7 @@ class E3SAM2(nn.Module):
         _check_size(frames.shape[-2:], self.size)
         length = len(frames)
         if prompts is not None:
-            prompts.check(1, length)
+            prompts.check(1, length, self.size)
         prompt, kept = self._begin(frames, prompts)
         track, tracker = Track(prompt, length), self._tracker()
         order = visiting_order(prompt.frame, length)
@@ -164,6 +172,7 @@ class E3SAM2(nn.Module):
             decoder=self.decoder,
             bank=self.bank,
             positions=self.encoder.positions(self.size // 16, self.memory.age.device),
+            sure_boxes=self.sure_boxes,
         )
 
     def _training_output(self, clip: Tensor, prompts: Prompts | None) -> ClipOutput:
@@ -219,6 +228,7 @@ def plain_sam2(
     prompt: str = "auto",
     trainable: str = "all_but_trunk",
     windows: str = "sam2",
+    multimask: str = "always",
 ) -> E3SAM2:
     """`sam2`: SAM2 as it is, with the same prompts: no adapters, no edges, and the last six frames in memory.
 
@@ -235,6 +245,7 @@ def plain_sam2(
         prompt=prompt,
         trainable=trainable,
         windows=windows,
+        multimask=multimask,
     )
 
 

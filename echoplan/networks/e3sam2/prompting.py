@@ -1,79 +1,20 @@
-"""Prompts: the frame to begin with, and what SAM2 is told about the left ventricle in it."""
+"""From prompts to what SAM2 reads: the frame to begin with, and what it is told about the left ventricle in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.networks.e3sam2.prompts import AUTOMATIC, GIVEN, GIVEN_BOX, GIVEN_MASK, Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder
 
-AUTOMATIC = ("auto", "point", "box", "none")
-_GIVEN = "given"
 _STRIDE = 4  # of the map in which the coarse head's answer is searched
 _POINT, _CORNERS, _NOTHING = 1, (2, 3), -1  # SAM2's labels of prompt points
 _LOCATOR_WIDTH = 64
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """How each clip of a batch is begun.
-
-    Attributes:
-        kinds: for each clip "given", its point is taken as it is; or an automatic prompt that the network makes itself:
-            "auto" (a point and a box), "point", "box" or "none".
-        points: ``(B, 2)``, x and y in pixels of the network's input; read where a point is given.
-        frames: the frame that each given point lies in. Automatic prompts choose their frame.
-    """
-
-    kinds: tuple[str, ...]
-    points: Tensor
-    frames: tuple[int, ...]
-
-    @staticmethod
-    def given(points: Tensor, frames: Sequence[int]) -> Prompts:
-        """A point ``(B, 2)`` and its frame for every clip."""
-        return Prompts((_GIVEN,) * len(points), points, tuple(frames))
-
-    def of_clip(self, index: int) -> Prompts:
-        """The prompts of one clip, as a batch of one."""
-        return Prompts(self.kinds[index : index + 1], self.points[index : index + 1], self.frames[index : index + 1])
-
-    def check(self, clips: int, frames: int) -> None:
-        """Raises:
-        EchoPlanError: the prompts are not for `clips` clips of `frames` frames, or of an unknown kind.
-        """
-        if not len(self.kinds) == len(self.points) == len(self.frames) == clips:
-            raise EchoPlanError(
-                f"there are {clips} clips, but {len(self.kinds)} kinds of prompt, {len(self.points)} points and "
-                f"{len(self.frames)} frames"
-            )
-        for kind, frame in zip(self.kinds, self.frames, strict=True):
-            if kind not in (_GIVEN, *AUTOMATIC):
-                raise EchoPlanError(
-                    f"there is no kind of prompt {kind!r}", remedy=f"choose one of {', '.join((_GIVEN, *AUTOMATIC))}"
-                )
-            if kind == _GIVEN and not 0 <= frame < frames:
-                raise EchoPlanError(f"a prompt is given for frame {frame} of a clip of {frames} frames")
-
-
-@dataclass(frozen=True)
-class StartPrompt:
-    """What one clip is begun with: the frame, and P points with SAM2's labels for them.
-
-    Attributes:
-        frame: the frame's index.
-        points: ``(P, 2)``, x and y in pixels.
-        labels: ``(P,)``: 1 inside the structure, 2 and 3 the corners of a box, -1 no point.
-    """
-
-    frame: int
-    points: Tensor
-    labels: Tensor
 
 
 class Prompting(nn.Module):
@@ -93,23 +34,38 @@ class Prompting(nn.Module):
             nn.Conv2d(WIDTH, _LOCATOR_WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_LOCATOR_WIDTH, 1, 1)
         )
         self.encoder = build_prompt_encoder(size)
+        # SAM2's learned way from a mask to the prompt encoder's grid; without its weights, the mean.
+        self.shrink = torch.nn.utils.skip_init(nn.Conv2d, 1, 1, _STRIDE, stride=_STRIDE)
+        nn.init.constant_(self.shrink.weight, 1 / _STRIDE**2)
+        nn.init.zeros_(self.shrink.bias)
 
     def locate(self, top: Tensor) -> Tensor:
         """Top features ``(N, 256, h, w)`` -> logits of the left ventricle ``(N, 1, h, w)``, frame by frame."""
         return self.locator(top)
 
     def given(self, prompts: Prompts | None) -> StartPrompt | None:
-        """How to begin one clip whose point is given; None where the point has to be found."""
-        if prompts is None or prompts.kinds[0] != _GIVEN:
+        """How to begin one clip whose prompt is given; None where it has to be found.
+
+        A mask that is given is believed, as SAM2 does with its `use_mask_input_as_output_without_sam`: it is the answer
+        in its frame and what is remembered of it; the prompt encoder and the decoder only make the object pointer.
+        """
+        if prompts is None or prompts.kinds[0] not in GIVEN:
             return None
-        device = self.encoder.no_mask_embed.weight.device
-        return StartPrompt(
-            prompts.frames[0], prompts.points.to(device, torch.float32), torch.tensor([_POINT], device=device)
-        )
+        frame, device = prompts.frames[0], self.encoder.no_mask_embed.weight.device
+        if prompts.kinds[0] == GIVEN_BOX:
+            corners = prompts.boxes.to(device, torch.float32).view(2, 2)
+            return StartPrompt(frame, corners, torch.tensor(_CORNERS, device=device))
+        if prompts.kinds[0] == GIVEN_MASK:
+            mask = prompts.masks.to(device, torch.bool)
+            return StartPrompt(frame, *_no_point(device), dense=self.shrink(mask.float()), answer=mask)
+        return StartPrompt(frame, prompts.points.to(device, torch.float32), torch.tensor([_POINT], device=device))
 
     @torch.no_grad()
     def found(self, coarse: Tensor, frames: Sequence[int], prompts: Prompts | None) -> StartPrompt:
-        """How to begin one clip whose point is not given: in the frame that the coarse head is surest of.
+        """How to begin one clip whose prompt is not given: in the frame that the coarse head is surest of.
+
+        The coarse head's own mask ("mask") is not believed but shown to the prompt encoder, as SAM does with the masks
+        of an earlier answer: the decoder makes a finer one of it.
 
         Args:
             coarse: ``(n, 1, h, w)``, from `locate`, of the frames that may be the first.
@@ -117,15 +73,20 @@ class Prompting(nn.Module):
             prompts: this clip's, for the kind; None is the usual one.
         """
         best = _first_of_largest(confidence(coarse))
-        points, labels = automatic_points(coarse[best], self.automatic if prompts is None else prompts.kinds[0])
+        kind = self.automatic if prompts is None else prompts.kinds[0]
+        if kind == "mask":
+            dense = _enlarged(coarse[best])[0]
+            return StartPrompt(frames[best], *_no_point(coarse.device), dense=dense)
+        points, labels = automatic_points(coarse[best], kind)
         return StartPrompt(frames[best], points, torch.tensor(labels, device=coarse.device))
 
     def embed(self, starts: Sequence[StartPrompt] | int) -> tuple[Tensor, Tensor]:
         """Tokens ``(n, P, 256)`` and the dense embedding ``(n, 256, h, w)`` for the mask decoder.
 
         Args:
-            starts: n prompts with equally many points; or n, for frames without a prompt.
+            starts: n prompts of one `StartPrompt.group`; or n, for frames without a prompt.
         """
+        masks = None
         if isinstance(starts, int):
             weight = self.encoder.no_mask_embed.weight
             points = weight.new_zeros(starts, 1, 2)
@@ -133,7 +94,9 @@ class Prompting(nn.Module):
         else:
             points = torch.stack([start.points for start in starts])
             labels = torch.stack([start.labels for start in starts])
-        return self.encoder(points=(points, labels), boxes=None, masks=None)
+            if starts[0].dense is not None:
+                masks = torch.stack([start.dense for start in starts])
+        return self.encoder(points=(points, labels), boxes=None, masks=masks)
 
     def positions(self) -> Tensor:
         """The position encoding ``(1, 256, h, w)`` of the decoder's image tokens."""
@@ -169,8 +132,7 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
     """
     if kind == "none":
         return coarse.new_zeros(1, 2, dtype=torch.float32), [_NOTHING]
-    enlarged = F.interpolate(coarse.float()[None], scale_factor=16 // _STRIDE, mode="bilinear")
-    probability = enlarged.sigmoid()  # (1, 1, H/4, W/4)
+    probability = _enlarged(coarse).sigmoid()  # (1, 1, H/4, W/4)
     side = probability.shape[-1]
     widths = [width for width in (1, 3, 7, 15, 31) if width <= side]
     depth = sum(F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths)
@@ -188,6 +150,15 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
     if kind == "box":
         return torch.stack(corners), [*_CORNERS]
     return torch.stack([*corners, point]), [*_CORNERS, _POINT]
+
+
+def _enlarged(coarse: Tensor) -> Tensor:
+    """Logits ``(1, h, w)`` of the coarse head on the prompt encoder's grid, ``(1, 1, H/4, W/4)`` in float32."""
+    return F.interpolate(coarse.float()[None], scale_factor=16 // _STRIDE, mode="bilinear")
+
+
+def _no_point(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, 2, device=device), torch.full((1,), _NOTHING, device=device)
 
 
 def _region_around(seed: Tensor, probability: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from echoplan.networks.e3sam2.bank import MemoryBank, Remembered
 from echoplan.networks.e3sam2.decoder import Decoded, Decoder
 from echoplan.networks.e3sam2.encoder import FrameFeatures
 from echoplan.networks.e3sam2.memory import Memory
-from echoplan.networks.e3sam2.prompting import Prompting, StartPrompt
+from echoplan.networks.e3sam2.prompting import Prompting
+from echoplan.networks.e3sam2.prompts import StartPrompt
 
 _STRIDE = 16  # of the top features
 
@@ -38,7 +40,7 @@ class Track:
 
     def group(self) -> tuple[int, ...]:
         """Tracks of one group have equally long sequences to attend to, and may go through the network together."""
-        return (len(self.prompt.labels),) if self.bank is None else (0, *self.bank.shape)
+        return self.prompt.group() if self.bank is None else (0, *self.bank.shape)
 
     def is_read(self, frame: int) -> bool:
         """Whether another frame comes after this one that could read the memory of it."""
@@ -61,13 +63,21 @@ class Tracker:
         prompting, memory, decoder: the network's parts.
         bank: the kind of memory bank.
         positions: the position encoding ``(1, 256, h, w)`` of the top features.
+        sure_boxes: whether a box leaves no doubt, so that SAM2's single mask is taken for it.
     """
 
     def __init__(
-        self, *, prompting: Prompting, memory: Memory, decoder: Decoder, bank: type[MemoryBank], positions: Tensor
+        self,
+        *,
+        prompting: Prompting,
+        memory: Memory,
+        decoder: Decoder,
+        bank: type[MemoryBank],
+        positions: Tensor,
+        sure_boxes: bool = False,
     ) -> None:
         self.prompting, self.memory, self.decoder = prompting, memory, decoder
-        self.bank = bank
+        self.bank, self.sure_boxes = bank, sure_boxes
         self.positions = positions
         self._decoder_positions = prompting.positions()
 
@@ -86,19 +96,33 @@ class Tracker:
     def _visit_alike(self, visits: Sequence[Visit]) -> list[Decoded]:
         features = FrameFeatures.stack([visit.features for visit in visits])
         banks = [visit.track.bank for visit in visits if visit.track.bank is not None]
-        if banks:
-            top = self.memory.read(
-                features.top,
-                self.positions,
-                banks=banks,
-                frames=[visit.frame for visit in visits],
-                length=visits[0].track.length,
-            )
-            prompt = self.prompting.embed(len(visits))
-        else:
-            top = self.memory.without(features.top)
-            prompt = self.prompting.embed([visit.track.prompt for visit in visits])
+        if not banks:
+            return self._begin([visit.track.prompt for visit in visits], visits, features)
+        top = self.memory.read(
+            features.top,
+            self.positions,
+            banks=banks,
+            frames=[visit.frame for visit in visits],
+            length=visits[0].track.length,
+        )
+        prompt = self.prompting.embed(len(visits))
         decoded = self.decoder(top, features, prompt=prompt, positions=self._decoder_positions)
+        self._remember(visits, features.top, decoded)
+        return decoded.frames()
+
+    def _begin(self, starts: Sequence[StartPrompt], visits: Sequence[Visit], features: FrameFeatures) -> list[Decoded]:
+        """The start frames of clips with prompts of one group."""
+        prompt, believed = self.prompting.embed(starts), starts[0].answer is not None
+        decoded = self.decoder(
+            # What SAM2 believes it reads with no mark of a frame without memories.
+            features.top if believed else self.memory.without(features.top),
+            features,
+            prompt=prompt,
+            positions=self._decoder_positions,
+            single=believed or (self.sure_boxes and starts[0].has_box),
+        )
+        if believed:
+            decoded = decoded.believing(torch.stack([start.answer for start in starts]))
         self._remember(visits, features.top, decoded)
         return decoded.frames()
 

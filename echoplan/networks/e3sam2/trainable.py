@@ -45,5 +45,7 @@ def set_trainable(network: nn.Module, trainable: str) -> None:
         for part in _STEPS[name](network):
             if part is not None:
                 part.requires_grad_(True)
-    # Nobody gives masks as prompts, nor points outside.
-    network.prompting.encoder.mask_downscaling.requires_grad_(False)
+    # Masks that are given are believed, and need no more than SAM2 learned of them.
+    network.prompting.shrink.requires_grad_(False)
+    if network.prompting.automatic != "mask":
+        network.prompting.encoder.mask_downscaling.requires_grad_(False)

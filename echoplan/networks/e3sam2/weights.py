@@ -11,6 +11,7 @@ from echoplan.networks.weights import find_weights, load_weights
 _NAMES = {
     "image_encoder.": "encoder.",
     "sam_prompt_encoder.": "prompting.encoder.",
+    "mask_downsample.": "prompting.shrink.",
     "sam_mask_decoder.": "decoder.masks.",
     "obj_ptr_proj.": "decoder.pointer.",
     "memory_attention.": "memory.attention.",
@@ -19,8 +20,8 @@ _NAMES = {
     "no_mem_embed": "memory.nothing",
     "obj_ptr_tpos_proj.": "memory.pointer_age.",
 }
-# For masks as prompts, and for frames without an object: neither occurs.
-_UNUSED = ("mask_downsample.", "no_obj_ptr", "no_obj_embed_spatial", "no_mem_pos_enc")
+# For frames without an object, which do not occur.
+_UNUSED = ("no_obj_ptr", "no_obj_embed_spatial", "no_mem_pos_enc")
 _OURS = ("encoder.adapters.", "edges.", "prompting.locator.")
 
 
