@@ -1,17 +1,19 @@
-"""The three folders everything lives in, and datasets found in them by name, id or folder name."""
+"""The three folders everything lives in, and datasets found in them by name, id or folder name; joints of several."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from echoplan.errors import EchoPlanError
 
 _DATASET_FOLDER = re.compile(r"Dataset(\d{3,})_(.+)")
+_JOINED = "+"  # no dataset's name may hold it
+_OF = "__"  # between a dataset and its case, in the names of a joint's cases
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,45 @@ class Folders:
 
     def find_raw(self, name: str) -> Path:
         """The raw folder of the dataset called `name` (its name, id or folder name); EchoPlanError if there is none."""
+        if is_joint(name) and not _matches(self.raw, name):
+            raise EchoPlanError(
+                f"{name} is several raw datasets, and here one is needed", file=self.raw, remedy="name one of them"
+            )
         return _find(
             self.raw, name, remedy="convert the dataset first (echoplan_convert_dataset, echoplan_make_phantom)"
         )
 
+    def find_members(self, name: str) -> tuple[Path, ...]:
+        """The raw folders of the datasets that a joint's name joins by "+", by their names' order.
+
+        Raises:
+            EchoPlanError: one is not there, or is named twice.
+        """
+        found = {dataset_name(path): path for path in map(self.find_raw, name.split(_JOINED))}
+        if len(found) < len(name.split(_JOINED)):
+            raise EchoPlanError(f"{name} names a dataset twice", file=self.raw, remedy="name each one once")
+        return tuple(found[member] for member in sorted(found))
+
+    def joint_name(self, name: str) -> str:
+        """What a joint's folders are called: its datasets' names, however they are called here, in order."""
+        names = set()
+        for part in name.split(_JOINED):
+            found = [path for root in (self.raw, self.preprocessed, self.results) for path in _matches(root, part)]
+            names.add(dataset_name(found[0]) if found else part)
+        return _JOINED.join(sorted(names))
+
     def find_preprocessed(self, name: str) -> Path:
-        """Like `find_raw`, for what is planned and preprocessed."""
+        """Like `find_raw`, for what is planned and preprocessed; joints too, their datasets in any order."""
         remedy = f"run echoplan_plan_and_preprocess -d {name} first"
-        return _find(self.preprocessed, name, remedy=remedy)
+        return _find(self.preprocessed, self._home(self.preprocessed, name), remedy=remedy)
 
     def find_results(self, name: str) -> Path:
-        """Like `find_raw`, for what is trained."""
-        return _find(self.results, name, remedy=f"train first: echoplan_train {name} 0 -tr UNetTrainer")
+        """Like `find_preprocessed`, for what is trained."""
+        remedy = f"train first: echoplan_train {name} 0 -tr UNetTrainer"
+        return _find(self.results, self._home(self.results, name), remedy=remedy)
+
+    def _home(self, root: Path, name: str) -> str:
+        return self.joint_name(name) if is_joint(name) and not _matches(root, name) else name
 
     def new_dataset_folder(self, name: str, *, dataset_id: int | None = None) -> Path:
         """The raw folder a new dataset should get: Dataset<id>_<name>, the next free id where none is given.
@@ -85,6 +114,28 @@ def dataset_name(folder: Path) -> str:
     return match[2] if match else folder.name
 
 
+def is_joint(name: str) -> bool:
+    """Whether a name joins several datasets, as in CAMUS+EchoNet."""
+    return _JOINED in name
+
+
+def joint_case(dataset: str, case: str) -> str:
+    """A name that no case of another dataset has; of patients too."""
+    return f"{dataset}{_OF}{case}"
+
+
+def member_of(case: str, datasets: Iterable[str]) -> str | None:
+    """Which of a joint's datasets a case is of, by its name; None if of none, as where there is no joint."""
+    return next((dataset for dataset in datasets if case.startswith(joint_case(dataset, ""))), None)
+
+
+def dataset_folders(root: Path) -> list[Path]:
+    """The folders of datasets and joints in one of the three folders."""
+    joints = [path for path in sorted(root.iterdir()) if is_joint(path.name)] if root.is_dir() else []
+    datasets = [path for path, _, _ in _datasets(root)]
+    return datasets + [path for path in joints if path.is_dir() and path not in datasets]
+
+
 def _datasets(root: Path) -> list[tuple[Path, int, str]]:
     found = []
     for path in sorted(root.iterdir()) if root.is_dir() else []:
@@ -94,16 +145,22 @@ def _datasets(root: Path) -> list[tuple[Path, int, str]]:
     return found
 
 
-def _find(root: Path, name: str, *, remedy: str) -> Path:
-    datasets = _datasets(root)
-    matches = [
-        p for p, number, known in datasets if name in (p.name, known) or (name.isdecimal() and int(name) == number)
+def _matches(root: Path, name: str) -> list[Path]:
+    found = [
+        path
+        for path, number, known in _datasets(root)
+        if name in (path.name, known) or (name.isdecimal() and int(name) == number)
     ]
+    return found or [path for path in dataset_folders(root) if is_joint(name) and path.name == name]
+
+
+def _find(root: Path, name: str, *, remedy: str) -> Path:
+    matches = _matches(root, name)
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise EchoPlanError(f"{name!r} names several datasets", file=root, remedy="give the folder's full name")
-    known = [dataset for _, _, dataset in datasets]
+    known = [dataset_name(path) for path in dataset_folders(root)]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:10]
     there = f"; there are {', '.join(near)}" if near else ""
     raise EchoPlanError(f"there is no dataset {name!r} here{there}", file=root, remedy=remedy)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
+from echoplan.paths import member_of
 
 KINDS = ("rule", "measured", "fixed")
 
@@ -37,27 +39,62 @@ class Decision:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Named decisions; those of `inherits_from` hold where it does not decide itself."""
+    """Named decisions; those of `inherits_from` hold where it does not decide itself.
+
+    Attributes:
+        name: its name.
+        decisions: by name.
+        inherits_from: another configuration.
+        datasets: of a joint, dataset -> the decisions that hold for that dataset's cases alone.
+    """
 
     name: str
     decisions: Mapping[str, Decision]
     inherits_from: str | None = None
+    datasets: Mapping[str, Mapping[str, Decision]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ResolvedPlan:
     """All decisions that hold for one trainer, with inheritance worked out.
 
-    The typed properties are what the stages read; `value(name)` reads any other decision.
+    The typed properties are what the stages read; `value(name)` reads any other decision. In a joint some are made for
+    each of its `datasets` apart: `of` and `of_case` give what holds for one of them.
     """
 
     dataset: str
     plans_name: str
     configuration: str
     decisions: Mapping[str, Decision]
+    datasets: Mapping[str, Mapping[str, Decision]] = field(default_factory=dict)
+
+    def of(self, dataset: str | None) -> ResolvedPlan:
+        """The plan as it holds for the cases of one of a joint's datasets; without datasets, or for None, as it is.
+
+        Raises:
+            EchoPlanError: the joint has no such dataset.
+        """
+        if dataset is None or not self.datasets:
+            return self
+        if dataset not in self.datasets:
+            raise EchoPlanError(f"{self.dataset} has no dataset {dataset}", remedy=f"name {' or '.join(self.datasets)}")
+        return replace(self, decisions={**self.decisions, **self.datasets[dataset]}, datasets={})
+
+    def each(self) -> dict[str | None, ResolvedPlan]:
+        """What holds for each of a joint's datasets; without datasets, the plan alone, under None."""
+        return {name: self.of(name) for name in self.datasets or (None,)}
+
+    def of_case(self, case: str) -> ResolvedPlan:
+        """The plan as it holds for a training case."""
+        return self.of(member_of(case, self.datasets))
 
     def value(self, name: str) -> Any:
         """The value of a decision; EchoPlanError if the plan does not hold it."""
+        if any(name in own for own in self.datasets.values()) and name not in self.decisions:
+            raise EchoPlanError(
+                f"the plan {self.plans_name} decides {name!r} for each of {', '.join(self.datasets)} apart",
+                remedy="ask for it with plan.of(dataset) or plan.of_case(case)",
+            )
         if name not in self.decisions:
             raise EchoPlanError(
                 f"the plan {self.plans_name} does not decide {name!r} for {self.configuration}",
@@ -80,6 +117,11 @@ class ResolvedPlan:
     def frame_stride(self) -> int:
         """Frames from one of a clip's frames to the next at inference."""
         return int(self.value("frame_stride"))
+
+    @property
+    def window_stride(self) -> int:
+        """`frame_stride` for networks that see windows of frames; 1 for frame networks, which see every frame."""
+        return self.frame_stride if self.frames > 1 else 1
 
     @property
     def batch_size(self) -> int:
@@ -125,12 +167,13 @@ class ResolvedPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored in checkpoints and model folders."""
-        return asdict(self)
+        return _without_empty_datasets(asdict(self))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ResolvedPlan:
         """From `to_dict`'s form."""
-        return cls(**{**content, "decisions": _decisions(content["decisions"])})
+        datasets = _datasets(content.get("datasets", {}))
+        return cls(**{**content, "decisions": _decisions(content["decisions"]), "datasets": datasets})
 
 
 @dataclass(frozen=True)
@@ -160,8 +203,8 @@ class Plan:
         else:
             raise EchoPlanError(
                 f"the plan {self.plans_name} of {self.dataset} has no trainer {trainer} (it has: "
-                f"{', '.join(self.trainers)}) and no configuration {configuration}",
-                remedy=f"plan again: echoplan_plan_experiment -d {self.dataset}",
+                f"{', '.join(self.trainers)})",
+                remedy=f"run echoplan_plan_and_preprocess -d {self.dataset} -tr {trainer}; what is there stays",
             )
         lineage = [own]
         while lineage[-1].inherits_from is not None:
@@ -174,14 +217,29 @@ class Plan:
                 )
             lineage.append(parent)
         merged: dict[str, Decision] = {}
+        datasets: dict[str, dict[str, Decision]] = {}
         for level in reversed(lineage):
             merged.update(level.decisions)
+            for dataset, decisions in level.datasets.items():
+                datasets.setdefault(dataset, {}).update(decisions)
         name = lineage[1].name if len(lineage) > 1 else own.name
-        return ResolvedPlan(self.dataset, self.plans_name, name, merged)
+        return ResolvedPlan(self.dataset, self.plans_name, name, merged, datasets)
+
+    def with_trainers_of(self, earlier: Plan) -> Plan:
+        """Also the trainers of an earlier plan that rests on the same decisions and hardware; else just this plan."""
+        ours, theirs = ((_decided(plan.configurations), _decided(plan.hardware)) for plan in (self, earlier))
+        return replace(self, trainers={**earlier.trainers, **self.trainers}) if ours == theirs else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the plan's file holds it."""
+        content = asdict(self)
+        for group in ("configurations", "trainers"):
+            content[group] = {name: _without_empty_datasets(item) for name, item in content[group].items()}
+        return content
 
     def write(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -205,9 +263,24 @@ class Plan:
             raise EchoPlanError(f"this is not a plan: {error!r}", file=path, remedy="plan again") from error
 
 
+def _decided(parts: Mapping[str, Any]) -> Any:
+    """As a file would hold it, where tuples are lists."""
+    return json.loads(json.dumps({name: asdict(part) for name, part in parts.items()}))
+
+
 def _configuration(content: Mapping[str, Any]) -> Configuration:
-    return Configuration(content["name"], _decisions(content["decisions"]), content.get("inherits_from"))
+    decisions, datasets = _decisions(content["decisions"]), _datasets(content.get("datasets", {}))
+    return Configuration(content["name"], decisions, content.get("inherits_from"), datasets)
 
 
 def _decisions(content: Mapping[str, Any]) -> dict[str, Decision]:
     return {name: Decision(**item) for name, item in content.items()}
+
+
+def _datasets(content: Mapping[str, Any]) -> dict[str, dict[str, Decision]]:
+    return {name: _decisions(item) for name, item in content.items()}
+
+
+def _without_empty_datasets(content: dict[str, Any]) -> dict[str, Any]:
+    """Plans of a single dataset, which are most, need no such key."""
+    return {name: item for name, item in content.items() if name != "datasets" or item}

@@ -13,6 +13,7 @@ from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import ending, find_format
+from echoplan.joint import JointDataset, read_dataset
 from echoplan.work import run_cases
 
 from .compare import compare_methods
@@ -218,15 +219,15 @@ def measure_files(
     return replace(measured_case, mask=mask[:0]), measured, film
 
 
-def _dataset(name: str | None) -> EchoDataset | None:
-    return None if name is None else EchoDataset.read(folders().find_raw(name))
+def _dataset(name: str | None) -> EchoDataset | JointDataset | None:
+    return None if name is None else read_dataset(folders(), name)
 
 
-def _phases(dataset: EchoDataset | None) -> dict[str, tuple[int | None, int | None]]:
+def _phases(dataset: EchoDataset | JointDataset | None) -> dict[str, tuple[int | None, int | None]]:
     return {case.case: (case.ed_frame, case.es_frame) for case in dataset.cases} if dataset else {}
 
 
-def _known_cases(dataset: EchoDataset | None, clips: Path) -> dict[str, Case]:
+def _known_cases(dataset: EchoDataset | JointDataset | None, clips: Path) -> dict[str, Case]:
     """Rows of the dataset's cases.csv, or of one beside the clips."""
     if dataset is not None:
         return {case.case: case for case in dataset.cases}

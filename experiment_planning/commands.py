@@ -14,15 +14,20 @@ from echoplan.cli import add_plans_name, add_processes, command, folders, parser
 from echoplan.dataset import EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
+from echoplan.joint import JointDataset, home_name, members_of, read_dataset
 from echoplan.paths import Folders
 from echoplan.plans import Plan
+from echoplan.ray_cluster import add_engine, check_engine
+from echoplan.ray_tasks import absolute
 
 from ..preprocessing.dataset import preprocess_dataset
+from ..preprocessing.ray_engine import RayCases
 from ..training.trainers import find_trainer, trainer_registry
 from .fingerprint import extract_fingerprint as measure_dataset
 from .integrity import verify_dataset
+from .joining import current_fingerprint, join_fingerprints, join_splits, write_joint_splits
 from .planner import plan_experiment as make_plan
-from .splits import write_splits
+from .splits import Splits, write_splits
 from .text import describe_plan
 
 logger = logging.getLogger(__name__)
@@ -64,8 +69,11 @@ def plan_and_preprocess(arguments: Sequence[str]) -> int:
     options.add_argument("--no_preprocess", action="store_true", help="stop after the plan")
     options.add_argument("--overwrite", action="store_true", help="preprocess finished cases again")
     add_processes(options)
+    add_engine(options)
     chosen = options.parse_args(arguments)
-    return max(_plan_and_preprocess(folders(), name, chosen) for name in chosen.dataset)
+    check_engine(chosen)
+    where = absolute(folders()) if chosen.engine else folders()
+    return max(_plan_and_preprocess(where, name, chosen) for name in chosen.dataset)
 
 
 def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> int:
@@ -81,24 +89,44 @@ def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) 
 
 def _preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
     """Preprocess, and say why which cases are left out."""
-    dataset = EchoDataset.read(where.find_raw(name))
-    plan = Plan.read(where.preprocessed / dataset.folder.name / f"{chosen.plans_name}.json")
+    dataset = read_dataset(where, name)
+    plan = Plan.read(where.preprocessed / home_name(dataset) / f"{chosen.plans_name}.json")
     names = None if chosen.trainers is None else list(_named(chosen.trainers))
-    results = preprocess_dataset(where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite)
-    print(f"{dataset.folder.name}: {len(results.done)} cases are preprocessed")
+    engine = RayCases(where, chosen.address) if chosen.engine else None
+    results = preprocess_dataset(
+        where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite, engine=engine
+    )
+    print(f"{home_name(dataset)}: {len(results.done)} cases are preprocessed")
     return results.failures
 
 
 def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
-    """Measure, and say why which cases are left out."""
-    dataset = EchoDataset.read(where.find_raw(name))
+    """Measure, and say why which cases are left out; a joint's datasets are measured where they are not yet."""
+    dataset = read_dataset(where, name)
     if chosen.verify_dataset_integrity:
-        _verify(dataset, chosen.np)
-    target = where.preprocessed / dataset.folder.name
-    fingerprint = measure_dataset(dataset, processes=chosen.np)
+        for member in members_of(dataset):
+            _verify(member.dataset, chosen.np)
+    if not isinstance(dataset, JointDataset):
+        return _write_fingerprint(where, dataset, measure_dataset(dataset, processes=chosen.np))
+    for own, structures in dataset.left_out.items():
+        print(f"{', '.join(structures)} of {own} is background in {dataset.name}: not all its datasets have it")
+    fingerprints = {}
+    for member in dataset.members:
+        known = current_fingerprint(where.preprocessed / member.dataset.folder.name / FINGERPRINT, member)
+        if known is None:
+            known = measure_dataset(member.dataset, processes=chosen.np)
+            _write_fingerprint(where, member.dataset, known)
+        fingerprints[member.name] = known
+    return _write_fingerprint(where, dataset, join_fingerprints(dataset, fingerprints))
+
+
+def _write_fingerprint(
+    where: Folders, dataset: EchoDataset | JointDataset, fingerprint: dict[str, Any]
+) -> dict[str, str]:
+    target = where.preprocessed / home_name(dataset)
     write_json(target / FINGERPRINT, fingerprint)
     write_json(target / "dataset.json", dataset.description.to_dict())
-    print(f"{dataset.folder.name}: {len(fingerprint['cases'])} clips measured, {target / FINGERPRINT}")
+    print(f"{home_name(dataset)}: {len(fingerprint['cases'])} clips measured, {target / FINGERPRINT}")
     return fingerprint["failed_cases"]
 
 
@@ -118,34 +146,60 @@ def _verify(dataset: EchoDataset, processes: int) -> None:
 
 
 def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
-    dataset = EchoDataset.read(where.find_raw(name))
-    target = where.preprocessed / dataset.folder.name
-    if not (target / FINGERPRINT).is_file():
-        raise EchoPlanError(
-            "the dataset is not measured yet",
-            file=target / FINGERPRINT,
-            remedy=f"run echoplan_extract_fingerprint -d {name}",
-        )
-    fingerprint = read_json(target / FINGERPRINT)
+    dataset = read_dataset(where, name)
+    target = where.preprocessed / home_name(dataset)
+    fingerprint = _read_fingerprint(target / FINGERPRINT, name)
     plan = make_plan(
         fingerprint,
         dataset.description,
-        trainers=trainer_registry() | _named(chosen.trainers or ()),
+        trainers=trainer_registry() if chosen.trainers is None else _named(chosen.trainers),
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
         size=chosen.size,
         frames=chosen.frames,
         plans_name=chosen.plans_name,
     )
-    plan.write(target / f"{chosen.plans_name}.json")
+    file = target / f"{chosen.plans_name}.json"
+    _with_earlier(plan, file).write(file)
     write_json(target / "dataset.json", dataset.description.to_dict())
-    _write_splits(target / SPLITS, dataset, fingerprint)
+    if isinstance(dataset, JointDataset):
+        _write_joint_splits(where, dataset, name)
+    else:
+        _write_splits(target / SPLITS, dataset, fingerprint)
     print(describe_plan(plan))
-    print(f"\nwritten: {target / f'{chosen.plans_name}.json'}")
+    print(f"\nwritten: {file}")
     return 0
 
 
-def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> None:
+def _read_fingerprint(file: Path, name: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise EchoPlanError(
+            "the dataset is not measured yet", file=file, remedy=f"run echoplan_extract_fingerprint -d {name}"
+        )
+    return read_json(file)
+
+
+def _with_earlier(plan: Plan, file: Path) -> Plan:
+    """Also the trainers planned before, where nothing that they rest on has changed."""
+    try:
+        return plan.with_trainers_of(Plan.read(file)) if file.is_file() else plan
+    except EchoPlanError as error:
+        logger.warning("the plan that is there is replaced: %s", error)
+        return plan
+
+
+def _write_joint_splits(where: Folders, joint: JointDataset, name: str) -> None:
+    """The datasets' own folds, made where there are none yet, united."""
+    splits = {}
+    for member in joint.members:
+        own = where.preprocessed / member.dataset.folder.name
+        splits[member.name] = _write_splits(own / SPLITS, member.dataset, _read_fingerprint(own / FINGERPRINT, name))
+    path = where.preprocessed / joint.name / SPLITS
+    write_joint_splits(path, join_splits(joint, splits))
+    print(f"fold k of each dataset is part of fold k of the joint: {path}")
+
+
+def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> Splits:
     """Folds of the cases that could be read and have labels: no other can train or validate."""
     usable = {name for name, measured in fingerprint["cases"].items() if measured["labelled_frames"]}
     unlabelled = sorted(set(fingerprint["cases"]) - usable)
@@ -154,6 +208,7 @@ def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any])
     splits = write_splits(path, [case for case in dataset.training_cases() if case.case in usable])
     sizes = ", ".join(str(len(fold["val"])) for fold in splits)
     print(f"{len(splits)} folds, {sizes} clips to validate on: {path}")
+    return splits
 
 
 def _named(trainers: Sequence[str]) -> dict[str, Any]:
@@ -162,7 +217,8 @@ def _named(trainers: Sequence[str]) -> dict[str, Any]:
 
 
 def _add_datasets(to: argparse.ArgumentParser) -> None:
-    to.add_argument("-d", "--dataset", nargs="+", required=True, metavar="NAME", help="names or ids of datasets")
+    to.add_argument("-d", "--dataset", nargs="+", required=True, metavar="NAME",
+                    help="names or ids of datasets; A+B plans them jointly")  # fmt: skip
 
 
 def _add_verify(to: argparse.ArgumentParser) -> None:
@@ -178,7 +234,8 @@ def _add_planning(to: argparse.ArgumentParser) -> None:
         "--trainers",
         nargs="+",
         metavar="TRAINER",
-        help="preprocess only what these trainers need; path/to/file.py:Class plans for one of your own",
+        help="plan and preprocess for these trainers only, and keep what an equal plan has; path/to/file.py:Class for "
+        "one of your own",
     )
     to.add_argument("--frames", type=int, metavar="T", help="frames of a training clip instead of the rule's")
     to.add_argument("--size", type=_size, metavar="N|HxW", help="size of the network's input instead of the rule's")

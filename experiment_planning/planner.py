@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from echoplan.plans import Configuration, Decision, Plan
 
 from . import rules
 from .memory import CONTEXT_GB, GIGABYTE, MARGIN, MemoryModel, measure_memory
+from .summary import balanced_extents
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ class Request:
     """What the user asked for, and what the rules need beside the fingerprint.
 
     Attributes:
-        summary: the fingerprint's summary.
+        summary: the fingerprint's summary; of a joint, with the extents that each dataset has as it is cropped.
+        parts: dataset -> its own summary, in a joint; else the summary alone, under "".
+        crops: whether the clips of each of them are cropped.
         classes: K.
         protocol: "aspect" or "stretch".
         size: (H, W) asked for, or None.
@@ -38,12 +41,41 @@ class Request:
     """
 
     summary: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Any]]
+    crops: Mapping[str, Decision]
     classes: int
     protocol: str
     size: tuple[int, int] | None
     frames: int | None
     gpu_memory_gb: float
     measure: MeasureMemory
+
+    @property
+    def crop(self) -> bool:
+        """Whether extents are the sector's; in a joint both kinds are the same."""
+        return any(crop.value for crop in self.crops.values())
+
+    def apart(self, decide: Callable[[str, Mapping[str, Any]], dict[str, Decision]]) -> dict[str, dict[str, Decision]]:
+        """Decisions that each dataset gets by its own rule, by dataset; `decide` takes its name and its summary."""
+        return {name: decide(name, summary) for name, summary in self.parts.items()}
+
+    def configuration(
+        self,
+        name: str,
+        decisions: dict[str, Decision],
+        apart: Mapping[str, dict[str, Decision]],
+        *,
+        inherits_from: str | None = None,
+    ) -> Configuration:
+        """A configuration of what is decided together, and of what `apart` decided."""
+        if "" in apart:
+            return Configuration(name, {**apart[""], **decisions}, inherits_from)
+        together = {
+            key: replace(one, rule=f"{one.rule}; of several datasets, the mean of their medians")
+            for key, one in decisions.items()
+            if key in ("size", "frames") and one.kind == "rule"
+        }
+        return Configuration(name, {**decisions, **together}, inherits_from, apart)
 
 
 def plan_experiment(
@@ -75,23 +107,29 @@ def plan_experiment(
         EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
     """
     summary = fingerprint["summary"]
-    if not summary["counts"]["labelled_cases"]:
-        raise EchoPlanError(
-            f"{fingerprint['dataset']} has no labelled training case that could be read",
-            remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
-        )
+    parts = summary.get("datasets", {"": summary})
+    for name, own in parts.items():
+        if not own["counts"]["labelled_cases"]:
+            raise EchoPlanError(
+                f"{name or fingerprint['dataset']} has no labelled training case that could be read",
+                remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
+            )
     hardware = _hardware(gpu_memory_gb)
     memory_gb = hardware["gpu_memory_target_gb"].value
-    request = Request(summary, description.classes, protocol, size, frames, memory_gb, measure)
+    crops = {name: rules.crop_rule(own) for name, own in parts.items()}
+    if "" not in parts:
+        extents = {name: own["sector" if crops[name].value else "whole"] for name, own in parts.items()}
+        summary = {**summary, "sector": balanced_extents(extents), "whole": balanced_extents(extents)}
+    request = Request(summary, parts, crops, description.classes, protocol, size, frames, memory_gb, measure)
     frame = _frame_configuration(request, description)
-    clip = _clip_configuration(request, frame)
+    clip = _clip_configuration(request)
     configurations = {"frame": frame, "clip": clip}
     planned = {}
     for name, trainer in trainers.items():
         if description.classes > 1 and not getattr(trainer.needs, "multi_structure", True):
             logger.info("%s is left out of the plan: it segments one structure, the dataset has several", name)
             continue
-        planned[name] = _trainer_configuration(name, trainer, configurations[trainer.configuration], frame, request)
+        planned[name] = _trainer_configuration(name, trainer, configurations[trainer.configuration], request)
     return Plan(fingerprint["dataset"], plans_name, configurations, planned, hardware)
 
 
@@ -111,75 +149,88 @@ def _hardware(gpu_memory_gb: float | None) -> dict[str, Decision]:
 
 
 def _frame_configuration(request: Request, description: DatasetDescription) -> Configuration:
-    summary = request.summary
-    crop = rules.crop_rule(summary)
-    size = rules.size_rule(summary, crop=crop.value, protocol=request.protocol, square=False, override=request.size)
-    supervision = rules.supervision_rule(summary)
+    summary, joint = request.summary, "" not in request.parts
+    size = rules.size_rule(summary, crop=request.crop, protocol=request.protocol, square=False, override=request.size)
+    supervisions = {name: rules.supervision_rule(own) for name, own in request.parts.items()}
+    supervision = rules.joint_supervision_rule(supervisions) if joint else supervisions[""]
+
+    def apart(name: str, own: Mapping[str, Any]) -> dict[str, Decision]:
+        return {
+            "crop": request.crops[name],
+            "target_spacing_mm": _spacing(request, size, name),
+            "mirror_axes": rules.mirror_rule(own),
+            "rotation_degrees": rules.rotation_rule(own),
+            **({"typical_clip": rules.typical_clip_rule(own)} if joint else {}),
+        }
+
     decisions = {
-        "crop": crop,
         "protocol": rules.protocol_rule(request.protocol),
         "size": size,
-        "target_spacing_mm": _spacing(request, size, crop),
         "classes": rules.classes_rule(description),
         "frames": Decision(1, "one frame at a time", kind="fixed"),
         "sampling": Decision("labelled_frames", "every labelled frame is a sample", kind="fixed"),
         "normalisation": rules.normalisation_rule(summary),
-        "mirror_axes": rules.mirror_rule(summary),
-        "rotation_degrees": rules.rotation_rule(summary),
         "supervision": supervision,
         "losses": rules.losses_rule(supervision),
         "batch_size": Decision(8, _START + "; not fitted to a GPU", kind="fixed"),
         "learning_rate": Decision(1e-3, _START, kind="fixed"),
     }
-    return Configuration("frame", decisions)
+    return request.configuration("frame", decisions, request.apart(apart))
 
 
-def _clip_configuration(request: Request, frame: Configuration) -> Configuration:
-    crop = frame.decisions["crop"]
+def _clip_configuration(request: Request) -> Configuration:
     size = rules.size_rule(
-        request.summary, crop=crop.value, protocol=request.protocol, square=True, override=request.size
+        request.summary, crop=request.crop, protocol=request.protocol, square=True, override=request.size
     )
     frames = rules.frames_rule(request.summary, rules.CLIP_FRAMES, override=request.frames)
+
+    def apart(name: str, own: Mapping[str, Any]) -> dict[str, Decision]:
+        return {**_apart(request, name, size, frames), "sampling": rules.sampling_rule(own)}
+
     decisions = {
         "size": size,
-        "target_spacing_mm": _spacing(request, size, crop),
         "frames": frames,
-        "sampling": rules.sampling_rule(request.summary),
-        "frame_stride": rules.stride_rule(request.summary, frames.value),
         "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
         "learning_rate": Decision(1e-4, _START, kind="fixed"),
     }
-    return Configuration("clip", decisions, inherits_from="frame")
+    return request.configuration("clip", decisions, request.apart(apart), inherits_from="frame")
 
 
-def _trainer_configuration(
-    name: str, trainer: Any, parent: Configuration, frame: Configuration, request: Request
-) -> Configuration:
-    needs, crop = trainer.needs, frame.decisions["crop"]
+def _trainer_configuration(name: str, trainer: Any, parent: Configuration, request: Request) -> Configuration:
+    needs = trainer.needs
     size = rules.trainer_size_rule(
         needs,
         request.summary,
         parent.decisions["size"],
-        crop=crop.value,
+        crop=request.crop,
         protocol=request.protocol,
         override=request.size,
     )
     size, frames, batch = _fit(name, trainer, size, request)
     decisions = {
         "size": size,
-        "target_spacing_mm": _spacing(request, size, crop),
         "frames": frames,
-        "frame_stride": rules.stride_rule(request.summary, frames.value),
         "batch_size": batch,
         "learning_rate": Decision(
             needs.learning_rate, "the paper's", {"paper_batch_size": needs.batch_size}, kind="fixed"
         ),
     }
-    return Configuration(name, decisions, inherits_from=parent.name)
+    apart = request.apart(lambda part, _: _apart(request, part, size, frames))
+    return request.configuration(name, decisions, apart, inherits_from=parent.name)
 
 
-def _spacing(request: Request, size: Decision, crop: Decision) -> Decision:
-    return rules.target_spacing_rule(request.summary, tuple(size.value), crop=crop.value, protocol=request.protocol)
+def _apart(request: Request, part: str, size: Decision, frames: Decision) -> dict[str, Decision]:
+    """What size and frames mean for the clips of one dataset."""
+    return {
+        "target_spacing_mm": _spacing(request, size, part),
+        "frame_stride": rules.stride_rule(request.parts[part], frames.value),
+    }
+
+
+def _spacing(request: Request, size: Decision, part: str) -> Decision:
+    return rules.target_spacing_rule(
+        request.parts[part], tuple(size.value), crop=request.crops[part].value, protocol=request.protocol
+    )
 
 
 def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:

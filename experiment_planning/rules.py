@@ -34,6 +34,21 @@ def crop_rule(summary: Summary) -> Decision:
     )
 
 
+def typical_clip_rule(summary: Summary) -> Decision:
+    """What clips of a dataset of a joint look like, so that a clip that nobody assigns finds its like."""
+    whole = summary["whole"]
+    value = {
+        "height_px": whole["height_px"]["median"],
+        "width_px": whole["width_px"]["median"],
+        "sector_share": round(1 - summary["sector_saved_share"]["median"], 4),
+    }
+    rule = (
+        "the medians: a clip to predict whose dataset nobody names goes the way of the dataset with the smallest sum "
+        "of |log ratio| over these three"
+    )
+    return Decision(value, rule, kind="measured")
+
+
 def protocol_rule(protocol: str) -> Decision:
     """Keep the aspect, or stretch as the papers do."""
     if protocol == "stretch":
@@ -214,6 +229,16 @@ def supervision_rule(summary: Summary) -> Decision:
     )
 
 
+def joint_supervision_rule(own: Mapping[str, Decision]) -> Decision:
+    """The supervision of several datasets together."""
+    return Decision(
+        "dense" if all(decision.value == "dense" for decision in own.values()) else "ed_es",
+        "dense where it is in every one of the datasets; else there are clips with few labelled frames, and methods "
+        "may learn from the others",
+        {name: {"value": decision.value, **decision.evidence} for name, decision in own.items()},
+    )
+
+
 def losses_rule(supervision: Decision) -> Decision:
     """Which kinds of losses have something to work on."""
     if supervision.value == "dense":
@@ -257,4 +282,10 @@ def _extent_evidence(extents: Mapping[str, Any]) -> dict[str, Any]:
         "median_width_px": extents["width_px"]["median"],
         "median_long_side_px": extents["long_side_px"]["median"],
         "median_aspect_height_over_width": extents["aspect"]["median"],
+        **_by_dataset("median_long_side_px", extents["long_side_px"]),
     }
+
+
+def _by_dataset(name: str, number: Mapping[str, Any]) -> dict[str, Any]:
+    """In a joint, where a median is a mean of medians: these."""
+    return {f"{name}_by_dataset": number["by_dataset"]} if "by_dataset" in number else {}

@@ -53,6 +53,58 @@ def summarise(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def balanced(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of several datasets together, in which each counts alike however many clips it has.
+
+    Args:
+        summaries: dataset -> what `summarise` gives.
+
+    Returns:
+        as `summarise`: counts are added, shares averaged; of a number, mean and percentiles are the means of the
+        datasets' own (known ones), min and max the least and largest, and "by_dataset" has the medians. "datasets" has
+        the summaries themselves.
+    """
+    parts = list(summaries.values())
+    together: dict[str, Any] = {"datasets": dict(summaries)}
+    for key in parts[0]:
+        own = {name: summary[key] for name, summary in summaries.items()}
+        if key in ("counts", "views", "labelled_patterns", "dtypes"):
+            names = sorted({name for counts in own.values() for name in counts}) if key != "counts" else parts[0][key]
+            together[key] = {name: sum(counts.get(name, 0) for counts in own.values()) for name in names}
+        elif key == "known_share":
+            together[key] = {
+                name: _round(sum(share[name] for share in own.values()) / len(own)) for name in parts[0][key]
+            }
+        elif key in ("whole", "sector"):
+            together[key] = balanced_extents(own)
+        else:
+            together[key] = _balanced_percentiles(own)
+    return together
+
+
+def balanced_extents(extents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The extents ("whole" or "sector" of a summary) of several datasets together, each counting alike."""
+    first = next(iter(extents.values()))
+    return {side: _balanced_percentiles({name: own[side] for name, own in extents.items()}) for side in first}
+
+
+def _balanced_percentiles(own: Mapping[str, dict[str, float] | None]) -> dict[str, Any] | None:
+    known = {name: values for name, values in own.items() if values is not None}
+    if not known:
+        return None
+    each = list(known.values())
+    means = {name: float(np.mean([values[name] for values in each])) for name in ("mean", "p5", "median", "p95")}
+    spread = np.mean([values["std"] ** 2 for values in each]) + np.var([values["mean"] for values in each])
+    return {
+        "n": sum(values["n"] for values in each),
+        **{name: _round(value) for name, value in means.items()},
+        "std": _round(np.sqrt(spread)),
+        "min": min(values["min"] for values in each),
+        "max": max(values["max"] for values in each),
+        "by_dataset": {name: values["median"] for name, values in known.items()},
+    }
+
+
 def percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
     """n, mean, std, minimum, 5th, 50th and 95th percentile and maximum of the known values; None if there are none."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)

@@ -15,6 +15,8 @@ def describe_plan(plan: Plan) -> str:
         for configuration in group.values():
             lines += ["", f"{title} {configuration.name}{_parent(configuration)}"]
             lines += _decision_lines(configuration.decisions)
+            for dataset, decisions in configuration.datasets.items():
+                lines += [f"  of {dataset}:", *(f"  {line}" for line in _decision_lines(decisions))]
     return "\n".join(lines)
 
 
@@ -33,6 +35,8 @@ def _value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
         numbers = bool(value) and all(isinstance(item, (int, float)) for item in value)
         return (" x " if numbers else ", ").join(map(_value, value)) or "none"

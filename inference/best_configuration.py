@@ -14,7 +14,7 @@ import numpy as np
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_csv, write_json
 from echoplan.imageio import Clip, write_mask
-from echoplan.paths import Folders, dataset_name
+from echoplan.paths import Folders, dataset_name, member_of
 from echoplan.work import run_cases
 
 from ..evaluation import COLUMNS as EF_COLUMNS
@@ -89,9 +89,9 @@ def find_best_configuration(
     candidates = [Candidate((model,)) for model in models]
     if ensembles:
         candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
-    structures, target = _common_labels(models)
+    structures, target, datasets = _common_labels(models)
     rows = score_candidates(crossval, candidates, structures, processes=processes)
-    scores = {candidate.name: summarise(rows[candidate.name], target) for candidate in candidates}
+    scores = {candidate.name: summarise(rows[candidate.name], target, datasets) for candidate in candidates}
     for candidate in candidates:
         content = {"folds": list(crossval.folds), **scores[candidate.name], "per_frame": rows[candidate.name]}
         write_json(_home(crossval, candidate) / "crossval_results" / "summary.json", content)
@@ -119,19 +119,23 @@ def find_best_configuration(
     return BestConfiguration(best, table, postprocessing, left_out, file)
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], target: str) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]], target: str, datasets: Sequence[str] = ()) -> dict[str, Any]:
     """Mean and SD over labelled frames: Dice over all structures, and Dice and HD95 of the target.
 
-    HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed.
+    HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed. In a
+    joint of several datasets the mean Dice is the mean of theirs, which are given too, so that each counts alike.
     """
     by_frame: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         by_frame.setdefault((row["case"], row["frame"]), []).append(row["dice"])
     dice = np.array([np.mean(values) for values in by_frame.values()])
+    of_frames = np.array([member_of(case, datasets) or "" for case, _ in by_frame])
+    by_dataset = {str(name): float(dice[of_frames == name].mean()) for name in np.unique(of_frames)}
     of_target = [row for row in rows if row["structure"] == target]
     units = {row["distance_unit"] for row in of_target}
     summary: dict[str, Any] = {
-        "mean_dice": float(dice.mean()),
+        "mean_dice": float(np.mean(list(by_dataset.values()))),
+        **({"mean_dice_by_dataset": by_dataset} if datasets else {}),
         "sd_dice": float(dice.std(ddof=1)) if len(dice) > 1 else None,
         "target_dice": float(np.mean([row["dice"] for row in of_target])),
         "frames": len(by_frame),
@@ -180,11 +184,12 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
     return complete, left_out
 
 
-def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str]:
-    """The structures and the target that all models segment."""
-    found = {model: ModelFolder.read(model).description for model in models}
-    first = found[models[0]]
-    for model, description in found.items():
+def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, tuple[str, ...]]:
+    """The structures and the target that all models segment, and the datasets of a joint."""
+    folders = {model: ModelFolder.read(model) for model in models}
+    first = folders[models[0]].description
+    for model, folder in folders.items():
+        description = folder.description
         if (description.structures, description.target) != (first.structures, first.target):
             raise EchoPlanError(
                 f"{models[0].name} and {model.name} segment different structures "
@@ -192,7 +197,7 @@ def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str]:
                 file=model / "dataset.json",
                 remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
             )
-    return first.structures, first.target
+    return first.structures, first.target, tuple(folders[models[0]].plan.datasets)
 
 
 def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str, str]) -> list[tuple[Path, ...]]:

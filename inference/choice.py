@@ -9,7 +9,7 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
-from echoplan.paths import Folders, dataset_name
+from echoplan.paths import Folders, dataset_folders, dataset_name
 
 from ..training.model_folder import ModelFolder
 from .postprocessing import check_steps
@@ -100,7 +100,7 @@ def command_for(dataset: str, model: Path) -> str:
 
 def _only_dataset(folders: Folders) -> Path:
     root = folders.results
-    datasets = sorted(path for path in root.glob("Dataset*") if path.is_dir())
+    datasets = dataset_folders(root)
     trained = [path for path in datasets if trained_models(path)]
     if len(trained) == 1:
         return trained[0]

@@ -19,6 +19,7 @@ from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.networks.apply import segment_clip
+from echoplan.plans import ResolvedPlan
 
 from ..evaluation import CaseMask, measure_case, measure_patients
 from ..evaluation.intervals import DEFAULT_COVERAGE
@@ -28,6 +29,7 @@ from ..preprocessing.probabilities import ClipProbabilities, average
 from ..training.model_folder import ModelFolder
 from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 from .inputs import clip_from_array
+from .likeness import check_like, plan_for_clip
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .trust import TrustSettings, assess_patient
 
@@ -102,22 +104,23 @@ class PredictorMember:
         networks = tuple(model.load_network(fold, device=device, checkpoint=checkpoint) for fold in wanted)
         return cls(model, wanted, networks)
 
-    def prepare(self, clip: Clip) -> tuple[torch.Tensor, Geometry]:
-        """The clip as this model's networks take it, and how that grid lies on the clip's own."""
-        plan = self.model.plan
+    def prepare(self, clip: Clip, like: str | None) -> tuple[torch.Tensor, Geometry, ResolvedPlan]:
+        """The clip as the networks take it, how that grid lies on its own, and the plan as it holds for the clip."""
+        plan = plan_for_clip(self.model.plan, clip, like)
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
-        return torch.from_numpy(normalise(frames, *sector_statistics(frames), plan.normalisation)), geometry
+        return torch.from_numpy(normalise(frames, *sector_statistics(frames), plan.normalisation)), geometry, plan
 
-    def segment(self, network: nn.Module, values: torch.Tensor, *, mirroring: bool, autocast: bool) -> np.ndarray:
-        """The probabilities (K, T, h, w) that one of the networks gives a prepared clip."""
-        plan, window = self.model.plan, self.model.window
+    def segment(
+        self, network: nn.Module, values: torch.Tensor, plan: ResolvedPlan, *, mirroring: bool, autocast: bool
+    ) -> np.ndarray:
+        """The probabilities (K, T, h, w) that one of the networks gives a clip prepared by the same plan."""
         return segment_clip(
             network,
             values,
-            window=window,
-            stride=self.model.stride,
+            window=plan.frames,
+            stride=plan.window_stride,
             classes=self.model.description.classes,
-            batch=max(1, _PIXELS_AT_ONCE // (window * plan.size[0] * plan.size[1])),
+            batch=max(1, _PIXELS_AT_ONCE // (plan.frames * plan.size[0] * plan.size[1])),
             mirror_axes=plan.mirror_axes if mirroring else (),
             autocast=autocast,
         )
@@ -131,10 +134,11 @@ class EchoPredictor:
         postprocessing: steps applied to the masks.
         mirroring: also average over the flips that the plan allows; slower.
         autocast: mixed precision; faster on most devices, probabilities differ in the third digit.
+        like: the dataset of a joint as whose clips all clips are treated; None: each as those it resembles most.
         trust: the calibration and the coverage of intervals; None: no intervals, the fixed limits of quality.
 
     Raises:
-        EchoPlanError: the members have different labels, or a step does not exist.
+        EchoPlanError: the members have different labels, or a step or `like` does not exist.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class EchoPredictor:
         postprocessing: Iterable[str | Step] = (),
         mirroring: bool = False,
         autocast: bool = False,
+        like: str | None = None,
         trust: TrustSettings | None = None,
     ) -> None:
         if not members:
@@ -159,6 +164,7 @@ class EchoPredictor:
         self.postprocessing = check_steps(postprocessing)
         self.mirroring = mirroring
         self.autocast = autocast
+        self.like = check_like(like, [member.model.plan for member in members])
         self.trust = trust or TrustSettings()
 
     @classmethod
@@ -276,14 +282,16 @@ class EchoPredictor:
             on_fold: called with each fold's number and the average of its networks alone, as they come, where all
                 members predict with the same folds. The arrays are the callee's for the time of the call.
         """
-        prepared = [member.prepare(clip) for member in self.members]
+        prepared = [member.prepare(clip, self.like) for member in self.members]
         totals: list[np.ndarray | None] = [None] * len(self.members)
         for index in range(max(len(member.networks) for member in self.members)):
             alone = []
-            for number, (member, (values, geometry)) in enumerate(zip(self.members, prepared, strict=True)):
+            for number, (member, (values, geometry, plan)) in enumerate(zip(self.members, prepared, strict=True)):
                 if index >= len(member.networks):
                     continue
-                found = member.segment(member.networks[index], values, mirroring=self.mirroring, autocast=self.autocast)
+                found = member.segment(
+                    member.networks[index], values, plan, mirroring=self.mirroring, autocast=self.autocast
+                )
                 total = totals[number]
                 totals[number] = found if total is None else np.add(total, found, out=total)
                 alone.append(ClipProbabilities(found, geometry))
@@ -291,7 +299,7 @@ class EchoPredictor:
                 on_fold(self.folds[index], alone[0] if len(alone) == 1 else average(alone))
         return average(
             ClipProbabilities(total / np.float32(len(member.networks)), geometry)
-            for member, total, (_, geometry) in zip(self.members, totals, prepared, strict=True)
+            for member, total, (_, geometry, _) in zip(self.members, totals, prepared, strict=True)
             if total is not None
         )
 
@@ -383,6 +391,7 @@ class EchoPredictor:
             "labels": dict(self.description.labels),
             "target": self.description.target,
             "postprocessing": list(self.postprocessing),
+            "like": self.like,
             "mirroring": self.mirroring,
             "autocast": self.autocast,
             "calibration": None if self.trust.calibration is None else str(self.trust.file),

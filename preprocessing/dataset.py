@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, write_json
 from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
+from echoplan.joint import JointDataset, Member, home_name, members_of
 from echoplan.paths import Folders
-from echoplan.plans import Plan
+from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
 from echoplan.work import CaseResults, run_cases
 
@@ -34,16 +36,34 @@ GROUND_TRUTH = "gt_segmentations"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What a store's content depends on: the network's grid (h, w), the protocol, and whether clips are cropped."""
+    """What a store's content depends on.
+
+    Attributes:
+        name: the store's folder.
+        size: the network's grid (h, w).
+        protocol: "aspect" or "stretch".
+        crop: whether clips are cropped; in a joint for each dataset.
+    """
 
     name: str
     size: tuple[int, int]
     protocol: str
-    crop: bool
+    crop: bool | Mapping[str, bool]
+
+    @classmethod
+    def of_plan(cls, plan: ResolvedPlan) -> StoreSettings:
+        """What the plan of a trainer asks for."""
+        crop = {name: plan.of(name).crop for name in plan.datasets} if plan.datasets else plan.crop
+        return cls(plan.store, plan.size, plan.protocol, crop)
+
+    def crops(self, dataset: str) -> bool:
+        """Whether clips of a dataset are cropped; "" is the dataset that is alone."""
+        return self.crop[dataset] if isinstance(self.crop, Mapping) else self.crop
 
     def to_dict(self) -> dict[str, Any]:
         """As store.json holds it."""
-        return {"size": list(self.size), "protocol": self.protocol, "crop": self.crop}
+        crop = dict(self.crop) if isinstance(self.crop, Mapping) else self.crop
+        return {"size": list(self.size), "protocol": self.protocol, "crop": crop}
 
 
 def stores_of_plan(plan: Plan, trainers: Sequence[str] | None = None) -> tuple[StoreSettings, ...]:
@@ -58,8 +78,7 @@ def stores_of_plan(plan: Plan, trainers: Sequence[str] | None = None) -> tuple[S
     """
     stores: dict[str, StoreSettings] = {}
     for trainer in plan.trainers if trainers is None else trainers:
-        resolved = plan.resolve(trainer)
-        settings = StoreSettings(resolved.store, resolved.size, resolved.protocol, resolved.crop)
+        settings = StoreSettings.of_plan(plan.resolve(trainer))
         if stores.setdefault(settings.name, settings) != settings:
             raise EchoPlanError(
                 f"{trainer} wants the store {settings.name} cropped otherwise than another trainer of the plan",
@@ -70,12 +89,13 @@ def stores_of_plan(plan: Plan, trainers: Sequence[str] | None = None) -> tuple[S
 
 def preprocess_dataset(
     folders: Folders,
-    dataset: EchoDataset,
+    dataset: EchoDataset | JointDataset,
     plan: Plan,
     *,
     trainers: Sequence[str] | None = None,
     processes: int = 0,
     overwrite: bool = False,
+    engine: Callable[..., CaseResults] | None = None,
 ) -> CaseResults:
     """Fill the stores of all training cases and copy their labels to gt_segmentations/ as NIfTI.
 
@@ -83,11 +103,12 @@ def preprocess_dataset(
 
     Args:
         folders: where preprocessed data lies.
-        dataset: the raw dataset.
+        dataset: the raw dataset, or the joint of several.
         plan: says which stores are needed.
         trainers: only these trainers' stores; None: those of all trainers in the plan.
         processes: worker processes; 0: none.
         overwrite: do finished cases again.
+        engine: works through the cases instead of `run_cases`, called as engine(function, arguments, description=...).
 
     Returns:
         The cases done (True where there was work, False where it was finished before), and why the others failed.
@@ -95,16 +116,19 @@ def preprocess_dataset(
     Raises:
         EchoPlanError: the disk is full, or the plan does not fit.
     """
-    target = folders.preprocessed / dataset.folder.name
+    target = folders.preprocessed / home_name(dataset)
     stores = stores_of_plan(plan, trainers)
     for settings in stores:
         _prepare_store(target / settings.name, settings)
     arguments = {
         # A worker gets its own row alone: ten thousand rows for each of ten thousand cases would take minutes to send.
-        case.case: (replace(dataset, cases=(case,)), target, stores, overwrite)
-        for case in dataset.training_cases()
+        case.case: (replace(member, dataset=replace(member.dataset, cases=(case,))), target, stores, overwrite)
+        for member in members_of(dataset)
+        for case in member.cases()
+        if case.split != "test"
     }
-    results = run_cases(_preprocess_case, arguments, processes=processes, description="preprocessing")
+    work = partial(run_cases, processes=processes) if engine is None else engine
+    results = work(_preprocess_case, arguments, description="preprocessing")
     kept = sum(not worked for worked in results.done.values())
     logger.info("%d cases preprocessed, %d were finished before", len(results.done) - kept, kept)
     return results
@@ -121,25 +145,27 @@ def _prepare_store(folder: Path, settings: StoreSettings) -> None:
     write_json(file, settings.to_dict())
 
 
-def _preprocess_case(dataset: EchoDataset, target: Path, settings: Sequence[StoreSettings], overwrite: bool) -> bool:
+def _preprocess_case(member: Member, target: Path, settings: Sequence[StoreSettings], overwrite: bool) -> bool:
     """Work one case (the dataset's only one) into all stores; whether there was anything to do."""
+    dataset = member.dataset
     (case,) = dataset.cases
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # the workers are the parallelism
-    source = _source(dataset, case)
+    source = _source(member, case)
     ground_truth = target / GROUND_TRUTH / f"{case.case}.nii.gz"
     missing = [item for item in settings if overwrite or not _finished(ClipStore(target / item.name), case, source)]
     if not missing and (case.label is None or ground_truth.is_file()):
         return False
     clip = dataset.load_clip(case)
-    mask = None if case.label is None else load_labels(dataset, case, clip)
+    mask = None if case.label is None else member.relabelled(load_labels(dataset, case, clip))
     if mask is not None:
         write_mask(ground_truth, mask, like=clip)
-    properties = _properties(dataset, case, clip, mask) | {"source": source}
+    properties = _properties(case, clip, mask, member.target) | {"source": source}
     clip = replace(clip, frames=to_uint8(clip.frames, source=clip.source))
-    box = detect_sector(clip.frames) if any(item.crop for item in missing) else None
-    for item in missing:
-        frames, geometry = preprocess_clip(clip, size=item.size, protocol=item.protocol, crop=item.crop, crop_box=box)
+    crops = [item.crops(member.name) for item in missing]
+    box = detect_sector(clip.frames) if any(crops) else None
+    for item, crop in zip(missing, crops, strict=True):
+        frames, geometry = preprocess_clip(clip, size=item.size, protocol=item.protocol, crop=crop, crop_box=box)
         labels = None if mask is None else geometry.labels_to_network(mask)
         mean, std = sector_statistics(frames)
         stored = properties | {"geometry": geometry.to_dict(), "mean": mean, "std": std}
@@ -147,9 +173,8 @@ def _preprocess_case(dataset: EchoDataset, target: Path, settings: Sequence[Stor
     return True
 
 
-def _properties(dataset: EchoDataset, case: Case, clip: Clip, mask: np.ndarray | None) -> dict[str, Any]:
-    description = dataset.description
-    end_diastole, end_systole = find_phases(case, mask, description.labels[description.target])
+def _properties(case: Case, clip: Clip, mask: np.ndarray | None, target: int) -> dict[str, Any]:
+    end_diastole, end_systole = find_phases(case, mask, target)
     return {
         "case": case.case,
         "patient": case.patient,
@@ -168,8 +193,9 @@ def _finished(store: ClipStore, case: Case, source: Mapping[str, Any]) -> bool:
     return store.has(case.case) and store.properties(case.case).get("source") == source
 
 
-def _source(dataset: EchoDataset, case: Case) -> dict[str, Any]:
-    """What the case was made from, so that a change is noticed: its row, and size and time of its files."""
+def _source(member: Member, case: Case) -> dict[str, Any]:
+    """What the case was made from, so that a change is noticed: its row, size and time of its files, its labels."""
+    dataset = member.dataset
     files = {}
     for name in filter(None, (case.image, case.label)):
         path = dataset.folder / name
@@ -177,4 +203,5 @@ def _source(dataset: EchoDataset, case: Case) -> dict[str, Any]:
             raise EchoPlanError(f"a file of case {case.case} is missing", file=path)
         status = path.stat()
         files[name] = [status.st_size, status.st_mtime_ns]
-    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.description.labels)})
+    joined = {} if member.labels is None else {"joint_labels": dict(member.labels)}
+    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.description.labels), **joined})

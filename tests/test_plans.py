@@ -90,8 +90,8 @@ def test_an_unknown_trainer_names_those_there_are(plan):
     with pytest.raises(EchoPlanError, match="no trainer MyTrainer") as caught:
         plan.resolve("MyTrainer")
     assert "UTrainer, PKTrainer" in str(caught.value)
-    assert "echoplan_plan_experiment -d CAMUS" in str(caught.value)
-    with pytest.raises(EchoPlanError, match="no configuration volume"):
+    assert "echoplan_plan_and_preprocess -d CAMUS -tr MyTrainer" in str(caught.value)
+    with pytest.raises(EchoPlanError, match="no trainer MyTrainer"):
         plan.resolve("MyTrainer", configuration="volume")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
-from echoplan.paths import Folders
+from echoplan.paths import Folders, member_of
 from echoplan.plans import Plan, ResolvedPlan
 
 from ..preprocessing.store import ClipStore
@@ -26,7 +27,8 @@ class FoldSetup:
         store: the compressed store of the trainer's grid.
         train, val: case names; no patient is in both.
         model_folder: results/<Dataset>/<Trainer>__<Plans>__<configuration>.
-        preprocessed: the dataset's preprocessed folder.
+        preprocessed: the dataset's preprocessed folder; model folders get their plan and dataset.json from it.
+        labels: the labels on the native grid; None: those of the preprocessed folder.
     """
 
     fold: int
@@ -37,6 +39,7 @@ class FoldSetup:
     val: tuple[str, ...]
     model_folder: Path
     preprocessed: Path
+    labels: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -46,7 +49,15 @@ class FoldSetup:
     @property
     def references(self) -> Path:
         """The labels on the native grid."""
-        return self.preprocessed / "gt_segmentations"
+        return self.labels or self.preprocessed / "gt_segmentations"
+
+    def datasets_of(self, cases: Iterable[str]) -> list[str] | None:
+        """The dataset of each case, in a joint; None where there is no joint."""
+        return [self.dataset_of(case) or "" for case in cases] if self.plan.datasets else None
+
+    def dataset_of(self, case: str) -> str | None:
+        """The dataset of a case, in a joint; else None."""
+        return member_of(case, self.plan.datasets)
 
     def properties(self, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """What the store knows of some cases, by name."""
@@ -58,12 +69,25 @@ def model_folder_name(trainer: str, plan: ResolvedPlan) -> str:
     return f"{trainer}__{plan.plans_name}__{plan.configuration}"
 
 
+def fold_numbers(text: str, count: int) -> list[int]:
+    """The folds that FOLD names on a command line: one of `count`, or all.
+
+    Raises:
+        EchoPlanError: it is neither a number nor "all".
+    """
+    if text == "all":
+        return list(range(count))
+    if not text.isdigit():
+        raise EchoPlanError(f"FOLD is {text!r}; it must be 0 to {count - 1}, or all")
+    return [int(text)]
+
+
 def prepare_fold(
     folders: Folders,
     dataset: str,
     *,
     trainer: str,
-    configuration: str,
+    configuration: str | None,
     fold: int,
     plans_name: str = "EchoPlans",
 ) -> FoldSetup:
@@ -73,7 +97,7 @@ def prepare_fold(
         folders: raw, preprocessed, results.
         dataset: name, id or folder name.
         trainer: the trainer class's name.
-        configuration: what the trainer builds on where the plan does not know it.
+        configuration: what the trainer builds on where the plan does not know it; None: then it has to be planned.
         fold: from 0.
         plans_name: the plan's file name without its ending.
 

@@ -60,9 +60,13 @@ class ModelFolder:
         return self.plan.frames
 
     @property
-    def stride(self) -> int:
-        """Frames from one of a window's frames to the next, so that a window spans what it spanned in training."""
-        return self.plan.frame_stride if self.window > 1 else 1
+    def stride(self) -> int | dict[str | None, int]:
+        """Frames from one of a window's frames to the next, so that a window spans what it spanned in training.
+
+        Of a joint, for each of its datasets.
+        """
+        strides = {name: plan.window_stride for name, plan in self.plan.each().items()}
+        return strides.get(None, strides)
 
     def folds(self) -> tuple[int, ...]:
         """The folds whose training is finished."""

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from echoplan.errors import EchoPlanError
 
+from .data.augmentation import augmentation_parts
+
 Made = TypeVar("Made", bound="Recipe")
 
 
@@ -46,15 +48,20 @@ class Recipe:
         batch_size: samples a batch; None takes the plan's.
         optimiser: "sgd" (Nesterov), "adam" or "adamw".
         learning_rate: at the start; None takes the plan's.
+        final_learning_rate: at the end; 0 falls all the way.
         momentum, weight_decay: the optimiser's.
+        nesterov: whether SGD's momentum is Nesterov's.
         poly_power: the learning rate falls as (1 - iteration / iterations) ** poly_power; 0 keeps it constant.
         gradient_clip: the largest gradient norm; None does not clip.
-        augmentation: "strong", "moderate", "light" or "none" (training.data.augmentation).
+        augmentation: "strong", "moderate", "light", "none", "ultrasound" or parts joined by "+", see
+            training.data.augmentation; as a changed setting also "generic", the method's own.
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
         supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
+        balance: of a joint's datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
+            once, so that the largest dataset has the most).
     """
 
     epochs: int = 50
@@ -62,7 +69,9 @@ class Recipe:
     batch_size: int | None = None
     optimiser: str = "adam"
     learning_rate: float | None = None
+    final_learning_rate: float = 0.0
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 0.0
     poly_power: float = 0.9
     gradient_clip: float | None = None
@@ -71,6 +80,7 @@ class Recipe:
     channels_last: bool = True
     compile: bool = False
     supervision: str = "all"
+    balance: str = "datasets"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate"):
@@ -79,15 +89,20 @@ class Recipe:
                 raise EchoPlanError(f"the setting {name} must be more than 0, not {value}")
         choices = {
             "optimiser": ("sgd", "adam", "adamw"),
-            "augmentation": ("strong", "moderate", "light", "none"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
             "supervision": ("all", "ed_es"),
+            "balance": ("datasets", "samples"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise EchoPlanError(
                     f"the setting {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
+        augmentation_parts(self.augmentation)
+
+    def rate_factors(self) -> dict[str, float]:
+        """Beginnings of parameters' names -> by how much their learning rate differs from the others'."""
+        return {}
 
     def with_settings(self: Made, settings: Mapping[str, Any]) -> Made:
         """The recipe with some settings changed.
@@ -104,6 +119,10 @@ class Recipe:
             if not _fits(value, kinds[name]):
                 expected = getattr(kinds[name], "__name__", kinds[name])
                 raise EchoPlanError(f"the setting {name} must be {expected}, not {value!r}")
+        if settings.get("augmentation") == "generic":
+            # Named in full from here on: a checkpoint says what was done. A method without its own takes nnU-Net's.
+            own = type(self)().augmentation
+            settings = {**settings, "augmentation": "strong" if own == "none" else own}
         return replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:

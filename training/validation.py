@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from echoplan.files import write_csv
+from echoplan.files import write_csv, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.networks.apply import segment_clip
 from echoplan.work import progress
 
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ..evaluation.folder import summarise
 from ..preprocessing.clip import normalise
 from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
@@ -26,7 +27,7 @@ def validate_fold(
     network: nn.Module,
     setup: FoldSetup,
     *,
-    stride: int = 1,
+    stride: int | None = None,
     folder: Path | None = None,
     prompt: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
@@ -38,19 +39,21 @@ def validate_fold(
     Args:
         network: in evaluation mode, on its device.
         setup: the fold.
-        stride: frames from one of a window's frames to the next.
+        stride: frames from one of a window's frames to the next; None is the plan's, in a joint each dataset's own.
         folder: for the results; None is the fold's validation/.
         prompt: case -> what a promptable network is told; None tells it nothing.
 
     Returns:
         the summary; left behind are validation/<case>.nii.gz (masks on the native grid), <case>.npz (probabilities on
-        the network's grid), summary.json and ef.csv.
+        the network's grid), summary.json and ef.csv. In a joint, "datasets" in the summary has each dataset's `cases`,
+        `frames` and `mean`.
     """
     folder = folder or setup.folder / "validation"
     measured = []
     for case in progress(setup.val, description="validation"):
         told = None if prompt is None else prompt(case)
-        mask, about = predict_stored_case(network, setup, case, stride=stride, save_to=folder, prompts=told)
+        step = setup.plan.of_case(case).window_stride if stride is None else stride
+        mask, about = predict_stored_case(network, setup, case, stride=step, save_to=folder, prompts=told)
         measured.append(
             CaseMask(
                 case=case,
@@ -66,14 +69,28 @@ def validate_fold(
         )
     write_csv(folder / "ef.csv", measure_patients(measured), COLUMNS)
     phases = {item.case: (item.ed_frame, item.es_frame) for item in measured}
-    return evaluate_folder(
-        folder,
-        setup.references,
-        labels=setup.description.structures,
-        cases=setup.val,
-        phases=phases,
-        output=folder / "summary.json",
+    summary = evaluate_folder(
+        folder, setup.references, labels=setup.description.structures, cases=setup.val, phases=phases
     )
+    if setup.plan.datasets:
+        summary["datasets"] = summarise_datasets(summary, setup)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str, Any]:
+    """Means of the parts of a joint's validation: dataset -> `cases`, `frames`, `mean`, as in the whole summary."""
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for case, judged in summary["per_case"].items():
+        parts.setdefault(setup.dataset_of(case) or "", []).append(judged)
+    return {
+        name: {
+            "cases": len(judged),
+            "frames": sum(len(case["frames"]) for case in judged),
+            "mean": {structure: summarise(judged, structure) for structure in summary["labels"]},
+        }
+        for name, judged in sorted(parts.items())
+    }
 
 
 def predict_stored_case(

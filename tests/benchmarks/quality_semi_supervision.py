@@ -145,7 +145,7 @@ def _run(root: Path, *words: object, more: Mapping[str, str] | None = None) -> N
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("build/quality_semi_supervision"), help="emptied at the start")
+    parser.add_argument("--root", type=Path, default=Path("build/semi_supervision"), help="emptied at the start")
     parser.add_argument("--patients", type=int, default=5, help="in folds; all but one fold of them teach")
     parser.add_argument("--test_patients", type=int, default=12, help="held out")
     parser.add_argument("--size", type=int, default=96)

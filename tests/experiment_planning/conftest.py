@@ -1,4 +1,6 @@
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,10 +8,13 @@ import torch
 from torch import nn
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.experiment_planning import MemoryModel
+from echoplan.experiment_planning import MemoryModel, plan_experiment
+from echoplan.experiment_planning.summary import summarise
 from echoplan.imageio import write_clip, write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.training.recipe import Recipe, TrainerNeeds
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -138,3 +143,22 @@ class FakeMemory:
 def fake_memory():
     """Makes memory models that are the same on every machine."""
     return FakeMemory
+
+
+def load(name):
+    """One of the made-up fingerprints of fingerprints/, with its summary, and its dataset's labels."""
+    content = json.loads((HERE / "fingerprints" / f"{name}.json").read_text())
+    fingerprint = {"dataset": content["dataset"], "cases": content["cases"], "summary": summarise(content["cases"])}
+    return fingerprint, DatasetDescription(name, labels=content["labels"])
+
+
+@pytest.fixture
+def plan_of(trainers, fake_memory):
+    """Plans one of the made-up fingerprints."""
+
+    def make(name, **options):
+        fingerprint, description = load(name)
+        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory()} | options
+        return plan_experiment(fingerprint, description, **options)
+
+    return make

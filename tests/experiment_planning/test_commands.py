@@ -7,6 +7,7 @@ from echoplan.imageio import Clip, read_mask, write_mask
 from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
+from echoplan.training.commands import train
 from echoplan.training.trainers import trainer_registry
 
 
@@ -99,6 +100,26 @@ def test_a_trainer_of_the_users_own_is_planned(planned, tmp_path):
     assert (resolved.size, resolved.batch_size, resolved.value("learning_rate")) == ((64, 64), 3, 0.5)
     assert preprocess(["-d", "TINY", "-tr", name, "-np", "0"]) == 0
     assert len(ClipStore(planned / resolved.store).cases()) == 6
+
+
+def test_a_plan_grows_by_trainers_and_starts_anew_where_it_rests_on_something_else(planned, caplog):
+    file, plan = planned / "EchoPlans.json", ["-d", "TINY", "--no_preprocess", "-np", "0", "--gpu_memory_target"]
+    assert plan_and_preprocess([*plan, "8", "-tr", "PKEchoNetR18Trainer"]) == 0
+    assert list(Plan.read(file).trainers) == ["PKEchoNetR18Trainer"]
+    first = Plan.read(file).trainers["PKEchoNetR18Trainer"]
+    assert plan_and_preprocess([*plan, "8", "-tr", "UNetTrainer"]) == 0
+    assert Plan.read(file).trainers["PKEchoNetR18Trainer"] == first and "UNetTrainer" in Plan.read(file).trainers
+    assert plan_and_preprocess([*plan, "11", "-tr", "UNetTrainer"]) == 0  # another GPU: another batch size, maybe
+    assert list(Plan.read(file).trainers) == ["UNetTrainer"]
+    file.write_text("{}")
+    assert plan_and_preprocess([*plan, "8", "-tr", "UNetTrainer"]) == 0
+    assert list(Plan.read(file).trainers) == ["UNetTrainer"] and "is replaced: " in caplog.text
+
+
+def test_a_trainer_that_was_not_planned_says_how(planned, capsys):
+    assert plan_and_preprocess(["-d", "TINY", "--size", "64", "-tr", "UNetTrainer", "-np", "0"]) == 0
+    assert train(["TINY", "0", "-tr", "E3SAM2Trainer"]) == 1
+    assert "run echoplan_plan_and_preprocess -d Dataset001_TINY -tr E3SAM2Trainer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "64x", "big", "64x0"])

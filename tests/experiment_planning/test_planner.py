@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import plan_experiment
 from echoplan.experiment_planning.summary import summarise
@@ -15,29 +14,15 @@ from echoplan.experiment_planning.text import describe_plan
 from echoplan.files import plain, write_json
 from echoplan.plans import KINDS, Plan
 
+from .conftest import load
+
 HERE = Path(__file__).parent
 NAMES = ("camus", "echonet_dynamic", "dicom_with_text", "very_small", "very_large", "no_spacing")
 
 
-def load(name):
-    content = json.loads((HERE / "fingerprints" / f"{name}.json").read_text())
-    fingerprint = {"dataset": content["dataset"], "cases": content["cases"], "summary": summarise(content["cases"])}
-    return fingerprint, DatasetDescription(name, labels=content["labels"])
-
-
-@pytest.fixture
-def plan_of(trainers, fake_memory):
-    def make(name, **options):
-        fingerprint, description = load(name)
-        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory()} | options
-        return plan_experiment(fingerprint, description, **options)
-
-    return make
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_is_as_it_was(plan_of, name):
-    plan = plain(asdict(plan_of(name)))
+    plan = plain(plan_of(name).to_dict())
     plan["hardware"]["device"]["value"] = "none"  # the only thing that depends on the machine
     path = HERE / "plans" / f"{name}.json"
     if os.environ.get("ECHOPLAN_REGENERATE"):

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.paths import member_of
 from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.clip import normalise
 from ...preprocessing.geometry import Geometry
 from ...preprocessing.store import ClipStore
 from .augmentation import Augmentation
-from .sampling import Sample, batches, epoch_order, visible_frames
+from .sampling import Sample, balanced_order, batches, epoch_order, visible_frames
 
 WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs
 Batch = dict[str, Any]
@@ -36,7 +37,7 @@ class SampleReader:
         store: the compressed store.
         plan: normalisation.
         classes: K of the network (1: labels 0 and 1).
-        augmentation: None reads the sample as it is.
+        augmentation: None reads the sample as it is; a mapping has one for each of a joint's datasets.
         finish: more targets made from the labels after augmentation (labels (T, H, W) -> named arrays).
         supervision: "all", or "ed_es": labels of other frames become 255, and stand under "hidden" for watching only.
     """
@@ -44,7 +45,7 @@ class SampleReader:
     store: ClipStore
     plan: ResolvedPlan
     classes: int
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation | Mapping[str | None, Augmentation] | None = None
     finish: Finish | None = None
     supervision: str = "all"
 
@@ -54,20 +55,33 @@ class SampleReader:
         Where labels are hidden there is also "hidden" uint8 (T, H, W): those labels, 255 where the training sees them.
         """
         about = self.store.properties(sample.case)
+        augmentation = self._augmentation(sample.case)
+        if augmentation is not None:
+            sample = augmentation.retime(
+                sample,
+                labelled=visible_frames(about, self.supervision),
+                native_frames=about["native_frames"],
+                seed=seed,
+            )
         frames = self.store.frames(sample.case, sample.frames)
         labels = self.store.labels(sample.case, sample.frames)
-        if self.augmentation is not None:
-            frames, labels = self.augmentation.move(
+        if augmentation is not None:
+            frames, labels = augmentation.move(
                 frames, labels, apex=sector_apex(about), classes=max(self.classes, 2), seed=seed
             )
         clip = normalise(frames, about["mean"], about["std"], self.plan.normalisation)
-        if self.augmentation is not None:
-            clip = self.augmentation.colour(clip, seed=seed)
+        if augmentation is not None:
+            clip = augmentation.colour(clip, seed=seed)
         batch: Batch = {"clip": clip[:, None], "labels": labels, "case": sample.case}
         if self.supervision != "all":
             seen = np.isin(sample.frames, visible_frames(about, self.supervision))[:, None, None]
             batch |= {"labels": np.where(seen, labels, IGNORE), "hidden": np.where(seen, IGNORE, labels)}
         return batch if self.finish is None else {**batch, **self.finish(batch["labels"])}
+
+    def _augmentation(self, case: str) -> Augmentation | None:
+        if isinstance(self.augmentation, Mapping):
+            return self.augmentation[member_of(case, self.plan.datasets)]
+        return self.augmentation
 
 
 def sector_apex(properties: Mapping[str, Any]) -> tuple[float, float]:
@@ -89,6 +103,7 @@ class BatchLoader:
         batch_size: samples a batch.
         batches_per_epoch: None is one pass.
         shuffle: a new order each epoch; else the samples' own order.
+        groups: of each sample; a new order then has as many samples of each group.
         seed: of order and augmentation.
         processes: workers; 0 reads in this process.
         pin_memory: for faster copies to a GPU.
@@ -103,6 +118,7 @@ class BatchLoader:
         batch_size: int,
         batches_per_epoch: int | None = None,
         shuffle: bool = True,
+        groups: Sequence[str] | None = None,
         seed: int = 0,
         processes: int = 0,
         pin_memory: bool = False,
@@ -113,6 +129,7 @@ class BatchLoader:
         self.reader = reader
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.groups = groups
         self.seed = seed
         self.processes = processes
         self.pin_memory = pin_memory
@@ -134,10 +151,12 @@ class BatchLoader:
         Raises:
             EchoPlanError: a case cannot be read, or a worker died or hangs.
         """
-        if self.shuffle:
+        if not self.shuffle:
+            order = list(range(len(self.samples)))
+        elif self.groups is None:
             order = epoch_order(len(self.samples), self._draws, seed=self.seed, epoch=epoch)
         else:
-            order = list(range(len(self.samples)))
+            order = balanced_order(self.groups, self._draws, self.batch_size, seed=self.seed, epoch=epoch)
         keys = [(index, place, epoch) for place, index in enumerate(order)]
         self._at_work = _AtWork(self.processes)
         loader = DataLoader(

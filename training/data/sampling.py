@@ -59,15 +59,23 @@ def clip_samples(properties: Mapping[str, Mapping[str, Any]], count: int) -> lis
     return samples
 
 
-def window_samples(properties: Mapping[str, Mapping[str, Any]], count: int, *, stride: int) -> list[Sample]:
+def window_samples(
+    properties: Mapping[str, Mapping[str, Any]], count: int, *, stride: int | Mapping[str, int]
+) -> list[Sample]:
     """For every labelled frame, one sample with that frame at each of the `count` places of a window.
 
     A network that mixes neighbouring frames learns nothing about the places where it never sees a label. With labels at
     end-diastole and end-systole alone, and clips from the one to the other, those would be all places but the first and
     the last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
+
+    Args:
+        properties: of each case.
+        count: T.
+        stride: frames from one of a window's frames to the next; a mapping has it for each case.
     """
+    steps = stride if isinstance(stride, Mapping) else dict.fromkeys(properties, stride)
     return [
-        Sample(case, _reflect(frame + (np.arange(count) - place) * stride, about["native_frames"]))
+        Sample(case, _reflect(frame + (np.arange(count) - place) * steps[case], about["native_frames"]))
         for case, about in properties.items()
         for frame in about["labelled_frames"]
         for place in range(count)
@@ -88,6 +96,42 @@ def epoch_order(samples: int, wanted: int, *, seed: int, epoch: int) -> list[int
     random = np.random.default_rng([seed, epoch])
     passes = -(-wanted // samples)
     return np.concatenate([random.permutation(samples) for _ in range(passes)])[:wanted].tolist()
+
+
+def balanced_order(groups: Sequence[str], wanted: int, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    """`wanted` sample indices for an epoch, as many of each group, and of each as many in every batch.
+
+    Each group's samples come in shuffled passes that go on from one epoch to the next: none is repeated before all were
+    there, however many a group has, and a small group is repeated as often as it takes. Where `wanted` or a batch
+    cannot be divided, the groups have one more in turn.
+
+    A function of its arguments alone, like `epoch_order`.
+
+    Args:
+        groups: of each sample.
+        wanted: how many.
+        batch_size: in which the order is cut.
+        seed, epoch: of the order.
+    """
+    names = sorted(set(groups))
+    drawn = np.arange(epoch * wanted, (epoch + 1) * wanted)  # counted from the training's first sample
+    order = np.empty(wanted, dtype=np.int64)
+    for turn, name in enumerate(names):
+        mine = np.flatnonzero(drawn % len(names) == turn)
+        own = np.flatnonzero([group == name for group in groups])
+        order[mine] = _in_passes(own, drawn[mine] // len(names), seed=[seed, turn])
+    random = np.random.default_rng([seed, epoch])
+    return [int(index) for batch in batches(order.tolist(), batch_size) for index in random.permutation(batch)]
+
+
+def _in_passes(samples: np.ndarray, places: np.ndarray, *, seed: list[int]) -> np.ndarray:
+    """What stands at some places of an endless row of shuffled passes over the samples."""
+    found = np.empty(len(places), dtype=samples.dtype)
+    passes = places // len(samples)
+    for number in np.unique(passes):
+        shuffled = np.random.default_rng([*seed, int(number)]).permutation(samples)
+        found[passes == number] = shuffled[places[passes == number] % len(samples)]
+    return found
 
 
 def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:

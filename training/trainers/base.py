@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.networks import ClipOutput
 from echoplan.networks.layout import channels_last
+from echoplan.networks.learning import describe_learning
+from echoplan.plans import ResolvedPlan
 from echoplan.work import progress
 
 from ..checkpoint import load_checkpoint, save_checkpoint
@@ -34,9 +36,10 @@ from ..data import (
 )
 from ..fold import FoldSetup
 from ..log import EpochMeans, TrainingLog
-from ..online_dice import OnlineDice
+from ..online_dice import OnlineDice, mean_over_datasets
 from ..optimisation import Optimisation
 from ..parallel import World
+from ..pretraining import build_started, describe_start
 from ..recipe import Recipe, TrainerNeeds
 from ..state import EpochProgress, model_state, restore_training, training_state, write_model_files
 from ..termination import Termination
@@ -53,7 +56,7 @@ class EchoTrainer(ABC):
         device: where to train.
         seed: of the weights, the order and the augmentation.
         processes: data-loading workers.
-        weights: a file with pretrained weights; None looks in the usual places where the recipe wants them.
+        weights: a file with pretrained weights or a checkpoint of the same trainer; None looks in the usual places.
         source: how `-tr` named the class, for finding it again.
         world: the processes that train together.
 
@@ -91,8 +94,8 @@ class EchoTrainer(ABC):
         self.weights = weights
         self.source = source or type(self).__name__
         self.world = world or World()
-        self.first_epoch = 0
-        self.epoch = 0
+        self.started_from: dict[str, Any] = {}
+        self.first_epoch = self.epoch = 0
         self.recorded = EpochMeans()
         self.progress = EpochProgress()
         self.termination = Termination()
@@ -167,11 +170,8 @@ class EchoTrainer(ABC):
         torch.manual_seed(self.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         plan, recipe = self.setup.plan, self.recipe
-        pretrained = not resume and (self.weights or bool(getattr(recipe, "pretrained", False)))
-        self.network = self.build_network(
-            size=plan.size, classes=self.classes, settings=recipe.to_dict(), pretrained=pretrained
-        ).to(self.device)
-        self.network = self.world.synchronise_norms(self.network, self.device)
+        network, self.started_from = build_started(self, resume=resume)
+        self.network = self.world.synchronise_norms(network.to(self.device), self.device)
         if recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)
         self.model = self.world.wrap(self.network, self.device)
@@ -192,6 +192,7 @@ class EchoTrainer(ABC):
             self.model = CompiledModel(self.model, self.log.say)
         if self.world.leads:
             write_model_files(self)
+        self.log.say(f"{describe_start(self.started_from)}; {describe_learning(self.network)}")
         self.log.say(
             f"{type(self).__name__}, fold {self.setup.fold}: {len(self.setup.train)} cases to train on "
             f"({len(self.training_batches.samples)} samples), {len(self.setup.val)} to validate, input {plan.size}, "
@@ -279,21 +280,22 @@ class EchoTrainer(ABC):
     def validate_epoch(self) -> float | None:
         """Mean Dice over the structures and the labelled frames of the validation samples, on the network's grid.
 
-        None where no validation sample has a label.
+        None where no validation sample has a label. In a joint, the mean of its datasets' means, which are recorded.
         """
         started = time.perf_counter()
         self.network.eval()
-        score = OnlineDice(self.classes)
+        score = OnlineDice(self.classes, self.setup.dataset_of)
         for batch in self.validation_batches.epoch(0) if self.world.leads else ():
             if self.termination.requested and self.world.size == 1:  # several must stop at the same step
                 self._save_terminated(self.epoch)
             batch = self.to_device(batch)
             with self.optimisation.autocast():
                 logits = self.network(batch["clip"])
-            score.add(logits, batch["labels"])
-        dice = self.world.from_leader(score.mean())
+            score.add(logits, batch["labels"], batch["case"])
+        found = self.world.from_leader(score.by_dataset())
+        self.recorded.add(**{f"val_dice_{name}": found.get(name, np.nan) for name in self.setup.plan.datasets})
         self.progress.spend(seconds=time.perf_counter() - started)
-        return dice
+        return mean_over_datasets(found)
 
     def on_epoch_end(self, epoch: int, dice: float | None) -> None:
         """Write the metrics and the checkpoints of the epoch."""
@@ -352,13 +354,11 @@ class EchoTrainer(ABC):
         }
 
     def _samples(self, properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
-        if self.setup.plan.frames == 1:
-            return frame_samples(properties)
-        return clip_samples(properties, self.setup.plan.frames)
+        frames = self.setup.plan.frames
+        return frame_samples(properties) if frames == 1 else clip_samples(properties, frames)
 
-    def augmentation(self) -> Augmentation:
-        """What changes training samples at random."""
-        plan = self.setup.plan
+    def augmentation(self, plan: ResolvedPlan) -> Augmentation:
+        """What changes training samples at random; in a joint, those of the dataset whose plan it is."""
         return build_augmentation(
             self.recipe.augmentation,
             rotation_degrees=plan.rotation_degrees,
@@ -367,23 +367,24 @@ class EchoTrainer(ABC):
 
     def build_loader(self, cases: tuple[str, ...], *, training: bool) -> BatchLoader:
         """The batches of the fold's training or validation cases."""
-        samples = self.samples(cases) if training else self.validation_samples(cases)
+        plan, samples = self.setup.plan, self.samples(cases) if training else self.validation_samples(cases)
         if training and not samples:
             raise EchoPlanError("no training case has a labelled frame", file=self.setup.store.folder)
         reader = SampleReader(
             self.setup.store,
-            self.setup.plan,
+            plan,
             self.classes,
-            augmentation=self.augmentation() if training else None,
+            augmentation={name: self.augmentation(own) for name, own in plan.each().items()} if training else None,
             finish=self.finish_sample() if training else None,
             supervision=self.recipe.supervision if training else "all",
         )
         return BatchLoader(
             samples,
             reader,
-            batch_size=self.recipe.batch_size or self.setup.plan.batch_size,
+            batch_size=self.recipe.batch_size or plan.batch_size,
             batches_per_epoch=self.recipe.iterations_per_epoch if training else None,
             shuffle=training,
+            groups=self.setup.datasets_of(s.case for s in samples) if self.recipe.balance == "datasets" else None,
             seed=self.seed,
             processes=self.processes,
             pin_memory=self.device.type == "cuda",

@@ -74,4 +74,5 @@ class UNet2DtTrainer(UNetTrainer):
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """Windows that show each labelled frame at each of their places."""
         plan = self.setup.plan
-        return window_samples(self.training_properties(cases), plan.frames, stride=plan.frame_stride)
+        stride = {case: plan.of_case(case).frame_stride for case in cases}
+        return window_samples(self.training_properties(cases), plan.frames, stride=stride)
