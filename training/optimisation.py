@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,7 +37,7 @@ class Optimisation:
         self.iteration = 0
         self.device = device
         self.dtype = choose_precision(recipe.precision, device, network)
-        self.optimiser = _build_optimiser(self.parameters, recipe, learning_rate)
+        self.optimiser = _build_optimiser(_groups(network, recipe.rate_factors()), recipe, learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -56,9 +56,7 @@ class Optimisation:
         Raises:
             EchoPlanError: the loss is not finite.
         """
-        rate = poly_rate(self.learning_rate, self.iteration, self.iterations, self.recipe.poly_power)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        self._set_rate()
         self.optimiser.zero_grad(set_to_none=True)
         number = sum(self._backward(share, loss) for share, loss in losses)
         if self.recipe.gradient_clip is not None:
@@ -68,6 +66,14 @@ class Optimisation:
         self.scaler.update()
         self.iteration += 1
         return number
+
+    def _set_rate(self) -> None:
+        recipe = self.recipe
+        rate = poly_rate(
+            self.learning_rate, self.iteration, self.iterations, recipe.poly_power, end=recipe.final_learning_rate
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)  # checkpoints of old have none
 
     def _backward(self, share: float, loss: Callable[[], torch.Tensor]) -> float:
         with self.autocast():
@@ -101,9 +107,13 @@ class Optimisation:
         self.iteration = state["iteration"]
 
 
-def poly_rate(start: float, iteration: int, iterations: int, power: float) -> float:
-    """start * (1 - iteration / iterations) ** power, the schedule of nnU-Net, PKEcho-Net and EchoForge."""
-    return start * (1 - min(iteration, iterations - 1) / iterations) ** power
+def poly_rate(start: float, iteration: int, iterations: int, power: float, *, end: float = 0.0) -> float:
+    """end + (start - end) * (1 - iteration / iterations) ** power, the schedule of nnU-Net, PKEcho-Net and EchoForge.
+
+    Where it ends at zero the last step is the one before it; any other end is the last step's.
+    """
+    steps = iterations if end == 0 else max(iterations - 1, 1)
+    return end + (start - end) * (1 - min(iteration, iterations - 1) / steps) ** power
 
 
 def choose_precision(name: str, device: torch.device, network: nn.Module | None = None) -> torch.dtype:
@@ -118,10 +128,21 @@ def choose_precision(name: str, device: torch.device, network: nn.Module | None 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _build_optimiser(parameters: list[nn.Parameter], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+def _groups(network: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters that learn, one group for each factor of the learning rate; the usual one's is the first."""
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            factor = next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
+            groups.setdefault(factor, []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items() if members]
+
+
+def _build_optimiser(groups: list[dict[str, Any]], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
     if recipe.optimiser == "sgd":
+        nesterov = recipe.nesterov and recipe.momentum > 0
         return torch.optim.SGD(
-            parameters, rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
+            groups, rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=recipe.weight_decay
         )
     kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-    return kind(parameters, rate, weight_decay=recipe.weight_decay)
+    return kind(groups, rate, weight_decay=recipe.weight_decay)

@@ -15,9 +15,11 @@ from echoplan.errors import EchoPlanError
 
 # name -> (module, class or function). Imported when asked for: one method's libraries are no burden to the others.
 _BUILDERS: dict[str, tuple[str, str]] = {
+    "deeplabv3": ("echoplan.networks.deeplabv3", "DeepLabV3"),
     "echoforge": ("echoplan.networks.echoforge", "EchoForge"),
     "e3sam2": ("echoplan.networks.e3sam2", "E3SAM2"),
     "pkechonet": ("echoplan.networks.pkechonet", "PKEchoNet"),
+    "sam": ("echoplan.networks.sam", "SAM"),
     "sam2": ("echoplan.networks.e3sam2", "plain_sam2"),
     "unet": ("echoplan.networks.unet", "FrameUNet"),
     "unet_2dt": ("echoplan.networks.unet", "SpaceTimeUNet"),

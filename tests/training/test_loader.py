@@ -94,6 +94,23 @@ def test_an_epoch_can_be_entered_in_its_middle(frame_setup: FoldSetup) -> None:
         assert mine["case"] == theirs["case"] and torch.equal(mine["clip"], theirs["clip"])
 
 
+def test_a_death_in_validation_names_the_case_validated(frame_setup):
+    training, validation = (
+        BatchLoader(clip_samples(frame_setup.properties(cases), 1), reader, batch_size=2, processes=1)
+        for cases, reader in (
+            (frame_setup.train, SampleReader(frame_setup.store, frame_setup.plan, 1)),
+            (frame_setup.val, SampleReader(frame_setup.store, frame_setup.plan, 1)),
+        )
+    )
+    training._at_work._shared[0] = torch.tensor([1234, 0])
+    validation._at_work._shared[0] = torch.tensor([5678, 0])
+    for pid, case in ((1234, training.samples[0].case), (5678, validation.samples[0].case)):
+        error = training.explain(
+            RuntimeError(f"DataLoader worker (pid {pid}) is killed by signal: Killed."), validation
+        )
+        assert f"while reading {case}:" in str(error)
+
+
 def _kill_this_process(labels: np.ndarray) -> dict[str, np.ndarray]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}

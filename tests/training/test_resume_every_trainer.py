@@ -29,6 +29,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "SAM2Trainer": {"trainable": "decoder"},
     "E3SAM2Trainer": {"trainable": "memory"},
     "E3SAM2SmallTrainer": {"trainable": "adapters", "variant": "tiny"},
+    "SAMTrainer": {"encoder_size": 32, "precision": "float32"},
+    "MedSAMTrainer": {"encoder_size": 32, "precision": "float32", "optimiser": "sgd", "momentum": 0.0},
+    "EchoNetTrainer": {"momentum": 0.0, "precision": "float32"},
     "EchoForgeTrainer": {"backbone": "resnet18", "channels": 32, "query_layers": 2},
 }
 
@@ -78,6 +81,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
+@pytest.mark.usefixtures("tiny_sam")
 @pytest.mark.parametrize("name", sorted(trainer_registry()))
 def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.FixtureRequest) -> None:
     frames = trainer_registry()[name].needs.frames

@@ -187,14 +187,16 @@ class BatchLoader:
         # In a batch smaller than the number of processes somebody has none, and takes part with one of share 0.
         return batch[self.rank :: self.ranks] or batch[:1]
 
-    def explain(self, error: RuntimeError) -> Exception:
+    def explain(self, error: RuntimeError, *others: BatchLoader) -> Exception:
         """The error that tells a user of a dead worker and its case, or the error itself where it is another one.
 
-        PyTorch raises in the main thread as soon as a worker dies, wherever that thread happens to be.
+        PyTorch raises in the main thread as soon as a worker dies, wherever that thread happens to be: the worker may
+        be one of the `others`.
         """
         if "DataLoader" not in str(error):
             return error
-        cases = self._at_work.cases(self.samples, str(error))
+        loader = next((other for other in others if other._at_work.names(str(error))), self)
+        cases = loader._at_work.cases(loader.samples, str(error))
         return EchoPlanError(
             f"a data-loading worker died or hangs{f' while reading {cases}' if cases else ''}: {str(error).strip()}",
             remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
@@ -225,12 +227,19 @@ class _AtWork:
         if about is not None:
             self._shared[about.id] = torch.tensor([os.getpid(), index])
 
+    def names(self, message: str) -> set[int]:
+        """Those of these processes that a message names."""
+        return {int(number) for number in re.findall(r"\d+", message)} & {pid for pid, _ in self._busy()}
+
     def cases(self, samples: Sequence[Sample], message: str) -> str:
         """The cases of the processes that a message names; of all of them where it names none."""
-        named = {int(number) for number in re.findall(r"\d+", message)}
-        busy = [(pid, index) for pid, index in self._shared.tolist() if index >= 0]
-        chosen = [index for pid, index in busy if pid in named] or [index for _, index in busy]
+        named = self.names(message)
+        chosen = [index for pid, index in self._busy() if pid in named or not named]
         return ", ".join(sorted({samples[index].case for index in chosen}))
+
+    def _busy(self) -> list[tuple[int, int]]:
+        """Process and sample of each worker that has begun one."""
+        return [(pid, index) for pid, index in self._shared.tolist() if index >= 0]
 
 
 class _Reading(Dataset[Batch]):

@@ -161,7 +161,7 @@ class EchoTrainer(ABC):
                     self.on_epoch_end(epoch, self.validate_epoch())
                 self.on_train_end()
         except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
-            raise self.training_batches.explain(error) from error
+            raise self.training_batches.explain(error, self.validation_batches) from error
         finally:
             self.log.close()
 

@@ -14,7 +14,9 @@ from echoplan.errors import EchoPlanError
 from .base import EchoTrainer
 from .e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
 from .echoforge import EchoForgeTrainer
+from .echonet import EchoNetTrainer
 from .pkechonet import PKEchoNetR18Trainer, PKEchoNetR34Trainer, PKEchoNetTrainer
+from .sam import MedSAMTrainer, SAMTrainer
 from .unet import UNet2DtTrainer, UNetTrainer
 
 ENTRY_POINTS = "echoplan.trainers"
@@ -28,6 +30,9 @@ _OWN = (
     E3SAM2Trainer,
     E3SAM2SmallTrainer,
     EchoForgeTrainer,
+    EchoNetTrainer,
+    SAMTrainer,
+    MedSAMTrainer,
 )
 
 

@@ -1,0 +1,173 @@
+"""SAM put together with the locator that boxes what nobody boxed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks.output import ClipOutput
+from echoplan.networks.sam.decoder import decode_mask
+from echoplan.networks.sam.encoder import ImageEncoder
+from echoplan.networks.sam.locator import Locator, found_boxes, rescale_boxes
+from echoplan.networks.sam.parts import NATIVE_SIZE, PATCH, VARIANTS, build_mask_decoder, build_prompt_encoder
+from echoplan.networks.sam.trainable import set_trainable
+from echoplan.networks.weights import find_weights, load_weights
+
+MODELS = ("sam", "medsam")
+_MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
+_WHITE = 255.0
+_CHUNK = 8  # frames that go through the encoder together at inference
+_OURS = ("locator.",)
+
+
+class SAM(nn.Module):
+    """`sam`: SAM or MedSAM, one box a frame, frame by frame.
+
+    Frames are enlarged to SAM's own 1024 by their longest side and padded to a square, as the paper and SAM's package
+    do. The box comes from outside, or from a small U-Net inside the network (`Locator`), which learns from the same
+    labels in the same steps and shares no weight with SAM. A network trained on a fold's training cases so boxes that
+    fold's validation cases by what it learned from the training cases alone. SAM segments one object a box, so
+    `classes` must be 1.
+
+    SAM's pixels: a frame's darkest is taken for 0 and its brightest for 255, which undoes the standardisation of the
+    clip where the video used its full range; then SAM's own mean and deviation. MedSAM's: the same range as 0 to 1.
+
+    Args:
+        size: the frames' height and width; any.
+        classes: 1.
+        pretrained: True finds the weights of `model`, a path names their file.
+        model: "sam" or "medsam": whose weights, and so whose pixels.
+        encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
+        encoder_size: the longest side that frames are resized to, a multiple of 16. Less than 1024 is faster and not
+            SAM as it was trained: position embeddings are interpolated.
+        trainable: what learns beside the locator: "decoder", "all_but_prompt_encoder" or "all".
+        box_margin: by which the locator's box is widened at each side, as a share of its width or height.
+
+    Raises:
+        EchoPlanError: a setting it cannot take, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        classes: int = 1,
+        pretrained: bool | str | Path = False,
+        model: str = "sam",
+        encoder: str = "vit_b",
+        encoder_size: int = NATIVE_SIZE,
+        trainable: str = "decoder",
+        box_margin: float = 0.05,
+    ) -> None:
+        super().__init__()
+        _check(size, classes=classes, model=model, encoder=encoder, encoder_size=encoder_size, box_margin=box_margin)
+        self.model = model
+        self.encoder_size = encoder_size
+        self.box_margin = box_margin
+        self.image_encoder = ImageEncoder(VARIANTS[encoder])
+        self.prompt_encoder = build_prompt_encoder(encoder_size)
+        self.mask_decoder = build_mask_decoder()
+        self.locator = Locator()
+        self.register_buffer("pixel_mean", torch.tensor(_MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_deviation", torch.tensor(_DEVIATION).view(-1, 1, 1), persistent=False)
+        set_trainable(self, trainable)
+        if pretrained:
+            path = find_weights(f"{model}_{encoder}", path=None if pretrained is True else pretrained)
+            load_weights(self, path, new=_OURS)
+
+    def forward(self, clip: Tensor, boxes: Tensor | None = None) -> Tensor | ClipOutput:
+        """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
+
+        In training mode the auxiliary part holds "locator" ``(B, T, 1, 128, 128)``: the locator's logits.
+
+        Args:
+            clip: standardised frames.
+            boxes: ``(B, T, 4)``, x0, y0, x1, y1 in pixel centres of the frames, as `training.boxes` makes them; NaN in
+                frames without a box, which the locator boxes. None leaves all frames to it.
+
+        Raises:
+            EchoPlanError: the boxes are not one a frame.
+        """
+        if boxes is not None and boxes.shape != (*clip.shape[:2], 4):
+            raise EchoPlanError(
+                f"boxes are {tuple(boxes.shape)} where one a frame, {(*clip.shape[:2], 4)}, is expected",
+                remedy="give x0, y0, x1, y1 for every frame of every clip, NaN where there is none",
+            )
+        if self.training:
+            found = self.locator(clip)
+            boxes = self._complete(boxes, clip, found)
+            logits = self.segment(clip.flatten(0, 1), boxes.flatten(0, 1))
+            return ClipOutput(logits.unflatten(0, clip.shape[:2]), {"locator": found})
+        boxes = self._complete(boxes, clip)
+        parts = zip(clip.flatten(0, 1).split(_CHUNK), boxes.flatten(0, 1).split(_CHUNK), strict=True)
+        return torch.cat([self.segment(*part) for part in parts]).unflatten(0, clip.shape[:2])
+
+    def segment(self, frames: Tensor, boxes: Tensor) -> Tensor:
+        """Frames ``(N, C, H, W)`` with a box each, ``(N, 4)`` -> logits ``(N, 1, H, W)``."""
+        size = frames.shape[-2:]
+        inner = self._enlarged(size)
+        features = self.image_encoder(self.prepare(frames))
+        masks = decode_mask(
+            self.mask_decoder, self.prompt_encoder, features, rescale_boxes(boxes, old=size, new=inner)
+        ).float()
+        whole = F.interpolate(masks, (self.encoder_size,) * 2, mode="bilinear", align_corners=False)
+        return F.interpolate(whole[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Standardised frames ``(N, C, H, W)`` -> what the image encoder was trained on, ``(N, 3, S, S)``."""
+        side, inner = self.encoder_size, self._enlarged(frames.shape[-2:])
+        frames = frames.float()
+        if self.model == "medsam":
+            images = _unit_range(F.interpolate(frames, inner, mode="bicubic", align_corners=False, antialias=True))
+            images = images.expand(-1, 3, -1, -1)
+        else:
+            resized = F.interpolate(
+                _unit_range(frames) * _WHITE, inner, mode="bilinear", align_corners=False, antialias=True
+            )
+            images = (resized - self.pixel_mean) / self.pixel_deviation
+        return F.pad(images, (0, side - inner[1], 0, side - inner[0]))
+
+    def _enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of frames of `size` when their longest side is the encoder's."""
+        ratio = self.encoder_size / max(size)
+        return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
+
+    def _complete(self, boxes: Tensor | None, clip: Tensor, found: Tensor | None = None) -> Tensor:
+        """The boxes, with the locator's where there is none; `found` is its answer where that is known."""
+        if boxes is not None and not boxes.is_meta and not bool(boxes.isnan().any()):
+            return boxes
+        found = self.locator(clip) if found is None else found
+        own = found_boxes(found, size=clip.shape[-2:], margin=self.box_margin)
+        return own if boxes is None else torch.where(boxes.isnan(), own, boxes.to(own))
+
+
+def _unit_range(frames: Tensor) -> Tensor:
+    """Each frame's values as 0 (its least) to 1 (its greatest); a frame of one value is all zeros."""
+    least, greatest = torch.aminmax(frames.flatten(1), dim=1)
+    shape = (-1, 1, 1, 1)
+    return (frames - least.view(shape)) / (greatest - least).clamp_min(1e-8).view(shape)
+
+
+def _check(
+    size: tuple[int, int], *, classes: int, model: str, encoder: str, encoder_size: int, box_margin: float
+) -> None:
+    if classes != 1:
+        raise EchoPlanError(
+            f"SAM segments one object, not {classes} classes", remedy="convert the dataset with one structure"
+        )
+    for setting, value, choices in (("model", model, MODELS), ("encoder", encoder, tuple(VARIANTS))):
+        if value not in choices:
+            raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
+    if encoder_size < 2 * PATCH or encoder_size % PATCH:
+        raise EchoPlanError(
+            f"encoder_size must be a multiple of {PATCH}, at least {2 * PATCH}, not {encoder_size}",
+            remedy=f"choose {NATIVE_SIZE}, SAM's own",
+        )
+    if box_margin < 0:
+        raise EchoPlanError(f"box_margin must be at least 0, not {box_margin}")
+    if min(size) < 1:
+        raise EchoPlanError(f"frames of {size[0]} x {size[1]} pixels are not possible")

@@ -1,0 +1,177 @@
+"""SAMTrainer and MedSAMTrainer: the recipe, the boxes of training, the loss, and a training from end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks import ClipOutput
+from echoplan.networks.complexity import count_parameters
+from echoplan.training.boxes import boxes_of_labels
+from echoplan.training.fold import FoldSetup
+from echoplan.training.log import read_metrics
+from echoplan.training.optimisation import Optimisation, poly_rate
+from echoplan.training.trainers import trainer_registry
+from echoplan.training.trainers.sam import MedSAMTrainer, SAMRecipe, SAMTrainer
+from echoplan.training.validation import validate_fold
+
+
+def make_trainer(setup: FoldSetup, kind: type = SAMTrainer, **settings: object) -> SAMTrainer:
+    small = {"epochs": 2, "pretrained": False, "encoder_size": 32}
+    recipe = kind.recipe_class().with_settings({**small, **settings})
+    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__frame")
+    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+
+
+def started(setup: FoldSetup, **settings: object) -> tuple[SAMTrainer, dict[str, Any]]:
+    trainer = make_trainer(setup, **settings)
+    trainer.on_train_start(resume=False)
+    trainer.network.train()
+    return trainer, next(iter(trainer.training_batches.epoch(0)))
+
+
+def test_the_recipe_is_the_papers() -> None:
+    recipe, needs = SAMRecipe(), SAMTrainer.needs
+    assert (recipe.epochs, recipe.optimiser, recipe.weight_decay, recipe.augmentation) == (27, "adam", 0.0, "none")
+    assert (needs.learning_rate, recipe.final_learning_rate, needs.batch_size) == (2e-5, 3e-6, 8)
+    assert (needs.paper_size, recipe.encoder_size, recipe.encoder) == (112, 1024, "vit_b")
+    assert needs.paper_size % needs.size_multiple == 0 and not needs.multi_structure
+    assert recipe.learning_part == "decoder" and SAMRecipe(pretrained=False).learning_part == "all"
+    assert SAMRecipe(trainable="all_but_prompt_encoder").learning_part == "all_but_prompt_encoder"
+    assert {"SAMTrainer", "MedSAMTrainer"} <= trainer_registry().keys()
+
+
+@pytest.mark.parametrize(("kind", "model"), [(SAMTrainer, "sam"), (MedSAMTrainer, "medsam")])
+def test_the_network_is_sam_vit_b(kind: type, model: str) -> None:
+    """MedSAM's authors count 93,735,472 parameters in it."""
+    with torch.device("meta"):
+        network = kind.build_network(size=(112, 112), classes=1)
+    assert network.model == model and network.encoder_size == 1024
+    assert count_parameters(network) - count_parameters(network.locator) == 93_735_472
+
+
+def test_the_rate_falls_in_a_straight_line_to_its_end() -> None:
+    rates = [poly_rate(2e-5, step, 101, 1.0, end=3e-6) for step in range(101)]
+    assert rates[0] == pytest.approx(2e-5) and rates[-1] == pytest.approx(3e-6)
+    np.testing.assert_allclose(np.diff(rates), -1.7e-7, rtol=1e-9)
+    assert poly_rate(2e-5, 0, 1, 1.0, end=3e-6) == pytest.approx(2e-5)  # a training of one step
+
+
+@pytest.mark.usefixtures("tiny_sam")
+def test_the_locator_has_a_rate_of_its_own() -> None:
+    recipe = SAMRecipe(pretrained=False, encoder_size=32)
+    network = SAMTrainer.build_network(size=(32, 32), classes=1, settings=recipe.to_dict())
+    optimisation = Optimisation(network, recipe, learning_rate=2e-5, iterations=11, device=torch.device("cpu"))
+    rates = []
+    for _ in range(11):
+        optimisation.step([(1.0, lambda: sum(p.sum() for p in network.parameters() if p.requires_grad))])
+        rates.append([group["lr"] for group in optimisation.optimiser.param_groups])
+    assert rates[0] == pytest.approx([2e-5, 1e-3]) and rates[-1] == pytest.approx([3e-6, 1.5e-4])
+    assert optimisation.rate == pytest.approx(3e-6)
+    groups = [{id(p) for p in group["params"]} for group in optimisation.optimiser.param_groups]
+    assert groups[1] == {id(p) for p in network.locator.parameters()}
+    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == len(optimisation.parameters)
+
+
+@pytest.mark.usefixtures("tiny_sam")
+@pytest.mark.parametrize("kind", ["truth", "jittered", "automatic"])
+def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
+    trainer, batch = started(frame_setup, training_boxes=kind, box_reach=0.2)
+    batch["labels"][0] = 0  # one frame shows nothing
+    told: list[tuple[Tensor, ...]] = []
+    trainer.model = lambda *arguments: told.append(arguments) or trainer.network(*arguments)
+    torch.manual_seed(5)
+    trainer.loss(trainer.forward(batch), batch).backward()
+    truth = boxes_of_labels(batch["labels"])
+    if kind == "automatic":
+        assert len(told[0]) == 1
+        return
+    boxes = told[0][1]
+    assert boxes[0].isnan().all() and torch.equal(boxes.isnan(), truth.isnan())
+    moves = (boxes - truth)[1:].abs()
+    if kind == "truth":
+        assert (moves == 0).all()
+    else:
+        extent = (truth[1:, :, 2:] - truth[1:, :, :2]).repeat(1, 1, 2)
+        assert (moves <= 0.2 * extent + 1e-5).all() and (moves > 0).all()
+
+
+@pytest.mark.usefixtures("tiny_sam")
+def test_the_loss_is_dice_and_cross_entropy_of_mask_and_locator(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer(frame_setup)
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 1, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    labels[0, 0, 2:6, 3:7] = 1
+    found = torch.randn(2, 1, 1, 4, 4)
+
+    def by_hand(logits: Tensor, truth: Tensor) -> Tensor:
+        p, g = logits.sigmoid().flatten(1), truth.float().flatten(1)
+        dice = (2 * (p * g).sum(1) + 1) / ((p * p + g * g).sum(1) + 1)
+        return (1 - dice).mean() - (g * p.log() + (1 - g) * (1 - p).log()).mean()
+
+    expected = by_hand(logits, labels) + by_hand(found, labels[..., 1::2, 1::2])
+    output = ClipOutput(logits, {"locator": found})
+    torch.testing.assert_close(trainer.loss(output, {"labels": labels}), expected, atol=1e-5, rtol=1e-5)
+    unlabelled = torch.full_like(labels, 255)
+    assert trainer.loss(output, {"labels": unlabelled}) == 0
+
+
+@pytest.mark.usefixtures("tiny_sam")
+def test_one_command_trains_both_stages_and_validation_needs_no_box(
+    frame_setup: FoldSetup, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(
+        frame_setup,
+        epochs=2,
+        iterations_per_epoch=8,
+        precision="float32",
+        learning_rate=1e-3,
+        final_learning_rate=1e-4,
+        encoder_size=64,
+    )
+    with caplog.at_level("INFO"):
+        trainer.run_training()
+    metrics = read_metrics(trainer.setup.folder)
+    assert metrics[-1]["loss_locator"] < 0.8 * metrics[0]["loss_locator"]
+    assert metrics[-1]["loss_mask"] < 0.7 * metrics[0]["loss_mask"]
+    assert metrics[-1]["val_dice"] > 0.8
+    assert "parameters that learn: " in caplog.text and "image_encoder" in caplog.text
+    summary = validate_fold(trainer.network.eval(), trainer.setup)  # from frames alone
+    assert summary["mean"]["LV"]["all"]["dice"]["mean"] > 0.8
+
+
+@pytest.mark.usefixtures("tiny_sam")
+def test_frozen_parts_stay_as_they_are(frame_setup: FoldSetup) -> None:
+    trainer, batch = started(frame_setup, trainable="decoder", training_boxes="truth")
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.train_step(batch)
+    moved = {
+        name.split(".")[0] for name, value in trainer.network.state_dict().items() if (value != before[name]).any()
+    }
+    assert moved == {"mask_decoder", "locator"}
+    trainer.log.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training_boxes": "drawn"}, "training_boxes cannot be 'drawn'"),
+        ({"box_reach": 0.5}, "box_reach"),
+        ({"locator_learning_rate": 0.0}, "locator_learning_rate"),
+    ],
+)
+def test_faulty_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(EchoPlanError, match=message):
+        SAMRecipe().with_settings(settings)
+
+
+def test_several_structures_are_refused(frame_setup: FoldSetup) -> None:
+    several = replace(frame_setup.description, labels={"background": 0, "LV": 1, "LA": 2})
+    with pytest.raises(EchoPlanError, match="SAMTrainer segments one structure"):
+        SAMTrainer(replace(frame_setup, description=several))

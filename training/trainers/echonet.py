@@ -1,0 +1,77 @@
+"""EchoNetTrainer: the segmentation of EchoNet-Dynamic (Ouyang et al., Nature 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from echoplan.networks import ClipOutput, build_network
+
+from ..data import Batch
+from ..losses import cross_entropy_loss
+from ..recipe import Recipe, TrainerNeeds
+from .base import EchoTrainer
+
+_BATCH, _SIDE = 20, 112
+
+
+@dataclass(frozen=True)
+class EchoNetRecipe(Recipe):
+    """That of the authors' code (github.com/echonet/dynamic, echonet/utils/segmentation.py).
+
+    SGD 1e-5 with plain momentum 0.9 at a constant rate, no weight decay, 50 epochs, batches of 20, random weights, no
+    auxiliary head, no augmentation, and the binary cross-entropy summed over the pixels of a batch.
+
+    Attributes:
+        pretrained: start from ImageNet weights.
+        bottleneck_stride: "3x3" for torchvision's ImageNet weights, "1x1" for weights of the original ResNet.
+        loss_scale: times the mean cross-entropy of a pixel. 20 x 112 x 112 makes it the authors' sum over a batch, to
+            which their learning rate belongs, whatever the size and the batch here.
+    """
+
+    epochs: int = 50
+    optimiser: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    poly_power: float = 0.0
+    augmentation: str = "none"
+    pretrained: bool = False
+    bottleneck_stride: str = "3x3"
+    loss_scale: float = float(_BATCH * _SIDE * _SIDE)
+
+
+class EchoNetTrainer(EchoTrainer):
+    """DeepLabV3 with ResNet-50 on single frames.
+
+    The authors' step takes 20 videos: their 20 end-diastolic frames, then their 20 end-systolic ones, and half the sum
+    of both losses. Here a step takes 20 frames of any phase, so its gradient is as large, normalisation too sees 20
+    frames, and an epoch has twice the steps.
+    """
+
+    configuration: ClassVar[str] = "frame"
+    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+        batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
+    )
+    recipe_class: ClassVar[type[Recipe]] = EchoNetRecipe
+
+    @classmethod
+    def make_network(
+        cls, recipe: EchoNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
+    ) -> nn.Module:
+        """See `EchoTrainer.make_network`."""
+        return build_network(
+            "deeplabv3",
+            size=size,
+            classes=classes,
+            pretrained=pretrained,
+            bottleneck_stride=recipe.bottleneck_stride,
+        )
+
+    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+        """The cross-entropy, summed as the authors do (`loss_scale`); "cross_entropy" in the log is a pixel's mean."""
+        mean = cross_entropy_loss(output.logits, batch["labels"])
+        self.recorded.add(cross_entropy=mean)
+        return self.recipe.loss_scale * mean
