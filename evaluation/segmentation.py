@@ -1,4 +1,4 @@
-"""How well a predicted mask fits the reference: Dice, IoU, HD95 and ASSD of one frame."""
+"""How well a predicted mask fits the reference: Dice, IoU, HD, HD95 and ASSD of one frame."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FOUR_NEIGHBOURS = generate_binary_structure(2, 1)
 def segmentation_metrics(
     prediction: ArrayLike, reference: ArrayLike, spacing_mm: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """Dice, IoU, HD95 and ASSD of two masks of one frame, defined as in medpy, the peers' evaluation code.
+    """Dice, IoU, HD, HD95 and ASSD of two masks of one frame, defined as in medpy, the peers' evaluation code.
 
-    The surface is the mask minus its 4-connected erosion; what lies beyond the image counts as outside. HD95 is the
-    95th percentile of both directed distance sets pooled, ASSD the mean of the two directed means. (MONAI's HD95 is the
-    larger of two percentiles, so figures differ.)
+    The surface is the mask minus its 4-connected erosion; what lies beyond the image counts as outside. HD is the
+    largest of both directed distance sets, HD95 the 95th percentile of both pooled, ASSD the mean of the two directed
+    means. (MONAI's HD95 is the larger of two percentiles, so figures differ.)
 
     Args:
         prediction: (H, W), bool or integer; every value but 0 is foreground.
@@ -29,8 +29,8 @@ def segmentation_metrics(
         spacing_mm: (row, col) size of a pixel. Distances are in mm if it is given, else in pixels.
 
     Returns:
-        {"dice", "iou", "hd95", "assd"}. Both masks empty: 1, 1, 0, 0. One empty: 0, 0 and, for both distances, the
-        image's diagonal.
+        {"dice", "iou", "hd", "hd95", "assd"}. Both masks empty: 1, 1, 0, 0, 0. One empty: 0, 0 and, for all distances,
+        the image's diagonal.
 
     Raises:
         EchoPlanError: the masks are not two-dimensional or differ in shape, or the spacing is not positive.
@@ -44,16 +44,18 @@ def segmentation_metrics(
     spacing = check_spacing(spacing_mm) or (1.0, 1.0)
     sizes = int(predicted.sum()), int(truth.sum())
     if max(sizes) == 0:
-        return {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "assd": 0.0}
+        return {"dice": 1.0, "iou": 1.0, "hd": 0.0, "hd95": 0.0, "assd": 0.0}
     if min(sizes) == 0:
         diagonal = math.hypot(predicted.shape[0] * spacing[0], predicted.shape[1] * spacing[1])
-        return {"dice": 0.0, "iou": 0.0, "hd95": diagonal, "assd": diagonal}
+        return {"dice": 0.0, "iou": 0.0, "hd": diagonal, "hd95": diagonal, "assd": diagonal}
     overlap = int((predicted & truth).sum())
     forth, back = surface_distances(predicted, truth, spacing)
+    both = np.concatenate((forth, back))
     return {
         "dice": 2.0 * overlap / sum(sizes),
         "iou": overlap / (sum(sizes) - overlap),
-        "hd95": float(np.percentile(np.concatenate((forth, back)), 95)),
+        "hd": float(both.max()),
+        "hd95": float(np.percentile(both, 95)),
         "assd": float((forth.mean() + back.mean()) / 2),
     }
 

@@ -26,6 +26,7 @@ def brute_force(prediction, reference, spacing):
     return {
         "dice": 2 * overlap / (prediction.sum() + reference.sum()),
         "iou": overlap / union,
+        "hd": max(forth.max(), back.max()),
         "hd95": np.percentile(np.concatenate([forth, back]), 95),
         "assd": (forth.mean() + back.mean()) / 2,
     }
@@ -56,16 +57,16 @@ def test_equals_the_definitions_on_random_shapes(seed):
 def test_full_masks_have_the_image_border_as_surface():
     full, inner = np.ones((20, 30), bool), np.zeros((20, 30), bool)
     inner[5:15, 5:25] = True
-    assert segmentation_metrics(full, full, (0.3, 0.7)) == {"dice": 1, "iou": 1, "hd95": 0, "assd": 0}
+    assert segmentation_metrics(full, full, (0.3, 0.7)) == {"dice": 1, "iou": 1, "hd": 0, "hd95": 0, "assd": 0}
     assert segmentation_metrics(full, inner, (0.3, 0.7)) == pytest.approx(brute_force(full, inner, (0.3, 0.7)))
 
 
 def test_empty_masks_are_defined():
     empty, some = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
     some[4:9, 5:11] = 1
-    assert segmentation_metrics(empty, empty) == {"dice": 1, "iou": 1, "hd95": 0, "assd": 0}
+    assert segmentation_metrics(empty, empty) == {"dice": 1, "iou": 1, "hd": 0, "hd95": 0, "assd": 0}
     for pair in ((empty, some), (some, empty)):
-        assert segmentation_metrics(*pair) == {"dice": 0, "iou": 0, "hd95": 50, "assd": 50}
+        assert segmentation_metrics(*pair) == {"dice": 0, "iou": 0, "hd": 50, "hd95": 50, "assd": 50}
         assert segmentation_metrics(*pair, (2.0, 2.0))["hd95"] == pytest.approx(100)
 
 

@@ -1,0 +1,66 @@
+"""One clip of a folder: segmented, and its files written. The same steps whoever calls them, here or on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import Clip, write_mask
+
+from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
+from .evidence import FOLDER as EVIDENCE_FOLDER
+from .evidence import ClipEvidence, edge_share
+from .inputs import InputClip
+from .predictor import EchoPredictor
+
+
+def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
+    """Where a clip's result goes."""
+    return out / f"{case}{ending}"
+
+
+def has_result(out: Path, case: str, *, keep_probabilities: bool) -> bool:
+    """Whether everything asked for is there."""
+    endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
+    return all(result_path(out, case, ending).is_file() for ending in endings)
+
+
+def segment_input(item: InputClip, clip: Clip, predictor: EchoPredictor) -> tuple[ClipProbabilities, ClipEvidence]:
+    """What the networks find in a clip.
+
+    Raises:
+        EchoPlanError: the GPU's memory is too small for it.
+    """
+    given = item.about.ed_frame, item.about.es_frame
+    try:
+        return predictor.segment_with_evidence(clip, phases=None if None in given else given)
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise EchoPlanError(
+            "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
+        ) from error
+
+
+def write_result(
+    item: InputClip,
+    clip: Clip,
+    predictor: EchoPredictor,
+    probabilities: ClipProbabilities,
+    evidence: ClipEvidence,
+    out: Path,
+    *,
+    keep_probabilities: bool,
+) -> None:
+    """Write the evidence, the probabilities if asked for, and at last the mask: it says that the clip is finished."""
+    mask = predictor.label(clip, probabilities)
+    evidence.edge_share = edge_share(clip.frames, mask == predictor.target)
+    evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))
+    if keep_probabilities:
+        save_probabilities(result_path(out, item.case, ".npz"), probabilities)
+    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
+        mask = clip.crop.to_file(mask)
+        clip = replace(clip, frames=mask, crop=None)
+    write_mask(result_path(out, item.case), mask, like=clip)

@@ -1,0 +1,146 @@
+"""echoplan_study"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from echoplan.cli import add_device, add_plans_name, add_processes, command, folders, parser, report_failures
+from echoplan.device import choose_device
+from echoplan.errors import EchoPlanError
+
+from ...evaluation.study_report import trend_statements
+from ...training.recipe import parse_settings
+from .grid import EVERYTHING, StudyRequest
+from .run import run_study
+from .study import Study, plan_study
+
+_QUIET = "echoplan.training"  # each training's own lines are in its folder's log
+
+
+@command
+def study(arguments: Sequence[str]) -> int:
+    """echoplan_study DATASET -tr TRAINER ..."""
+    options = _parser().parse_args(arguments)
+    where, request = folders(), _request(options)
+    made = plan_study(where, request, processes=options.np)
+    _print_grid(made)
+    if options.dry_run:
+        return 0
+    with _own_lines_only():
+        outcome = run_study(where, made, device=choose_device(options.device), processes=options.np)
+    print(f"{len(outcome.trained)} trained, {len(outcome.kept)} were finished before")
+    if outcome.curves is not None:
+        for line in trend_statements(outcome.curves):
+            print(line)
+        cross = ", cross_dataset.csv, .md, .tex" if outcome.cross is not None else ""
+        print(f"written: learning_curves.csv, .md, .tex, .png, .svg{cross} and report.html in {made.folder}")
+    return report_failures(outcome.failures, work="study")
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        "echoplan_study",
+        "How much do more patients, longer clips and another augmentation bring? Trains every combination of what is "
+        "named, on every fold and seed, and draws learning curves. It costs as many whole trainings as the product of "
+        "all lists (frame trainers are not repeated for clip lengths); --dry_run says how many, and how much disk. The "
+        "same command goes on where it stopped, a longer list keeps what is finished.",
+    )
+    made.add_argument("dataset", metavar="DATASET", help="name, id or folder name")
+    made.add_argument("-tr", dest="trainers", nargs="+", required=True, metavar="TRAINER",
+                      help="trainer names, or path/to/file.py:Class")  # fmt: skip
+    made.add_argument("--train_sizes", nargs="+", default=[EVERYTHING], metavar="N",
+                      help="patients to train on: numbers, or shares such as 50%%; nested draws")  # fmt: skip
+    made.add_argument("--clip_lengths", nargs="+", type=int, default=[], metavar="T",
+                      help="frames a clip of the clip trainers, instead of the plan's")  # fmt: skip
+    made.add_argument("--augmentation", nargs="+", default=[], metavar="POLICY",
+                      help="generic, ultrasound, none, or parts joined by +, instead of the recipes' own")  # fmt: skip
+    made.add_argument("--folds", nargs="+", type=int, default=[0], metavar="FOLD", help="of the dataset's splits")
+    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED",
+                      help="of weights, order, augmentation, and of which patients are drawn")  # fmt: skip
+    made.add_argument("--epochs", type=int, default=None, help="instead of the recipes'")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                      help="change a setting of all recipes, or of one: TRAINER:KEY=VALUE")  # fmt: skip
+    made.add_argument("--test_on", nargs="+", default=[], metavar="DATASET",
+                      help="also predict the labelled cases of these raw datasets and compare")  # fmt: skip
+    made.add_argument("--test_every_size", action="store_true",
+                      help="with the trainings on all sizes, not only the largest")  # fmt: skip
+    made.add_argument("--name", default="study", help="the study's folder in results/<Dataset>/studies")
+    made.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
+    add_plans_name(made)
+    add_processes(made)
+    add_device(made)
+    return made
+
+
+def _request(options: argparse.Namespace) -> StudyRequest:
+    common, own = _settings(options.set)
+    if options.epochs is not None:
+        common["epochs"] = options.epochs
+    return StudyRequest(
+        dataset=options.dataset,
+        trainers=tuple(options.trainers),
+        name=options.name,
+        sizes=tuple(options.train_sizes),
+        clip_lengths=tuple(options.clip_lengths),
+        augmentations=tuple(options.augmentation),
+        folds=tuple(options.folds),
+        seeds=tuple(options.seeds),
+        settings=common,
+        trainer_settings=own,
+        test_on=tuple(options.test_on),
+        test_every_size=options.test_every_size,
+        plans_name=options.plans_name,
+    )
+
+
+def _settings(assignments: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings of all recipes, and those of single trainers by the trainer's name."""
+    common: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for name, value in parse_settings(assignments).items():
+        trainer, separator, key = name.partition(":")
+        if separator:
+            own.setdefault(trainer, {})[key] = value
+        else:
+            common[name] = value
+    if "augmentation" in common or any("augmentation" in settings for settings in own.values()):
+        raise EchoPlanError("a study takes the augmentation as a list", remedy="say --augmentation POLICY ...")
+    return common, own
+
+
+def _print_grid(made: Study) -> None:
+    cells = dict.fromkeys(training.cell for training in made.trainings)
+    print(f"{made.folder}")
+    for cell in cells:
+        own = [training for training in made.trainings if training.cell == cell]
+        done = sum(training.finished for training in own)
+        begun = sum(training.started and not training.finished for training in own)
+        patients = sorted({len({made.patients[case] for case in training.setup.train}) for training in own})
+        state = f"{done} finished" if done else ""
+        state += f"{', ' if done and begun else ''}{begun} begun" if begun else ""
+        amount = f"{len(own)} fold(s), {' or '.join(map(str, patients))} patients"
+        print(f"  {cell.name}: {amount}{f' ({state})' if state else ''}")
+    left = sum(not training.finished for training in made.trainings)
+    gigabytes = made.disk_bytes() / 1e9
+    print(f"{len(made.trainings)} trainings, {left} to do, about {gigabytes:.2g} GB of checkpoints and predictions")
+
+
+@contextmanager
+def _own_lines_only() -> Iterator[None]:
+    """On the console one line a training: what trainings say epoch by epoch goes to their logs alone."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or not record.name.startswith(_QUIET)
+
+    handlers = list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(wanted)

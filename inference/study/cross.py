@@ -1,0 +1,213 @@
+"""A study's networks on other datasets: every labelled case predicted whole and judged on its own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoplan.dataset import EchoDataset
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_csv, write_json
+from echoplan.imageio import read_mask, write_mask
+from echoplan.paths import Folders, dataset_name
+from echoplan.work import run_cases
+
+from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ...evaluation.cross_dataset import JudgedNetwork
+from ...evaluation.method_results import SUMMARY_FILE, read_ef_rows, read_summary
+from ...preprocessing.labels import find_phases, load_labels
+from ..predictor import EchoPredictor
+from .grid import Cell
+from .results import finished_folds, line_of
+from .study import Study, cells_of, trainings_of
+
+logger = logging.getLogger(__name__)
+
+_ABOUT = "cases.json"
+
+
+@dataclass(frozen=True)
+class OtherDataset:
+    """A dataset that the study's networks never saw.
+
+    Attributes:
+        dataset: its raw folder.
+        references: labels of its labelled cases on their clips' own grid, and what is known of them (cases.json).
+    """
+
+    dataset: EchoDataset
+    references: Path
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return dataset_name(self.dataset.folder)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The one structure that is judged: the dataset's target."""
+        target = self.dataset.description.target
+        return {target: self.dataset.description.labels[target]}
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """Case -> patient, view, phases, reference values, of the cases that could be read."""
+        return read_json(self.references / _ABOUT)
+
+
+def prepare_dataset(
+    where: Folders, name: str, study: Study, *, processes: int = 0
+) -> tuple[OtherDataset, dict[str, str]]:
+    """Write the references of a dataset's labelled cases, once a study.
+
+    Returns:
+        the dataset, and why cases are left out.
+
+    Raises:
+        EchoPlanError: there is no such dataset, or it has no labels.
+    """
+    dataset = EchoDataset.read(where.find_raw(name))
+    cases = [case for case in dataset.cases if case.label is not None]
+    if not cases:
+        raise EchoPlanError(f"{name} has no labelled case to test on", file=dataset.folder)
+    other = OtherDataset(dataset, study.folder / "references" / dataset.folder.name)
+    known = other.about() if (other.references / _ABOUT).is_file() else {}
+    todo = {case.case: (other, case) for case in cases if case.case not in known}
+    if todo:
+        found = run_cases(_write_reference, todo, processes=processes, description=f"references of {other.name}")
+        write_json(other.references / _ABOUT, {**known, **found.done})
+        return other, found.failures
+    return other, {}
+
+
+def judge_networks(study: Study, other: OtherDataset, *, device: str, processes: int = 0) -> dict[str, str]:
+    """Predict and judge another dataset with each finished network that the request tests; finished ones are kept.
+
+    Each network predicts alone, as in cross-validation: an average of several would be compared with single ones.
+
+    Returns:
+        why networks, or cases of theirs, are left out.
+    """
+    wanted = {training.cell for training in study.trainings}
+    if not study.request.test_every_size:
+        wanted = {cell for cell in wanted if cell.size in study.largest()}
+    jobs = {
+        f"{cell.name} fold {fold} on {other.name}": (model, fold, other, device, processes)
+        for cell, model in trainings_of(study, sorted(wanted))
+        for fold in finished_folds(model)
+    }
+    results = run_cases(_judge_network, jobs, description=f"testing on {other.name}")
+    failures = dict(results.failures)
+    for name, broken in results.done.items():
+        failures |= {f"{name}, {case}": reason for case, reason in broken.items()}
+    return failures
+
+
+def read_tested(study: Study, others: tuple[OtherDataset, ...]) -> list[JudgedNetwork]:
+    """Every network that was tested on one of the datasets, and the same networks' cross-validation beside it."""
+    own = dataset_name(study.results)
+    found = []
+    for cell, model in trainings_of(study, cells_of(study.folder)):
+        for fold in finished_folds(model):
+            tested = [other for other in others if (_folder(model, fold, other) / SUMMARY_FILE).is_file()]
+            if not tested:
+                continue
+            validation = model / f"fold_{fold}" / "validation"
+            found.append(_judged(cell, own, own, validation, study.patients, study.description.target, True))
+            for other in tested:
+                patients = {case: row["patient"] for case, row in other.about().items()}
+                folder, (target,) = _folder(model, fold, other), other.labels
+                found.append(_judged(cell, own, other.name, folder, patients, target, False))
+    return found
+
+
+def _judged(
+    cell: Cell,
+    trained_on: str,
+    tested_on: str,
+    folder: Path,
+    patients: Mapping[str, str],
+    target: str,
+    within: bool,
+) -> JudgedNetwork:
+    return JudgedNetwork(
+        line=line_of(cell),
+        size=cell.size,
+        trained_on=trained_on,
+        tested_on=tested_on,
+        within=within,
+        per_case=read_summary(folder / SUMMARY_FILE)["per_case"],
+        patient_of=dict(patients),
+        structure=target,
+        ef_rows=read_ef_rows(folder),
+    )
+
+
+def _folder(model: Path, fold: int, other: OtherDataset) -> Path:
+    return model / f"fold_{fold}" / "tested" / other.dataset.folder.name
+
+
+def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
+    """Write one case's labels on its clip's own grid; what is known of it."""
+    clip = other.dataset.load_clip(case)
+    mask = load_labels(other.dataset, case, clip)
+    (value,) = other.labels.values()
+    end_diastole, end_systole = find_phases(case, mask, value)
+    write_mask(other.references / f"{case.case}.nii.gz", mask, like=clip)
+    return {
+        "patient": case.patient, "view": case.view, "ed_frame": end_diastole, "es_frame": end_systole,
+        "ef_percent": case.ef_percent, "edv_ml": case.edv_ml, "esv_ml": case.esv_ml,
+        "spacing_mm": clip.spacing_mm, "frame_time_ms": clip.frame_time_ms,
+    }  # fmt: skip
+
+
+def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, processes: int) -> dict[str, str]:
+    """One network on all labelled cases of a dataset; why cases are left out."""
+    folder, about = _folder(model, fold, other), other.about()
+    if (folder / SUMMARY_FILE).is_file():
+        summary = read_summary(folder / SUMMARY_FILE)
+        if {*summary["per_case"], *summary["missing"], *summary["failures"]} == set(about):
+            return summary["failures"] | dict.fromkeys(summary["missing"], "it could not be predicted")
+    predictor = EchoPredictor.from_model_folder(model, folds=[fold], device=device, postprocessing=())
+    todo = {case: (predictor, other, case, folder) for case in about if not (folder / f"{case}.nii.gz").is_file()}
+    predicted = run_cases(_predict_case, todo, description=f"{model.parent.name} fold {fold}")
+    (value,) = other.labels.values()
+    measured = [
+        _measured(folder / f"{case}.nii.gz", case, value, row)
+        for case, row in about.items()
+        if case not in predicted.failures
+    ]
+    write_csv(folder / "ef.csv", measure_patients(measured), COLUMNS)
+    phases = {case: (row["ed_frame"], row["es_frame"]) for case, row in about.items()}
+    summary = evaluate_folder(folder, other.references, labels=other.labels, cases=about, phases=phases,
+                              processes=processes)  # fmt: skip
+    write_json(folder / SUMMARY_FILE, summary)  # last: with it the network is tested
+    return predicted.failures | summary["failures"]
+
+
+def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, folder: Path) -> None:
+    """The target alone, under the value that it has in the dataset tested on."""
+    clip = other.dataset.load_clip(other.dataset.case(name))
+    found = predictor.label(clip, predictor.segment(clip)) == predictor.target
+    (value,) = other.labels.values()
+    write_mask(folder / f"{name}.nii.gz", found.astype(np.uint8) * np.uint8(value), like=clip)
+
+
+def _measured(file: Path, case: str, value: int, row: Mapping[str, Any]) -> CaseMask:
+    return CaseMask(
+        case=case,
+        mask=read_mask(file) == value,
+        patient=row["patient"],
+        view=row["view"],
+        spacing_mm=None if row["spacing_mm"] is None else tuple(row["spacing_mm"]),
+        frame_time_ms=row["frame_time_ms"],
+        ed_frame=row["ed_frame"],
+        es_frame=row["es_frame"],
+        reference_ef_percent=row["ef_percent"],
+        reference_edv_ml=row["edv_ml"],
+        reference_esv_ml=row["esv_ml"],
+    )

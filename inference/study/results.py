@@ -1,0 +1,51 @@
+"""What a study's trainings left behind, read for its tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from echoplan.files import read_json
+
+from ...evaluation.learning_curves import CellResult, Line
+from ...evaluation.method_results import SUMMARY_FILE, read_ef_rows, read_summary
+from .grid import Cell
+from .study import Study, cells_of, trainings_of
+
+
+def read_results(study: Study) -> list[CellResult]:
+    """Every finished training of the study, those of earlier and larger requests too, in the order of study.json."""
+    found = []
+    for cell, model in trainings_of(study, cells_of(study.folder)):
+        for fold in finished_folds(model):
+            found.append(_read(study, cell, model, fold))
+    return found
+
+
+def finished_folds(model: Path) -> list[int]:
+    """The folds of a model folder that are trained to their end and validated."""
+    return sorted(
+        int(file.parent.name.removeprefix("fold_"))
+        for file in model.glob("fold_*/checkpoint_final.pth")
+        if (file.parent / "validation" / SUMMARY_FILE).is_file()
+    )
+
+
+def line_of(cell: Cell) -> Line:
+    """The learning curve that a cell is a point of."""
+    return Line(cell.method, cell.frames, cell.augmentation)
+
+
+def _read(study: Study, cell: Cell, model: Path, fold: int) -> CellResult:
+    folder = model / f"fold_{fold}"
+    train = read_json(folder / "debug.json")["train"]
+    return CellResult(
+        line=line_of(cell),
+        size=cell.size,
+        patients=len({study.patients[case] for case in train}),
+        clips=len(train),
+        seed=cell.seed,
+        fold=fold,
+        per_case=read_summary(folder / "validation" / SUMMARY_FILE)["per_case"],
+        patient_of=study.patients,
+        ef_rows=read_ef_rows(folder / "validation"),
+    )

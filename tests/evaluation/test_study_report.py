@@ -1,0 +1,71 @@
+"""A study's page: its words, and that a browser shows it without a network and without a complaint."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from echoplan.evaluation.learning_curve_plots import as_svg, draw_learning_curves
+from echoplan.evaluation.learning_curves import CellResult, Line, learning_curves
+from echoplan.evaluation.study_report import trend_statements, write_study_report
+from echoplan.evaluation.study_tables import CURVE_NOTES, curve_tables
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    def cell(patients: int, seed: int) -> CellResult:
+        frames = {"predicted_pixels": 9, "reference_pixels": 9, "hd": 3, "hd95": 2, "assd": 1}
+        per_case = {
+            f"c{number}": {
+                "distance_unit": "px", "ed_frame": 0, "es_frame": None,
+                "frames": [{"frame": 0, "LV": {**frames, "dice": 0.5 + patients / 100 + number / 50, "iou": 0.4}}],
+            }
+            for number in range(4)
+        }  # fmt: skip
+        return CellResult(Line("<b>UNet", 1, "own"), str(patients), patients, patients, seed, 0, per_case, {})
+
+    curves = learning_curves([cell(patients, seed) for patients in (5, 20) for seed in (0, 1)], "LV")
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    write_study_report(
+        file,
+        title="Study data of CAMUS",
+        curves=curves,
+        figure_svg=as_svg(draw_learning_curves(curves)),
+        sections=[("Figures", curve_tables(curves), CURVE_NOTES)],
+        failures={"PKEcho__n5 fold 1": "the disk's cable was <pulled>"},
+        details={"Trainings": 4},
+    )
+    return file, curves
+
+
+def test_the_page_says_what_the_curves_do_and_escapes_names(page):
+    file, curves = page
+    (statement,) = trend_statements(curves)
+    assert statement.startswith("<b>UNet rises: 7.50 points of Dice for twice the patients (95 % interval 7.50 to 7.50")
+    text = file.read_text()
+    assert "&lt;b&gt;UNet rises: 7.50 points" in text and "<b>UNet" not in text and "&lt;pulled&gt;" in text
+
+
+def test_a_browser_shows_it(page, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("there is no chromium with its chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1100,900", f"user-data-dir={tmp_path}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        browser.get(page[0].as_uri())
+        image = browser.find_element("css selector", ".curves img")
+        assert browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 200", image)
+        assert len(browser.find_elements("css selector", "table.study")) == 3
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.execute_script(wide) == 0
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
