@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# What setup.cfg offers beyond the core. Tests of what is not installed are skipped, with the reason.
+EXTRAS ?= test
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
 .PHONY: help install demo test lint bench clean
@@ -18,7 +20,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install --quiet torch torchvision
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation 'sam2>=1.1.0'
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(INSTALLED)  ## the main job on phantom data: train five folds, predict held-out patients, report

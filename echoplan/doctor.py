@@ -19,10 +19,10 @@ from echoplan.paths import Folders
 _LIBRARIES = (
     "torch", "torchvision", "monai", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
     "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
-    "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av",
-    "sam2",
+    "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av", "sam2", "segment-anything",
 )  # fmt: skip
-_OPTIONAL = {"highdicom": ("dicom", "echoplan_predict --dicom")}  # library: (extra, what needs it)
+# Library: (extra, what needs it)
+_OPTIONAL = {"highdicom": ("dicom", "echoplan_predict --dicom"), "ray": ("ray", "--engine ray")}
 _LOW_DISK_GB = 10
 
 

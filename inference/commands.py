@@ -11,6 +11,7 @@ from typing import Any
 from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
+from echoplan.ray_cluster import add_engine, check_engine
 
 from ..evaluation import VOLUME_RULES
 from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
@@ -21,7 +22,8 @@ from .dicom_output import DICOM_FOLDER, require_highdicom
 from .folders import ensemble_folders, postprocess_folder
 from .postprocessing import read_postprocessing
 from .predictor import EchoPredictor
-from .run import predict_folder
+from .ray_engine import RayEngine
+from .run import Part, PredictionRun, predict_folder, predict_part
 from .trust import TrustSettings
 
 
@@ -29,6 +31,8 @@ from .trust import TrustSettings
 def predict(arguments: Sequence[str]) -> int:
     """echoplan_predict -i IN -o OUT"""
     options = _predict_parser().parse_args(arguments)
+    check_engine(options, "actors", "cpus_per_actor")
+    part = _part(options)
     if options.dicom:
         require_highdicom()
     choice = choose_models(
@@ -40,43 +44,88 @@ def predict(arguments: Sequence[str]) -> int:
         folds=options.folds,
         model_folders=options.model_folders,
     )
-    steps = () if options.no_postprocessing else choice.postprocessing
-    predictor = EchoPredictor.from_model_folders(
-        choice.members,
-        device=options.device,
-        postprocessing=steps,
-        checkpoint=options.checkpoint,
-        mirroring=options.mirroring,
-        autocast=options.mixed_precision,
-        calibration=choice.calibration,
-        coverage=options.coverage,
-    )
-    models = "\n".join(
+    models = {
+        "folders": [(folder.absolute(), folds) for folder, folds in choice.members],
+        "postprocessing": () if options.no_postprocessing else choice.postprocessing,
+        "checkpoint": options.checkpoint,
+        "mirroring": options.mirroring,
+        "autocast": options.mixed_precision,
+        "like": options.like,
+        "calibration": choice.calibration and choice.calibration.absolute(),
+        "coverage": options.coverage,
+    }
+    # With an engine this process only names and measures; its machine may have no GPU.
+    predictor = EchoPredictor.from_model_folders(**models, device="cpu" if options.engine else options.device)
+    names = "\n".join(
         f"  {member.model.path.name}, folds {', '.join(map(str, member.folds))}" for member in predictor.members
     )
-    print(f"predicting with {choice.reason}:\n{models}")
+    print(f"predicting with {choice.reason}:\n{names}")
+    how = {
+        "overwrite": options.overwrite,
+        "continue_prediction": options.continue_prediction,
+        "keep_probabilities": options.save_probabilities,
+        "engine": _engine(options, models),
+        "details": {name: value for name, value in vars(options).items() if name not in ("input", "output")},
+    }
+    if part is not None:
+        return _tell_part(part, predict_part(options.input, options.output, predictor, part, **how), options.output)
     run = predict_folder(
         options.input,
         options.output,
         predictor,
-        overwrite=options.overwrite,
-        continue_prediction=options.continue_prediction,
-        keep_probabilities=options.save_probabilities,
         ef_method=options.ef_method,
         dicom=options.dicom,
         overlays=options.overlays,
         processes=options.np,
-        details={name: value for name, value in vars(options).items() if name not in ("input", "output")},
+        **how,
     )
-    kept = f", {len(run.kept)} were finished before" if run.kept else ""
-    print(f"{len(run.predicted)} clips predicted{kept}; masks and ef_report.csv, report.html are in {options.output}")
+    _tell_run(run, predictor, options)
+    return report_failures(run.failures, work="predicting")
+
+
+def _part(options: argparse.Namespace) -> Part | None:
+    """The share of the clips asked for, if one is."""
+    if options.num_parts is None and options.part_id is None:
+        return None
+    if None in (options.num_parts, options.part_id):
+        raise EchoPlanError("--num_parts and --part_id belong together", remedy="--num_parts 4 --part_id 0, say")
+    if options.dicom or options.overlays:
+        raise EchoPlanError(
+            "--dicom and --overlays belong to the call that measures all parts",
+            remedy="give them to echoplan_predict --continue_prediction, once the parts are done",
+        )
+    return Part(options.part_id, options.num_parts)
+
+
+def _engine(options: argparse.Namespace, models: Mapping[str, Any]) -> RayEngine | None:
+    if not options.engine:
+        return None
+    cpus = options.cpus_per_actor or 1
+    return RayEngine(models, options.device, options.address, options.actors, cpus)
+
+
+def _tell_part(part: Part, run: PredictionRun, out: Path) -> int:
+    print(
+        f"part {part.number} of {part.count}: {len(run.predicted)} clips predicted{_kept(run)}; masks are in {out}\n"
+        "once all parts are done, measure them: the same command with --continue_prediction instead of --num_parts and "
+        "--part_id"
+    )
+    return report_failures(run.failures, work="predicting")
+
+
+def _tell_run(run: PredictionRun, predictor: EchoPredictor, options: argparse.Namespace) -> None:
+    out = options.output
+    print(f"{len(run.predicted)} clips predicted{_kept(run)}; masks and ef_report.csv, report.html are in {out}")
     if options.dicom:
-        print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {options.output / DICOM_FOLDER}")
+        print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {out / DICOM_FOLDER}")
     _print_trust(run.rows, predictor.trust)
     unmeasured = sum(row["ef_percent"] is None for row in run.rows)
     if unmeasured:
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
-    return report_failures(run.failures, work="predicting")
+
+
+def _kept(run: PredictionRun) -> str:
+    return f", {len(run.kept)} were finished before" if run.kept else ""
 
 
 def _predict_parser() -> argparse.ArgumentParser:
@@ -97,6 +146,7 @@ def _predict_parser() -> argparse.ArgumentParser:
                       help="folds to average, or all (every fold trained)")  # fmt: skip
     made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
                       help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    made.add_argument("--like", metavar="DATASET", help="of a joint model: treat all clips as those of this dataset")
     made.add_argument("-chk", dest="checkpoint", choices=("final", "best"), default="final", help="which checkpoint")
     made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
@@ -109,8 +159,17 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
     made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
                       help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
+    made.add_argument("--num_parts", type=_positive, metavar="N", help="predict one of N parts of the clips; with")
+    made.add_argument("--part_id", type=int, metavar="K", help="the part's number, 0 to N - 1")
     add_processes(made)
     add_device(made)
+    add_engine(made)
+    made.add_argument("--actors", type=_positive, metavar="N",
+                      help="with --engine: how many load the model; not given: one a GPU, or where there is none as "
+                      "many as have their cores")  # fmt: skip
+    made.add_argument(
+        "--cpus_per_actor", type=_positive, metavar="N", help="with --engine: cores of each; 1 if not given"
+    )
     return made
 
 
@@ -187,6 +246,12 @@ def _coverage(text: str) -> float:
         return check_coverage(float(text))
     except (ValueError, EchoPlanError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.9") from error
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, ...")
+    return int(text)
 
 
 def _fold(text: str) -> int | str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,18 +15,52 @@ import torch
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
-from echoplan.imageio import Clip, write_mask
-from echoplan.work import run_cases
+from echoplan.imageio import Clip
+from echoplan.work import CaseResults, run_cases
 
-from ..preprocessing.probabilities import save_probabilities
 from .dicom_output import DICOM_FOLDER, require_highdicom, write_dicom
-from .evidence import FOLDER as EVIDENCE_FOLDER
-from .evidence import edge_share
 from .inputs import InputClip, find_inputs
+from .one_clip import has_result, result_path, segment_input, write_result
 from .predictor import EchoPredictor
 from .reporting import write_reports
 
 ARGUMENTS_FILE = "prediction_args.json"
+
+
+class Engine(Protocol):
+    """What predicts clips elsewhere than in this process."""
+
+    def predict(self, todo: Sequence[InputClip], source: Path, out: Path, *, keep_probabilities: bool) -> CaseResults:
+        """Write the results of the clips in `todo`, found in `source`, to `out`; cases come back in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` shares of the clips, numbered from 0: every `count`-th clip, so that shares are alike.
+
+    Raises:
+        EchoPlanError: there is no such share.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.number < self.count:
+            raise EchoPlanError(
+                f"there is no part {self.number} of {self.count}",
+                remedy=f"give --part_id 0 to {max(self.count, 1) - 1}, as many calls as --num_parts says",
+            )
+
+    def of(self, inputs: Sequence[InputClip]) -> tuple[InputClip, ...]:
+        """This share of the clips."""
+        return tuple(inputs[self.number :: self.count])
+
+    @property
+    def arguments_file(self) -> str:
+        """The name of the record that this share leaves."""
+        return f"prediction_args.part_{self.number}_of_{self.count}.json"
 
 
 @dataclass
@@ -47,6 +81,11 @@ class PredictionRun:
     rows: list[dict[str, Any]] = field(default_factory=list)
     dicom_files: list[Path] = field(default_factory=list)
 
+    def masks(self, out: Path, inputs: Sequence[InputClip]) -> dict[str, Path]:
+        """The mask files there are, in the order of the clips."""
+        finished = {*self.predicted, *self.kept}
+        return {item.case: result_path(out, item.case) for item in inputs if item.case in finished}
+
 
 def predict_folder(
     source: str | Path,
@@ -60,13 +99,13 @@ def predict_folder(
     dicom: bool = False,
     overlays: bool = False,
     processes: int = 0,
+    engine: Engine | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> PredictionRun:
     """Predict every clip in a file or folder and write the reports.
 
     Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: <case>.nii.gz on the
-    clip's own grid, evidence/<case>.npz (what each fold found), ef_report.csv, ef_report.json, report.html,
-    prediction_args.json, and what else is asked for.
+    clip's own grid, evidence/<case>.npz, ef_report.csv, ef_report.json, report.html, and prediction_args.json.
 
     Args:
         source: what `find_inputs` takes.
@@ -78,6 +117,7 @@ def predict_folder(
         dicom: also write DICOM segmentations and structured reports of the clips that are DICOM.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
         processes: worker processes for the measurements; 0: none.
+        engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
 
     Raises:
@@ -86,10 +126,10 @@ def predict_folder(
     """
     if dicom:
         require_highdicom()
-    out = Path(out)
-    inputs = _inputs_beside(Path(source), out, allow_existing=overwrite or continue_prediction)
-    run = _predict_unfinished(inputs, out, predictor, overwrite=overwrite, keep_probabilities=keep_probabilities)
-    masks = {item.case: mask_path(out, item) for item in inputs if item.case in {*run.predicted, *run.kept}}
+    source, out, engine = Path(source), Path(out), engine or _Here(predictor)
+    inputs = _inputs_beside(source, out)
+    run = _predict_unfinished(inputs, source, out, engine, overwrite, continue_prediction, keep_probabilities)
+    masks = run.masks(out, inputs)
     run.rows = write_reports(
         out,
         inputs,
@@ -105,32 +145,87 @@ def predict_folder(
     if dicom:
         about = {"description": predictor.description, "model": predictor.name}
         run.dicom_files = write_dicom(out / DICOM_FOLDER, inputs, masks, run.rows, run.failures, **about)
-    settings, model = {**(details or {}), "ef_method": ef_method}, predictor.to_dict()
-    write_json(out / ARGUMENTS_FILE, prediction_record(model=model, inputs=inputs, run=run, settings=settings))
+    _write_record(out / ARGUMENTS_FILE, predictor, inputs, run, {**(details or {}), "ef_method": ef_method})
+    return run
+
+
+def predict_part(
+    source: str | Path,
+    out: str | Path,
+    predictor: EchoPredictor,
+    part: Part,
+    *,
+    overwrite: bool = False,
+    continue_prediction: bool = False,
+    keep_probabilities: bool = False,
+    engine: Engine | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> PredictionRun:
+    """Predict a share of the clips, while other machines predict the others into the same folder.
+
+    Nothing is measured: `predict_folder(..., continue_prediction=True)` does it for all clips once every part is done.
+    Left in `out`: masks and evidence, and prediction_args.part_<number>_of_<count>.json.
+
+    Args:
+        source, out, predictor, overwrite, continue_prediction, keep_probabilities, engine, details: as in
+            `predict_folder`.
+        part: which share.
+
+    Raises:
+        EchoPlanError: as `predict_folder`.
+    """
+    source, out, engine = Path(source), Path(out), engine or _Here(predictor)
+    inputs = part.of(_inputs_beside(source, out))
+    run = _predict_unfinished(inputs, source, out, engine, overwrite, continue_prediction, keep_probabilities)
+    _write_record(out / part.arguments_file, predictor, inputs, run, details or {})
     return run
 
 
 def _predict_unfinished(
-    inputs: Sequence[InputClip], out: Path, predictor: EchoPredictor, *, overwrite: bool, keep_probabilities: bool
+    inputs: Sequence[InputClip],
+    source: Path,
+    out: Path,
+    engine: Engine,
+    overwrite: bool,
+    continue_prediction: bool,
+    keep_probabilities: bool,
 ) -> PredictionRun:
     """Predict what has no result yet, or everything."""
-    endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
-    todo = [item for item in inputs if overwrite or not all(mask_path(out, item, end).is_file() for end in endings)]
+    if not (overwrite or continue_prediction):
+        _check_no_results(inputs, out)
+    todo = [
+        item for item in inputs if overwrite or not has_result(out, item.case, keep_probabilities=keep_probabilities)
+    ]
     waiting = {item.case for item in todo}
-    with _ReadAhead(todo) as reader:
-        results = run_cases(
-            _predict_case,
-            {item.case: (item, reader, predictor, out, keep_probabilities) for item in todo},
-            processes=0,  # one network on one device
-            description="predicting",
-        )
+    results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
     kept = [item.case for item in inputs if item.case not in waiting]
     return PredictionRun(list(results.done), kept, results.failures)
 
 
-def mask_path(out: Path, item: InputClip, ending: str = ".nii.gz") -> Path:
-    """Where a clip's result goes."""
-    return out / f"{item.case}{ending}"
+@dataclass(frozen=True)
+class _Here:
+    """Predicts in this process."""
+
+    predictor: EchoPredictor
+
+    def predict(self, todo: Sequence[InputClip], source: Path, out: Path, *, keep_probabilities: bool) -> CaseResults:
+        with _ReadAhead(todo) as reader:
+            return run_cases(
+                _predict_case,
+                {item.case: (item, reader, self.predictor, out, keep_probabilities) for item in todo},
+                processes=0,  # one network on one device
+                description="predicting",
+            )
+
+
+def _write_record(
+    file: Path,
+    predictor: EchoPredictor,
+    inputs: Sequence[InputClip],
+    run: PredictionRun,
+    settings: Mapping[str, Any],
+) -> None:
+    write_json(file, prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings))
 
 
 def prediction_record(
@@ -200,39 +295,28 @@ def _predict_case(
     item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
 ) -> None:
     clip = reader.next()
-    given = item.about.ed_frame, item.about.es_frame
-    try:
-        probabilities, evidence = predictor.segment_with_evidence(clip, phases=None if None in given else given)
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EchoPlanError(
-            "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
-        ) from error
-    mask = predictor.label(clip, probabilities)
-    evidence.edge_share = edge_share(clip.frames, mask == predictor.target)
-    evidence.write(mask_path(out / EVIDENCE_FOLDER, item, ".npz"))
-    if keep_probabilities:
-        save_probabilities(mask_path(out, item, ".npz"), probabilities)
-    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
-        mask = clip.crop.to_file(mask)
-        clip = replace(clip, frames=mask, crop=None)
-    write_mask(mask_path(out, item), mask, like=clip)  # last: its presence says that the case is finished
+    found = segment_input(item, clip, predictor)
+    write_result(item, clip, predictor, *found, out, keep_probabilities=keep_probabilities)
 
 
-def _inputs_beside(source: Path, out: Path, *, allow_existing: bool) -> tuple[InputClip, ...]:
-    """The clips to predict, once it is clear that results in `out` harm neither them nor earlier results."""
+def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
+    """The clips in `source`, once it is clear that results in `out` do not harm them."""
     if out.resolve() == source.resolve():
         raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
     inputs = find_inputs(source, leave_out=out)
-    targets = {mask_path(out, item).resolve() for item in inputs}
+    targets = {result_path(out, item.case).resolve() for item in inputs}
     clash = [item.path for item in inputs if item.path.resolve() in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
-    existing = [path for path in targets if path.exists()]
-    if existing and not allow_existing:
+    return inputs
+
+
+def _check_no_results(inputs: Sequence[InputClip], out: Path) -> None:
+    """Raise an EchoPlanError if there are results of these clips already."""
+    existing = sum(result_path(out, item.case).exists() for item in inputs)
+    if existing:
         raise EchoPlanError(
-            f"results of {len(existing)} of the {len(inputs)} clips are there already",
+            f"results of {existing} of the {len(inputs)} clips are there already",
             file=out,
             remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
         )
-    return inputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+
+from echoplan.networks.sam.parts import VARIANTS, Variant
 
 torch.set_num_threads(1)  # tests share the machine with each other's worker processes
 
@@ -56,6 +59,12 @@ class Project:
         return done
 
 
+@pytest.fixture
+def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAM's image encoder with 2 blocks of 32 channels instead of 12 of 768; all other parts as they are."""
+    monkeypatch.setitem(VARIANTS, "vit_b", Variant(width=32, depth=2, heads=2, global_blocks=(1,)))
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Six phantom patients, planned, preprocessed, and a small U-Net trained on all folds."""
@@ -72,6 +81,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def project(tmp_path: Path) -> Project:
     """A project of its own, empty."""
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[None]:
+    """This process is connected to a Ray cluster of two nodes with a CPU each, on this machine alone."""
+    ray = pytest.importorskip("ray", reason="needs the extra: pip install 'echoplan[ray]'")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    try:
+        cluster.add_node(**small)
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

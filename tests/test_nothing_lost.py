@@ -254,7 +254,7 @@ def test_a_killed_preprocessing_worker_is_named_with_its_case(half_done: Any) ->
         os.kill(worker, signal.SIGKILL)
         killed = time.monotonic()
         said = told(process, status=1)
-        assert time.monotonic() - killed < 10
+        assert time.monotonic() - killed < 60  # seconds; nothing is waited for
         assert "a worker process died while working on case0" in said and "what is finished is kept" in said
         assert_none_left(process)
 
@@ -324,7 +324,7 @@ def test_a_killed_data_loading_worker_is_named_with_its_case(trained: Any, proje
         os.kill(worker, signal.SIGKILL)
         killed = time.monotonic()
         said = told(process, status=1)
-        assert time.monotonic() - killed < 10
+        assert time.monotonic() - killed < 60  # a second or two; a loader that waits for the dead one would take 300
         assert said.count("error: ") == 1
         assert "a data-loading worker died or hangs while reading patient0" in said and "resume with --c" in said
         assert_none_left(process)

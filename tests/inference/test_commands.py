@@ -55,6 +55,39 @@ def test_wrong_options_are_errors(tmp_path, clips, more):
     assert stop.value.code == 2
 
 
+def test_a_part_is_predicted_and_says_how_to_go_on(tmp_path, folders, make_model, clips, capsys):
+    make_model(folders.results)
+    arguments = ["-i", str(clips), "-o", str(tmp_path / "out"), "--device", "cpu", "-np", "0"]
+    assert predict([*arguments, "--num_parts", "2", "--part_id", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "part 1 of 2: 2 clips predicted" in shown and "--continue_prediction" in shown
+    assert predict([*arguments, "--num_parts", "2", "--part_id", "0"]) == 1  # one is broken
+    assert "p4_A4C" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "ef_report.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--num_parts", "4", "--part_id", "4"], "there is no part 4 of 4"),
+        (["--num_parts", "4"], "belong together"),
+        (["--num_parts", "4", "--part_id", "0", "--overlays"], "--dicom and --overlays belong to"),
+        (["--address", "auto"], "add --engine ray"),
+        (["--actors", "2"], "add --engine ray"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_errors(tmp_path, clips, more, words, capsys):
+    assert predict(["-i", str(clips), "-o", str(tmp_path / "out"), *more]) == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count("error:") == 1
+
+
+def test_without_ray_the_engine_says_how_to_install_it(tmp_path, clips, monkeypatch, capsys):
+    monkeypatch.setattr("echoplan.ray_cluster.importlib.util.find_spec", lambda name: None)
+    assert predict(["-i", str(clips), "-o", str(tmp_path / "out"), "--engine", "ray"]) == 1
+    assert "pip install 'echoplan[ray]'" in capsys.readouterr().err
+
+
 def test_the_best_configuration_is_found_and_predicted_with(tmp_path, make_crossval, clips, capsys):
     model = make_crossval()
     make_crossval("DimTrainer", spoil=lambda case, values: values * 0.6)

@@ -12,7 +12,7 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask
 from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
-from echoplan.inference.run import prediction_record
+from echoplan.inference.run import Part, predict_part, prediction_record
 from echoplan.preprocessing.probabilities import load_probabilities
 
 
@@ -106,3 +106,28 @@ def test_overlays_are_written_past_a_broken_clip(tmp_path, clips, predictor, hea
     video = read_clip(folder / "p1_A4C.mp4")
     assert len(video.frames) == len(heart.mask)
     assert video.frame_time_ms == pytest.approx(1000 / 12, abs=0.01)
+
+
+def test_parts_predicted_apart_and_merged_equal_the_whole(tmp_path, clips, predictor):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    plain = predict_folder(clips, whole, predictor, keep_probabilities=True)
+    runs = [predict_part(clips, out, predictor, Part(number, 3), keep_probabilities=True) for number in (2, 0, 1)]
+    names = sorted(case for run in runs for case in [*run.predicted, *run.failures])
+    assert names == sorted([*plain.predicted, *plain.failures])  # each clip in one part
+    assert max(len(run.predicted) + len(run.failures) for run in runs) == 2
+    assert not (out / "ef_report.csv").exists()
+    records = [json.loads((out / f"prediction_args.part_{number}_of_3.json").read_text()) for number in range(3)]
+    assert sorted(item["case"] for record in records for item in record["inputs"]) == names
+    with pytest.raises(EchoPlanError, match="--continue_prediction"):
+        predict_part(clips, out, predictor, Part(0, 3))
+    merged = predict_folder(clips, out, predictor, keep_probabilities=True, continue_prediction=True)
+    assert merged.kept == plain.predicted and merged.predicted == [] and merged.failures == plain.failures
+    for file in whole.rglob("*"):
+        if file.is_file() and file.name not in ("prediction_args.json", "report.html"):
+            assert (out / file.relative_to(whole)).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(("number", "count"), [(3, 3), (-1, 3), (0, 0)])
+def test_a_part_that_does_not_exist_is_an_error(number, count):
+    with pytest.raises(EchoPlanError, match=f"no part {number} of {count}"):
+        Part(number, count)

@@ -1,0 +1,379 @@
+"""Prediction on a Ray cluster of two nodes on this machine; and an actor's own work, without any cluster."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echoplan import ray_cluster
+from echoplan.errors import EchoPlanError
+from echoplan.imageio import write_clip
+from echoplan.inference import EchoPredictor, find_inputs, predict_folder
+from echoplan.inference.ray_engine import Attempts, ClipActor, Job, RayEngine
+from echoplan.ray_cluster import Cluster, connected
+from echoplan.ray_tasks import ATTEMPTS, SharedDisk
+
+from .conftest import make_heart
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 200  # seconds; for machines that do much else
+IN_FLIGHT = 3  # clips of one actor
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'echoplan[ray]'")
+
+FALLS, RAISES = 251, 252
+# A network that notes which clip it sees, takes its time, and breaks on clips with a mark in their corner.
+MARKED = f"""
+import os, time
+from pathlib import Path
+FALLS, RAISES = {FALLS}, {RAISES}
+"""
+MARKED += """
+
+
+class MarkedTrainer(BrightTrainer):
+    @classmethod
+    def make_network(cls, recipe, *, size, classes, pretrained=False):
+        return Marked(classes)
+
+
+class Marked(Bright):
+    def forward(self, clip):
+        mark, number = (int(round(float(clip[0, 0, 0, 0, column]) * 255)) for column in (0, 1))
+        with open(Path(__file__).with_name("seen"), "a") as seen:
+            seen.write(f"{mark}-{number}\\n")
+        time.sleep(0.1)
+        if mark == FALLS:
+            os.kill(os.getpid(), 9)
+        if mark == RAISES:
+            raise RuntimeError("the network broke")
+        return super().forward(clip)
+"""
+
+
+@pytest.fixture
+def model(folders, make_model, tmp_path):
+    """A model folder with the network above."""
+    with open(tmp_path / "trainers.py", "a") as stream:
+        stream.write(MARKED)
+    return make_model(folders.results, trainer="MarkedTrainer", folds=(0,))
+
+
+@pytest.fixture
+def make_clips(tmp_path):
+    """`make_clips(count, {number: mark})`: clips named 00, 01, ... of patients of their own."""
+
+    def make(count: int, marks: dict[int, int] | None = None) -> Path:
+        for number in range(count):
+            clip = make_heart(shape=(64, 64), frames=8, dimmer=number).clip
+            clip.frames[:, 0, :2] = (marks or {}).get(number, 0), number
+            write_clip(tmp_path / "in" / f"{number:02}.nii.gz", clip)
+        return tmp_path / "in"
+
+    return make
+
+
+def models(folder: Path) -> dict:
+    return {"folders": [(folder, None)], "postprocessing": ["largest_component"]}
+
+
+def plainly(folder: Path) -> EchoPredictor:
+    return EchoPredictor.from_model_folders(**models(folder), device="cpu")
+
+
+def seen(tmp_path: Path) -> Counter[str]:
+    """How often each clip reached the network: "<mark>-<number>"."""
+    file = tmp_path / "seen"
+    return Counter(file.read_text().split() if file.exists() else ())
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Everything but the record of the command's own words, and the page, which shows the minute it was made.
+
+    Hidden are the halves of files that processes were killed over; nobody reads them.
+    """
+    other = ("prediction_args.json", "report.html")
+    files = (file for file in out.rglob("[!.]*") if file.is_file() and file.name not in other)
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+# An actor alone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_actor(tmp_path, model):
+    """`make_actor(source, ...)`: an actor as Ray makes it, in this process."""
+
+    def make(clips: Path, **changes: object) -> ClipActor:
+        out = tmp_path / "out"
+        (out / ".attempts").mkdir(parents=True, exist_ok=True)
+        (out / ".run").touch()
+        disk = replace(SharedDisk(out / ".run", (clips, model)), **changes)
+        return ClipActor(Job(models(model), "cpu", 1, out, False, Attempts(out / ".attempts"), disk))
+
+    return make
+
+
+def ask(actor: ClipActor, source: Path, replaces: int = -1) -> list[tuple[str, str, bool]]:
+    clips = find_inputs(source)
+    found = actor({"clip": clips, "replaces": [replaces] * len(clips)})
+    return list(zip(found["case"], found["failure"], found["fatal"], strict=True))
+
+
+def test_a_broken_clip_fails_at_once_and_a_broken_network_after_three_attempts(tmp_path, make_clips, make_actor):
+    source = make_clips(3, {1: RAISES})
+    (source / "03.nii.gz").write_bytes(b"\x1f\x8bno NIfTI")
+    outcomes = ask(make_actor(source), source)
+    assert [(case, bool(failure), fatal) for case, failure, fatal in outcomes] == [
+        ("00", False, False), ("01", True, False), ("02", False, False), ("03", True, False),
+    ]  # fmt: skip
+    assert outcomes[1][1] == "RuntimeError: the network broke" and "NIfTI" in outcomes[3][1]
+    assert seen(tmp_path) == {"0-0": 1, f"{RAISES}-1": ATTEMPTS, "0-2": 1}
+    assert list((tmp_path / "out" / ".attempts").iterdir()) == []  # nothing is left begun
+
+
+def test_a_clip_that_three_workers_died_of_is_given_up(tmp_path, make_clips, make_actor):
+    source = make_clips(2)
+    actor = make_actor(source)
+    (tmp_path / "out" / ".attempts" / "00").write_text("one\ntwo\n")
+    (tmp_path / "out" / ".attempts" / "01").write_text("one\ntwo\none\n")
+    first, second = ask(actor, source)
+    assert first == ("00", "", False)
+    assert "died in each of 3 attempts (on one, two)" in second[1] and "memory" in second[1] and not second[2]
+    assert seen(tmp_path) == {"0-0": 1}
+
+
+def test_what_another_worker_has_finished_meanwhile_is_not_done_again(tmp_path, make_clips, make_actor):
+    source = make_clips(1)
+    actor = make_actor(source)
+    assert ask(actor, source) == ask(actor, source) == [("00", "", False)]
+    assert seen(tmp_path) == {"0-0": 1}
+    old = (tmp_path / "out" / "00.nii.gz").stat().st_mtime_ns
+    assert ask(actor, source, replaces=old) == [("00", "", False)]  # --overwrite: that result is to be replaced
+    assert seen(tmp_path) == {"0-0": 2}
+
+
+def test_clips_are_decoded_while_the_network_works_but_a_suspect_is_alone(
+    tmp_path, make_clips, make_actor, monkeypatch
+):
+    source = make_clips(6)
+    actor = make_actor(source)
+    inside, most = set(), {}
+    original = ClipActor._predict
+
+    def watched(self, item):
+        inside.add(item.case)
+        most[item.case] = len(inside)
+        time.sleep(0.2)
+        original(self, item)
+        most[item.case] = max(most[item.case], len(inside))
+        inside.remove(item.case)
+
+    monkeypatch.setattr(ClipActor, "_predict", watched)
+    (tmp_path / "out" / ".attempts" / "05").write_text("one\n")
+    threads = [
+        threading.Thread(target=actor, args=({"clip": [clip], "replaces": [-1]},)) for clip in find_inputs(source)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert most["05"] == 1 and max(most.values()) == IN_FLIGHT
+    assert seen(tmp_path) == {f"0-{number}": 1 for number in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"folders": (Path("/nowhere/clips"),)}, ("does not see", "/nowhere/clips", "share")),
+        ({"version": "0.0"}, ("0.0", "one version")),
+    ],
+)
+def test_a_node_that_sees_other_files_is_named(make_clips, make_actor, changes, words):
+    source = make_clips(1)
+    ((_, failure, fatal),) = ask(make_actor(source, **changes), source)
+    assert fatal and socket.gethostname() in failure and all(word in failure for word in words)
+
+
+def test_a_worker_whose_gpu_is_lost_ends(tmp_path, make_clips, make_actor, monkeypatch):
+    source = make_clips(1, {0: RAISES})
+    actor = make_actor(source)
+    actor._job = replace(actor._job, device="cuda")
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+    monkeypatch.setattr("os._exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
+    with pytest.raises(SystemExit):
+        ask(actor, source)
+    assert seen(tmp_path) == {f"{RAISES}-0": 1}
+    assert len(actor._job.attempts.nodes("00")) == 1  # counted for the next worker
+
+
+# The cluster --------------------------------------------------------------------------------------------------------
+
+
+def start_nodes(folder: str, tries: int = 3) -> Any:
+    """The two nodes; Ray gives a node 30 s to start, which a machine that does much else may not keep."""
+    from ray.cluster_utils import Cluster as LocalNodes
+
+    found = LocalNodes()
+    common = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    try:
+        found.add_node(**common, num_gpus=1, include_dashboard=False, temp_dir=folder)
+        found.worker = found.add_node(**common)
+    except Exception:
+        found.shutdown()
+        if tries == 1:
+            raise
+        return start_nodes(folder, tries - 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head with one core and one (pretended) GPU, and a second node with one core."""
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # workers give way to everything else on the machine otherwise
+        "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0",
+    }.items():  # fmt: skip
+        patch.setenv(name, value)
+    patch.delenv("RAY_ADDRESS", raising=False)
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        found = start_nodes(folder)
+        try:
+            ray.init(found.address, log_to_driver=False, logging_level=logging.ERROR)
+            yield found
+        finally:
+            ray.shutdown()
+            found.shutdown()
+            patch.undo()
+
+
+@needs_ray
+def test_results_are_those_of_the_plain_run_past_a_clip_that_kills_its_worker(tmp_path, nodes, model, make_clips):
+    source = make_clips(12, {5: FALLS})
+    (source / "12.nii.gz").write_bytes(b"\x1f\x8bno NIfTI")
+    run = predict_folder(source, tmp_path / "ray", plainly(model), engine=RayEngine(models(model), device="cpu"))
+    assert run.predicted == [f"{number:02}" for number in range(12) if number != 5]
+    assert list(run.failures) == ["05", "12"] and "died in each of 3 attempts" in run.failures["05"]
+    assert seen(tmp_path)[f"{FALLS}-5"] == ATTEMPTS
+    assert {row["patient"]: row["failure"] for row in run.rows}["05"].startswith("05: the worker died")
+    assert not (tmp_path / "ray" / ".attempts").exists()
+    (source / "05.nii.gz").unlink()
+    plain = predict_folder(source, tmp_path / "plain", plainly(model))
+    merged = predict_folder(source, tmp_path / "ray", plainly(model), continue_prediction=True)
+    assert merged.kept == plain.predicted and merged.rows == plain.rows
+    assert results(tmp_path / "ray") == results(tmp_path / "plain")
+
+
+@needs_ray
+def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nodes, folders, model, make_clips):
+    source, out = make_clips(40), tmp_path / "out"
+    words = ["-i", source, "-o", out, "-m", model, "--device", "cpu", "-np", 0, "--engine", "ray"]
+    command = [Path(sys.executable).parent / "echoplan_predict", *words, "--address", nodes.address]
+    said = tmp_path / "said"
+    with open(said, "w") as stream:
+        process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream)
+    try:
+        wait_until(lambda: process.poll() is not None or len(list(out.glob("*.nii.gz"))) > 4)
+        assert process.poll() is None, said.read_text()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+    wait_until(nodes_are_free)
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}
+    assert 4 < len(kept) < 36
+
+    def kill_a_node() -> None:
+        wait_until(lambda: len(list(out.glob("*.nii.gz"))) > len(kept) + 6)
+        nodes.remove_node(nodes.worker, allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    engine = RayEngine(models(model), device="cpu")
+    run = predict_folder(source, out, plainly(model), continue_prediction=True, engine=engine)
+    killer.join(PATIENCE)
+    assert run.failures == {} and len(run.kept) == len(kept) and len(run.predicted) == 40 - len(kept)
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}.items()
+    twice = seen(tmp_path)
+    assert sum(twice.values()) - 40 <= 2 * IN_FLIGHT + IN_FLIGHT  # both actors of the command, and that of the node
+    predict_folder(source, tmp_path / "plain", plainly(model))
+    assert results(out) == results(tmp_path / "plain")
+
+
+def nodes_are_free() -> bool:
+    import ray
+
+    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+
+@needs_ray
+def test_what_is_waited_for_is_said_and_what_cannot_come_is_an_error(nodes, monkeypatch, caplog):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(ray_cluster, "_FIRST_WORD_SECONDS", 0.5)
+    taken = placement_group([{"GPU": 1}])
+    assert taken.wait(PATIENCE)
+    with connected() as cluster, caplog.at_level(logging.WARNING):
+        waiting = threading.Thread(target=cluster.wait_for, args=({"GPU": 1.0, "CPU": 1.0},))
+        waiting.start()
+        wait_until(lambda: caplog.messages)
+        assert caplog.messages[0].startswith("waiting for 1 GPU and 1 CPU: ")
+        assert "1 GPU, 0 free" in caplog.messages[0] and waiting.is_alive()
+        monkeypatch.setattr(ray_cluster, "_WORD_SECONDS", 0.5)
+        remove_placement_group(taken)
+        waiting.join(PATIENCE)
+        assert not waiting.is_alive()
+        with pytest.raises(EchoPlanError, match=r"a worker takes 2 GPUs, which no node has: .* with 1 GPU"):
+            cluster.wait_for({"GPU": 2.0})
+
+
+# Without the extra --------------------------------------------------------------------------------------------------
+
+
+def test_ray_is_imported_by_functions_only():
+    top = [
+        str(path.relative_to(ROOT))
+        for room in ("echoplan", "preprocessing", "training", "inference", "experiment_planning", "evaluation")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if any(name.split(".")[0] == "ray" for name in imported(node))
+    ]
+    assert top == []
+
+
+def imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""] if node.level == 0 else []
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_room_is_counted_by_node(monkeypatch):
+    have = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 2.0}]
+    monkeypatch.setattr(Cluster, "nodes", lambda self: have)
+    assert Cluster().room({"CPU": 2}) == 3
+    assert Cluster().room({"GPU": 1, "CPU": 1}) == 2
+    assert Cluster().room({"CPU": 8}) == 0

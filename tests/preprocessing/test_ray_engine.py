@@ -1,0 +1,84 @@
+"""Cases on a Ray cluster come out as they do without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
+from echoplan.paths import Folders
+from echoplan.preprocessing import ray_engine
+from echoplan.preprocessing.commands import preprocess
+from echoplan.preprocessing.dataset import preprocess_dataset
+from echoplan.preprocessing.ray_engine import RayCases
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
+    two_nodes, project, fan_dataset, plan_with, tmp_path, monkeypatch, capsys
+) -> None:
+    plan = plan_with(A=(64, 64), B=(96, 128))
+    (fan_dataset.folder / "imagesTr" / "c1.nii.gz").write_bytes(b"no image")
+    plain = Folders(project.raw, tmp_path / "plain", project.results)
+    expected = preprocess_dataset(plain, fan_dataset, plan)
+    target = project.preprocessed / "Dataset007_FAN"
+    plan.write(target / "EchoPlans.json")
+    monkeypatch.chdir(tmp_path)
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"echoplan_{name}", name)  # made absolute for the workers
+    command = ["-d", "FAN", "--engine", "ray"]
+    assert preprocess(command) == 1
+    said = capsys.readouterr()
+    assert "2 cases are preprocessed" in said.out and f"c1: {expected.failures['c1']}" in said.err
+    (target / "EchoPlans.json").rename(tmp_path / "EchoPlans.json")
+    assert content(target) == content(plain.preprocessed / "Dataset007_FAN")
+    assert list(project.preprocessed.glob(".run-*")) == []
+
+    # What is finished is left.
+    clip = target / "EchoPlans_64x64" / "c0.b2nd"
+    before = clip.stat().st_mtime_ns
+    again = preprocess_dataset(project, fan_dataset, plan, engine=RayCases(project))
+    assert again.done == {"c0": False, "c2": False} and list(again.done) == list(expected.done)
+    assert again.failures == expected.failures and clip.stat().st_mtime_ns == before
+
+
+def die_or_count(file: Path, deaths: int) -> int:
+    """Kill this process the first `deaths` times."""
+    before = read_json(file)
+    write_json(file, before + 1)
+    if before < deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return before
+
+
+def full_disk(_: Path) -> None:
+    raise EchoPlanError("the disk is full", fatal=True)
+
+
+def test_dead_workers_are_replaced_but_not_for_ever(two_nodes, tmp_path, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    where = Folders(*(tmp_path / name for name in ("raw", "preprocessed", "results")))
+    where.raw.mkdir()
+    for name in ("well", "once", "always"):
+        write_json(tmp_path / f"{name}.json", 0)
+    arguments = {
+        name: (tmp_path / f"{name}.json", deaths) for name, deaths in (("always", 9), ("once", 1), ("well", 0))
+    }
+    results = RayCases(where)(die_or_count, arguments)
+    assert results.done == {"once": 1, "well": 0}
+    assert list(results.failures) == ["always"] and "each of 2 attempts" in results.failures["always"]
+    assert read_json(tmp_path / "always.json") == 2
+    with pytest.raises(EchoPlanError, match=r"the disk is full"):
+        RayCases(where)(full_disk, {"a": (tmp_path,), "b": (tmp_path,)})
+    assert list(where.preprocessed.iterdir()) == []

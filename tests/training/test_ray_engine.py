@@ -1,0 +1,242 @@
+"""Folds on a Ray cluster end as they do without one, whatever happens to their workers on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from echoplan import __version__
+from echoplan.dataset import DatasetDescription
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.files import read_json, write_json
+from echoplan.paths import Folders
+from echoplan.ray_cluster import Cluster
+from echoplan.ray_tasks import ATTEMPTS, SharedDisk, shared_disk
+from echoplan.training import together
+from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.commands import train
+from echoplan.training.fold import FoldSetup
+from echoplan.training.jobs import FoldJob, validation_dice
+from echoplan.training.log import read_metrics
+from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, _train_in_worker, results_table
+
+SETTINGS = (
+    "--epochs", "2", "--set", "iterations_per_epoch=3", "--set", "base_features=4", "--set", "batch_size=3",
+    "--set", "augmentation=light", "-np", "0", "--device", "cpu", "--seed", "5",
+)  # fmt: skip
+
+# Reads, in its second step of the second epoch, from a file named after its fold how it is struck.
+STRUCK = """
+import os
+import signal
+from pathlib import Path
+
+from echoplan.training.trainers.unet import UNetTrainer
+
+
+class Struck(UNetTrainer):
+    def train_step(self, batch, share=1.0):
+        blow = Path(__file__).with_name(f"blow{self.setup.fold}")
+        if self.epoch == 1 and self.progress.batches == 1 and blow.exists():
+            kind = blow.read_text()
+            if kind == "raise":
+                raise ValueError("struck")
+            blow.unlink()
+            os.kill(os.getpid(), signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
+        return super().train_step(batch, share)
+"""
+
+
+@pytest.fixture
+def folds(frame_setup: FoldSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy dataset with two folds that can be trained, and one that cannot."""
+    cases = [*frame_setup.train, *frame_setup.val]
+    splits = [{"train": [other for other in cases if other != case], "val": [case]} for case in cases[:2]]
+    splits.append({"train": cases, "val": ["p9_A4C"]})
+    write_json(frame_setup.preprocessed / "splits_final.json", splits)
+    (tmp_path / "struck.py").write_text(STRUCK)
+    monkeypatch.setenv("echoplan_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("echoplan_results", str(tmp_path / "results"))
+    return tmp_path
+
+
+def model(results: Path, trainer: str) -> Path:
+    return results / "Dataset001_Toy" / f"{trainer}__EchoPlans__frame"
+
+
+def assert_the_same(mine: Path, theirs: Path) -> None:
+    for name in ("final", "best", "latest"):
+        first, second = (load_checkpoint(folder / f"checkpoint_{name}.pth")["network"] for folder in (mine, theirs))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[key]) for key, value in first.items()), name
+    histories = [
+        [{name: value for name, value in entry.items() if "seconds" not in name} for entry in read_metrics(folder)]
+        for folder in (mine, theirs)
+    ]
+    assert histories[0] == histories[1] and len(histories[0]) == 2
+    assert read_json(mine / "validation" / "summary.json") == read_json(theirs / "validation" / "summary.json")
+
+
+def test_folds_survive_their_workers_and_equal_the_plain_ones(
+    two_nodes: None, folds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    struck = f"{folds / 'struck.py'}:Struck"
+    monkeypatch.setenv("echoplan_results", str(folds / "plain"))
+    for fold in ("0", "1"):
+        assert train(["Toy", fold, "-tr", struck, *SETTINGS]) == 0
+    monkeypatch.setenv("echoplan_results", str(folds / "results"))
+    (folds / "blow0").write_text("kill")
+    capsys.readouterr()
+    monkeypatch.chdir(folds)
+    command = ["Toy", "all", "-tr", "struck.py:Struck", *SETTINGS, "--engine", "ray", "--cpus_per_fold", "1"]
+    assert train(command) == 1
+    said = capsys.readouterr()
+    assert "1 not done (training)" in said.err and "Struck fold 2: 1 of 5 cases are not preprocessed" in said.err
+    rows = [line.split() for line in said.out.splitlines()[-5:]]
+    assert [row[0] for row in rows] == ["fold", "0", "1", "2", "mean"]
+    assert [row[1] for row in rows[3:]] == ["failed", "-"]
+    for fold in (0, 1):
+        mine, theirs = (model(folds / name, "Struck") / f"fold_{fold}" for name in ("results", "plain"))
+        assert_the_same(mine, theirs)
+        assert len(list(mine.glob("training_log_*.txt"))) == 2 - fold  # one was begun twice
+        dice = validation_dice(mine / "validation" / "summary.json", DatasetDescription("Toy").target)
+        assert rows[1 + fold][1] == f"{dice:.4f}"
+    assert list((folds / "results" / "Dataset001_Toy").glob(".run-*")) == []
+
+    # Once more: what is done is left; without --c nothing is touched.
+    final = model(folds / "results", "Struck") / "fold_0" / "checkpoint_final.pth"
+    before = final.stat().st_mtime_ns
+    first = ["Toy", "0", *command[2:]]
+    assert train([*first, "--c"]) == 0
+    assert "1 of 1 done before" in capsys.readouterr().out
+    assert train(first) == 1
+    assert "Struck fold 0: fold 0 is trained already" in capsys.readouterr().err
+    assert final.stat().st_mtime_ns == before
+
+
+def task_of(folds: Path, trainer: str, *, results: str = "results", processes: int = 1) -> FoldTask:
+    """What a worker is told of fold 0."""
+    where = Folders(folds / "raw", folds / "preprocessed", folds / results)
+    token = folds / "token"
+    token.touch()
+    settings = {"epochs": 2, "iterations_per_epoch": 3, "base_features": 4, "batch_size": 3, "augmentation": "light"}
+    job = FoldJob("Toy", 0, trainer, settings={**settings, "precision": "float32"}, seed=5)
+    return FoldTask(job, where, SharedDisk(token, (where.preprocessed,)), "cpu", processes=processes)
+
+
+def test_a_task_says_how_it_ended(folds: Path) -> None:
+    trainer = f"{folds / 'struck.py'}:Struck"
+    task = task_of(folds, trainer)
+    (folds / "blow0").write_text("raise")
+    assert [kind for kind, _ in _train_in_worker(task)] == ["begun", "failed"]
+    ((_, _), (_, reason)) = _train_in_worker(task)
+    assert reason.startswith("ValueError: struck\n") and "train_step" in reason
+    (folds / "blow0").write_text("terminate")
+    assert [kind for kind, _ in _train_in_worker(task)] == ["begun", "terminated"]
+    ((_, _), (kind, dice)) = _train_in_worker(task)  # as it is handed out again
+    assert kind == "done"
+    whole = task_of(folds, trainer, results="plain")
+    assert list(_train_in_worker(whole))[1] == ("done", dice)
+    assert_the_same(*(model(folds / name, "Struck") / "fold_0" for name in ("results", "plain")))
+    strange = replace(task, disk=SharedDisk(task.disk.token, (folds / "nowhere",)))
+    ((_, _), (kind, reason)) = _train_in_worker(strange)
+    assert kind == "failed" and "does not see" in reason
+
+
+def test_a_fold_on_two_processes_within_a_task(folds: Path) -> None:
+    together_too, alone = (task_of(folds, "UNetTrainer", results=str(n), processes=n) for n in (2, 1))
+    assert together_too.train() == pytest.approx(alone.train(), abs=1e-4)
+    first, second = (model(folds / str(n), "UNetTrainer") / "fold_0" for n in (2, 1))
+    for mine, theirs in zip(read_metrics(first), read_metrics(second), strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+    assert len(load_checkpoint(first / "checkpoint_latest.pth")["random"]) == 2  # two processes there were
+
+
+def test_what_a_fold_takes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(Cluster, "nodes", lambda self: nodes)
+
+    def need(loaders: int, **options: object) -> tuple[dict[str, float], str]:
+        return RayTraining(**options)._need(Cluster(), loaders)
+
+    assert need(7) == ({"GPU": 1.0, "CPU": 8.0}, "cuda")
+    assert need(12) == ({"GPU": 1.0, "CPU": 8.0}, "cuda")  # so that all eight GPUs find CPUs
+    assert need(12, gpus=0.25) == ({"GPU": 0.25, "CPU": 2.0}, "cuda")
+    assert need(12, gpus=2) == ({"GPU": 2, "CPU": 13.0}, "cuda")
+    assert need(3, device="cpu") == ({"CPU": 4.0}, "cpu")
+    assert need(3, gpus=0, cpus=6) == ({"CPU": 6.0}, "cpu")
+    nodes[:] = nodes[1:]
+    assert need(7) == ({"CPU": 4.0}, "cpu")
+    assert need(3, device="cuda")[0]["GPU"] == 1  # not quietly on CPUs
+    with pytest.raises(EchoPlanError, match="a part of 1, or a whole number"):
+        need(1, gpus=1.5)
+    with pytest.raises(EchoPlanError, match="--processes_per_fold"):
+        need(1, gpus=1, processes=2)
+    for gpus, device in ((1, "cpu"), (0, "cuda")):
+        with pytest.raises(EchoPlanError, match=f"--gpus_per_fold {gpus} contradicts --device {device}"):
+            need(1, gpus=gpus, device=device)
+
+
+def test_deaths_count_from_the_last_progress(frame_setup: FoldSetup) -> None:
+    run = FoldRun(FoldJob("Toy", 0), frame_setup)
+    assert [run.goes_on("its node died") for _ in range(ATTEMPTS - 1)] == [True] * (ATTEMPTS - 1)
+    frame_setup.folder.mkdir(parents=True)
+    (frame_setup.folder / "checkpoint_latest.pth").touch()
+    assert [run.goes_on("its node died") for _ in range(ATTEMPTS)] == [True] * (ATTEMPTS - 1) + [False]
+    assert run.failure is not None and f"its node died, {ATTEMPTS} times without progress" in run.failure
+
+
+def test_the_table_names_what_is_missing() -> None:
+    done = [FoldRun(FoldJob("Toy", fold, "A"), dice=0.9 + fold / 100) for fold in range(2)]
+    half = [FoldRun(FoldJob("Toy", 0, "x.py:B"), dice=0.5), FoldRun(FoldJob("Toy", 1, "x.py:B"), failure="why")]
+    lines = [line.split() for line in results_table([*done, *half]).splitlines()]
+    assert lines == [
+        ["fold", "A", "B"], ["0", "0.9000", "0.5000"], ["1", "0.9100", "failed"], ["mean", "0.9050", "-"],
+    ]  # fmt: skip
+
+
+def test_a_node_that_sees_other_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "read").mkdir()
+    with shared_disk(tmp_path / "written", tmp_path / "read") as disk:
+        disk.check()
+        for wrong, match in (
+            (replace(disk, folders=(tmp_path / "nowhere",)), r"the node .* does not see .*nowhere.*share"),
+            (replace(disk, token=tmp_path / "read" / "token"), r"does not see .*read\)"),
+            (replace(disk, version="0.0"), rf"has EchoPlan {__version__}, the command 0.0"),
+        ):
+            with pytest.raises(EchoPlanError, match=match):
+                wrong.check(patience_s=0)
+    assert list((tmp_path / "written").iterdir()) == []
+    assert SharedDisk(disk.token) != disk
+
+
+def test_without_ray_the_command_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert train(["Toy", "0", "--engine", "ray"]) == 1
+    assert "pip install 'echoplan[ray]'" in capsys.readouterr().err
+    assert train(["Toy", "0", "--gpus_per_fold", "1"]) == 1
+    assert "add --engine ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "match"),
+    [
+        ("print('error: no such fold. What to do: x.', file=sys.stderr); sys.exit(1)", EchoPlanError, "no such fold"),
+        ("sys.exit(75)", Terminated, "^$"),
+        ("os.kill(os.getpid(), 9)", Terminated, "^$"),
+        ("1 / 0", RuntimeError, "ZeroDivisionError"),
+        ("os.kill(os.getppid(), 15); time.sleep(60)", Terminated, "^$"),  # passed on
+    ],
+)
+def test_how_torchrun_ends_is_understood(
+    monkeypatch: pytest.MonkeyPatch, script: str, error: type[BaseException], match: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(together, "_LAUNCH", f"import os, sys, time; {script}")
+    where = Folders(tmp_path, tmp_path, tmp_path)
+    with pytest.raises(error, match=match):
+        together.train_together(FoldJob("Toy", 0), where, processes=2, device="cpu")
