@@ -117,6 +117,8 @@ def _without_strokes(brightest: np.ndarray, dark: float) -> np.ndarray:
     stroke = max(3, round(_STROKE * max(brightest.shape)))
     solid = ndimage.grey_opening(brightest, (stroke, stroke), mode="nearest")
     strokes = (solid <= dark) & (brightest > solid.astype(np.int16) + _STROKE_STANDS_OUT)
+    if not strokes.any():
+        return brightest
     around = ndimage.maximum_filter(strokes, 2 * stroke + 1)
     return np.where(around, solid, brightest)
 
@@ -139,11 +141,12 @@ def _without_bars(signal: np.ndarray) -> np.ndarray:
 
 def _shrunk(image: np.ndarray, step: int) -> np.ndarray:
     """Means of blocks of `step` x `step` pixels, float32."""
-    image = image.astype(np.float32)
     if step == 1:
-        return image
-    padded = np.pad(image, ((0, -image.shape[0] % step), (0, -image.shape[1] % step)), mode="edge")
-    return padded.reshape(padded.shape[0] // step, step, -1, step).mean(axis=(1, 3))
+        return image.astype(np.float32)
+    padded = np.pad(image, ((0, -image.shape[0] % step), (0, -image.shape[1] % step)), mode="edge").astype(np.int32)
+    # Row by row and column by column: several times as fast as a mean over axes of a few pixels.
+    rows = sum(padded[first::step] for first in range(step))
+    return (sum(rows[:, first::step] for first in range(step)) / step**2).astype(np.float32)
 
 
 def _pad_and(operation: Callable[..., np.ndarray], mask: np.ndarray, radius: int) -> np.ndarray:

@@ -10,18 +10,7 @@ from .compare import EF_ERROR, MEASURES
 from .cross_dataset import MEASURES as CROSS_MEASURES
 from .cross_dataset import CrossDataset
 from .learning_curves import DICE, LearningCurves
-from .tables import (
-    Column,
-    Table,
-    _escaped,
-    _latex_cell,
-    _latex_row,
-    _markdown_cell,
-    _markdown_row,
-    _marks,
-    _p,
-    number,
-)
+from .tables import Column, Table, number, p_text, rank_marks
 
 _PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES"}
 _HEADINGS = {
@@ -68,30 +57,6 @@ def cross_tables(cross: CrossDataset) -> list[Table]:
     return [table for table in (figures, _tests(cross)) if table.blocks]
 
 
-def to_markdown(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """Tables under headings, and what a reader must know."""
-    lines = [f"# {title}", ""]
-    for table in tables:
-        lines += [f"## {table.title}", "", _markdown_row(table.headings)]
-        lines.append(_markdown_row("---" if i < table.words else "---:" for i in range(len(table.headings))))
-        lines += [_markdown_row(map(_markdown_cell, row)) for block in table.blocks for row in block]
-        lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
-
-
-def to_latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    r"""The tables as LaTeX `table` environments, for `\usepackage{booktabs}`."""
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
-    for table in tables:
-        layout = "l" * table.words + "r" * (len(table.headings) - table.words)
-        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
-        lines += [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(map(_escaped, table.headings))]
-        for block in table.blocks:
-            lines += [r"\midrule", *(_latex_row(map(_latex_cell, row)) for row in block)]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
 def _column(measure: str, key: str, spread: str) -> Column:
     overlap = measure in ("dice", "iou")
     return Column(key, _HEADINGS[measure], "↑" if overlap else "↓", scale=100.0 if overlap else 1.0, spread=spread)
@@ -105,7 +70,7 @@ def _blocks(
     blocks = []
     for _, block in groupby(rows, key=lambda row: tuple(row[name] for name in by)):
         own = list(block)
-        marks = [_marks([row.get(column.key) for row in own], column) for column in shown]
+        marks = [rank_marks([row.get(column.key) for row in own], column) for column in shown]
         blocks.append(
             tuple(
                 (
@@ -193,7 +158,7 @@ def _contrasts(curves: LearningCurves) -> Table:
         return Table("", 0, (), ())
     headings = ("method", "patients", "mean difference, Dice %", "95 % interval", "rank-biserial r", "p, signed-rank")
     rows = [
-        _cells(_name(row, curves), str(row["n"]), *_test_cells(row, 100.0), _p(row["p_signed_rank_holm"]))
+        _cells(_name(row, curves), str(row["n"]), *_test_cells(row, 100.0), p_text(row["p_signed_rank_holm"]))
         for row in curves.contrasts
     ]
     title = f"At the most patients, difference from {curves.contrasts[0]['baseline']}"
@@ -219,7 +184,7 @@ def _tests(cross: CrossDataset) -> Table:
                     row["baseline"],
                     str(row["n"]),
                     *_test_cells(row, scale),
-                    _p(row["p_signed_rank_holm"]),
+                    p_text(row["p_signed_rank_holm"]),
                 )
             )
         blocks.append(tuple(rows))
@@ -232,7 +197,7 @@ def _test_cells(row: Mapping[str, Any], scale: float) -> tuple[str, str, str, st
         number(scale * row["mean_difference"], 2),
         f"{number(scale * bounds[0], 2)} to {number(scale * bounds[1], 2)}" if bounds else "–",
         number(row["rank_biserial"], 2),
-        _p(row["p_signed_rank"]),
+        p_text(row["p_signed_rank"]),
     )
 
 

@@ -98,21 +98,32 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def to_markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown page: the best value bold, the second underlined where there are three or more."""
-    lines = [f"# {' and '.join(comparison.methods)}", ""]
-    lines += [f"{comparison.cases} clips of {comparison.patients} patients.", ""]
-    for table in comparison_tables(comparison):
-        lines += [f"## {table.title}", "", _markdown_row(table.headings)]
-        lines.append(_markdown_row("---" if i < table.words else "---:" for i in range(len(table.headings))))
-        lines += [_markdown_row(map(_markdown_cell, row)) for block in table.blocks for row in block]
-        lines.append("")
-    lines += [f"- {note}" for note in [*_legend(comparison), *comparison.notes]]
-    return "\n".join(lines) + "\n"
+    introduction = [f"{comparison.cases} clips of {comparison.patients} patients.", ""]
+    return markdown_page(
+        " and ".join(comparison.methods), introduction, comparison_tables(comparison), _all_notes(comparison)
+    )
 
 
 def to_latex(comparison: Comparison) -> str:
     r"""The tables as LaTeX `table` environments, for `\usepackage{booktabs}`."""
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in [*_legend(comparison), *comparison.notes])]
-    for table in comparison_tables(comparison):
+    return latex_tables(comparison_tables(comparison), _all_notes(comparison))
+
+
+def markdown_page(title: str, introduction: Sequence[str], tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Lines of an introduction, tables under headings, and what a reader must know."""
+    lines = [f"# {title}", "", *introduction]
+    for table in tables:
+        lines += [f"## {table.title}", "", _markdown_row(table.headings)]
+        lines.append(_markdown_row("---" if i < table.words else "---:" for i in range(len(table.headings))))
+        lines += [_markdown_row(map(_markdown_cell, row)) for block in table.blocks for row in block]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
+
+
+def latex_tables(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    r"""LaTeX `table` environments, for `\usepackage{booktabs}`, with the notes as comments."""
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    for table in tables:
         layout = "l" * table.words + "r" * (len(table.headings) - table.words)
         lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _latex_row(map(_escaped, table.headings))]
@@ -120,6 +131,10 @@ def to_latex(comparison: Comparison) -> str:
             lines += [r"\midrule", *(_latex_row(map(_latex_cell, row)) for row in block)]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def _all_notes(comparison: Comparison) -> list[str]:
+    return [*_legend(comparison), *comparison.notes]
 
 
 def write_comparison(folder: str | Path, comparison: Comparison) -> None:
@@ -158,7 +173,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Colu
     blocks = []
     for _, block in groupby(rows, key=lambda row: (row["by"], row["group"])):
         own = list(block)
-        marks = [_marks([row.get(column.key) for row in own], column) for column in shown]
+        marks = [rank_marks([row.get(column.key) for row in own], column) for column in shown]
         blocks.append(
             tuple(
                 (
@@ -172,7 +187,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Colu
     return Table(title, len(words), headings, tuple(blocks))
 
 
-def _marks(values: Sequence[float | None], column: Column) -> list[str]:
+def rank_marks(values: Sequence[float | None], column: Column) -> list[str]:
     """ "best" and "second" by what is shown, so that values shown alike are marked alike."""
     if not column.better:
         return [""] * len(values)
@@ -211,9 +226,9 @@ def _tests_table(comparison: Comparison) -> Table:
                 number(scale * row["mean_difference"], 2),
                 f"{number(scale * bounds[0], 2)} to {number(scale * bounds[1], 2)}" if bounds else "–",
                 number(row["rank_biserial"], 2),
-                _p(row["p_signed_rank"]),
-                *([_p(row["p_signed_rank_holm"])] if several else []),
-                _p(row["p_rank_sum"]),
+                p_text(row["p_signed_rank"]),
+                *([p_text(row["p_signed_rank_holm"])] if several else []),
+                p_text(row["p_rank_sum"]),
             ]
             block.append(tuple((cell, "") for cell in cells))
         blocks.append(tuple(block))
@@ -221,7 +236,7 @@ def _tests_table(comparison: Comparison) -> Table:
     return Table(title, 2, (*headings, "p, rank-sum"), tuple(blocks))
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

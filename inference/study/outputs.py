@@ -13,7 +13,8 @@ from ...evaluation.cross_dataset import CrossDataset, JudgedNetwork, cross_datas
 from ...evaluation.learning_curve_plots import as_png, as_svg, draw_learning_curves
 from ...evaluation.learning_curves import CellResult, LearningCurves, learning_curves
 from ...evaluation.study_report import write_study_report
-from ...evaluation.study_tables import CROSS_NOTES, CURVE_NOTES, cross_tables, curve_tables, to_latex, to_markdown
+from ...evaluation.study_tables import CROSS_NOTES, CURVE_NOTES, cross_tables, curve_tables
+from ...evaluation.tables import latex_tables, markdown_page
 from .study import STUDY_FILE, Study
 
 CURVES, CROSS = "learning_curves", "cross_dataset"
@@ -39,8 +40,8 @@ def write_outputs(
     figure = draw_learning_curves(curves)
     svg, tables = as_svg(figure), curve_tables(curves)
     _write_curve_rows(folder / f"{CURVES}.csv", curves)
-    write_text(folder / f"{CURVES}.md", to_markdown(title, tables, CURVE_NOTES))
-    write_text(folder / f"{CURVES}.tex", to_latex(tables, CURVE_NOTES))
+    write_text(folder / f"{CURVES}.md", markdown_page(title, [], tables, CURVE_NOTES))
+    write_text(folder / f"{CURVES}.tex", latex_tables(tables, CURVE_NOTES))
     write_text(folder / f"{CURVES}.svg", svg)
     with atomic_path(folder / f"{CURVES}.png") as temporary:
         temporary.write_bytes(as_png(figure))
@@ -49,8 +50,8 @@ def write_outputs(
     if cross is not None:
         _write_cross_rows(folder / f"{CROSS}.csv", cross)
         across = cross_tables(cross)
-        write_text(folder / f"{CROSS}.md", to_markdown(f"{title}, on other datasets", across, CROSS_NOTES))
-        write_text(folder / f"{CROSS}.tex", to_latex(across, CROSS_NOTES))
+        write_text(folder / f"{CROSS}.md", markdown_page(f"{title}, on other datasets", [], across, CROSS_NOTES))
+        write_text(folder / f"{CROSS}.tex", latex_tables(across, CROSS_NOTES))
         sections.append(("On other datasets", across, CROSS_NOTES))
     write_study_report(
         folder / "report.html",

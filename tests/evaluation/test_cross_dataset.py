@@ -7,7 +7,8 @@ import pytest
 
 from echoplan.evaluation.cross_dataset import JudgedNetwork, cross_dataset
 from echoplan.evaluation.learning_curves import Line
-from echoplan.evaluation.study_tables import CROSS_NOTES, cross_tables, to_latex, to_markdown
+from echoplan.evaluation.study_tables import CROSS_NOTES, cross_tables
+from echoplan.evaluation.tables import latex_tables, markdown_page
 
 LINES = {name: Line(name, 1, "own") for name in ("SAM", "EchoNet", "UNet")}
 
@@ -76,11 +77,11 @@ def test_tests_pair_the_patients_and_are_corrected(cross):
 
 
 def test_tables_mark_the_best_of_a_dataset_and_phase(cross):
-    text = to_markdown("Across", cross_tables(cross[0]), CROSS_NOTES)
+    text = markdown_page("Across", [], cross_tables(cross[0]), CROSS_NOTES)
     mean, sd = 100 * (cross[2].mean() + 0.05), 100 * cross[2].std(ddof=1)
     assert f"| CAMUS | EchoNet-Dynamic | all | UNet | 10 | 20 | **{mean:.2f} ± {sd:.2f}** |" in text
     assert "HD, px ↓" in text and "p, Holm" in text
-    assert r"$\pm$" in to_latex(cross_tables(cross[0]), CROSS_NOTES)
+    assert r"$\pm$" in latex_tables(cross_tables(cross[0]), CROSS_NOTES)
 
 
 def test_one_method_alone_has_figures_and_no_tests():

@@ -9,7 +9,8 @@ import pytest
 
 from echoplan.evaluation.learning_curve_plots import as_png, as_svg, draw_learning_curves
 from echoplan.evaluation.learning_curves import CellResult, Line, learning_curves, mean_with_interval
-from echoplan.evaluation.study_tables import curve_tables, to_latex, to_markdown
+from echoplan.evaluation.study_tables import curve_tables
+from echoplan.evaluation.tables import latex_tables, markdown_page
 
 UNET, PK2, PK5 = Line("UNet", 1, "own"), Line("PKEcho", 2, "own"), Line("PKEcho", 5, "own")
 PATIENTS = [f"p{number}" for number in range(12)]
@@ -155,10 +156,10 @@ def curves():
 
 
 def test_tables_in_markdown_and_latex(curves):
-    text = to_markdown("Study", curve_tables(curves), ["a note"])
+    text = markdown_page("Study", [], curve_tables(curves), ["a note"])
     assert "| UNet, own | 10 | 2 | 57.64 | " in text and "| PKEcho, T 5, own | 40 (100%) | 2 | 61.64 | " in text
     assert "| UNet, none | 2 | 12 | 2.00 | " in text and "| rises |" in text and text.endswith("- a note\n")
-    latex = to_latex(curve_tables(curves), ["a note"])
+    latex = latex_tables(curve_tables(curves), ["a note"])
     assert r"\toprule" in latex and r"40 (100\%)" in latex and latex.count(r"\begin{table}") == 4
 
 
