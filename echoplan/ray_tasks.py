@@ -53,7 +53,7 @@ class SharedDisk:
             raise EchoPlanError(
                 f"the node {node} does not see what the command sees",
                 file=missing[0],
-                remedy="raw, preprocessed and results must lie on a disk that all nodes share, under the same path",
+                remedy="what is read and written must lie on a disk that all nodes share, under the same path",
             )
 
 

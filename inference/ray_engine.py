@@ -23,7 +23,7 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import naming_full_disk
 from echoplan.ray_cluster import Cluster, connected, in_words, saying_when_stuck
-from echoplan.ray_tasks import ATTEMPTS, SharedDisk, shared_disk
+from echoplan.ray_tasks import ATTEMPTS, SharedDisk, noting_sigterm, shared_disk
 from echoplan.work import CaseResults, progress
 
 from .inputs import InputClip
@@ -200,6 +200,7 @@ class RayEngine:
         Raises:
             EchoPlanError: Ray is not installed or no cluster answers, no node has what an actor takes, a node does not
                 see the files, or a full disk.
+            Terminated: SIGTERM came, noticed as a clip ends.
         """
         out, source = out.absolute(), source.absolute()
         folders = [Path(folder) for folder, _ in self.models["folders"]]
@@ -223,8 +224,9 @@ class RayEngine:
             )
             failures: dict[str, str] = {}
             bar = progress([], description="predicting", total=len(todo))
-            with bar, saying_when_stuck(cluster, need, failures):
+            with bar, saying_when_stuck(cluster, need, failures), noting_sigterm() as check_sigterm:
                 for row in _outcomes(job, todo, room, need):
+                    check_sigterm()
                     if row["fatal"]:
                         raise EchoPlanError(row["failure"], fatal=True)
                     failures[row["case"]] = row["failure"]

@@ -197,11 +197,11 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--clips", type=int, default=200)
-    made.add_argument("--frames", type=int, default=32)
-    made.add_argument("--size", type=int, default=128)
-    made.add_argument("--features", type=int, default=16, help="of the U-Net's first stage")
-    made.add_argument("--many", type=int, default=2000, help="short clips of the memory's table; 0: leave it out")
+    made.add_argument("--clips", type=int, default=60)
+    made.add_argument("--frames", type=int, default=12)
+    made.add_argument("--size", type=int, default=64)
+    made.add_argument("--features", type=int, default=8, help="of the U-Net's first stage")
+    made.add_argument("--many", type=int, default=200, help="short clips of the memory's table; 0: leave it out")
     made.add_argument("--actors", type=int, help="one a core if not given")
     made.add_argument("--folder", type=Path, help="where its files lie meanwhile")
     return made.parse_args()
