@@ -7,7 +7,7 @@ EXTRAS ?= test
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test coverage lint bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)  ## the main job on phantom data: train five folds, predict held-out patients, report
 	$(BIN)/python tests/demo.py --root $(DEMO)
 
-test: $(INSTALLED)  ## the test suite with coverage
+test: $(INSTALLED)  ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+coverage: $(INSTALLED)  ## the test suite, slower, with the lines that it runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(INSTALLED)  ## ruff
