@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +10,7 @@ from .compare import EF_ERROR, MEASURES
 from .cross_dataset import MEASURES as CROSS_MEASURES
 from .cross_dataset import CrossDataset
 from .learning_curves import DICE, LearningCurves
-from .tables import Column, Table, number, p_text, rank_marks
+from .tables import Column, Table, blocks_table, number, p_text
 
 _PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES"}
 _HEADINGS = {
@@ -53,35 +53,13 @@ def cross_tables(cross: CrossDataset) -> list[Table]:
         for row in cross.rows
     ]
     words = ("trained on", "tested on", "phase", "method")
-    figures = _blocks("Across datasets, mean ± SD over frames", rows, columns, words, by=words[1:3])
+    figures = blocks_table("Across datasets, mean ± SD over frames", rows, columns, words, by=words[1:3])
     return [table for table in (figures, _tests(cross)) if table.blocks]
 
 
 def _column(measure: str, key: str, spread: str) -> Column:
     overlap = measure in ("dice", "iou")
     return Column(key, _HEADINGS[measure], "↑" if overlap else "↓", scale=100.0 if overlap else 1.0, spread=spread)
-
-
-def _blocks(
-    title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], words: Sequence[str], *, by: Sequence[str]
-) -> Table:
-    """Rows that agree in `by` make a block; the best of a block are marked."""
-    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
-    blocks = []
-    for _, block in groupby(rows, key=lambda row: tuple(row[name] for name in by)):
-        own = list(block)
-        marks = [rank_marks([row.get(column.key) for row in own], column) for column in shown]
-        blocks.append(
-            tuple(
-                (
-                    *((row[word], "") for word in words),
-                    *((column.text(row), mark[index]) for column, mark in zip(shown, marks, strict=True)),
-                )
-                for index, row in enumerate(own)
-            )
-        )
-    headings = (*words, *(f"{column.heading} {column.better}".strip() for column in shown))
-    return Table(title, len(words), headings, tuple(blocks))
 
 
 def _points(curves: LearningCurves) -> Table:

@@ -87,11 +87,13 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     ef = [row for row in comparison.ejection if row["by"] == ALL_PATIENTS]
     ef_parts = [row for row in comparison.ejection if row["by"] != ALL_PATIENTS]
     tables = [
-        _table(f"Segmentation of {comparison.structure}, mean ± SD over frames", whole, columns, ("phase", "method")),
-        _table("Ejection fraction, predicted − reference, in points", ef, _EF_COLUMNS, ("method",)),
+        blocks_table(
+            f"Segmentation of {comparison.structure}, mean ± SD over frames", whole, columns, ("phase", "method")
+        ),
+        blocks_table("Ejection fraction, predicted − reference, in points", ef, _EF_COLUMNS, ("method",)),
         _tests_table(comparison),
-        _table("Segmentation in subgroups, mean ± SD over frames", parts, columns, ("by", "group", "method")),
-        _table("Ejection fraction in subgroups, in points", ef_parts, _EF_COLUMNS, ("by", "group", "method")),
+        blocks_table("Segmentation in subgroups, mean ± SD over frames", parts, columns, ("by", "group", "method")),
+        blocks_table("Ejection fraction in subgroups, in points", ef_parts, _EF_COLUMNS, ("by", "group", "method")),
     ]
     return [table for table in tables if table.blocks]
 
@@ -167,11 +169,18 @@ def _segmentation_column(key: str) -> Column:
     return Column(f"{key}_mean", _NAMES[key], better, scale=scale, spread=f"{key}_sd")
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], words: Sequence[str]) -> Table:
-    """Rows of one group make a block; marks are given within it."""
+def blocks_table(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+    words: Sequence[str],
+    *,
+    by: Sequence[str] = ("by", "group"),
+) -> Table:
+    """A table in which rows that agree in `by` make a block; the best of a block are marked."""
     shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     blocks = []
-    for _, block in groupby(rows, key=lambda row: (row["by"], row["group"])):
+    for _, block in groupby(rows, key=lambda row: tuple(row[name] for name in by)):
         own = list(block)
         marks = [rank_marks([row.get(column.key) for row in own], column) for column in shown]
         blocks.append(
