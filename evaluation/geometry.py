@@ -18,6 +18,8 @@ DISCS = 20
 _HEIGHTS_A_DISC = 6  # at which the outline's width is taken within one disc
 _BLUR = 0.03  # standard deviation over the square root of the area, where the outline is ragged
 _BASE_TEETH = 0.02  # of the length: outline this far below the mitral plane balances the notches above it
+_FEWEST_MIDDLES = 10  # heights that a centre line is laid through
+_STEEPEST = 0.6  # of the centre line against the axis, 31 degrees: more is no ventricle's bend
 _SAME_WAY = 0.94  # cosine of the angle between two long axes of one heart, 20 degrees
 
 
@@ -106,21 +108,26 @@ def find_landmarks_of_beat(
 def disc_diameters(landmarks: Landmarks, discs: int = DISCS) -> Points:
     """Diameters (discs,) from base to apex, so that pi/4 sum d_i^2 L / discs is the volume above the mitral plane.
 
-    d_i^2 is the mean, over a disc's height, of the squared width of the outline across the long axis. A mitral plane
-    that lies obliquely cuts a wedge off the lowest discs on one side and leaves its like below them on the other. That
-    wedge is put back at its mirrored height, so that a body of round cross-sections has its true volume.
+    d_i^2 is the mean, over a disc's height, of the squared width of the outline across the long axis, times the cosine
+    of the angle between that axis and the ventricle's centre line there. A disc cuts a bent ventricle obliquely: its
+    width is the one across the centre line over the cosine, its height the centre line's length times the cosine, so
+    that plain discs make the volume one cosine too large (up to 0.9 % in a body bent by 30 degrees).
+
+    A mitral plane that lies obliquely cuts a wedge off the lowest discs on one side and leaves its like below them on
+    the other. That wedge is put back at its mirrored height. So a body of round cross-sections has its true volume.
     """
     fine = discs * _HEIGHTS_A_DISC
     step = landmarks.length / fine
+    heights = (np.arange(fine) + 0.5) * step
     along, side = _in_axis_frame(landmarks)
-    widths = _widths(along, side, step, fine)
+    widths, middles = _widths(along, side, step, fine)
     above, below = widths[fine:], widths[:fine][::-1]
     # Lower than the lower hinge lies a bulge of the base, which is no part of the ventricle.
     skew = abs((landmarks.hinges[0] - landmarks.base_middle) @ landmarks.direction)
-    depth = skew + _BASE_TEETH * landmarks.length
-    wedge = np.where(np.arange(fine) * step < depth, below, 0.0)
-    whole = np.minimum(above + wedge, above.max())
-    return np.sqrt(np.mean(whole.reshape(discs, _HEIGHTS_A_DISC) ** 2, axis=1))
+    cut = heights - step / 2 < skew + _BASE_TEETH * landmarks.length
+    whole = np.minimum(above + np.where(cut, below, 0.0), above.max())
+    squares = whole**2 * _cosines(heights, middles[fine:], np.where(cut, 0.0, above))
+    return np.sqrt(np.mean(squares.reshape(discs, _HEIGHTS_A_DISC), axis=1))
 
 
 def disc_segments(landmarks: Landmarks, discs: int = DISCS) -> Points:
@@ -151,8 +158,8 @@ def _in_axis_frame(landmarks: Landmarks) -> tuple[Points, Points]:
     return relative @ axis, relative @ np.array([-axis[1], axis[0]])
 
 
-def _widths(along: Points, side: Points, step: float, count: int) -> Points:
-    """Widths (2 count,) of a closed outline at the heights (i + 1/2) step, i from -count to count - 1."""
+def _widths(along: Points, side: Points, step: float, count: int) -> tuple[Points, Points]:
+    """Widths of a closed outline and their middles, (2 count,) each, at the heights (i + 1/2) step from i = -count."""
     heights = (np.arange(-count, count) + 0.5) * step
     next_along, next_side = np.roll(along, -1), np.roll(side, -1)
     # Of each edge: the heights it crosses, [start, stop).
@@ -163,8 +170,23 @@ def _widths(along: Points, side: Points, step: float, count: int) -> Points:
     level = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + start[edge]
     rise = next_along[edge] - along[edge]
     place = side[edge] + (heights[level] - along[edge]) * (next_side[edge] - side[edge]) / rise
-    # An outline crosses a line upwards and downwards by turns: the signed sum of the places is the width inside.
-    return np.abs(np.bincount(level, place * np.sign(rise), minlength=2 * count))
+    # An outline crosses a line upwards and downwards by turns: the signed sum of the places is the width inside, and
+    # that of their halved squares the width times its middle.
+    way = np.sign(rise)
+    widths = np.bincount(level, place * way, minlength=2 * count)
+    moments = np.bincount(level, place**2 / 2 * way, minlength=2 * count)
+    middles = np.divide(moments, widths, out=np.zeros_like(moments), where=widths != 0)
+    return np.abs(widths), middles
+
+
+def _cosines(heights: Points, middles: Points, weights: Points) -> Points:
+    """Cosine (N,) of the angle between the long axis and the centre line: a parabola through the widths' middles."""
+    known = weights > 0
+    if known.sum() < _FEWEST_MIDDLES:
+        return np.ones_like(heights)
+    curve = np.polynomial.Polynomial.fit(heights[known], middles[known], 2, w=weights[known])
+    slope = np.clip(curve.deriv()(heights), -_STEEPEST, _STEEPEST)
+    return 1 / np.sqrt(1 + slope**2)
 
 
 def _counter_clockwise(contour: Points) -> Points:
