@@ -85,12 +85,13 @@ def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
     inside = frames.max(axis=0) > _BACKGROUND
     if not inside.any():
         inside[:] = True
-    mask, count = torch.from_numpy(inside), len(frames) * int(inside.sum())
+    weights, count = torch.from_numpy(inside).flatten().float(), len(frames) * int(inside.sum())
     total = squares = 0.0
     for frame in frames:  # one by one: a long clip's floats would need four times its memory
-        values = torch.from_numpy(frame).float().mul_(mask)
-        total += float(values.sum())
-        squares += float(values.square_().sum())
+        values = torch.from_numpy(frame).flatten().float()
+        counted = values * weights
+        total += float(counted.sum())
+        squares += float(counted.dot(values))
     mean = total / count
     return mean, max(1.0, float(np.sqrt(max(0.0, squares / count - mean**2))))
 

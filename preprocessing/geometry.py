@@ -19,6 +19,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.sector import Box
 
 PROTOCOLS = ("aspect", "stretch")
+_CHANNELS = 4
 _FRAMES_AT_ONCE = 16  # bounds the float copies that resizing needs
 
 
@@ -197,11 +198,18 @@ def _resize(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _resize_bytes(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`_resize` for uint8 frames, in whole numbers: twice as fast, and at most one grey level off."""
+    """`_resize` for uint8 frames, in whole numbers: several times as fast, and at most one grey level off."""
     if tuple(frames.shape[1:]) == tuple(shape):
         return frames
     tensor = torch.from_numpy(np.ascontiguousarray(frames))
-    return interpolate(tensor[:, None], size=shape, mode="bilinear", antialias=True)[:, 0].numpy()
+    # Four frames stand as one picture's four channels, which the filter's vector code works through together.
+    left_over = len(tensor) % _CHANNELS
+    fours = tensor[: len(tensor) - left_over].unflatten(0, (-1, _CHANNELS))
+    parts = [fours, tensor[len(tensor) - left_over :, None]]
+    resized = [
+        interpolate(part, size=shape, mode="bilinear", antialias=True).flatten(0, 1) for part in parts if len(part)
+    ]
+    return torch.cat(resized).numpy()
 
 
 def _resize_labels(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
