@@ -7,6 +7,8 @@ import errno
 import json
 import math
 import os
+import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,7 +51,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         EchoPlanError: the disk, or the user's share of it, is full.
     """
     target = Path(path)
-    temporary = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    temporary = target.with_name(partial_prefix() + target.name)
     try:
         with naming_full_disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,49 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def sweep_partial_files(folder: str | os.PathLike[str]) -> int:
+    """Remove what processes of this machine that live no more had begun to write, in `folder` and below; how many.
+
+    `atomic_path` removes its temporary file itself, unless its process is killed on the spot. Files of other machines,
+    which may write to the same disk just now, are left alone.
+    """
+    swept = 0
+    mine = f"{_PARTIAL}{_machine()}-"
+    for file in list(Path(folder).rglob(f"{mine}*")):
+        process = file.name.removeprefix(mine).partition("-")[0]
+        if process.isdigit() and not _lives(int(process)):
+            with suppress(FileNotFoundError):  # somebody else sweeps, too
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+                swept += 1
+    return swept
+
+
+def partial_prefix() -> str:
+    """What the names of files begin with that this process has not finished; readers pass over names with a dot."""
+    return f"{_PARTIAL}{_machine()}-{os.getpid()}-"
+
+
+def _machine() -> str:
+    """Where a process's number means something: the machine, on Linux with its namespace of numbers (a container)."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return f"{socket.gethostname()}.{space}"
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import write_csv, write_json
+from echoplan.files import sweep_partial_files, write_csv, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.paths import Folders, dataset_name, member_of
 from echoplan.work import run_cases
@@ -85,6 +85,7 @@ def find_best_configuration(
         EchoPlanError: a trainer or fold is missing (the message has the commands that train it).
     """
     crossval = CrossValidation.read(folders, dataset, folds)
+    sweep_partial_files(crossval.results)
     models, left_out = _complete_models(crossval, trainers)
     candidates = [Candidate((model,)) for model in models]
     if ensembles:
@@ -101,7 +102,6 @@ def find_best_configuration(
         _write_calibration(crossval, candidate, structures, structures[target], processes)
     table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
     file = crossval.results / BEST_CONFIGURATION_FILE
-    name = dataset_name(crossval.results)
     write_json(
         file,
         {
@@ -113,7 +113,7 @@ def find_best_configuration(
             "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
             "scores": table,
             "left_out": left_out,
-            "predict": f"echoplan_predict -i IN -o OUT -d {name}",
+            "predict": f"echoplan_predict -i IN -o OUT -d {dataset_name(crossval.results)}",
         },
     )
     return BestConfiguration(best, table, postprocessing, left_out, file)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import naming_full_disk
+from echoplan.files import naming_full_disk, sweep_partial_files
 from echoplan.ray_cluster import Cluster, connected, in_words, saying_when_stuck
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, noting_sigterm, shared_disk
 from echoplan.work import CaseResults, progress
@@ -97,6 +97,7 @@ class ClipActor:
         self._problem = ""
         try:
             job.disk.check()
+            sweep_partial_files(job.out)  # of actors on this node that died
             torch.set_num_threads(job.threads)
             self._predictor = EchoPredictor.from_model_folders(**job.models, device=job.device)
         except EchoPlanError as error:  # told with the first clip: what Ray makes of it here is hard to read

@@ -14,7 +14,7 @@ import torch
 
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
-from echoplan.files import write_json
+from echoplan.files import sweep_partial_files, write_json
 from echoplan.imageio import Clip
 from echoplan.work import CaseResults, run_cases
 
@@ -191,6 +191,7 @@ def _predict_unfinished(
     keep_probabilities: bool,
 ) -> PredictionRun:
     """Predict what has no result yet, or everything."""
+    sweep_partial_files(out)
     if not (overwrite or continue_prediction):
         _check_no_results(inputs, out)
     todo = [

@@ -16,7 +16,7 @@ import torch
 
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.files import plain, read_json, write_json
+from echoplan.files import plain, read_json, sweep_partial_files, write_json
 from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.joint import JointDataset, Member, home_name, members_of
@@ -118,6 +118,7 @@ def preprocess_dataset(
     """
     target = folders.preprocessed / home_name(dataset)
     stores = stores_of_plan(plan, trainers)
+    sweep_partial_files(target)
     for settings in stores:
         _prepare_store(target / settings.name, settings)
     arguments = {

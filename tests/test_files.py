@@ -6,6 +6,8 @@ import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,16 @@ import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path, plain, read_json, write_csv, write_json, write_text
+from echoplan.files import (
+    atomic_path,
+    partial_prefix,
+    plain,
+    read_json,
+    sweep_partial_files,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_an_exception_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -45,6 +56,33 @@ def test_the_file_is_not_there_before_the_block_ends(tmp_path):
         assert temporary.name.endswith("mask.nii.gz")  # writers choose the format by the ending
     assert target.read_bytes() == b"mask"
     assert list(target.parent.iterdir()) == [target]
+
+
+def killed(code: str) -> int:
+    """The number of a process that ran some code and was killed in its midst."""
+    process = subprocess.Popen([sys.executable, "-c", f"{code}; import os; os.kill(os.getpid(), 9)"])
+    assert process.wait() == -9
+    return process.pid
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not say which processes live")
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+    target = tmp_path / "below" / "mask.nii.gz"
+    number = killed(f"from echoplan.files import atomic_path; p = atomic_path({str(target)!r}).__enter__(); p.touch()")
+    (left,) = target.parent.iterdir()
+    assert left.name == partial_prefix().replace(str(os.getpid()), str(number)) + target.name
+    folder = tmp_path / left.name.replace("mask.nii.gz", "pictures")
+    folder.mkdir()
+    (folder / "frame_0000.png").touch()
+    other_machine = tmp_path / f".partial-elsewhere.0-{number}-mask.nii.gz"
+    other_machine.touch()
+    whole = tmp_path / "mask.nii.gz"
+    with atomic_path(whole) as mine:
+        mine.touch()
+        assert sweep_partial_files(tmp_path) == 2
+        assert mine.exists()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [other_machine, whole]
+    assert not folder.exists() and sweep_partial_files(tmp_path / "nowhere") == 0
 
 
 def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):

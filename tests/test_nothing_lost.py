@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from echoplan.files import partial_prefix
 from echoplan.preprocessing.commands import preprocess
 from echoplan.training.checkpoint import load_checkpoint
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 STORE, MODEL = "EchoPlans_96x96", "UNetTrainer__EchoPlans__frame"
 RESUMABLE = 75
 CASES = 60
+DEAD = 2**22 + 1  # the number of no process: Linux gives none so large
 PATIENCE = 120  # seconds; for machines that do much else
 
 # Processes ----------------------------------------------------------------------------------------------------------
@@ -170,9 +172,14 @@ def plant_halves(project: Any, whole: Any) -> None:
     assert case not in finished(project)
     for name in (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.json"):
         half = (whole.preprocessed / STORE / name).read_bytes()[:50]
-        (store / f".partial-1-{name}").write_bytes(half)
+        partial_file(store, name).write_bytes(half)
         if not name.endswith(".json"):
             (store / name).write_bytes(half)
+
+
+def partial_file(folder: Path, name: str) -> Path:
+    """What a process of this machine leaves that was killed while it wrote a file."""
+    return folder / (partial_prefix().replace(f"-{os.getpid()}-", f"-{DEAD}-") + name)
 
 
 def freeze_in_the_middle(process: subprocess.Popen[str], project: Any) -> int:
@@ -201,6 +208,7 @@ def go_on(project: Any, whole: Any, kept: dict[str, int]) -> None:
     now = finished(project)
     assert {case: now[case] for case in kept} == kept
     assert content(project) == content(whole)
+    assert not list(project.preprocessed.rglob(".partial-*"))
 
 
 @pytest.fixture
@@ -359,7 +367,7 @@ def test_a_terminated_and_then_killed_prediction_goes_on(trained: Any, tmp_path:
         assert kept.items() <= masks(out).items()
     kept = masks(out)
     missing = sorted(masks(whole).keys() - kept.keys())[-1]
-    for path in (out / f".partial-1-{missing}", out / "evidence" / f".partial-1-{missing[:-7]}.npz"):
+    for path in (partial_file(out, missing), partial_file(out / "evidence", f"{missing[:-7]}.npz")):
         path.write_bytes(b"half")
     (out / "evidence" / f"{missing[:-7]}.npz").write_bytes(b"half")
     trained.run(*predict, "-o", out, "--continue_prediction")
@@ -368,3 +376,4 @@ def test_a_terminated_and_then_killed_prediction_goes_on(trained: Any, tmp_path:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     for name in ("ef_report.csv", "ef_report.json"):
         assert (out / name).read_text() == (whole / name).read_text(), name
+    assert not list(out.rglob(".partial-*"))

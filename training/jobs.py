@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json
+from echoplan.files import read_json, sweep_partial_files
 from echoplan.paths import Folders
 
 from .fold import FoldSetup, prepare_fold
@@ -139,7 +139,11 @@ def check_progress(setup: FoldSetup, finished: bool, started: bool, *, resume: b
 
 
 def fold_progress(setup: FoldSetup, *, overwrite: bool = False) -> tuple[bool, bool]:
-    """Whether the fold is trained to its end, and whether its training was started; overwriting clears both."""
+    """Whether the fold is trained to its end, and whether its training was started; overwriting clears both.
+
+    What a killed process left half-written is removed.
+    """
+    sweep_partial_files(setup.folder)
     if overwrite and setup.folder.exists():
         shutil.rmtree(setup.folder)
     return tuple((setup.folder / f"checkpoint_{name}.pth").exists() for name in ("final", "latest"))

@@ -11,6 +11,7 @@ from echoplan.conversion.camus import convert_camus
 from echoplan.conversion.echonet_dynamic import convert_echonet_dynamic
 from echoplan.conversion.folder import convert_folder
 from echoplan.errors import EchoPlanError
+from echoplan.files import sweep_partial_files
 
 CONVERTERS = {"camus": convert_camus, "echonet_dynamic": convert_echonet_dynamic, "folder": convert_folder}
 
@@ -25,6 +26,7 @@ def convert_dataset(arguments: Sequence[str]) -> int:
     elif options.csv or options.labels:
         raise EchoPlanError(f"--csv and --labels belong to the layout folder, not to {options.layout}")
     destination = cli.folders().new_dataset_folder(options.d, dataset_id=options.id)
+    sweep_partial_files(destination)
     failures: dict[str, str] = {}
     try:
         dataset = CONVERTERS[options.layout](

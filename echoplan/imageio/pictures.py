@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from echoplan.errors import EchoPlanError
+from echoplan.files import partial_prefix
 from echoplan.imageio.arrays import to_clip_dtype, to_grey, to_labels
 from echoplan.imageio.clip import Clip, ClipInfo
 
@@ -78,7 +79,7 @@ def write_folder(path: Path, clip: Clip) -> None:
         raise EchoPlanError("this folder holds more than pictures", file=path, remedy="choose another folder's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     digits = max(4, len(str(len(clip) - 1)))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as beside:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=partial_prefix()) as beside:
         whole = Path(beside) / path.name
         whole.mkdir()
         for number, frame in enumerate(clip.frames):
