@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 _STATISTICS = (
     "pearson_r",
@@ -74,7 +73,7 @@ def _statistics(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
     enough = count >= _SMALLEST_FOR_CORRELATION
     columns = (
         _correlation(predicted, reference) if enough else undefined,
-        _correlation(rankdata(predicted, axis=1), rankdata(reference, axis=1)) if enough else undefined,
+        _correlation(_ranks(predicted), _ranks(reference)) if enough else undefined,
         _icc_2_1(pairs) if enough else undefined,
         bias,
         sd,
@@ -94,6 +93,12 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
     spread = np.sqrt(np.square(first).sum(axis=1) * np.square(second).sum(axis=1))
     r = (first * second).sum(axis=1) / np.where(constant, 1.0, spread)
     return np.where(constant, np.nan, np.clip(r, -1.0, 1.0))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata  # takes a second, which commands that compare nothing need not wait for
+
+    return rankdata(values, axis=1)
 
 
 def _icc_2_1(pairs: NDArray[np.float64]) -> NDArray[np.float64]:

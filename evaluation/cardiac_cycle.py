@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d, median_filter
-from scipy.signal import find_peaks
 
 from echoplan.errors import EchoPlanError
 
@@ -133,6 +132,8 @@ def _smoothed(curve: NDArray[np.float64], frame_time_ms: float | None) -> tuple[
 
 def _extrema(curve: NDArray[np.float64], distance: int) -> NDArray[np.intp]:
     """Maxima of a curve, its ends included where they are near its highest value; never none."""
+    from scipy.signal import find_peaks  # takes most of a second: it brings all of scipy.stats
+
     span = float(np.ptp(curve))
     if span == 0:
         return np.zeros(1, dtype=np.intp)

@@ -16,10 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from .cases import CaseMeasurement
+from .colours import ED_COLOUR, ES_COLOUR, INK, LINE, PALE, SOFT
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness. Shapes and line styles differ too.
-OUTLINE, AXIS, ED_COLOUR, ES_COLOUR = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
-INK, SOFT, PALE, LINE = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb"
 _POINTS_AN_INCH = 72
 _SQUARE, _CURVE = (4.7, 4.1), (7.2, 2.7)  # inches
 _CURVE_BOX = (0.075, 0.16, 0.91, 0.7)  # left, bottom, width, height of the axes, as shares of the figure

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import find_contours
 
 from echoplan.sector import sector_mask
 
@@ -89,6 +89,8 @@ class Frame:
 
     def outline(self, mask: ArrayLike) -> list[Points]:
         """Closed lines (N, 2) in (x, y) around all of a (H, W) mask, without needless points."""
+        from skimage.measure import approximate_polygon  # takes most of a second: it brings all of scipy.stats
+
         lines = find_contours(np.pad(np.asarray(mask) != 0, 1).astype(np.float32), 0.5)
         return [self._place(approximate_polygon(line, _TOLERANCE)[:-1] - 1) for line in lines]
 

@@ -19,7 +19,7 @@ from echoplan.imageio import Clip, read_clip, read_mask
 from echoplan.work import CaseResults, run_cases
 
 from .cases import CaseMeasurement
-from .figures import AXIS, ED_COLOUR, ES_COLOUR, OUTLINE
+from .colours import AXIS, ED_COLOUR, ES_COLOUR, OUTLINE
 from .films import Frame, grey_levels, landmarks_by_frame
 from .geometry import Landmarks, find_landmarks
 

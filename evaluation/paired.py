@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .agreement import resamples
 
@@ -38,6 +37,8 @@ def paired_test(
     Raises:
         ValueError: the lengths differ, or there is no patient.
     """
+    from scipy import stats  # takes a second, which commands that compare nothing need not wait for
+
     pairs = np.array(list(zip(values, baseline, strict=True)), dtype=np.float64)
     if not len(pairs):
         raise ValueError("there is no patient to compare")
@@ -69,7 +70,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _rank_biserial(differing: NDArray[np.float64]) -> float:
     if not len(differing):
         return 0.0
-    ranks = stats.rankdata(np.abs(differing))
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.abs(differing))
     return float((ranks * np.sign(differing)).sum() / ranks.sum())
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,10 +20,12 @@ from echoplan.files import write_text
 from .cases import CaseMeasurement
 from .contour import Points
 from .ejection import ef_agreement
-from .figures import Plot, area_curve, bland_altman, ef_distribution, scatter, shown_area
 from .films import PICTURES, Film, Marks, Still
 from .subgroups import subgroup_agreement
 from .volumes import VOLUME_RULES
+
+if TYPE_CHECKING:
+    from .figures import Plot
 
 CASES_A_PAGE = 100
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -155,6 +157,8 @@ def _source(name: str) -> Markup:
 
 def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the template shows of one clip."""
+    from .figures import area_curve  # Matplotlib takes most of a second, and not every command makes pages
+
     curve = area_curve(measured) if len(measured.area) else None
     return {
         "number": number,
@@ -170,6 +174,8 @@ def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mappin
 
 def _player(measured: CaseMeasurement, film: Film) -> dict[str, Any]:
     """What the player's script reads; the sheet itself stands apart, so that it is decoded only when it is needed."""
+    from .figures import shown_area
+
     sheet = film.sheet
     area, unit = shown_area(measured)
     return {
@@ -242,6 +248,8 @@ def _subgroups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[s
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Agreement plots of every measure with references, and the distribution of EF; `patients` names the points."""
+    from .figures import bland_altman, ef_distribution, scatter
+
     figures = []
     for key, (name, unit) in _MEASURES.items():
         pairs = [row for row in rows if row[key] is not None and row[f"reference_{key}"] is not None]

@@ -359,3 +359,17 @@ def test_imports_are_seen_in_every_form(tmp_path):
     assert [room_of(target) for target, _ in sorted(seen)] == [
         "inference", "preprocessing", "training", "training", "training",
     ]  # fmt: skip
+
+
+def test_commands_start_without_what_only_some_of_them_need():
+    """Each of these takes half a second to six to import, and every command and every worker would wait for it."""
+    rooms = [room for room in STAGES if (ROOT / room / "commands.py").is_file()]
+    slow = ("torch._dynamo", "torchvision", "triton", "scipy.stats", "matplotlib", "batchgenerators", "monai", "sam2",
+            "highdicom", "pandas", "ray")  # fmt: skip
+    code = (
+        "import importlib, sys\n"
+        f"for room in {rooms}: importlib.import_module(f'echoplan.{{room}}.commands')\n"
+        f"print(*(name for name in {slow} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert len(rooms) == len(STAGES) and done.stdout.split() == []

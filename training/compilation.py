@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 
 class CompiledModel:
@@ -20,6 +19,9 @@ class CompiledModel:
     """
 
     def __init__(self, model: nn.Module, say: Callable[[str], None], *, backend: str | Callable[..., Any] = "inductor"):
+        from torch._dynamo.exc import TorchDynamoException  # takes two seconds, which only those pay who compile
+
+        self._failure = TorchDynamoException
         self._model = model
         self._say = say
         self._compiled: Callable[..., Any] | None = torch.compile(model, backend=backend)
@@ -30,7 +32,7 @@ class CompiledModel:
             return self._model(*inputs)
         try:
             return self._compiled(*inputs)
-        except TorchDynamoException as error:
+        except self._failure as error:
             self._compiled = None
             reason = str(error).strip().partition("\n")[0]
             self._say(f"warning: torch.compile failed ({reason}); training goes on without it")

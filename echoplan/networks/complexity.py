@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def count_parameters(network: nn.Module, *, trainable_only: bool = False) -> int:
@@ -25,6 +24,8 @@ def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -
         network: takes a clip ``(B, T, C, H, W)``; its mode and what learns are put back afterwards.
         clip_shape: that shape, for instance ``(1, 10, 1, 256, 256)``.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, half a second
+
     # PyTorch's counter knows every kernel of attention but the processor's.
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
     clip = torch.zeros(clip_shape, device=next(network.parameters()).device)
@@ -44,4 +45,6 @@ def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -
 
 
 def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    from torch.utils.flop_counter import sdpa_flop_count
+
     return sdpa_flop_count(query, key, value)

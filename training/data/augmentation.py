@@ -11,17 +11,9 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from batchgenerators.transforms.abstract_transforms import AbstractTransform, Compose
-from batchgenerators.transforms.color_transforms import (
-    BrightnessMultiplicativeTransform,
-    ContrastAugmentationTransform,
-    GammaTransform,
-)
-from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
-from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
 from echoplan.errors import EchoPlanError
 
@@ -44,6 +36,9 @@ from .ultrasound import (
     Transform,
     move_clip,
 )
+
+if TYPE_CHECKING:
+    from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
 GENERIC = ("strong", "moderate", "light", "none")
 # In the order in which an examination comes about: time, probe and scanner's geometry, tissue, clutter, gain.
@@ -108,6 +103,8 @@ class Augmentation:
         intensity: Sequence[AbstractTransform] = (),
         ultrasound: Sequence[Transform] = (),
     ) -> None:
+        from batchgenerators.transforms.abstract_transforms import Compose
+
         self.geometry = geometry
         self.intensity = Compose(list(intensity)) if intensity else None
         self.ultrasound = tuple(ultrasound)
@@ -235,6 +232,15 @@ _GEOMETRY = {
 
 def _intensity(generic: str) -> list[AbstractTransform]:
     """A generic recipe's transforms of normalised intensities."""
+    # Half a second, which prediction, that knows trainers but augments nothing, need not wait for.
+    from batchgenerators.transforms.color_transforms import (
+        BrightnessMultiplicativeTransform,
+        ContrastAugmentationTransform,
+        GammaTransform,
+    )
+    from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+    from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
+
     if generic == "light":
         return [
             BrightnessMultiplicativeTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
