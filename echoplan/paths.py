@@ -76,6 +76,46 @@ class Folders:
     def _home(self, root: Path, name: str) -> str:
         return self.joint_name(name) if is_joint(name) and not _matches(root, name) else name
 
+    def home_of_installed(self, folder: str, *, name: str | None = None) -> Path:
+        """The results folder for models that were trained elsewhere; it may be there already.
+
+        A dataset of the same name here, in any of the three folders and whatever its id, has them in its folder. Else
+        they keep their folder's name, with the next free id where another dataset here has theirs.
+
+        Args:
+            folder: what it was called there: Dataset001_CAMUS, or a joint's name.
+            name: what the dataset, or its folder, is to be called here; None: as there.
+
+        Raises:
+            EchoPlanError: the name has odd characters, or several datasets here have it.
+        """
+        wanted = folder if name is None else name
+        match = _DATASET_FOLDER.fullmatch(wanted)
+        own = match[2] if match else wanted
+        if name is not None:
+            _check_dataset_name(own)
+        elif match is None:  # a joint
+            return self.results / folder
+        known = {
+            path.name: (number, called)
+            for root in (self.results, self.preprocessed, self.raw)
+            for path, number, called in _datasets(root)
+        }
+        same = [path for path, (_, called) in known.items() if called == own]
+        if wanted in same or (match and name is not None):
+            return self.results / wanted
+        if len(same) > 1:
+            raise EchoPlanError(
+                f"several datasets here are called {own}: {', '.join(same)}",
+                file=self.results,
+                remedy="give the whole name of a folder with -d",
+            )
+        if same:
+            return self.results / same[0]
+        there = _DATASET_FOLDER.fullmatch(folder)
+        number, taken = int(there[1]) if there else 1, {number for number, _ in known.values()}
+        return self.results / f"Dataset{max(taken) + 1 if number in taken else number:03d}_{own}"
+
     def new_dataset_folder(self, name: str, *, dataset_id: int | None = None) -> Path:
         """The raw folder a new dataset should get: Dataset<id>_<name>, the next free id where none is given.
 
@@ -88,10 +128,7 @@ class Folders:
             )
         if dataset_id is not None and dataset_id < 0:
             raise EchoPlanError(f"{dataset_id} cannot be a dataset's id", remedy="use 0, 1, 2, ...")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.isdecimal():
-            raise EchoPlanError(
-                f"{name!r} cannot name a dataset", remedy="use letters, digits, '-', '_', not digits alone"
-            )
+        _check_dataset_name(name)
         taken = {number: path for path, number, _ in _datasets(self.raw)}
         for path, number, known in _datasets(self.raw):
             if known == name and dataset_id in (None, number):
@@ -112,6 +149,11 @@ def dataset_name(folder: Path) -> str:
     """`CAMUS` of `.../Dataset001_CAMUS`; the folder's own name where it is no dataset folder."""
     match = _DATASET_FOLDER.fullmatch(folder.name)
     return match[2] if match else folder.name
+
+
+def _check_dataset_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.isdecimal():
+        raise EchoPlanError(f"{name!r} cannot name a dataset", remedy="use letters, digits, '-', '_', not digits alone")
 
 
 def is_joint(name: str) -> bool:

@@ -78,16 +78,19 @@ class Calibration:
     groups: tuple[Group, ...]
     limits: Mapping[str, Limit]
 
-    def write(self, path: Path) -> None:
-        """Write calibration.json."""
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        """As calibration.json holds it."""
+        return {
             "errors": _ERRORS,
             "models": list(self.models),
             "postprocessing": list(self.postprocessing),
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
             "groups": [asdict(group) | {"patients": len(group.folds)} for group in self.groups],
         }
-        write_json(path, content)
+
+    def write(self, path: Path) -> None:
+        """Write calibration.json."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def read(cls, path: str | Path) -> Calibration:

@@ -15,6 +15,7 @@ from ..training.model_folder import ModelFolder
 from .postprocessing import check_steps
 
 BEST_CONFIGURATION_FILE = "best_configuration.json"
+BY_EXPORT = "export"  # its "chosen_by", where no cross-validation chose but who exported the models together
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class ModelChoice:
         postprocessing: the steps; None: each model's own.
         reason: why these, in words.
         calibration: the calibration.json of the whole; None: a single model's own.
+        best: the best_configuration.json that says so; None where no such file had a part in it.
     """
 
     members: tuple[tuple[Path, tuple[int, ...] | None], ...]
     postprocessing: tuple[dict[str, Any], ...] | None
     reason: str
     calibration: Path | None = None
+    best: Path | None = None
 
 
 def choose_models(
@@ -125,9 +128,11 @@ def _best(file: Path, folds: tuple[int, ...] | None) -> ModelChoice:
         raise EchoPlanError(
             f"this is no best configuration: {error!r}", file=file, remedy="run echoplan_find_best_configuration again"
         ) from error
-    reason = f"the best configuration that cross-validation found, {content.get('name', '')}"
+    exported = content.get("chosen_by") == BY_EXPORT
+    found = "the ensemble that was exported" if exported else "the best configuration that cross-validation found"
     calibration = content.get("calibration")
-    return ModelChoice(members, steps, reason, None if calibration is None else file.parent / calibration)
+    calibration = None if calibration is None else file.parent / calibration
+    return ModelChoice(members, steps, f"{found}, {content.get('name', '')}", calibration, file)
 
 
 def _lines(dataset: str, models: Sequence[Path]) -> str:

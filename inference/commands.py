@@ -19,6 +19,7 @@ from ..evaluation.quality import CHECK
 from .best_configuration import BestConfiguration, find_best_configuration
 from .choice import choose_models
 from .dicom_output import DICOM_FOLDER, require_highdicom
+from .fold_options import add_folds
 from .folders import ensemble_folders, postprocess_folder
 from .postprocessing import read_postprocessing
 from .predictor import EchoPredictor
@@ -142,8 +143,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("-tr", dest="trainer", metavar="TRAINER", help="which trainer's model")
     made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
     made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
-    made.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds,
-                      help="folds to average, or all (every fold trained)")  # fmt: skip
+    add_folds(made, "-f", help="folds to average, or all (every fold trained)")
     made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
                       help="a model folder anywhere; several are an ensemble")  # fmt: skip
     made.add_argument("--like", metavar="DATASET", help="of a joint model: treat all clips as those of this dataset")
@@ -182,8 +182,7 @@ def find_best_configuration_command(arguments: Sequence[str]) -> int:
     )
     made.add_argument("dataset", metavar="DATASET", help="name, id or folder name")
     made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="only these trainers")
-    made.add_argument("-f", "--folds", dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds,
-                      help="only these folds, where not all are trained")  # fmt: skip
+    add_folds(made, "-f", "--folds", help="only these folds, where not all are trained")
     made.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
     add_processes(made)
     options = made.parse_args(arguments)
@@ -252,25 +251,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, ...")
     return int(text)
-
-
-def _fold(text: str) -> int | str:
-    if text == "all":
-        return text
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a fold: give numbers from 0, or all")
-    return int(text)
-
-
-class _Folds(argparse.Action):
-    """Numbers as a tuple; "all" as None."""
-
-    def __call__(
-        self, to: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        if "all" in values and len(values) > 1:
-            to.error(f"{option}: give numbers or all, not both")
-        setattr(namespace, self.dest, None if "all" in values else tuple(sorted(set(values))))
 
 
 def _table(scores: Sequence[Mapping[str, Any]]) -> str:

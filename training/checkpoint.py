@@ -23,21 +23,32 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         EchoPlanError: the disk is full; the checkpoint that was there stays.
     """
-    packed = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, packed)
+    packed = pack_checkpoint(content)
     with atomic_path(path) as temporary:
         # Written by Python: on a full disk torch's own writer fails with one of several RuntimeErrors.
-        temporary.write_bytes(packed.getbuffer())
+        temporary.write_bytes(packed)
 
 
-def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+def pack_checkpoint(content: Mapping[str, Any]) -> memoryview:
+    """A checkpoint as its file holds it."""
+    packed = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, packed)
+    return packed.getbuffer()
+
+
+def load_checkpoint(path: Path, *, device: torch.device | str = "cpu", mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        mapped: whether the tensors stay in the file, on the CPU, until they are looked at.
 
     Raises:
         EchoPlanError: the file is missing, damaged, holds more than tensors and plain types, or is of a newer format.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise EchoPlanError("the checkpoint is missing", file=path, remedy="train first, or resume with --c") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,6 +75,20 @@ class ModelFolder:
         finished = self.path.glob("fold_*/checkpoint_final.pth")
         return tuple(sorted(int(file.parent.name.removeprefix("fold_")) for file in finished))
 
+    def trainer_source(self, state: Mapping[str, Any]) -> str:
+        """How `find_trainer` finds the class that a checkpoint was trained by.
+
+        Args:
+            state: the checkpoint; where it names a file without a folder, one of that name in the model folder counts
+                before one in the working directory: an installed model brings its trainer along.
+        """
+        source: str = state["trainer_source"]
+        file, _, class_name = source.rpartition(":")
+        beside = self.path / file
+        if file.endswith(".py") and Path(file).name == file and beside.is_file():
+            return f"{beside}:{class_name}"
+        return source
+
     def load_network(self, fold: int, *, device: torch.device | str = "cpu", checkpoint: str = "final") -> nn.Module:
         """One fold's network in evaluation mode.
 
@@ -86,7 +102,7 @@ class ModelFolder:
         """
         file = self.path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
         state = load_checkpoint(file)
-        trainer = find_trainer(state["trainer_source"])
+        trainer = find_trainer(self.trainer_source(state))
         network = trainer.build_network(size=tuple(state["size"]), classes=state["classes"], settings=state["settings"])
         try:
             network.load_state_dict(state["network"])

@@ -19,6 +19,7 @@ from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing import ClipStore, Geometry, normalise, preprocess_clip, sector_statistics
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
 from echoplan.training.recipe import Recipe
+from echoplan.training.trainers import find_trainer
 
 TRAINER_FILE = """
 import torch
@@ -204,3 +205,50 @@ def clips(tmp_path: Path) -> Path:
     (folder / "p4_A4C.nii.gz").write_bytes(b"\x1f\x8bthis is no NIfTI file")
     (folder / "notes.txt").write_text("not a clip")
     return folder
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Folders]:
+    """`at(root)` makes a folder the root of all commands, which tmp_path is at first."""
+
+    def go(root: Path) -> Folders:
+        for name in ("raw", "preprocessed", "results"):
+            monkeypatch.delenv(f"echoplan_{name}", raising=False)
+        monkeypatch.setenv("ECHOPLAN_ROOT", str(root))
+        return Folders.from_environment()
+
+    go(tmp_path)
+    return go
+
+
+@pytest.fixture
+def save_unet() -> Callable[..., None]:
+    """`save_unet(file, seed=0, ...)` writes a checkpoint of a tiny UNetTrainer, with whatever else it should hold."""
+
+    def save(file: Path, *, seed: int = 0, **more: object) -> None:
+        torch.manual_seed(seed)
+        trainer, tiny = find_trainer("UNetTrainer"), {"base_features": 4}
+        state = {
+            "version": "0.1.0", "trainer": "UNetTrainer", "trainer_source": "UNetTrainer", "size": [64, 64],
+            "classes": 1, "epochs": 2, "seed": 0, "dataset": "Phantom",
+            "settings": plain_settings(trainer.recipe_class().to_dict() | tiny),
+            "started_from": {"kind": "random weights", "file": None},
+            "network": trainer.build_network(size=(64, 64), classes=1, settings=tiny).state_dict(),
+        }  # fmt: skip
+        save_checkpoint(file, state | more)
+
+    return save
+
+
+@pytest.fixture
+def unet(folders: Folders, make_model: Callable[..., Path], save_unet: Callable[..., None]) -> Callable[..., Path]:
+    """Like `make_model`, of one of the project's own trainers, with the best checkpoints too."""
+
+    def make(results: Path | None = None, *, folds: Sequence[int] = (0, 1), **more: object) -> Path:
+        model = make_model(results or folders.results, trainer="UNetTrainer", folds=folds, **more)
+        for fold in folds:
+            for number, name in enumerate(("final", "best")):
+                save_unet(model / f"fold_{fold}" / f"checkpoint_{name}.pth", seed=fold + 10 * number)
+        return model
+
+    return make

@@ -47,6 +47,17 @@ def trainer_registry() -> dict[str, type[EchoTrainer]]:
     return found
 
 
+def offering_package(name: str) -> str | None:
+    """The package that offers the trainer of that name: "echoplan", or an installed one, which is not imported.
+
+    None where there is no such trainer.
+    """
+    if name in {trainer.__name__ for trainer in _OWN}:
+        return "echoplan"
+    points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    return (points[0].dist.name if points[0].dist else points[0].module.split(".")[0]) if points else None
+
+
 def find_trainer(name: str) -> type[EchoTrainer]:
     """The trainer class for what `-tr` was given: a name, or `path/to/file.py:Class`.
 
