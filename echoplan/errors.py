@@ -27,9 +27,9 @@ class EchoPlanError(Exception):
         remedy: str | None = None,
         fatal: bool = False,
     ) -> None:
-        self.problem = problem.rstrip(".")
+        self.problem = _without_stop(problem)
         self.file = None if file is None else str(file)
-        self.remedy = None if remedy is None else remedy.rstrip(".")
+        self.remedy = None if remedy is None else _without_stop(remedy)
         self.fatal = fatal
         super().__init__(str(self))
 
@@ -41,7 +41,7 @@ class EchoPlanError(Exception):
         if not self.remedy:
             return ""
         # A period behind a command on a line of its own would be copied along with it.
-        end = "" if self.remedy.endswith("?") or "\n" in self.remedy else "."
+        end = "" if self.remedy.endswith(("?", "...")) or "\n" in self.remedy else "."
         return f" What to do: {self.remedy}{end}"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -51,6 +51,10 @@ class EchoPlanError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM came. Like KeyboardInterrupt it passes by what catches errors, up to the command."""
+
+
+def _without_stop(sentence: str) -> str:
+    return sentence if sentence.endswith("...") else sentence.rstrip(".")
 
 
 def _rebuild(problem: str, file: str | None, remedy: str | None, fatal: bool) -> EchoPlanError:

@@ -64,15 +64,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
-def sweep_partial_files(folder: str | os.PathLike[str]) -> int:
-    """Remove what processes of this machine that live no more had begun to write, in `folder` and below; how many.
+def sweep_partial_files(folder: str | os.PathLike[str], *, below: bool = True) -> int:
+    """Remove what processes of this machine that live no more had begun to write or to remove; how many.
 
     `atomic_path` removes its temporary file itself, unless its process is killed on the spot. Files of other machines,
     which may write to the same disk just now, are left alone.
+
+    Args:
+        folder: where to look.
+        below: whether to look in its folders too; not where others may remove those just now.
     """
     swept = 0
     mine = f"{_PARTIAL}{_machine()}-"
-    for file in list(Path(folder).rglob(f"{mine}*")):
+    for file in list(Path(folder).glob(f"{'**/' if below else ''}{mine}*")):
         process = file.name.removeprefix(mine).partition("-")[0]
         if process.isdigit() and not _lives(int(process)):
             with suppress(FileNotFoundError):  # somebody else sweeps, too

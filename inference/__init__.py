@@ -4,7 +4,8 @@ from .best_configuration import BestConfiguration, find_best_configuration
 from .choice import ModelChoice, choose_models
 from .inputs import InputClip, find_inputs
 from .postprocessing import apply_postprocessing, determine_postprocessing
-from .predictor import EchoPredictor, Prediction
+from .prediction import Prediction
+from .predictor import EchoPredictor
 from .run import PredictionRun, predict_folder
 
 __all__ = [

@@ -77,12 +77,14 @@ class ClipEvidence:
         average: the opinion of all networks together.
         by_fold: fold -> its networks' opinion.
         edge_share: share of the cavity's outline on the edge of the image sector.
+        origin: which model made it of which clip, as `one_clip.origin` has it.
     """
 
     spacing: tuple[float, float]
     average: Opinion | None = None
     by_fold: dict[int, Opinion] = field(default_factory=dict)
     edge_share: float | None = None
+    origin: str = ""
 
     def write(self, path: Path) -> None:
         """Write as compressed .npz, atomically."""
@@ -96,6 +98,7 @@ class ClipEvidence:
                 masks=np.concatenate(stacked),
                 spacing=np.array(self.spacing, dtype=np.float64),
                 edge_share=np.array(np.nan if self.edge_share is None else self.edge_share),
+                origin=np.array(self.origin),
             )
 
     @classmethod
@@ -115,11 +118,22 @@ class ClipEvidence:
                 }
                 row, column = content["spacing"].tolist()
                 edge = float(content["edge_share"])
+                origin = str(content["origin"])
         except FileNotFoundError as error:
             raise EchoPlanError("what the folds found is missing", file=path, remedy="predict again") from error
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise EchoPlanError(f"this file is damaged: {error}", file=path, remedy="predict again") from error
-        return cls((row, column), opinions.pop(_AVERAGE, None), opinions, None if np.isnan(edge) else edge)
+        average = opinions.pop(_AVERAGE, None)
+        return cls((row, column), average, opinions, None if np.isnan(edge) else edge, origin)
+
+    @staticmethod
+    def read_origin(path: Path) -> str:
+        """The `origin` alone, quickly; empty where the file is missing or damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return str(content["origin"])
+        except (FileNotFoundError, KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+            return ""
 
 
 def make_opinion(

@@ -17,6 +17,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo, ending, probe_clip, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
 
+from .provenance import files_as_they_are
+
 logger = logging.getLogger(__name__)
 
 _SMALLEST_SIDE = 16  # pixels; anything smaller is not an image but axes in another order
@@ -83,6 +85,15 @@ class InputClip:
         if min(clip.frame_shape) < _SMALLEST_SIDE:
             raise EchoPlanError(f"frames of {clip.frame_shape} pixels are too small to be ultrasound", file=self.path)
         return clip
+
+    def content(self) -> dict[str, Any]:
+        """What its result depends on: the file as it is now, and what cases.csv knows better.
+
+        Raises:
+            EchoPlanError: the clip is gone.
+        """
+        known = ("ed_frame", "es_frame", "frame_time_ms", "spacing_row_mm", "spacing_col_mm")
+        return {"files": files_as_they_are(self.path), **{name: getattr(self.about, name) for name in known}}
 
     def probe(self) -> ClipInfo:
         """Shape, spacing and frame time, without decoding."""

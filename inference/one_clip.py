@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 
 from echoplan.errors import EchoPlanError
+from echoplan.files import sweep_partial_files
 from echoplan.imageio import Clip, write_mask
 
+from ..evaluation.overlays import OVERLAY_FOLDER
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from .evidence import FOLDER as EVIDENCE_FOLDER
 from .evidence import ClipEvidence, edge_share
 from .inputs import InputClip
 from .predictor import EchoPredictor
+from .provenance import digest
 
 
 def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
@@ -22,10 +25,23 @@ def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
     return out / f"{case}{ending}"
 
 
-def has_result(out: Path, case: str, *, keep_probabilities: bool) -> bool:
-    """Whether everything asked for is there."""
+def sweep_results(out: Path) -> None:
+    """Remove what killed processes left half-written where results lie; no deeper, `out` may be anybody's folder."""
+    for folder in (out, out / EVIDENCE_FOLDER, out / OVERLAY_FOLDER):
+        sweep_partial_files(folder, below=False)
+
+
+def origin(item: InputClip, predictor: EchoPredictor) -> str:
+    """Which model makes a clip's result, and of what: another where either has changed."""
+    return f"{predictor.identity} {digest(item.content())}"
+
+
+def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_probabilities: bool) -> bool:
+    """Whether everything asked for is there, made by this model of this very clip."""
     endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
-    return all(result_path(out, case, ending).is_file() for ending in endings)
+    if not all(result_path(out, item.case, ending).is_file() for ending in endings):
+        return False
+    return ClipEvidence.read_origin(result_path(out / EVIDENCE_FOLDER, item.case, ".npz")) == origin(item, predictor)
 
 
 def segment_input(item: InputClip, clip: Clip, predictor: EchoPredictor) -> tuple[ClipProbabilities, ClipEvidence]:
@@ -54,9 +70,14 @@ def write_result(
     *,
     keep_probabilities: bool,
 ) -> None:
-    """Write the evidence, the probabilities if asked for, and at last the mask: it says that the clip is finished."""
+    """Write the evidence, the probabilities if asked for, and at last the mask: it says that the clip is finished.
+
+    An older mask goes first, or a process killed in between would leave it beside evidence of another model.
+    """
     mask = predictor.label(clip, probabilities)
     evidence.edge_share = edge_share(clip.frames, mask == predictor.target)
+    evidence.origin = origin(item, predictor)
+    result_path(out, item.case).unlink(missing_ok=True)
     evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))
     if keep_probabilities:
         save_probabilities(result_path(out, item.case, ".npz"), probabilities)

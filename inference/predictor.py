@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,45 +32,12 @@ from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opin
 from .inputs import clip_from_array
 from .likeness import check_like, plan_for_clip
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
+from .prediction import Prediction
+from .provenance import deciding, digest, digest_of_weights
 from .trust import TrustSettings, assess_patient
 
 POSTPROCESSING_FILE = "postprocessing.json"
 _PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a predictor finds in one clip.
-
-    Attributes:
-        mask: (T, H, W) uint8 labels on the clip's own grid, after postprocessing.
-        probabilities: (T, H, W) float32, of the target structure, before postprocessing.
-        area_mm2: (T,) area of the target in the mask; None where the spacing is unknown.
-        ed_frame, es_frame: end-diastole and end-systole, found on the area curve; None where there is no cavity.
-        ef_percent: single-plane ejection fraction; None where it cannot be measured.
-        note: why something is missing or doubtful; empty if nothing is.
-        ef_low_percent, ef_high_percent: the reference EF lies between; None where there is no interval.
-        interval_coverage_percent: how often it does, in percent; None where there is no interval.
-        interval_note: why there is no interval; empty if there is one.
-        ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
-        quality: "good" or "check"; "" where it was not asked for.
-        quality_reasons: why to check, in words.
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray
-    area_mm2: np.ndarray | None
-    ed_frame: int | None
-    es_frame: int | None
-    ef_percent: float | None
-    note: str = ""
-    ef_low_percent: float | None = None
-    ef_high_percent: float | None = None
-    interval_coverage_percent: float | None = None
-    interval_note: str = ""
-    ef_fold_sd_percent: float | None = None
-    quality: str = ""
-    quality_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +217,24 @@ class EchoPredictor:
     def name(self) -> str:
         """The members' folder names."""
         return " + ".join(member.model.path.name for member in self.members)
+
+    @cached_property
+    def identity(self) -> str:
+        """A short name for all that a mask depends on beside its clip: weights, plans, settings.
+
+        It is the same wherever the model lies and on whatever device it runs.
+        """
+        members = [
+            {
+                "trainer": member.model.trainer,
+                "plan": deciding(member.model.plan),
+                "weights": [digest_of_weights(network) for network in member.networks],
+            }
+            for member in self.members
+        ]
+        names = ("labels", "target", "postprocessing", "like", "mirroring", "autocast")
+        about = self.to_dict()
+        return digest({"members": members, **{name: about[name] for name in names}})
 
     def predict(
         self,

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,13 +22,13 @@ from typing import Any
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import naming_full_disk, sweep_partial_files
+from echoplan.files import naming_full_disk, partial_prefix
 from echoplan.ray_cluster import Cluster, connected, in_words, saying_when_stuck
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, noting_sigterm, shared_disk
 from echoplan.work import CaseResults, progress
 
 from .inputs import InputClip
-from .one_clip import result_path, segment_input, write_result
+from .one_clip import result_path, segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _CLIPS_AT_ONCE = 3  # in an actor: one is decoded, one is in the network, one is written
 _MOST_CLIPS_A_TASK = 16
 _TASKS_AN_ACTOR = 16  # at least, so that no actor is left with much to do when the others have ended
-_ATTEMPTS_FOLDER = ".attempts"
+_NONE = -1
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ClipActor:
         self._problem = ""
         try:
             job.disk.check()
-            sweep_partial_files(job.out)  # of actors on this node that died
+            sweep_results(job.out)  # of actors on this node that died
             torch.set_num_threads(job.threads)
             self._predictor = EchoPredictor.from_model_folders(**job.models, device=job.device)
         except EchoPlanError as error:  # told with the first clip: what Ray makes of it here is hard to read
@@ -129,7 +130,7 @@ class ClipActor:
     def _until_it_ends(self, item: InputClip, replaces: int) -> str:
         """Predict the clip, in up to `ATTEMPTS` attempts of all actors together; the reason if none did it."""
         attempts, reason = self._job.attempts, ""
-        while _stamp(self._job.out, item.case) == replaces:  # else an actor that died had just finished it
+        while _stamp(self._job.out, item.case) in (replaces, _NONE):  # else an actor that died had just finished it
             nodes = attempts.nodes(item.case)
             if len(nodes) >= ATTEMPTS:
                 return reason or _given_up(nodes)
@@ -297,9 +298,9 @@ def _in_order(todo: Sequence[InputClip], failures: Mapping[str, str]) -> CaseRes
 
 @contextmanager
 def _attempts(out: Path) -> Iterator[Attempts]:
-    """The counts of this run; those of an earlier one, which was killed, are gone."""
-    attempts = Attempts(out / _ATTEMPTS_FOLDER)
-    shutil.rmtree(attempts.folder, ignore_errors=True)
+    """The counts of this run; those of an earlier one, which was killed, are swept with what else it left."""
+    # A folder of this run's own: other parts of the same work may be predicted into `out` at the same time.
+    attempts = Attempts(out / f"{partial_prefix()}attempts-{uuid.uuid4().hex}")
     with naming_full_disk(out):
         attempts.folder.mkdir(parents=True)
     try:
@@ -309,11 +310,11 @@ def _attempts(out: Path) -> Iterator[Attempts]:
 
 
 def _stamp(out: Path, case: str) -> int:
-    """Which result a clip has: when it was written, in ns; -1 where it has none."""
+    """Which result a clip has: when it was written, in ns; `_NONE` where it has none."""
     try:
         return result_path(out, case).stat().st_mtime_ns
     except FileNotFoundError:
-        return -1
+        return _NONE
 
 
 def _given_up(nodes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,15 +15,17 @@ import torch
 
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
-from echoplan.files import sweep_partial_files, write_json
+from echoplan.files import write_json
 from echoplan.imageio import Clip
 from echoplan.work import CaseResults, run_cases
 
 from .dicom_output import DICOM_FOLDER, require_highdicom, write_dicom
 from .inputs import InputClip, find_inputs
-from .one_clip import has_result, result_path, segment_input, write_result
+from .one_clip import has_result, result_path, segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 from .reporting import write_reports
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE = "prediction_args.json"
 
@@ -128,7 +131,7 @@ def predict_folder(
         require_highdicom()
     source, out, engine = Path(source), Path(out), engine or _Here(predictor)
     inputs = _inputs_beside(source, out)
-    run = _predict_unfinished(inputs, source, out, engine, overwrite, continue_prediction, keep_probabilities)
+    run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
     masks = run.masks(out, inputs)
     run.rows = write_reports(
         out,
@@ -176,27 +179,33 @@ def predict_part(
     """
     source, out, engine = Path(source), Path(out), engine or _Here(predictor)
     inputs = part.of(_inputs_beside(source, out))
-    run = _predict_unfinished(inputs, source, out, engine, overwrite, continue_prediction, keep_probabilities)
+    run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
     _write_record(out / part.arguments_file, predictor, inputs, run, details or {})
     return run
 
 
-def _predict_unfinished(
+def _predict_rest(
     inputs: Sequence[InputClip],
     source: Path,
     out: Path,
+    predictor: EchoPredictor,
     engine: Engine,
     overwrite: bool,
     continue_prediction: bool,
     keep_probabilities: bool,
 ) -> PredictionRun:
-    """Predict what has no result yet, or everything."""
-    sweep_partial_files(out)
+    """Predict what has no result yet, or one of another model or of a clip that has changed since; or everything."""
+    sweep_results(out)
     if not (overwrite or continue_prediction):
         _check_no_results(inputs, out)
     todo = [
-        item for item in inputs if overwrite or not has_result(out, item.case, keep_probabilities=keep_probabilities)
+        item
+        for item in inputs
+        if overwrite or not has_result(out, item, predictor, keep_probabilities=keep_probabilities)
     ]
+    stale = sum(result_path(out, item.case).is_file() for item in todo)
+    if stale and not overwrite:
+        logger.warning("%d results are of another model, or their clips have changed: predicted again", stale)
     waiting = {item.case for item in todo}
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
     kept = [item.case for item in inputs if item.case not in waiting]
@@ -304,6 +313,9 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
     """The clips in `source`, once it is clear that results in `out` do not harm them."""
     if out.resolve() == source.resolve():
         raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
+    blocking = next((path for path in (out, *out.parents) if path.exists()), out)
+    if blocking.exists() and not blocking.is_dir():
+        raise EchoPlanError("a file lies where the results should go", file=blocking, remedy="give another -o")
     inputs = find_inputs(source, leave_out=out)
     targets = {result_path(out, item.case).resolve() for item in inputs}
     clash = [item.path for item in inputs if item.path.resolve() in targets]

@@ -13,6 +13,7 @@ from echoplan.errors import EchoPlanError
     ("remedy", "end"),
     [
         ("mend it", "What to do: mend it."),
+        ("give the folder that holds patient0001, ...", "What to do: give the folder that holds patient0001, ..."),
         ("did you mean epochs?", "What to do: did you mean epochs?"),
         ("type one of:\n  echoplan_train A 0\n  echoplan_train B 0", "\n  echoplan_train B 0"),  # may be copied whole
     ],

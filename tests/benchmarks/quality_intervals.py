@@ -46,7 +46,7 @@ def main() -> None:
     for fold in range(5):
         if not list(results.glob(f"{options.trainer}__*/fold_{fold}/validation/summary.json")):
             _run(root, "echoplan_train", NAME, fold, "-tr", options.trainer, "--epochs", options.epochs, *settings,
-                 "-np", 0)  # fmt: skip
+                 "-np", 0, "--c")  # fmt: skip
     if options.again or not (results / "best_configuration.json").is_file():
         _run(root, "echoplan_find_best_configuration", NAME, *processes)
     both, one = root / "predictions", root / "predictions_a4c"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 from echoplan import ray_cluster
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import write_clip
-from echoplan.inference import EchoPredictor, find_inputs, predict_folder
+from echoplan.inference import EchoPredictor, find_inputs, predict_folder, ray_engine
 from echoplan.inference.ray_engine import Attempts, ClipActor, Job, RayEngine
 from echoplan.ray_cluster import Cluster, connected
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk
@@ -33,6 +34,8 @@ from .conftest import make_heart
 ROOT = Path(__file__).parents[2]
 PATIENCE = 200  # seconds; for machines that do much else
 IN_FLIGHT = 3  # clips of one actor
+MANY = 200
+MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'echoplan[ray]'")
 
 FALLS, RAISES = 251, 252
@@ -56,7 +59,7 @@ class Marked(Bright):
         mark, number = (int(round(float(clip[0, 0, 0, 0, column]) * 255)) for column in (0, 1))
         with open(Path(__file__).with_name("seen"), "a") as seen:
             seen.write(f"{mark}-{number}\\n")
-        time.sleep(0.1)
+        time.sleep(0.03)
         if mark == FALLS:
             os.kill(os.getpid(), 9)
         if mark == RAISES:
@@ -102,13 +105,12 @@ def seen(tmp_path: Path) -> Counter[str]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Everything but the record of the command's own words, and the page, which shows the minute it was made.
+    """Everything but the record of the command's own words, and of pages the minute they were made in.
 
     Hidden are the halves of files that processes were killed over; nobody reads them.
     """
-    other = ("prediction_args.json", "report.html")
-    files = (file for file in out.rglob("[!.]*") if file.is_file() and file.name not in other)
-    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+    files = (file for file in out.rglob("[!.]*") if file.is_file() and file.name != "prediction_args.json")
+    return {str(file.relative_to(out)): MINUTE.sub(b"", file.read_bytes()) for file in files}
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -203,6 +205,16 @@ def test_clips_are_decoded_while_the_network_works_but_a_suspect_is_alone(
     assert seen(tmp_path) == {f"0-{number}": 1 for number in range(6)}
 
 
+def test_two_commands_that_write_to_one_folder_count_apart(tmp_path):
+    """As parts of one work do."""
+    with ray_engine._attempts(tmp_path) as first:
+        with ray_engine._attempts(tmp_path) as second:
+            first.begin("00")
+            assert len(first.nodes("00")) == 1 and second.nodes("00") == []
+        assert len(first.nodes("00")) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -291,24 +303,24 @@ def test_results_are_those_of_the_plain_run_past_a_clip_that_kills_its_worker(tm
 
 @needs_ray
 def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nodes, folders, model, make_clips):
-    source, out = make_clips(40), tmp_path / "out"
+    source, out = make_clips(MANY), tmp_path / "out"
     words = ["-i", source, "-o", out, "-m", model, "--device", "cpu", "-np", 0, "--engine", "ray"]
     command = [Path(sys.executable).parent / "echoplan_predict", *words, "--address", nodes.address]
     said = tmp_path / "said"
     with open(said, "w") as stream:
         process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream)
     try:
-        wait_until(lambda: process.poll() is not None or len(list(out.glob("*.nii.gz"))) > 4)
+        wait_until(lambda: process.poll() is not None or len(list(out.glob("*.nii.gz"))) > MANY // 10)
         assert process.poll() is None, said.read_text()
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
     wait_until(nodes_are_free)
     kept = {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}
-    assert 4 < len(kept) < 36
+    assert MANY // 10 < len(kept) < MANY * 3 // 4
 
     def kill_a_node() -> None:
-        wait_until(lambda: len(list(out.glob("*.nii.gz"))) > len(kept) + 6)
+        wait_until(lambda: len(list(out.glob("*.nii.gz"))) > len(kept) + MANY // 10)
         nodes.remove_node(nodes.worker, allow_graceful=False)
 
     killer = threading.Thread(target=kill_a_node)
@@ -316,10 +328,10 @@ def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nod
     engine = RayEngine(models(model), device="cpu")
     run = predict_folder(source, out, plainly(model), continue_prediction=True, engine=engine)
     killer.join(PATIENCE)
-    assert run.failures == {} and len(run.kept) == len(kept) and len(run.predicted) == 40 - len(kept)
+    assert run.failures == {} and len(run.kept) == len(kept) and len(run.predicted) == MANY - len(kept)
     assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}.items()
     twice = seen(tmp_path)
-    assert sum(twice.values()) - 40 <= 2 * IN_FLIGHT + IN_FLIGHT  # both actors of the command, and that of the node
+    assert sum(twice.values()) - MANY <= 2 * IN_FLIGHT + IN_FLIGHT  # both actors of the command, and that of the node
     predict_folder(source, tmp_path / "plain", plainly(model))
     assert results(out) == results(tmp_path / "plain")
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import probe_clip, read_clip, read_mask
-from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
+from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
+from echoplan.inference import EchoPredictor, InputClip, PredictionRun, one_clip, predict_folder
 from echoplan.inference.run import Part, predict_part, prediction_record
 from echoplan.preprocessing.probabilities import load_probabilities
+
+from .conftest import make_heart
 
 
 @pytest.fixture
@@ -60,6 +64,58 @@ def test_finished_cases_are_kept_when_continuing(tmp_path, clips, predictor):
     assert rows_by_patient(out).keys() == {"p1", "p2", "p3_pictures", "p4"}
     run = predict_folder(clips, out, predictor, overwrite=True)
     assert len(run.predicted) == 4 and (out / "p1_A4C.nii.gz").stat().st_mtime_ns > before
+
+
+def test_results_of_another_model_are_not_kept(tmp_path, folders, clips, make_model, predictor, caplog):
+    out = tmp_path / "out"
+    predict_folder(clips, out, predictor)
+    model = make_model(folders.results, thresholds=(0.3, 0.5))
+    elsewhere = shutil.copytree(model, tmp_path / "copy" / model.name)
+    other = EchoPredictor.from_model_folder(model, device="cpu")
+    again = EchoPredictor.from_model_folder(elsewhere, device="cpu")
+    run = predict_folder(clips, out, other, continue_prediction=True)
+    assert len(run.predicted) == 4 and run.kept == []
+    assert "4 results are of another model" in caplog.text
+    assert len(predict_folder(clips, out, again, continue_prediction=True).kept) == 4  # the same weights, elsewhere
+    one_fold = EchoPredictor.from_model_folder(model, folds=[0], device="cpu")
+    bare = EchoPredictor.from_model_folder(model, device="cpu", postprocessing=["largest_component"])
+    mirrored = EchoPredictor.from_model_folder(model, device="cpu", mirroring=True)
+    assert len({each.identity for each in (predictor, other, one_fold, bare, mirrored)}) == 5
+
+
+def test_results_of_clips_that_changed_are_not_kept(tmp_path, clips, predictor, caplog):
+    out = tmp_path / "out"
+    predict_folder(clips, out, predictor)
+    write_clip(clips / "p1_A4C.nii.gz", make_heart(frames=9).clip)
+    (picture,) = (clips / "p3_pictures").glob("*3.png")
+    os.utime(picture, ns=(0, picture.stat().st_mtime_ns + 1))
+    run = predict_folder(clips, out, predictor, continue_prediction=True)
+    assert run.predicted == ["p1_A4C", "p3_pictures"] and "2 results are of another model, or their" in caplog.text
+    assert len(read_mask(out / "p1_A4C.nii.gz")) == 9
+    (clips / "cases.csv").write_text("case,patient,image,ed_frame,es_frame\np2_A4C,p2,p2_A4C.avi,1,5\n")
+    assert predict_folder(clips, out, predictor, continue_prediction=True).predicted == ["p2_A4C"]
+
+
+def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders, clips, make_model, predictor):
+    """A process that dies between the two files leaves a clip that is not finished."""
+    out = tmp_path / "out"
+    predict_folder(clips / "p1_A4C.nii.gz", out, predictor)
+    other = EchoPredictor.from_model_folder(make_model(folders.results, thresholds=(0.3, 0.5)), device="cpu")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one_clip, "write_mask", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict_folder(clips / "p1_A4C.nii.gz", out, other, overwrite=True)
+    run = predict_folder(clips / "p1_A4C.nii.gz", out, other, continue_prediction=True)
+    assert run.predicted == ["p1_A4C"]
+
+
+def test_a_file_where_results_should_go_is_named_at_once(tmp_path, clips, predictor):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below" / "it"):
+        with pytest.raises(EchoPlanError, match="a file lies where the results should go") as caught:
+            predict_folder(clips, out, predictor)
+        assert caught.value.file == str(file)
+    assert file.read_text() == "mine"
 
 
 def test_clips_are_never_overwritten(clips, predictor):
