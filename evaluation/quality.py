@@ -160,7 +160,7 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
         measured: `measure_case` of it.
         edge_share: share of the cavity's outline on the edge of the image sector, where the image was looked at.
     """
-    cavity = np.asarray(mask) != 0
+    cavity = np.asarray(mask).astype(bool, copy=False)
     pixels = np.count_nonzero(cavity, axis=(1, 2))
     frames = {frame for beat in measured.phases.beats for frame in beat} if measured.phases else set()
     stray = [1 - np.count_nonzero(largest_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]

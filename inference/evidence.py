@@ -191,18 +191,19 @@ def fold_sd(by_fold: Mapping[int, Mapping[str, float | None]], quantity: str = "
     return stdev(known) if len(known) > 1 else None
 
 
-def edge_share(frames: np.ndarray, cavity: np.ndarray) -> float | None:
+def edge_share(frames: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:
     """Share of the cavity's outline that lies on the edge of the image sector, in the frame where it is largest.
 
     The sector is the convex hull of what carries signal, the frame's own border counts as its edge too.
 
     Args:
         frames: (T, H, W), any grey level type.
-        cavity: (T, H, W) bool.
+        mask: (T, H, W) labels.
+        target: the cavity's.
     """
-    largest = int(np.argmax(np.count_nonzero(cavity, axis=(1, 2))))
-    step = max(1, round(max(cavity.shape[1:]) / _WORKING_SIDE))
-    shown = cavity[largest, ::step, ::step]
+    largest = max(range(len(mask)), key=lambda frame: np.count_nonzero(mask[frame] == target))
+    step = max(1, round(max(mask.shape[1:]) / _WORKING_SIDE))
+    shown = mask[largest, ::step, ::step] == target
     outline = shown & ~binary_erosion(shown)
     if not outline.any():
         return None

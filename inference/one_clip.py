@@ -75,7 +75,7 @@ def write_result(
     An older mask goes first, or a process killed in between would leave it beside evidence of another model.
     """
     mask = predictor.label(clip, probabilities)
-    evidence.edge_share = edge_share(clip.frames, mask == predictor.target)
+    evidence.edge_share = edge_share(clip.frames, mask, predictor.target)
     evidence.origin = origin(item, predictor)
     result_path(out, item.case).unlink(missing_ok=True)
     evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))

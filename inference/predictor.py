@@ -334,7 +334,7 @@ class EchoPredictor:
         if evidence is None:
             return prediction
         if evidence.edge_share is None:
-            evidence = replace(evidence, edge_share=edge_share(clip.frames, cavity))
+            evidence = replace(evidence, edge_share=edge_share(clip.frames, mask, target))
         (row,) = measure_patients([case], measurements=[found])
         trust = assess_patient(row, [case], [found], {case.case: evidence}, self.trust)
         return replace(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from echoplan.imageio import read_mask
 from echoplan.work import run_cases
 
@@ -157,7 +159,7 @@ def _measure_patient(
             case=item.case,
             patient=item.about.patient,
             view=item.about.view,
-            mask=mask == target,
+            mask=np.equal(mask, target, out=mask.view(bool)),  # in place: a long clip's mask is large
             spacing_mm=header.spacing_mm,
             frame_time_ms=header.frame_time_ms,
             ed_frame=item.about.ed_frame,

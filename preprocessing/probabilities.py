@@ -49,9 +49,12 @@ class ClipProbabilities:
 
     def labels(self) -> np.ndarray:
         """(T, H, W) uint8 labels on the native grid; the native probabilities are never all in memory."""
-        frames = np.arange(self.values.shape[1])
-        parts = [frames[first : first + _FRAMES_AT_ONCE] for first in range(0, len(frames), _FRAMES_AT_ONCE)]
-        return np.concatenate([labels_from_probabilities(self.native(part)) for part in parts])
+        count = self.values.shape[1]
+        labels = np.empty((count, *self.geometry.native_shape), dtype=np.uint8)
+        for first in range(0, count, _FRAMES_AT_ONCE):
+            part = np.arange(first, min(first + _FRAMES_AT_ONCE, count))
+            labels[part] = labels_from_probabilities(self.native(part))
+        return labels
 
     def of_class(self, index: int) -> np.ndarray:
         """(T, H, W) float32 probabilities of one class on the native grid."""

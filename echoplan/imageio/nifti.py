@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import math
 import os
 import struct
 import zlib
@@ -35,6 +36,8 @@ _GZIP = b"\x1f\x8b"
 _DATA_OFFSET = 352  # of the files written here: header, and no extension
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _RGB24, _RGBA32 = 128, 2304
+_DEFLATE_AT_BEST = 1032  # bytes out of one byte in
+_BYTES_AT_ONCE = 2**22
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}  # second, millisecond, microsecond
 
@@ -196,12 +199,9 @@ def _load(path: Path) -> tuple[_Header, np.ndarray]:
     """The header, and the values as (..., T, H, W, components) with the intensity scale applied."""
     with _open(path) as stream:
         header = _read_header(stream, path)
-        count = int(np.prod(header.shape, dtype=int)) * header.channels
-        content = _read(stream, header.offset, path)  # to the end, so that gzip's own checksum is checked
-    if len(content) < count * header.dtype.itemsize:
-        raise _truncated(path)
-    values = np.frombuffer(content, header.dtype, count)
-    values = values.astype(header.dtype.newbyteorder("="))  # a copy: the buffer cannot be written to
+        count = math.prod(header.shape) * header.channels
+        content = _read(stream, header.offset, count * header.dtype.itemsize, path)
+    values = content.view(header.dtype).astype(header.dtype.newbyteorder("="), copy=False)
     if header.channels > 1:
         values = values.reshape(*header.shape[::-1], header.channels)
     else:
@@ -212,12 +212,29 @@ def _load(path: Path) -> tuple[_Header, np.ndarray]:
     return header, values
 
 
-def _read(stream: BinaryIO, start: int, path: Path) -> bytes:
+def _read(stream: BinaryIO, start: int, length: int, path: Path) -> np.ndarray:
+    """So many bytes (length,) uint8 from a place of the file on; they are in memory once, not twice.
+
+    Raises:
+        EchoPlanError: the file is too short, or damaged anywhere.
+    """
+    if length > path.stat().st_size * (_DEFLATE_AT_BEST if isinstance(stream, gzip.GzipFile) else 1):
+        raise _truncated(path)  # before memory is asked for that a damaged header made up
+    content = np.empty(length, dtype=np.uint8)
+    view = memoryview(content)
     try:
         stream.seek(start)
-        return stream.read()
+        done = 0
+        while done < length:
+            got = stream.readinto(view[done : done + _BYTES_AT_ONCE])  # type: ignore[attr-defined]
+            if not got:
+                raise _truncated(path)
+            done += got
+        while stream.read(_BYTES_AT_ONCE):  # to the end, so that gzip's own checksum is checked
+            pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _truncated(path) from error
+    return content
 
 
 def _truncated(path: Path) -> EchoPlanError:
