@@ -148,7 +148,7 @@ def _predict_parser() -> argparse.ArgumentParser:
                       help="a model folder anywhere; several are an ensemble")  # fmt: skip
     made.add_argument("--like", metavar="DATASET", help="of a joint model: treat all clips as those of this dataset")
     made.add_argument("-chk", dest="checkpoint", choices=("final", "best"), default="final", help="which checkpoint")
-    made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
+    made.add_argument("--continue_prediction", action="store_true", help="keep what still holds, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
     made.add_argument("--dicom", action="store_true", help="also write DICOM segmentations and reports of DICOM clips")
