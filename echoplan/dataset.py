@@ -236,7 +236,7 @@ def read_cases(path: Path) -> tuple[Case, ...]:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             rows = [(reader.line_num, row) for row in reader]  # blank lines count, as in an editor
-            columns = set(reader.fieldnames or ())
+            columns = Counter(reader.fieldnames or ())
     except FileNotFoundError as error:
         raise EchoPlanError("cases.csv is missing", file=path, remedy="convert the dataset again") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -247,6 +247,11 @@ def read_cases(path: Path) -> tuple[Case, ...]:
             f"required columns are missing: {', '.join(missing)}",
             file=path,
             remedy="name the columns in the first line, with commas between them (not semicolons or tabs)",
+        )
+    doubled = [name for name, count in columns.items() if name in COLUMNS and count > 1]
+    if doubled:
+        raise EchoPlanError(
+            f"columns are there more than once: {', '.join(doubled)}", file=path, remedy="keep one of each name"
         )
     cases = tuple(_parse_row(row, line, path) for line, row in rows)
     twice = [name for name, count in Counter(case.case for case in cases).items() if count > 1]

@@ -140,6 +140,14 @@ def test_a_case_name_twice(dataset):
     assert caught.value.file == str(dataset.folder / "cases.csv")
 
 
+def test_a_column_twice(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,patient,image,split,split\na,b,c.avi,train,4\n")
+    with pytest.raises(EchoPlanError, match="columns are there more than once: split") as caught:
+        read_cases(path)
+    assert caught.value.file == str(path)
+
+
 def test_missing_columns(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_text("case;patient;image\na;b;c\n")
