@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,18 @@ from echoplan.networks.sam.parts import VARIANTS, Variant
 torch.set_num_threads(1)  # tests share the machine with each other's worker processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# From the longest on. They begin first, so that no worker is left with one of them when the others have ended.
+LONGEST = (
+    "test_end_to_end.py", "test_resume_every_trainer.py", "test_nothing_lost.py", "test_ray_engine.py",
+    "test_memory.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,20 @@ def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Six phantom patients, planned, preprocessed, and a small U-Net trained on all folds."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    """Six phantom patients, planned, preprocessed, and a small U-Net trained on all folds.
+
+    Of several test processes that run side by side one makes it, and the others take copies.
+    """
+    here = tmp_path_factory.getbasetemp()
+    made = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "trained"
+    with open(made.with_name("trained.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            _train(Project(made.with_name("training"))).root.rename(made)
+    return Project(shutil.copytree(made, tmp_path_factory.mktemp("project") / "root"))
+
+
+def _train(project: Project) -> Project:
     project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 6, "--test_patients", 2, "--size", 96,
                 "--labels", "ed_es", "-np", 0)  # fmt: skip
     project.run("echoplan_plan_and_preprocess", "-d", "Phantom", "--verify_dataset_integrity", "-tr", "UNetTrainer",

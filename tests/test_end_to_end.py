@@ -112,9 +112,10 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
     """Fingerprint, plan and preprocessing apart; the clip trainers for one short epoch each."""
     shutil.copytree(trained.root / "raw", tmp_path / "raw")
     project.run("echoplan_extract_fingerprint", "-d", "1", "-np", 0)
-    planned = project.run("echoplan_plan_experiment", "-d", "Dataset001_Phantom", "--gpu_memory_target", 8)
-    assert "because" in planned.stdout
     trainers = ("UNet2DtTrainer", "PKEchoNetR18Trainer")
+    planned = project.run("echoplan_plan_experiment", "-d", "Dataset001_Phantom", "--gpu_memory_target", 8,
+                          "-tr", *trainers)  # fmt: skip
+    assert "because" in planned.stdout
     project.run("echoplan_preprocess", "-d", "Phantom", "-tr", *trainers, "-np", 0)
     own = tmp_path / "mine.py"
     own.write_text(
