@@ -6,29 +6,32 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from skimage.measure import find_contours
 
 from echoplan.sector import sector_mask
 
+from .cardiac_cycle import Phases
 from .cases import CaseMeasurement
 from .contour import Points
 from .geometry import Landmarks, disc_segments
+from .outlines import enclosed, packed, trace, within
 
 PLAYERS, PICTURES = 300, 1000  # cases of a report that have a player; that have pictures of ED and ES at least
-OUTLINE_STEPS = 8  # outlines are stored in eighths of a pixel
+MARKED_BEATS = 30  # of a clip; more would lie on top of each other
 _HIGHEST, _WIDEST = 256, 384  # of a frame, in pixels
 _MOST_FRAMES = 120
 _SHEET_PIXELS = 4_000_000  # of all frames together: what a browser decodes in a blink
-_SHEET_BYTES = 160_000  # keeps 100 players under 30 MB with everything that belongs to them
-_SHEET_QUALITIES = (55, 40, 25)
-_STILL_QUALITY = 60
-_TOLERANCE = 0.4  # of an outline, in pixels of the mask; the outline itself goes through pixel edges
-
+# A page of 100 clips stays under 30 MB: what a film is in a page, and 40 kB for the curve and the words beside it.
+_FILM_BYTES = 240_000  # in a page, where three bytes take four letters; the sheet has what the rest leaves of it
+_SHEET_BYTES, _STILL_BYTES, _OUTLINE_BYTES = 160_000, 16_000, 40_000  # at most, before they are letters
+_SHEET_QUALITIES, _STILL_QUALITIES = (55, 40, 25), (60, 40, 25)
+_STILL_LINE_BYTES = 1_600  # of the outline of a still, as it would be in a sheet
+_MISSED_OF_MASK, _MISSED_OF_FRAME = 0.1, 0.005
+_About = TypeVar("_About")
 
 Picture = Literal["player", "stills", "none"]
 
@@ -88,21 +91,15 @@ class Frame:
         return self.width, self.height
 
     def outline(self, mask: ArrayLike) -> list[Points]:
-        """Closed lines (N, 2) in (x, y) around all of a (H, W) mask, without needless points."""
-        from skimage.measure import approximate_polygon  # takes most of a second: it brings all of scipy.stats
-
-        lines = find_contours(np.pad(np.asarray(mask) != 0, 1).astype(np.float32), 0.5)
-        return [self._place(approximate_polygon(line, _TOLERANCE)[:-1] - 1) for line in lines]
+        """Closed lines (N, 2) in (x, y) around a (H, W) mask as it is seen at this size, see `trace`."""
+        return trace(mask, self.size)
 
     def marks(self, landmarks: Landmarks) -> Marks:
         """The landmarks' lines."""
         axis = np.stack([landmarks.base_middle, landmarks.apex])
         lines = (landmarks.hinges, axis, disc_segments(landmarks))
-        return Marks(*(self._place(line / self.spacing_mm) for line in lines))
-
-    def _place(self, points: Points) -> Points:
         # Pixel centres lie at whole numbers in the mask and at halves in a picture.
-        return (points[..., ::-1] + 0.5) * (self.scale_x, self.scale_y)
+        return Marks(*((line / self.spacing_mm + 0.5)[..., ::-1] * (self.scale_x, self.scale_y) for line in lines))
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,7 @@ class Sheet:
         columns: frames in a row.
         width, height: of one frame in it; at most those of the `Film`.
         frames: the numbers of its frames in the clip.
-        outlines: for each frame the number of its closed lines, then for each line the number of its points and their
-            (x, y); little-endian 16-bit integers, places in eighths of a pixel of the `Film`.
+        outlines: of each frame, in pixels of the `Film`, as `packed` has them; at most 40 kB.
     """
 
     webp: bytes
@@ -153,8 +149,9 @@ class Film:
         case: the clip's name.
         width, height: of a frame; all lines are in its pixels.
         stills: end-diastole and end-systole; empty where the clip has no cavity.
-        marks: frame -> lines, for the ED and ES of every measured beat.
+        marks: frame -> lines, for the ED and ES of every measured beat among the `marked_beats`.
         sheet: what the player plays; None without a player.
+        outlined_in_part: whether the outline of some frame leaves out much of its mask, as of one in a thousand pieces.
     """
 
     case: str
@@ -163,6 +160,7 @@ class Film:
     stills: tuple[Still, ...] = ()
     marks: Mapping[int, Marks] = field(default_factory=dict)
     sheet: Sheet | None = None
+    outlined_in_part: bool = False
 
 
 def picture_of(number: int) -> Picture:
@@ -189,25 +187,44 @@ def make_film(
     """
     frame = Frame.fit(frames.shape[1:], spacing_mm)
     grey = grey_levels(frames)
-    marks = {number: frame.marks(landmarks) for number, landmarks in landmarks_by_frame(measurement).items()}
-    phases = measurement.phases
+    phases, beats = measurement.phases, marked_beats(measurement.phases)
+    ends = {number for beat in beats for number in beat}
+    known = landmarks_by_frame(measurement).items()
+    marks = {number: frame.marks(landmarks) for number, landmarks in known if number in ends}
     typical = () if phases is None else (("end-diastole", phases.ed_frame), ("end-systole", phases.es_frame))
+    shown = _shown_frames(len(frames), ends) if player else ()
+    traced = {number: frame.outline(mask[number]) for number in {*shown, *(number for _, number in typical)}}
     stills = tuple(
         Still(
             phase,
             number,
-            _webp(Image.fromarray(grey(frames[number])).resize(frame.size, Image.Resampling.LANCZOS), _STILL_QUALITY),
-            tuple(frame.outline(mask[number])),
+            _still(Image.fromarray(grey(frames[number])), frame.size),
+            tuple(within([traced[number]], _STILL_LINE_BYTES)[0]),
             marks.get(number),
         )
         for phase, number in typical
     )
+    drawn = {still.frame: still.outline for still in stills}
     sheet = None
     if player:
-        shown = _shown_frames(len(frames), {number for beat in phases.beats for number in beat} if phases else set())
-        outlines = _encoded([frame.outline(mask[number]) for number in shown])
-        sheet = _make_sheet([Image.fromarray(grey(frames[number])) for number in shown], frame, shown, outlines)
-    return Film(measurement.case, frame.width, frame.height, stills, marks, sheet)
+        outlines = within([traced[number] for number in shown], _OUTLINE_BYTES)
+        drawn |= zip(shown, outlines, strict=True)
+        content = packed(outlines)
+        most = min(_SHEET_BYTES, (_FILM_BYTES - _letters(content, stills, marks)) * 3 // 4)
+        pictures = [Image.fromarray(grey(frames[number])) for number in shown]
+        sheet = _make_sheet(pictures, frame, shown, content, most)
+    in_part = any(_leave_out(lines, mask[number], frame) for number, lines in drawn.items())
+    return Film(measurement.case, frame.width, frame.height, stills, marks, sheet, in_part)
+
+
+def marked_beats(phases: Phases | None) -> tuple[tuple[int, int], ...]:
+    """(ed, es) of the beats that are marked: all, or of more than `MARKED_BEATS` those about the most typical one."""
+    beats = () if phases is None else phases.beats
+    if len(beats) <= MARKED_BEATS:
+        return beats
+    typical = beats.index((phases.ed_frame, phases.es_frame))
+    first = min(max(0, typical - MARKED_BEATS // 2), len(beats) - MARKED_BEATS)
+    return beats[first : first + MARKED_BEATS]
 
 
 def grey_levels(frames: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
@@ -248,35 +265,62 @@ def _shown_frames(count: int, wanted: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({*range(0, count, step), *wanted}))
 
 
-def _make_sheet(pictures: Sequence[Image.Image], frame: Frame, shown: tuple[int, ...], outlines: bytes) -> Sheet:
+def _make_sheet(
+    pictures: Sequence[Image.Image], frame: Frame, shown: tuple[int, ...], outlines: bytes, most_bytes: int
+) -> Sheet:
     """The pictures in one, as large and as good as its limits of pixels and bytes allow."""
     native = pictures[0].height / frame.height  # enlarging adds bytes and no detail
-    scale = min(1.0, native, math.sqrt(_SHEET_PIXELS / (len(pictures) * frame.width * frame.height)))
-    while True:
+
+    def laid_out(scale: float) -> tuple[Image.Image, tuple[int, int, int]]:
         width, height = (max(1, round(side * scale)) for side in frame.size)
         columns = max(1, math.ceil(math.sqrt(len(pictures) * height / width)))
         whole = Image.new("L", (columns * width, math.ceil(len(pictures) / columns) * height))
         for number, picture in enumerate(pictures):
             place = (number % columns * width, number // columns * height)
             whole.paste(picture.resize((width, height), Image.Resampling.LANCZOS), place)
-        for quality in _SHEET_QUALITIES:
-            webp = _webp(whole, quality)
-            if len(webp) <= _SHEET_BYTES:
-                return Sheet(webp, columns, width, height, shown, outlines)
-        scale *= min(0.9, 0.95 * math.sqrt(_SHEET_BYTES / len(webp)))
+        return whole, (columns, width, height)
+
+    scale = min(1.0, native, math.sqrt(_SHEET_PIXELS / (len(pictures) * frame.width * frame.height)))
+    webp, sizes = _fitted(laid_out, scale, _SHEET_QUALITIES, most_bytes)
+    return Sheet(webp, *sizes, shown, outlines)
 
 
-def _webp(picture: Image.Image, quality: int) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=quality, method=2)
-    return stream.getvalue()
+def _still(picture: Image.Image, size: tuple[int, int]) -> bytes:
+    def drawn(scale: float) -> tuple[Image.Image, None]:
+        width, height = (max(1, round(side * scale)) for side in size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS), None
+
+    return _fitted(drawn, 1.0, _STILL_QUALITIES, _STILL_BYTES)[0]
 
 
-def _encoded(outlines: Iterable[Iterable[Points]]) -> bytes:
-    parts: list[NDArray[Any]] = []
-    for lines in outlines:
-        found = list(lines)
-        parts.append(np.array([len(found)]))
-        for line in found:
-            parts += [np.array([len(line)]), np.clip(np.rint(line * OUTLINE_STEPS), 0, 65535).ravel()]
-    return np.concatenate(parts).astype("<u2").tobytes()
+def _fitted(
+    draw: Callable[[float], tuple[Image.Image, _About]], scale: float, qualities: Sequence[int], most_bytes: int
+) -> tuple[bytes, _About]:
+    """What is drawn at a scale as WebP, in the best of the qualities that fits, and smaller where none does."""
+    while True:
+        picture, about = draw(scale)
+        size = 0
+        for quality in qualities:
+            if size > 2 * most_bytes and quality != qualities[-1]:
+                continue  # the next quality saves a quarter
+            stream = io.BytesIO()
+            picture.save(stream, "WEBP", quality=quality, method=2)
+            size = stream.tell()
+            if size <= most_bytes:
+                return stream.getvalue(), about
+        scale *= min(0.9, 0.95 * math.sqrt(most_bytes / size))
+
+
+def _leave_out(lines: Iterable[Points], mask: NDArray[Any], frame: Frame) -> bool:
+    """Whether lines differ from a mask (H, W) by a tenth of its area, and by what an eye sees of the frame."""
+    area = np.count_nonzero(mask) * frame.scale_x * frame.scale_y
+    return abs(enclosed(lines) - area) > max(_MISSED_OF_MASK * area, _MISSED_OF_FRAME * frame.width * frame.height)
+
+
+def _letters(outlines: bytes, stills: Iterable[Still], marks: Mapping[int, Marks]) -> int:
+    """At most so many bytes of a page go to what a film has beside its sheet."""
+    lines = [line for still in stills for line in still.outline]
+    lines += [still.marks.discs for still in stills if still.marks]
+    binary = len(outlines) + sum(len(still.webp) for still in stills)
+    points = sum(len(own.base) + len(own.axis) + 2 * len(own.discs) for own in marks.values())
+    return 4 * (binary // 3 + 3) + 14 * sum(len(line) for line in lines) + 16 * points + 60 * len(marks)

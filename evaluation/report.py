@@ -20,7 +20,7 @@ from echoplan.files import write_text
 from .cases import CaseMeasurement
 from .contour import Points
 from .ejection import ef_agreement
-from .films import PICTURES, Film, Marks, Still
+from .films import PICTURES, Film, Marks, Still, marked_beats
 from .subgroups import subgroup_agreement
 from .volumes import VOLUME_RULES
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .figures import Plot
 
 CASES_A_PAGE = 100
+TABLE_ROWS = 1000  # of more patients the table shows a part at a time
+_NOTE_LETTERS = 600
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEASURES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
 _STATISTICS = {
@@ -58,8 +60,10 @@ def write_report(
 ) -> list[Path]:
     """Write self-contained HTML: summary, agreement, patient table, and each clip's player and area curve.
 
-    The first page has the summary and the table of all patients; each page has 100 clips, and the pages after the
-    first, <name>_2.html and so on, are linked with it both ways. Pages that a larger report left are removed.
+    The first page has the summary and the table of all patients; each page has 100 clips, in less than 30 MB, and the
+    pages after the first, <name>_2.html and so on, are linked with it both ways. Pages that a larger report left are
+    removed. Of more than 1000 patients the table shows 200 rows at a time, sorted and searched all together, and clips
+    begin on the second page. Plots of more than 1000 points show how many lie where.
 
     Args:
         path: the HTML file.
@@ -75,8 +79,8 @@ def write_report(
     """
     path = Path(path)
     shown = measurements[:PICTURES]
-    starts = range(0, max(1, len(shown)), CASES_A_PAGE)
-    files = [path, *(_page_file(path, number) for number in range(2, len(starts) + 1))]
+    parts = _pages(len(shown), len(rows))
+    files = [path, *(_page_file(path, number) for number in range(2, len(parts) + 1))]
     content = {
         "title": title,
         "subtitle": subtitle,
@@ -85,38 +89,49 @@ def write_report(
         "pages": [file.name for file in files],
         "shown": len(shown),
         "left_out": len(measurements) - len(shown),
-        "links": _links(shown, files),
         "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
         "details": dict(details or {}),
+        "csv": "ef_report.csv" if path.with_name("ef_report.csv").is_file() else "",
         "style": _source("report.css"),
         "scripts": [_source("table.js"), _source("player.js")],
-        **_summary(rows, ef_agreement(rows) if agreement is None else agreement),
+        **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
     }
     template = _environment().get_template("report.html.j2")
     by_case, by_patient = {film.case: film for film in films}, {row["patient"]: row for row in rows}
-    for page, start in enumerate(starts):
+    for page, places in enumerate(parts):
         clips = [
-            _clip(number, measured, by_case.get(measured.case), by_patient.get(measured.patient))
-            for number, measured in enumerate(shown[start : start + CASES_A_PAGE], start=start + 1)
+            _clip(place + 1, shown[place], by_case.get(shown[place].case), by_patient.get(shown[place].patient))
+            for place in places
         ]
         write_text(files[page], template.render(content, page=page, clips=clips))
-    _remove_later_pages(path, len(starts))
+    _remove_later_pages(path, len(parts))
     return files
 
 
-def _links(shown: Sequence[CaseMeasurement], files: Sequence[Path]) -> dict[str, str]:
+def _pages(clips: int, patients: int) -> list[range]:
+    """The clips on each page, by their places; where the table is long, the first page has none."""
+    parts = [range(clips)[start : start + CASES_A_PAGE] for start in range(0, clips, CASES_A_PAGE)]
+    return parts if parts and patients <= TABLE_ROWS else [range(0), *parts]
+
+
+def _links(shown: Sequence[CaseMeasurement], parts: Sequence[range], files: Sequence[Path]) -> dict[str, str]:
     """Patient -> where the first of the patient's clips is, as seen from the first page."""
     links: dict[str, str] = {}
-    for place, measured in enumerate(shown):
-        page = place // CASES_A_PAGE
-        links.setdefault(measured.patient, f"{files[page].name if page else ''}#case-{place + 1}")
+    for page, places in enumerate(parts):
+        for place in places:
+            links.setdefault(shown[place].patient, f"{files[page].name if page else ''}#case-{place + 1}")
     return links
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None, links: Mapping[str, str]
+) -> dict[str, Any]:
     """What the first page shows before the clips."""
+    long = len(rows) > TABLE_ROWS
     return {
         "rows": rows,
+        "links": links,
+        "table": _table(rows, links, with_references=agreement is not None) if long else None,
         "tiles": _tiles(rows, agreement),
         "flagged": sum(_to_check(row) for row in rows),
         "with_references": agreement is not None,
@@ -146,8 +161,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": _number, "interval": _interval, "data_uri": _data_uri, "line": _line, "method": _method}
+    made.filters |= {"number": _number, "interval": _interval, "data_uri": _data_uri, "line": _line, "method": _method,
+                     "flag": _flag, "frames": _frames, "brief": _brief, "difference": _difference}  # fmt: skip
     made.tests["to_check"] = _to_check
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return made
 
 
@@ -163,6 +180,7 @@ def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mappin
     return {
         "number": number,
         "measured": measured,
+        "marked": len(marked_beats(measured.phases)),
         "row": row,
         "curve": None if curve is None else Markup(curve.svg),
         "stills": [] if film is None else film.stills,
@@ -185,9 +203,9 @@ def _player(measured: CaseMeasurement, film: Film) -> dict[str, Any]:
         "frames": sheet.frames,
         "outlines": _base64(sheet.outlines),
         "marks": {str(frame): _lines(marks) for frame, marks in film.marks.items()},
-        "beats": measured.phases.beats if measured.phases else (),
+        "beats": marked_beats(measured.phases),
         "frame_time_ms": measured.frame_time_ms,
-        "area": [round(float(value), 3) for value in area],
+        "area": [round(float(area[frame]), 3) for frame in sheet.frames] if len(area) else [],
         "unit": unit,
     }
 
@@ -248,7 +266,7 @@ def _subgroups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[s
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Agreement plots of every measure with references, and the distribution of EF; `patients` names the points."""
-    from .figures import bland_altman, ef_distribution, scatter
+    from .figures import POINTS, bland_altman, ef_distribution, scatter
 
     figures = []
     for key, (name, unit) in _MEASURES.items():
@@ -256,7 +274,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if pairs:
             predicted, reference = ([row[column] for row in pairs] for column in (key, f"reference_{key}"))
             bounds = [_bounds(row, key) for row in pairs]
-            patients = [row["patient"] for row in pairs]
+            patients = [row["patient"] for row in pairs] if len(pairs) <= POINTS else []
             for plot in (
                 scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
                 bland_altman(predicted, reference, name=name, unit=unit),
@@ -272,6 +290,44 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _figure(plot: Plot, measure: str, patients: list[str]) -> dict[str, Any]:
     return {"svg": Markup(plot.svg), "measure": measure, "patients": patients}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], links: Mapping[str, str], *, with_references: bool) -> dict[str, Any]:
+    """What table.js makes the rows of: the patient, its clips, whether to check it, and every cell as it is shown.
+
+    A cell is its text, or its text and the small print; the last one has a flag, what was flagged, and the note.
+    """
+
+    def cell(row: Mapping[str, Any], measure: str) -> str | tuple[str, str]:
+        text, interval = _number(row[measure]), _interval(row, measure)
+        return (text, interval) if interval else text
+
+    lines = []
+    for row in rows:
+        cells = [cell(row, "ef_percent")]
+        if with_references:
+            cells += [cell(row, "reference_ef_percent"), _number(_difference(row))]
+        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), _method(row["method"]), str(row["beats"] or "–")]
+        cells += [_frames(row["ed_frames"]), _frames(row["es_frames"])]
+        _, flag, reason = _flag(row)
+        last = (flag, _brief(reason), _brief(row["note"]))
+        lines.append((row["patient"], row["cases"], int(_to_check(row)), *cells, last))
+    return {"links": links, "rows": lines}
+
+
+def _difference(row: Mapping[str, Any]) -> float | None:
+    """Predicted minus reference EF, in points."""
+    predicted, reference = row["ef_percent"], row["reference_ef_percent"]
+    return None if predicted is None or reference is None else predicted - reference
+
+
+def _flag(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(class, words, reason) of what is said of a row in the last column; empty where there is nothing to say."""
+    if row["failure"]:
+        return "flag", "▲ Not measured", row["failure"]
+    if _to_check(row):
+        return "flag", "▲ Check", row.get("quality_reasons") or ""
+    return ("good", f"✓ {row['quality']}", "") if row.get("quality") else ("", "", "")
 
 
 def _to_check(row: Mapping[str, Any]) -> bool:
@@ -305,6 +361,17 @@ def _method(name: str | None) -> str:
     """`single plane A4C` of single_plane_a4c."""
     words = (name or "–").replace("_", " ")
     return words.replace(" a2c", " A2C").replace(" a4c", " A4C")
+
+
+def _frames(numbers: str | None) -> str:
+    """`3 · 21` of 3;21."""
+    return (numbers or "–").replace(";", " · ")
+
+
+def _brief(words: str | None) -> str:
+    """A note without what makes it longer than a page can bear; the whole is in ef_report.csv."""
+    words = words or ""
+    return words if len(words) <= _NOTE_LETTERS else words[:_NOTE_LETTERS].rstrip() + "… (shortened)"
 
 
 def _base64(content: bytes) -> str:

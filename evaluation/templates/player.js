@@ -197,7 +197,7 @@
       const frame = this.film.frames[index], {area, unit, frame_time_ms: time} = this.film;
       const words = [this.phases[frame], `frame ${frame}`];
       if (time) words.push(`${(frame * time / 1000).toFixed(3)} s`);
-      if (area.length) words.push(`${area[frame].toFixed(unit === "px" ? 0 : 1)} ${unit}`);
+      if (area.length) words.push(`${area[index].toFixed(unit === "px" ? 0 : 1)} ${unit}`);
       this.readout.textContent = words.filter(Boolean).join(" · ");
       this.stage.setAttribute("aria-valuenow", frame);
       if (!this.timer) this.stage.setAttribute("aria-valuetext", words.filter(Boolean).join(", "));
@@ -208,7 +208,7 @@
     moveCursor(frame) {
       if (!this.cursor) return;
       const [x0, dx, y0, dy] = this.scale;
-      const x = x0 + frame * dx, y = y0 + this.film.area[frame] * dy;
+      const x = x0 + frame * dx, y = y0 + this.film.area[this.index] * dy;
       for (const [name, value] of [["x1", x], ["x2", x], ["y1", y0], ["y2", y]]) this.line.setAttribute(name, value);
       this.dot.setAttribute("cx", x);
       this.dot.setAttribute("cy", y);

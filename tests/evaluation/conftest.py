@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import half_ellipsoids
 
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+         "disable-component-update", "disable-sync", "window-size=1280,900",
+         "force-prefers-reduced-motion")  # a smooth scroll would carry what is to be clicked away  # fmt: skip
 CAMUS = Path("/work/shared/data/camus_mhd")
 
 
@@ -34,3 +38,21 @@ def camus_masks():
         return np.squeeze(sitk.GetArrayFromImage(image)) == 1, (row, column)
 
     return load
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium; skips where it is not at hand."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    programs = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if programs is None or driver is None:
+        pytest.skip("there is no chromium with its chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs
+    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()

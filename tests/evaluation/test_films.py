@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from echoplan.evaluation import CaseMask, make_film, measure_case, picture_of
-from echoplan.evaluation.films import OUTLINE_STEPS, PICTURES, PLAYERS, Frame, grey_levels
+from echoplan.evaluation.films import PICTURES, PLAYERS, Frame, grey_levels
+from echoplan.evaluation.outlines import OUTLINE_STEPS
 
 SPACING = (0.4, 0.8)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import shutil
 import time
 
 import numpy as np
@@ -24,7 +23,6 @@ from echoplan.evaluation import (
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -32,25 +30,6 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 SPACING = (0.8, 0.8)
 FRAMES = 10
 ED, ES = 0, 5
-FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync", "window-size=1280,900",
-         "force-prefers-reduced-motion")  # a smooth scroll would carry what is to be clicked away  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    programs = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if programs is None or driver is None:
-        pytest.skip("there is no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
 
 
 @pytest.fixture(scope="module")
