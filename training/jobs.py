@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, sweep_partial_files
+from echoplan.files import partial_prefix, read_json, sweep_partial_files
 from echoplan.paths import Folders
 
 from .fold import FoldSetup, prepare_fold
@@ -141,9 +141,14 @@ def check_progress(setup: FoldSetup, finished: bool, started: bool, *, resume: b
 def fold_progress(setup: FoldSetup, *, overwrite: bool = False) -> tuple[bool, bool]:
     """Whether the fold is trained to its end, and whether its training was started; overwriting clears both.
 
-    What a killed process left half-written is removed.
+    What a killed process left half-written or half-removed is removed.
     """
     sweep_partial_files(setup.folder)
+    sweep_partial_files(setup.model_folder, below=False)  # its other folds may be at work
     if overwrite and setup.folder.exists():
-        shutil.rmtree(setup.folder)
+        # Moved away in one step: killed while it removes file after file, it could leave a final checkpoint, or the
+        # summary of a validation that the new training would then take for its own.
+        discarded = setup.folder.with_name(partial_prefix() + setup.folder.name)
+        setup.folder.rename(discarded)
+        shutil.rmtree(discarded)
     return tuple((setup.folder / f"checkpoint_{name}.pth").exists() for name in ("final", "latest"))

@@ -46,8 +46,8 @@ class Optimisation:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def step(self, losses: Sequence[tuple[float, Callable[[], torch.Tensor]]]) -> float:
-        """Compute the loss of a batch, its gradient, and move the weights; the loss as a number.
+    def gradient(self, losses: Sequence[tuple[float, Callable[[], torch.Tensor]]]) -> float:
+        """Compute the loss of a batch and its gradient; the loss as a number.
 
         Args:
             losses: of each part of the batch its share and its mean loss. Gradients add up, and the activations of one
@@ -56,16 +56,28 @@ class Optimisation:
         Raises:
             EchoPlanError: the loss is not finite.
         """
-        self._set_rate()
         self.optimiser.zero_grad(set_to_none=True)
-        number = sum(self._backward(share, loss) for share, loss in losses)
-        if self.recipe.gradient_clip is not None:
-            self.scaler.unscale_(self.optimiser)
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
-        self.scaler.step(self.optimiser)
+        return sum(self._backward(share, loss) for share, loss in losses)
+
+    def move(self) -> None:
+        """Move the weights by the gradient that is there.
+
+        Raises:
+            EchoPlanError: there is no memory for what the optimiser remembers; smaller batches would not help.
+        """
+        self._set_rate()
+        try:
+            if self.recipe.gradient_clip is not None:
+                self.scaler.unscale_(self.optimiser)
+                nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
+            self.scaler.step(self.optimiser)
+        except torch.OutOfMemoryError as error:
+            raise EchoPlanError(
+                "the GPU's memory is too small for the network and its optimiser",
+                remedy="take a larger GPU, a smaller variant of the method, or --set optimiser=sgd",
+            ) from error
         self.scaler.update()
         self.iteration += 1
-        return number
 
     def _set_rate(self) -> None:
         recipe = self.recipe

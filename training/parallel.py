@@ -1,19 +1,30 @@
-"""One training on several processes: torchrun starts them, every one takes its share of each batch."""
+"""One training on several processes: torchrun starts them, every one takes its share of each batch.
+
+Gradients are exchanged after the backward pass, not during it as DistributedDataParallel does: a process that runs out
+of memory in the middle of its pass must not leave the others waiting for gradients that it will never send.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, Terminated
+
+# How long a process waits for the others. They wait while the leader validates: after every epoch and, on whole clips,
+# at a fold's end, which takes hours on large datasets. NCCL's own 10 minutes would end them. Nobody waits so long for a
+# dead process: torchrun sees its end and ends the others.
+PATIENCE = timedelta(hours=24)
+_BUCKET = 2**24  # numbers that travel together: 64 MB, so that the copy of the gradients stays small
 
 
 @dataclass(frozen=True)
@@ -33,20 +44,58 @@ class World:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network as training steps call it: gradients become the mean over the processes."""
-        if self.size == 1:
-            return network
-        # Parts that a batch does not use (frozen ones, switched-off ones) must not keep the others waiting.
-        return DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
-        )
+    def start_alike(self, network: nn.Module) -> None:
+        """Give every process the leader's weights and buffers."""
+        if self.size > 1:
+            for tensor in network.state_dict().values():
+                sent = tensor.contiguous()
+                dist.broadcast(sent, 0)
+                tensor.copy_(sent)
 
     def synchronise_norms(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Batch normalisation over the whole batch instead of a process's share; PyTorch has it for GPUs only."""
+        """Batch normalisation over the whole batch instead of a process's share; PyTorch has it for GPUs only.
+
+        On CPUs every process normalises by the statistics of its own share (see `mean_statistics`).
+        """
         if self.size == 1 or device.type != "cuda":
             return network
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+    def exchanges_in_passes(self, network: nn.Module) -> bool:
+        """Whether the processes wait for one another within a forward or backward pass, too."""
+        return self.size > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make each gradient the sum over the processes; what no process used stays without one.
+
+        All processes must have come to the end of their backward pass; it is the same to the bit everywhere then.
+        """
+        if self.size == 1:
+            return
+        uses = self.total(*(float(item.grad is not None) for item in parameters), device=parameters[0].device)
+        used = [item for item, count in zip(parameters, uses, strict=True) if count]
+        for item in used:
+            if item.grad is None:
+                item.grad = torch.zeros_like(item)
+        for gradients in _buckets(item.grad for item in used):
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            _put_back(flat, gradients)
+
+    def mean_statistics(self, network: nn.Module) -> None:
+        """Where batch normalisation is not synchronised: make its running statistics the mean over the processes."""
+        if self.size == 1:
+            return
+        norms = [item for item in network.modules() if isinstance(item, _BatchNorm) and item.running_mean is not None]
+        own = [
+            part for item in norms if not isinstance(item, nn.SyncBatchNorm)
+            for part in (item.running_mean, item.running_var)
+        ]  # fmt: skip
+        if own:
+            # In float64, so that the mean of equal ones (of frozen layers) is what they are.
+            flat = torch.cat([statistic.double() for statistic in own])
+            dist.all_reduce(flat)
+            _put_back(flat / self.size, own)
 
     def total(self, *values: float, device: torch.device) -> list[float]:
         """Each value's sum over the processes."""
@@ -99,8 +148,34 @@ def joined(environment: Mapping[str, str], device: torch.device) -> Iterator[tup
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    orderly = False
     try:
         yield World(dist.get_rank(), size), device
+        orderly = True
+    except Terminated:  # all at the same step
+        orderly = True
+        raise
     finally:
-        dist.destroy_process_group()
+        # Not after an error, which the others may not share: NCCL's orderly end would wait for them, and they wait for
+        # this process. It ends without, and torchrun ends them.
+        if orderly:
+            dist.destroy_process_group()
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of about `_BUCKET` numbers."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        bucket.append(tensor)
+        if sum(item.numel() for item in bucket) >= _BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def _put_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy what was put together in `flat` back to the tensors."""
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

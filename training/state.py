@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
-from echoplan.files import write_json
+from echoplan.files import atomic_path, write_json
 
+from .basis import basis_changes, training_basis
 from .checkpoint import plain_settings, random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def training_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
     return {
         **model_state(trainer, epochs),
         **trainer.optimisation.state(),
+        "basis": training_basis(trainer),
         "best_dice": trainer.best_dice,
         "smooth_dice": trainer.smooth_dice,
         "progress": asdict(trainer.progress),
@@ -74,7 +76,7 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
     """Put back what `training_state` took.
 
     Raises:
-        EchoPlanError: the training was started with other settings.
+        EchoPlanError: the training was started with other settings, or from another plan or other cases.
     """
     mine = plain_settings(trainer.recipe.to_dict())
     changed = [name for name, value in mine.items() if state["settings"].get(name) != value]
@@ -85,6 +87,12 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
             f"the training to resume was started with other settings: {', '.join(changed)}",
             file=trainer.setup.folder,
             remedy="resume with the same --set, --epochs, --seed and processes, or start again with --overwrite",
+        )
+    if changed := basis_changes(trainer, state):
+        raise EchoPlanError(
+            f"the training to resume rests on another plan or other data: {', '.join(changed)}",
+            file=trainer.setup.folder,
+            remedy="plan and preprocess as before and resume, or start this fold again with --overwrite",
         )
     trainer.network.load_state_dict(state["network"])
     trainer.started_from = dict(state.get("started_from", trainer.started_from))
@@ -106,7 +114,7 @@ def write_model_files(trainer: EchoTrainer) -> None:
     names = {f"{setup.plan.plans_name}.json": "plans.json", "dataset.json": "dataset.json"}
     for name, copy in (names | {"dataset_fingerprint.json": "dataset_fingerprint.json"}).items():
         if (source / name).exists():
-            shutil.copyfile(source / name, folder / copy)
+            _keep_copy(source / name, folder / copy)
     write_json(
         setup.folder / "debug.json",
         {
@@ -125,3 +133,11 @@ def write_model_files(trainer: EchoTrainer) -> None:
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
         },
     )
+
+
+def _keep_copy(source: Path, copy: Path) -> None:
+    """Make `copy` as `source` is; other folds, which train or predict at the same time, find it whole throughout."""
+    content = source.read_bytes()
+    if not copy.is_file() or copy.read_bytes() != content:
+        with atomic_path(copy) as temporary:
+            temporary.write_bytes(content)

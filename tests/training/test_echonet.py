@@ -24,7 +24,8 @@ def test_the_recipe_is_that_of_the_authors_code() -> None:
     group = optimisation.optimiser.param_groups[0]
     assert not group["nesterov"]
     for _ in range(4):
-        optimisation.step([(1.0, lambda: network.weight.sum())])
+        optimisation.gradient([(1.0, lambda: network.weight.sum())])
+        optimisation.move()
         assert group["lr"] == 1e-5  # never falls
     assert trainer_registry()["EchoNetTrainer"] is EchoNetTrainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -42,12 +43,15 @@ def history(trainer: EchoTrainer) -> list[dict]:
     return [{name: entry[name] for name in timeless} for entry in read_metrics(trainer.setup.folder)]
 
 
-@pytest.mark.parametrize("batches", [1, 4])
-def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(frame_setup: FoldSetup, batches: int) -> None:
+@pytest.mark.parametrize(("batches", "processes"), [(1, 0), (4, 0), (2, 1)])
+def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(
+    frame_setup: FoldSetup, batches: int, processes: int
+) -> None:
     whole = make_trainer(frame_setup)
     whole.run_training()
 
     terminated = make_trainer(frame_setup, fold=1)
+    terminated.processes = processes
     step = terminated.train_step
 
     def terminate_within_the_second_epoch(batch, share):
@@ -61,8 +65,11 @@ def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(frame_setup: Fo
     with pytest.raises(Terminated):
         terminated.run_training()
     assert signal.getsignal(signal.SIGTERM) == before
+    assert multiprocessing.active_children() == []
     again = make_trainer(frame_setup, fold=1)
+    again.processes = processes
     again.run_training(resume=True)
+    assert multiprocessing.active_children() == []
     assert again.first_epoch == 1 and history(again) == history(whole)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name
@@ -101,6 +108,19 @@ def test_a_gpu_too_small_for_half_a_batch_says_what_to_do(frame_setup: FoldSetup
     trainer.forward = always_too_large
     with pytest.raises(EchoPlanError, match=r"too small for 2 sample\(s\).*--gpu_memory_target"):
         trainer.run_training()
+
+
+def test_a_gpu_too_small_for_the_optimiser_says_what_to_do(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is there already: to halve the batch would not help, and some weights may have moved."""
+
+    def too_large(_: torch.optim.Optimizer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", too_large)
+    with pytest.raises(EchoPlanError, match=r"network and its optimiser.*--set optimiser=sgd"):
+        make_trainer(frame_setup).run_training()
 
 
 def test_means_of_an_epoch_leave_out_steps_without_a_value() -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +118,91 @@ def test_a_death_in_validation_names_the_case_validated(frame_setup):
 def _kill_this_process(labels: np.ndarray) -> dict[str, np.ndarray]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+# Workers that live on ------------------------------------------------------------------------------------------------
+
+
+def _note(labels: np.ndarray, *, file: Path) -> dict[str, np.ndarray]:
+    """Who reads a sample."""
+    with open(file, "a") as stream:
+        stream.write(f"{os.getpid()}\n")
+    return {}
+
+
+def noting_loader(setup: FoldSetup, file: Path) -> BatchLoader:
+    """A loader for three epochs of 3 batches, whose worker writes a line for each of their 6 samples."""
+    reader = SampleReader(setup.store, setup.plan, 1, finish=partial(_note, file=file))
+    return make_loader(setup, processes=1, reader=reader, epochs=3)
+
+
+def wait_for_lines(file: Path, count: int) -> list[str]:
+    deadline = time.monotonic() + 60
+    while len(lines := file.read_text().split()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return lines
+
+
+def test_workers_live_on_and_read_the_next_epoch_while_nobody_asks_yet(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    loader, file = noting_loader(frame_setup, tmp_path / "reads"), tmp_path / "reads"
+    got = list(loader.epoch(0))
+    wait_for_lines(file, 10)  # the 6 of this epoch, and two batches of the next
+    got += [*loader.epoch(1), *loader.epoch(2)]
+    assert multiprocessing.active_children() == []  # there is no epoch to come
+    assert len(wait_for_lines(file, 18)) == 18 and len(set(wait_for_lines(file, 18))) == 1  # one worker, none in vain
+    reader = SampleReader(frame_setup.store, frame_setup.plan, 1)
+    fresh = [batch for epoch in range(3) for batch in make_loader(frame_setup, reader=reader).epoch(epoch)]
+    for mine, theirs in zip(got, fresh, strict=True):
+        assert mine["case"] == theirs["case"] and torch.equal(mine["clip"], theirs["clip"])
+
+
+def test_another_epoch_than_the_next_is_read_anew(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    loader = noting_loader(frame_setup, tmp_path / "reads")
+    plain = make_loader(frame_setup, reader=SampleReader(frame_setup.store, frame_setup.plan, 1))
+    list(loader.epoch(0))
+    for epoch, start in ((0, 0), (1, 1), (1, 2)):
+        got, expected = list(loader.epoch(epoch, start=start)), list(plain.epoch(epoch, start=start))
+        for mine, theirs in zip(got, expected, strict=True):
+            assert mine["case"] == theirs["case"] and torch.equal(mine["clip"], theirs["clip"])
+        assert len(multiprocessing.active_children()) == 1
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("ends", ["closed", "forgotten", "left within an epoch"])
+def test_no_worker_outlives_its_loader(frame_setup: FoldSetup, tmp_path: Path, ends: str) -> None:
+    loader = noting_loader(frame_setup, tmp_path / "reads")
+    stream = loader.epoch(0)
+    next(stream)
+    if ends != "left within an epoch":
+        list(stream)
+    assert len(multiprocessing.active_children()) == 1
+    if ends == "forgotten":
+        del loader, stream
+    else:
+        loader.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_that_somebody_keeps_keeps_no_worker(frame_setup: FoldSetup) -> None:
+    """Python would wait for it at its end, and it for Python."""
+    path = frame_setup.store.folder / f"{frame_setup.train[1]}.b2nd"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(EchoPlanError) as kept:
+        list(make_loader(frame_setup, processes=1, epochs=2).epoch(0))
+    assert kept and multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_ahead_of_its_epoch_is_named_too(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    loader = noting_loader(frame_setup, tmp_path / "reads")
+    list(loader.epoch(0))
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="DataLoader worker") as told:
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(60)  # where a training validates; the death cuts it short
+    assert "worker died or hangs while reading p" in str(loader.explain(told.value))
+    loader.close()
 
 
 def test_hidden_labels_stand_apart_and_never_among_the_labels(tmp_path) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from echoplan.errors import EchoPlanError
-from echoplan.files import write_json
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.files import read_json, write_json
 from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.commands import train as train_command
 from echoplan.training.data import BatchLoader, SampleReader, frame_samples
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
@@ -26,28 +37,42 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def train(setup: FoldSetup, folder: str, *, processes: int, more: tuple[str, ...] = ()) -> Path:
-    """echoplan_train, alone or under torchrun; the fold's folder."""
+def train(setup: FoldSetup, folder: str) -> tuple[list[str], dict[str, str], Path]:
+    """echoplan_train's words, the variables it needs, and the fold's folder."""
     root = setup.preprocessed.parents[1]
     write_json(setup.preprocessed / "splits_final.json", [{"train": setup.train, "val": setup.val}])
-    bin_folder = Path(sys.executable).parent
-    command = [str(bin_folder / "echoplan_train"), "Toy", "0", "-tr", "UNetTrainer", *SETTINGS, *more]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-        command = [*launcher, f"--nproc_per_node={processes}", *command]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "echoplan_preprocessed": str(root / "preprocessed"),
+        "OMP_NUM_THREADS": "1", "echoplan_preprocessed": str(root / "preprocessed"),
         "echoplan_results": str(root / folder),
     }  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    fold = root / folder / "Dataset001_Toy" / "UNetTrainer__EchoPlans__frame" / "fold_0"
+    return ["Toy", "0", "-tr", "UNetTrainer", *SETTINGS], environment, fold
+
+
+def train_alone(setup: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> Path:
+    words, environment, fold = train(setup, "one")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train_command(words) == 0
+    return fold
+
+
+def train_under_torchrun(setup: FoldSetup) -> Path:
+    words, environment, fold = train(setup, "two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc_per_node=2"]
+    command = [*launcher, str(Path(sys.executable).parent / "echoplan_train"), *words]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation Dice") == 1  # only one of the processes speaks
-    return root / folder / "Dataset001_Toy" / "UNetTrainer__EchoPlans__frame" / "fold_0"
+    return fold
 
 
-def test_two_processes_have_the_losses_and_the_weights_of_one(frame_setup: FoldSetup) -> None:
-    one = train(frame_setup, "one", processes=1)
-    two = train(frame_setup, "two", processes=2)
+def test_two_processes_have_the_losses_and_the_weights_of_one(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = train_alone(frame_setup, monkeypatch), train_under_torchrun(frame_setup)
     for mine, theirs in zip(read_metrics(one), read_metrics(two), strict=True):
         assert theirs["train_loss"] == pytest.approx(mine["train_loss"], rel=1e-5)
         assert theirs["val_dice"] == pytest.approx(mine["val_dice"], abs=1e-4)
@@ -58,6 +83,157 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(frame_setup: FoldS
     # Two processes' training is not resumed by one.
     latest = load_checkpoint(two / "checkpoint_latest.pth")
     assert len(latest["random"]) == 2
+
+
+# In two processes, forked from this one -----------------------------------------------------------------------------
+
+
+def in_two(work: Callable[[World], Any], folder: Path) -> list[Any]:
+    """What `work` gives in each of two processes that have joined, or the words of its EchoPlanError."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    pair = [fork.Process(target=one_of_two, args=(rank, port, work, folder)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    deadline = time.monotonic() + 60
+    for process in pair:
+        process.join(deadline - time.monotonic())
+    hanging = [process for process in pair if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, "they wait for each other for ever"
+    return [read_json(folder / f"answer_{rank}.json") for rank in range(2)]
+
+
+def one_of_two(rank: int, port: int, work: Callable[[World], Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined(os.environ, torch.device("cpu")) as (world, _):
+        try:
+            answer = work(world)
+        except EchoPlanError as error:
+            answer = str(error)
+        write_json(folder / f"answer_{rank}.json", answer)
+
+
+class Crowded(UNetTrainer):
+    """The GPU of the second of two processes is too small for more than `limit` samples, from the second step on."""
+
+    limit, fails_in = 1, "the forward pass"
+
+    def loss(self, output: Any, batch: Any) -> torch.Tensor:
+        loss = super().loss(output, batch)
+        if self.world.rank == 1 and self.optimisation.iteration > 0 and len(batch["case"]) > self.limit:
+            if self.fails_in == "the forward pass":
+                out_of_memory(loss)
+            loss.register_hook(out_of_memory)
+        return loss
+
+
+def out_of_memory(_: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def crowded_trainer(setup: FoldSetup, world: World | None = None) -> Crowded:
+    settings = {"epochs": 2, "iterations_per_epoch": 2, "base_features": 4, "batch_size": 4, "precision": "float32"}
+    return Crowded(setup, Crowded.recipe_class().with_settings(settings), seed=5, world=world)
+
+
+def weights_of(trainer: UNetTrainer) -> str:
+    values = b"".join(value.numpy().tobytes() for value in trainer.network.state_dict().values())
+    return hashlib.sha256(values).hexdigest()
+
+
+@pytest.mark.parametrize("fails_in", ["the forward pass", "the backward pass"])
+def test_both_halve_their_batches_when_one_runs_out_of_memory(
+    frame_setup: FoldSetup, fails_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crowded, "fails_in", fails_in)
+    alone = crowded_trainer(frame_setup)
+    alone.run_training()
+    setup = replace(frame_setup, fold=1)
+
+    def train_together(world: World) -> list[Any]:
+        trainer = crowded_trainer(setup, world)
+        trainer.run_training()
+        return [trainer.accumulation, weights_of(trainer)]
+
+    first, second = in_two(train_together, tmp_path)
+    assert first == second and first[0] == 2
+    losses = [[entry["train_loss"] for entry in read_metrics(folder)] for folder in (setup.folder, frame_setup.folder)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    ours, theirs = (load_checkpoint(one.folder / "checkpoint_final.pth")["network"] for one in (setup, frame_setup))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_both_end_where_half_a_batch_is_too_large_for_one(
+    frame_setup: FoldSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crowded, "limit", 0)
+    for said in in_two(lambda world: crowded_trainer(frame_setup, world).run_training(), tmp_path):
+        assert said.startswith("the GPU's memory is too small for 1 sample(s) at a time")
+
+
+def test_gradients_add_up_and_statistics_are_averaged(tmp_path: Path) -> None:
+    """On CPUs batch normalisation is each process's own, but what it remembers is both's."""
+
+    def exchange(world: World) -> list[Any]:
+        norm = nn.BatchNorm1d(1, momentum=1.0)
+        nn.init.constant_(norm.weight, 1 + world.rank)
+        both, mine, nobodys = (nn.Parameter(torch.ones(2)) for _ in range(3))
+        world.start_alike(norm)
+        own = norm(torch.tensor([[0.0], [2.0]]) + 10 * world.rank)
+        (both * (world.rank + 1)).sum().backward()
+        if world.rank == 1:
+            mine.sum().backward()
+        world.sum_gradients([both, mine, nobodys])
+        world.mean_statistics(norm)
+        gradients = [item.grad if item.grad is None else item.grad.tolist() for item in (both, mine, nobodys)]
+        return [norm.weight.item(), own.flatten().tolist(), norm.running_mean.item(), gradients]
+
+    for weight, own, mean, gradients in in_two(exchange, tmp_path):
+        assert weight == 1  # the leader's
+        assert own == pytest.approx([-1.0, 1.0], abs=1e-4)  # of all four, they would lie on one side of zero
+        assert mean == 6.0  # of 1 and 11
+        assert gradients == [[3.0, 3.0], [1.0, 1.0], None]
+
+
+def test_with_batch_normalisation_over_gpus_a_batch_too_large_is_an_error(frame_setup: FoldSetup) -> None:
+    """The others wait within their passes: there is no agreeing with them."""
+    trainer = crowded_trainer(frame_setup)
+    trainer.on_train_start(resume=False)
+    trainer.network.add_module("synchronised", nn.SyncBatchNorm(1))
+    trainer.world = World(1, 2)
+    trainer.optimisation.iteration = 1
+    with pytest.raises(EchoPlanError, match=r"2 samples at a time.*--overwrite --set batch_size=2"):
+        trainer.train_step(
+            {"clip": torch.zeros(2, 1, 1, 32, 32), "labels": torch.zeros(2, 1, 32, 32), "case": ["a", "b"]}
+        )
+
+
+@pytest.mark.parametrize("error", [None, Terminated(), EchoPlanError("broken")])
+def test_processes_wait_for_hours_and_part_in_order_unless_one_fails(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """The leader validates for hours; and who failed must not wait for the others, who wait for it."""
+    told: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout: told.append(timeout))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: told.append("parted"))
+    try:
+        with joined({"RANK": "0", "WORLD_SIZE": "2"}, torch.device("cpu")):
+            if error is not None:
+                raise error
+    except (Terminated, EchoPlanError) as raised:
+        assert raised is error
+    assert told[0] >= timedelta(hours=12)
+    assert told[1:] == ([] if isinstance(error, EchoPlanError) else ["parted"])
+
+
+# Alone --------------------------------------------------------------------------------------------------------------
 
 
 def test_processes_share_each_batch_without_rest(frame_setup: FoldSetup) -> None:

@@ -6,46 +6,80 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.segmentation import DeepLabV3
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from echoplan.errors import Terminated
+from echoplan.networks import deeplabv3, resnet
+from echoplan.networks.e3sam2 import sam2_parts
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
+from echoplan.training.log import TrainingLog, read_metrics
 from echoplan.training.trainers import EchoTrainer, trainer_registry
 
-EPOCHS, KILLED_IN = 4, 2
-# What keeps the large networks quick; every module of the method stays in. Their checkpoints take most of the time:
-# weights that do not learn, and an optimiser without a memory, make them smaller.
+EPOCHS, ITERATIONS, KILLED_IN = 4, 2, 2
+# What keeps the networks quick beside `slim_networks`. Of the training nothing is changed: every method has its own
+# optimiser, whose memory is resumed too.
 QUICK: dict[str, dict[str, Any]] = {
     "UNetTrainer": {"base_features": 4},
     "UNet2DtTrainer": {"base_features": 4},
-    "PKEchoNetTrainer": {"optimiser": "sgd", "momentum": 0.0},
-    "PKEchoNetR34Trainer": {"optimiser": "sgd", "momentum": 0.0},
-    "SAM2Trainer": {"trainable": "decoder"},
-    "E3SAM2Trainer": {"trainable": "memory"},
-    "E3SAM2SmallTrainer": {"trainable": "adapters", "variant": "tiny"},
     "SAMTrainer": {"encoder_size": 32, "precision": "float32"},
-    "MedSAMTrainer": {"encoder_size": 32, "precision": "float32", "optimiser": "sgd", "momentum": 0.0},
-    "EchoNetTrainer": {"momentum": 0.0, "precision": "float32"},
-    "EchoForgeTrainer": {"backbone": "resnet18", "channels": 32, "query_layers": 2},
+    "MedSAMTrainer": {"encoder_size": 32, "precision": "float32"},
+    "EchoNetTrainer": {"precision": "float32", "loss_scale": 1},  # a sum over pixels would not live through 8 steps
+    "EchoForgeTrainer": {"channels": 32, "query_layers": 2},
 }
+
+
+class SlimResNet(ResNet):
+    """A ResNet with the usual stem and one narrow block a stage, whatever the depth asked for."""
+
+    def __init__(self, block: type[nn.Module], dilated: Sequence[bool] = (False, False, False)) -> None:
+        super().__init__(block, [1, 1, 1, 1], num_classes=1, replace_stride_with_dilation=list(dilated))
+        self.inplanes, self.dilation = 64, 1
+        self.layer1 = self._make_layer(block, SLIM[0], 1)
+        for number, width, dilate in zip((2, 3, 4), SLIM[1:], dilated, strict=True):
+            setattr(self, f"layer{number}", self._make_layer(block, width, 1, stride=2, dilate=dilate))
+
+
+SLIM = (8, 16, 24, 32)
+
+
+def slim_deeplab(*, num_classes: int, **_: Any) -> DeepLabV3:
+    backbone = IntermediateLayerGetter(SlimResNet(Bottleneck, (False, True, True)), {"layer4": "out"})
+    return DeepLabV3(backbone, DeepLabHead(4 * SLIM[-1], num_classes))
+
+
+@pytest.fixture
+def slim_networks(tiny_sam: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All methods' networks with every kind of module, but fewer channels and blocks where most of the weights are."""
+    for name, block in (("resnet18", BasicBlock), ("resnet34", BasicBlock), ("resnet50", Bottleneck)):
+        monkeypatch.setattr(torchvision.models, name, lambda block=block, **_: SlimResNet(block))
+        monkeypatch.setitem(resnet._CHANNELS, name, tuple(width * block.expansion for width in SLIM))
+    monkeypatch.setattr(deeplabv3, "deeplabv3_resnet50", slim_deeplab)
+    for name in ("tiny", "small"):
+        monkeypatch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
 
 
 def make_trainer(name: str, setup: FoldSetup, **settings: Any) -> EchoTrainer:
     kind = trainer_registry()[name]
     recipe = kind.recipe_class()
-    common = {"epochs": EPOCHS, "iterations_per_epoch": 1, "batch_size": 1}
+    common = {"epochs": EPOCHS, "iterations_per_epoch": ITERATIONS, "batch_size": 1}
     unlearned = {"pretrained": False} if hasattr(recipe, "pretrained") else {}
     return kind(setup, recipe.with_settings({**common, **unlearned, **QUICK.get(name, {}), **settings}), seed=3)
 
 
 def train_until_killed(name: str, setup: FoldSetup) -> None:
-    """In a process of its own: train, and end as by `kill -9` within the third epoch."""
+    """In a process of its own: train, and end as by `kill -9` in the middle of the third epoch."""
     torch.set_num_threads(1)
     trainer = make_trainer(name, setup)
     step = trainer.train_step
@@ -73,22 +107,33 @@ def assert_same(one: EchoTrainer, other: EchoTrainer) -> None:
         for name, value in states[0]["network"].items():
             assert torch.equal(value, states[1]["network"][name]), f"{kind}: {name}"
     assert history(one) == history(other)
+    mine, theirs = (trainer.optimisation.optimiser.state_dict() for trainer in (one, other))
+    assert mine["param_groups"] == theirs["param_groups"]
+    for parameter, remembered in mine["state"].items():
+        for name, value in remembered.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs["state"][parameter][name])), name
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process, unlike a machine without power, loses nothing that it has written."""
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process, unlike a machine without power, loses nothing that it has written; pictures do not matter."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
 
 
-@pytest.mark.usefixtures("tiny_sam")
+@pytest.mark.usefixtures("slim_networks")
 @pytest.mark.parametrize("name", sorted(trainer_registry()))
 def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.FixtureRequest) -> None:
     frames = trainer_registry()[name].needs.frames
     setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
     whole = make_trainer(name, setup)
+    own = type(whole.recipe)()
+    for setting in ("optimiser", "momentum", "nesterov", "weight_decay", "gradient_clip"):
+        assert getattr(whole.recipe, setting) == getattr(own, setting)
     whole.run_training()
     assert len(history(whole)) == EPOCHS
+    remembered = whole.optimisation.optimiser.state_dict()["state"]
+    assert {"adam": "exp_avg_sq", "adamw": "exp_avg_sq", "sgd": "momentum_buffer"}[own.optimiser] in remembered[0]
 
     killed_setup = replace(setup, fold=1)
     # Forked, because starting anew would import everything again; this process computes on one thread.
@@ -147,7 +192,7 @@ def test_a_training_terminated_while_it_validates_saves_at_once(frame_setup: Fol
     signalled(trainer, "validate_epoch", 1, signal.SIGTERM)
     assert history(trainer) == []  # the epoch is not over
     state = load_checkpoint(setup.folder / "checkpoint_latest.pth")
-    assert state["epochs"] == 0 and state["progress"]["batches"] == 1
+    assert state["epochs"] == 0 and state["progress"]["batches"] == ITERATIONS
     again = make_trainer("UNetTrainer", setup, epochs=2)
     again.run_training(resume=True)
     assert_same(whole, again)

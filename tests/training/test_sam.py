@@ -70,7 +70,8 @@ def test_the_locator_has_a_rate_of_its_own() -> None:
     optimisation = Optimisation(network, recipe, learning_rate=2e-5, iterations=11, device=torch.device("cpu"))
     rates = []
     for _ in range(11):
-        optimisation.step([(1.0, lambda: sum(p.sum() for p in network.parameters() if p.requires_grad))])
+        optimisation.gradient([(1.0, lambda: sum(p.sum() for p in network.parameters() if p.requires_grad))])
+        optimisation.move()
         rates.append([group["lr"] for group in optimisation.optimiser.param_groups])
     assert rates[0] == pytest.approx([2e-5, 1e-3]) and rates[-1] == pytest.approx([3e-6, 1.5e-4])
     assert optimisation.rate == pytest.approx(3e-6)

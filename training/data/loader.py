@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ from .sampling import Sample, balanced_order, batches, epoch_order, visible_fram
 WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs
 Batch = dict[str, Any]
 Finish = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+_Key = tuple[int, int, int]  # of a sample, its place in the epoch, the epoch
+_Stream = Iterator[Batch | EchoPlanError]
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,15 @@ def sector_apex(properties: Mapping[str, Any]) -> tuple[float, float]:
 class BatchLoader:
     """The batches of an epoch, a function of (samples, seed, epoch) whatever the number of workers.
 
+    At an epoch's end the workers go on with the next one's batches, while the training validates and writes its
+    checkpoints. An epoch that is left before its end takes its workers along.
+
     Args:
         samples: what there is to draw from.
         reader: reads one of them.
         batch_size: samples a batch.
         batches_per_epoch: None is one pass.
+        epochs: of the training, through which the workers live; 0: every epoch has workers of its own.
         shuffle: a new order each epoch; else the samples' own order.
         groups: of each sample; a new order then has as many samples of each group.
         seed: of order and augmentation.
@@ -117,6 +125,7 @@ class BatchLoader:
         *,
         batch_size: int,
         batches_per_epoch: int | None = None,
+        epochs: int = 0,
         shuffle: bool = True,
         groups: Sequence[str] | None = None,
         seed: int = 0,
@@ -128,15 +137,20 @@ class BatchLoader:
         self.samples = list(samples)
         self.reader = reader
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.groups = groups
+        self.epochs = epochs
         self.seed = seed
         self.processes = processes
         self.pin_memory = pin_memory
         self.rank = rank
         self.ranks = ranks
-        self._at_work = _AtWork(processes)
         self._draws = len(self.samples) if batches_per_epoch is None else batches_per_epoch * batch_size
+        self._order = partial(
+            _order, len(self.samples), self._draws, batch_size, shuffle=shuffle, groups=groups, seed=seed
+        )
+        self._at_work = _AtWork(processes)
+        self._ahead: tuple[int, _Stream] | None = None  # an epoch, and the stream that has gone on to it
+        self._streams: list[_Stream] = []  # those whose workers live
+        weakref.finalize(self, _end, self._streams)  # with the loader, or with Python
 
     def __len__(self) -> int:
         return -(-self._draws // self.batch_size)
@@ -151,41 +165,57 @@ class BatchLoader:
         Raises:
             EchoPlanError: a case cannot be read, or a worker died or hangs.
         """
-        if not self.shuffle:
-            order = list(range(len(self.samples)))
-        elif self.groups is None:
-            order = epoch_order(len(self.samples), self._draws, seed=self.seed, epoch=epoch)
-        else:
-            order = balanced_order(self.groups, self._draws, self.batch_size, seed=self.seed, epoch=epoch)
-        keys = [(index, place, epoch) for place, index in enumerate(order)]
+        stream = self._take_ahead(epoch, start)
+        try:
+            if stream is None:
+                stream = self._begin(epoch, start)
+            for _ in range(start, len(self)):
+                batch = next(stream)
+                if isinstance(batch, EchoPlanError):
+                    raise batch
+                yield batch
+            if epoch + 1 < self.epochs:
+                self._ahead, stream = (epoch + 1, stream), None
+        except RuntimeError as error:
+            raise self.explain(error) from error
+        finally:
+            _end(self._streams, stream)
+
+    def close(self) -> None:
+        """End all workers."""
+        self._ahead = None
+        _end(self._streams)
+
+    def _take_ahead(self, epoch: int, start: int) -> _Stream | None:
+        """The stream that has gone on, where this is what it has gone on to; else it is ended."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead[0], 0) == (epoch, start):
+            return ahead[1]
+        _end(self._streams, None if ahead is None else ahead[1])
+        return None
+
+    def _begin(self, epoch: int, start: int) -> _Stream:
+        """The batches from one of an epoch's on, and those of the epochs to come."""
         self._at_work = _AtWork(self.processes)
+        epochs, mine = range(epoch, max(self.epochs, epoch + 1)), slice(self.rank, None, self.ranks)
         loader = DataLoader(
             _Reading(self.samples, self.reader, self.seed, self._at_work),
-            batch_sampler=[self._mine(batch) for batch in batches(keys, self.batch_size)[start:]],
+            batch_sampler=_keys(self._order, epochs, start, self.batch_size, mine),
             collate_fn=_collate,
             num_workers=self.processes,
             pin_memory=self.pin_memory,
             timeout=WORKER_TIMEOUT_SECONDS if self.processes else 0,
             worker_init_fn=_calm_worker,
-            # Its own: else every start of an epoch would take a number from the network's random stream.
+            # Its own: else the start would take a number from the network's random stream.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        try:
-            for batch in loader:
-                if isinstance(batch, EchoPlanError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            raise self.explain(error) from error
+        self._streams.append(iter(loader))
+        return self._streams[-1]
 
     def share(self, index: int) -> float:
         """This process's share of the samples of an epoch's batch number `index`."""
         count = min(self.batch_size, self._draws - index * self.batch_size)
         return len(range(self.rank, count, self.ranks)) / count
-
-    def _mine(self, batch: list[Any]) -> list[Any]:
-        # In a batch smaller than the number of processes somebody has none, and takes part with one of share 0.
-        return batch[self.rank :: self.ranks] or batch[:1]
 
     def explain(self, error: RuntimeError, *others: BatchLoader) -> Exception:
         """The error that tells a user of a dead worker and its case, or the error itself where it is another one.
@@ -201,6 +231,44 @@ class BatchLoader:
             f"a data-loading worker died or hangs{f' while reading {cases}' if cases else ''}: {str(error).strip()}",
             remedy="resume with --c, with fewer workers (-np), or with -np 0 to read in the training process",
         )
+
+
+def _order(
+    count: int, draws: int, batch_size: int, epoch: int, *, shuffle: bool, groups: Sequence[str] | None, seed: int
+) -> list[int]:
+    """The samples of an epoch, one after another."""
+    if not shuffle:
+        return list(range(count))
+    if groups is None:
+        return epoch_order(count, draws, seed=seed, epoch=epoch)
+    return balanced_order(groups, draws, batch_size, seed=seed, epoch=epoch)
+
+
+def _keys(
+    order: Callable[[int], list[int]], epochs: Iterable[int], start: int, batch_size: int, mine: slice
+) -> Iterator[list[_Key]]:
+    """This process's part of each batch of some epochs; of the first, from the batch number `start` on.
+
+    It must not know the `BatchLoader`, which ends this generator's stream when it goes itself.
+    """
+    for epoch in epochs:
+        keys = [(index, place, epoch) for place, index in enumerate(order(epoch))]
+        for batch in batches(keys, batch_size)[start:]:
+            # In a batch smaller than the number of processes somebody has none, and takes part with one of share 0.
+            yield batch[mine] or batch[:1]
+        start = 0
+
+
+def _end(streams: list[_Stream], *chosen: _Stream | None) -> None:
+    """End the workers of the chosen ones of the streams, or of all of them.
+
+    PyTorch does it with the last reference to a stream. But the traceback of an error may hold one until Python ends,
+    which would then wait for the workers for ever, for they ignore SIGTERM.
+    """
+    for stream in list(streams):
+        if not chosen or any(stream is other for other in chosen):
+            streams.remove(stream)
+            getattr(stream, "_shutdown_workers", lambda: None)()  # what has no workers does not know the word
 
 
 def split_batch(batch: Batch, parts: int) -> list[tuple[float, Batch]]:
@@ -249,7 +317,7 @@ class _Reading(Dataset[Batch]):
         self.seed = seed
         self.at_work = at_work
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Batch | EchoPlanError:
+    def __getitem__(self, key: _Key) -> Batch | EchoPlanError:
         index, place, epoch = key
         sample = self.samples[index]
         self.at_work.on(index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from echoplan.work import progress
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..compilation import CompiledModel
+from ..crowding import gradient_that_fits
 from ..data import (
     Augmentation,
     Batch,
@@ -31,7 +31,6 @@ from ..data import (
     build_augmentation,
     clip_samples,
     frame_samples,
-    split_batch,
     visible_frames,
 )
 from ..fold import FoldSetup
@@ -163,6 +162,8 @@ class EchoTrainer(ABC):
         except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
             raise self.training_batches.explain(error, self.validation_batches) from error
         finally:
+            for batches in (self.training_batches, self.validation_batches):
+                batches.close()
             self.log.close()
 
     def on_train_start(self, *, resume: bool) -> None:
@@ -172,9 +173,10 @@ class EchoTrainer(ABC):
         plan, recipe = self.setup.plan, self.recipe
         network, self.started_from = build_started(self, resume=resume)
         self.network = self.world.synchronise_norms(network.to(self.device), self.device)
+        self.world.start_alike(self.network)
         if recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)
-        self.model = self.world.wrap(self.network, self.device)
+        self.model = self.network
         torch.manual_seed(self.seed + self.world.rank)  # the same weights everywhere, but not the same dropout
         self.training_batches = self.build_loader(self.setup.train, training=True)
         self.validation_batches = self.build_loader(self.setup.val, training=False)
@@ -235,29 +237,14 @@ class EchoTrainer(ABC):
 
         A batch too large for the GPU is halved, from then on.
         """
-        size = self.world.size
-        while True:
-            try:
-                parts = split_batch(batch, self.accumulation)
-                # Gradients are averaged over the processes: times their number it is the mean over the whole batch.
-                weighed = [(share * size * own, partial(self._part_loss, part)) for own, part in parts]
-                return self.optimisation.step(weighed) / size
-            except torch.OutOfMemoryError as error:
-                count = len(batch["case"])
-                if self.accumulation > 1 or count < 2:
-                    raise EchoPlanError(
-                        f"the GPU's memory is too small for {-(-count // self.accumulation)} sample(s) at a time",
-                        remedy="plan again with a smaller --gpu_memory_target or --size",
-                    ) from error
-            # Out of the except block: the error holds on to the tensors that filled the memory.
-            self.accumulation = 2
-            torch.cuda.empty_cache()
-            self.log.say(
-                f"out of GPU memory with a batch of {count}: from now on in 2 parts whose gradients are added, "
-                "which is slower; plan again with a smaller --gpu_memory_target to avoid it"
-            )
+        loss = gradient_that_fits(self, batch, share)
+        self.world.sum_gradients(self.optimisation.parameters)
+        self.world.mean_statistics(self.network)
+        self.optimisation.move()
+        return loss
 
-    def _part_loss(self, part: Batch) -> Tensor:
+    def part_loss(self, part: Batch) -> Tensor:
+        """The training loss of a batch or a part of one."""
         return self.loss(self.forward(part), part)
 
     def _save_terminated(self, epoch: int) -> None:
@@ -270,8 +257,7 @@ class EchoTrainer(ABC):
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
 
         A method changes it where its network takes more than frames in training. In validation and at test time a
-        network sees nothing but frames. `self.model` is the network, in step with the other processes where there are
-        any.
+        network sees nothing but frames. `self.model` is the network, compiled where the recipe says so.
         """
         output = self.model(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
@@ -383,6 +369,7 @@ class EchoTrainer(ABC):
             reader,
             batch_size=self.recipe.batch_size or plan.batch_size,
             batches_per_epoch=self.recipe.iterations_per_epoch if training else None,
+            epochs=self.recipe.epochs if training else 0,
             shuffle=training,
             groups=self.setup.datasets_of(s.case for s in samples) if self.recipe.balance == "datasets" else None,
             seed=self.seed,

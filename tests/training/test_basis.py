@@ -1,0 +1,188 @@
+"""What a training rests on: copied beside its weights, compared when it is resumed, thrown away as a whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echoplan.errors import EchoPlanError
+from echoplan.files import partial_prefix, read_json
+from echoplan.plans import Decision
+from echoplan.training.basis import basis_changes, training_basis
+from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
+from echoplan.training.fold import FoldSetup
+from echoplan.training.jobs import fold_progress
+from echoplan.training.state import write_model_files
+from echoplan.training.trainers.unet import UNetTrainer
+
+from .conftest import make_setup
+
+SETTINGS = {"epochs": 1, "iterations_per_epoch": 1, "base_features": 4}
+DEAD = 2**22 + 1  # the number of no process: Linux gives none so large
+
+
+def make_trainer(setup: FoldSetup, **settings: Any) -> UNetTrainer:
+    return UNetTrainer(setup, UNetTrainer.recipe_class().with_settings({**SETTINGS, **settings}), seed=1)
+
+
+def planned_anew(setup: FoldSetup, /, **values: Any) -> FoldSetup:
+    """The fold with other decisions in its plan."""
+    other = {name: Decision(value, "planned anew", kind="fixed") for name, value in values.items()}
+    return replace(setup, plan=replace(setup.plan, decisions={**setup.plan.decisions, **other}))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> FoldSetup:
+    """A fold that is trained, for tests that leave it as it is."""
+    setup = make_setup(tmp_path_factory.mktemp("kept"))
+    make_trainer(setup).run_training()
+    return setup
+
+
+@pytest.fixture
+def started(kept: FoldSetup, frame_setup: FoldSetup) -> FoldSetup:
+    """One of its own."""
+    shutil.copytree(kept.model_folder, frame_setup.model_folder)
+    return frame_setup
+
+
+# Resuming -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"size": [48, 48]}, r"the input size \(H, W\) \(\[32, 32\] then, \[48, 48\] now\)"),
+        ({"frames": 4}, r"the frames of a clip \(1 then, 4 now\)"),
+        ({"crop": True}, r"the crop to the sector \(False then, True now\)"),
+        ({"protocol": "stretch"}, r"how clips are fitted to the input \(aspect then, stretch now\)"),
+        ({"normalisation": "minmax"}, r"the normalisation \(zscore_sector then, minmax now\)"),
+        ({"mirror_axes": []}, r"the flips of the augmentation \(1 gone, horizontal\)"),
+        ({"rotation_degrees": 5.0}, r"the rotation of the augmentation \(20.0 then, 5.0 now\)"),
+        ({"batch_size": 2}, r"the batch size \(4 then, 2 now\)"),
+        ({"learning_rate": 0.5}, r"the learning rate \(0.001 then, 0.5 now\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, Mapping) else "",
+)
+def test_a_training_is_not_resumed_from_another_plan(kept: FoldSetup, values: dict[str, Any], said: str) -> None:
+    before = (kept.folder / "metrics.jsonl").read_text()
+    with pytest.raises(EchoPlanError, match=said) as raised:
+        make_trainer(planned_anew(kept, **values)).run_training(resume=True)
+    assert "rests on another plan or other data" in str(raised.value) and "--overwrite" in str(raised.value)
+    assert (kept.folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_training_is_not_resumed_on_other_cases(kept: FoldSetup) -> None:
+    first, *others = kept.train
+    exchanged = replace(kept, train=(*others, *kept.val), val=(first,))
+    with pytest.raises(EchoPlanError) as raised:
+        make_trainer(exchanged).run_training(resume=True)
+    assert "the training cases (1 new, p3_A4C; 1 gone, p0_A4C), the validation cases" in str(raised.value)
+
+
+def test_what_has_no_part_in_a_training_may_change(kept: FoldSetup) -> None:
+    state = load_checkpoint(kept.folder / "checkpoint_latest.pth")
+    same = planned_anew(kept, supervision="dense", frame_stride=3)  # a frame network has no stride
+    assert basis_changes(make_trainer(same), state) == []
+    # What the recipe says counts, and is compared with it.
+    fixed = make_trainer(planned_anew(kept, batch_size=2, learning_rate=0.5), batch_size=4, learning_rate=0.001)
+    assert basis_changes(fixed, state) == []
+
+
+def test_a_joints_datasets_are_compared_one_by_one(kept: FoldSetup) -> None:
+    def joint(crop: bool) -> FoldSetup:
+        shared = {name: item for name, item in kept.plan.decisions.items() if name != "crop"}
+        apart = {name: {"crop": Decision(value, "its own")} for name, value in (("A", True), ("B", crop))}
+        return replace(kept, plan=replace(kept.plan, decisions=shared, datasets=apart))
+
+    state = {"basis": training_basis(make_trainer(joint(True)))}
+    assert state["basis"]["crop"] == {"A": True, "B": True}
+    assert basis_changes(make_trainer(joint(True)), state) == []
+    (change,) = basis_changes(make_trainer(joint(False)), state)
+    assert change == "the crop to the sector ({'A': True, 'B': True} then, {'A': True, 'B': False} now)"
+
+
+def test_checkpoints_of_an_earlier_echoplan_are_resumed(started: FoldSetup) -> None:
+    file = started.folder / "checkpoint_latest.pth"
+    state = load_checkpoint(file)
+    del state["basis"], state["format"]
+    save_checkpoint(file, state)
+    make_trainer(planned_anew(started, rotation_degrees=5.0)).run_training(resume=True)
+    # Of the input size and the classes they do know.
+    save_checkpoint(file, {**state, "size": [16, 16]})
+    with pytest.raises(EchoPlanError, match=r"\[16, 16\] then, \[32, 32\] now"):
+        make_trainer(started).run_training(resume=True)
+
+
+# What lies beside the weights ---------------------------------------------------------------------------------------
+
+
+def model_file(setup: FoldSetup, name: str) -> Path:
+    return setup.model_folder / name
+
+
+def test_files_that_are_as_they_should_be_are_not_written_again(started: FoldSetup) -> None:
+    trainer = make_trainer(started)
+    trainer.on_train_start(resume=True)
+    trainer.log.close()
+    files = [model_file(started, name) for name in ("plans.json", "dataset.json")]
+    before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+    write_model_files(trainer)
+    assert [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files] == before
+
+
+def test_a_plan_is_replaced_whole_or_not_at_all(started: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(started)
+    trainer.on_train_start(resume=True)
+    trainer.log.close()
+    plan = started.preprocessed / "EchoPlans.json"
+    before = plan.read_text()
+    plan.write_text(before + "\n")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_model_files(trainer)
+    assert model_file(started, "plans.json").read_text() == before
+    write_model_files(trainer)
+    assert model_file(started, "plans.json").read_text() == before + "\n"
+    assert read_json(started.folder / "debug.json")["train"] == list(started.train)
+
+
+# Overwriting --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fold_whose_overwriting_is_killed_counts_as_not_started(
+    started: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fold_progress(started) == (True, True)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fold_progress(started, overwrite=True)
+    assert fold_progress(started) == (False, False)
+    assert not started.folder.exists()  # neither its checkpoints nor its metrics and validation are taken for new ones
+
+
+def test_what_a_killed_overwriting_left_is_removed_by_any_fold(started: FoldSetup) -> None:
+    left = started.model_folder / (partial_prefix().replace(f"-{os.getpid()}-", f"-{DEAD}-") + "fold_3")
+    mine = started.model_folder / (partial_prefix() + "fold_4")
+    for folder in (left, mine):
+        (folder / "validation").mkdir(parents=True)
+    assert fold_progress(started) == (True, True)
+    assert mine.is_dir() and not left.exists()
+    assert fold_progress(started, overwrite=True) == (False, False)
+    assert [path.name for path in started.model_folder.glob("*fold_0*")] == []
