@@ -24,6 +24,7 @@ from ..preprocessing.dataset import preprocess_dataset
 from ..preprocessing.ray_engine import RayCases
 from ..training.trainers import find_trainer, trainer_registry
 from .fingerprint import extract_fingerprint as measure_dataset
+from .gpu_check import check_batch
 from .integrity import verify_dataset
 from .joining import current_fingerprint, join_fingerprints, join_splits, write_joint_splits
 from .planner import plan_experiment as make_plan
@@ -158,6 +159,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
         size=chosen.size,
         frames=chosen.frames,
         plans_name=chosen.plans_name,
+        check=None if chosen.no_gpu_check else check_batch,
     )
     file = target / f"{chosen.plans_name}.json"
     _with_earlier(plan, file).write(file)
@@ -229,6 +231,11 @@ def _add_verify(to: argparse.ArgumentParser) -> None:
 
 def _add_planning(to: argparse.ArgumentParser) -> None:
     to.add_argument("--gpu_memory_target", type=float, metavar="GB", help="GPU to plan for; else the one found, else 8")
+    to.add_argument(
+        "--no_gpu_check",
+        action="store_true",
+        help="take no training step on the GPU to check the forecast of its memory",
+    )
     to.add_argument(
         "-tr",
         "--trainers",

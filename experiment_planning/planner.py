@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Configuration, Decision, Plan
 
 from . import rules
+from .gpu_check import CheckedBatch, can_check, check_batch, gpu_here
 from .memory import CONTEXT_GB, GIGABYTE, MARGIN, MemoryModel, measure_memory
 from .summary import balanced_extents
 
@@ -22,6 +21,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_GPU_GB = 8.0
 _START = "a start for trainers that the plan does not know"
 MeasureMemory = Callable[..., MemoryModel]
+CheckBatch = Callable[..., CheckedBatch]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Request:
         frames: T asked for, or None.
         gpu_memory_gb: the target.
         measure: simulates memory.
+        check: takes real steps with a batch that is to fit (see `check_batch`); None: forecasts stand unchecked.
     """
 
     summary: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Request:
     frames: int | None
     gpu_memory_gb: float
     measure: MeasureMemory
+    check: CheckBatch | None
 
     @property
     def crop(self) -> bool:
@@ -89,6 +91,7 @@ def plan_experiment(
     frames: int | None = None,
     plans_name: str = "EchoPlans",
     measure: MeasureMemory = measure_memory,
+    check: CheckBatch | None = check_batch,
 ) -> Plan:
     """Decide everything that training and inference need to know.
 
@@ -102,6 +105,8 @@ def plan_experiment(
         frames: T for all clip networks, instead of the rules.
         plans_name: the plan's name.
         measure: how memory is simulated (see `measure_memory`).
+        check: how forecasts are checked where there is a GPU that is not smaller than the one planned for (see
+            `check_batch`); None: not at all.
 
     Raises:
         EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
@@ -114,13 +119,15 @@ def plan_experiment(
                 f"{name or fingerprint['dataset']} has no labelled training case that could be read",
                 remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
             )
-    hardware = _hardware(gpu_memory_gb)
+    gpu = gpu_here()
+    hardware = _hardware(gpu, gpu_memory_gb)
     memory_gb = hardware["gpu_memory_target_gb"].value
     crops = {name: rules.crop_rule(own) for name, own in parts.items()}
     if "" not in parts:
         extents = {name: own["sector" if crops[name].value else "whole"] for name, own in parts.items()}
         summary = {**summary, "sector": balanced_extents(extents), "whole": balanced_extents(extents)}
-    request = Request(summary, parts, crops, description.classes, protocol, size, frames, memory_gb, measure)
+    check = check if can_check(gpu, memory_gb) else None
+    request = Request(summary, parts, crops, description.classes, protocol, size, frames, memory_gb, measure, check)
     frame = _frame_configuration(request, description)
     clip = _clip_configuration(request)
     configurations = {"frame": frame, "clip": clip}
@@ -133,8 +140,7 @@ def plan_experiment(
     return Plan(fingerprint["dataset"], plans_name, configurations, planned, hardware)
 
 
-def _hardware(gpu_memory_gb: float | None) -> dict[str, Decision]:
-    found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+def _hardware(found: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
     device = Decision(found.name if found else "none", "the first GPU of the machine that planned", {}, "measured")
     if gpu_memory_gb is not None:
         if gpu_memory_gb <= 0:
@@ -211,9 +217,7 @@ def _trainer_configuration(name: str, trainer: Any, parent: Configuration, reque
         "size": size,
         "frames": frames,
         "batch_size": batch,
-        "learning_rate": Decision(
-            needs.learning_rate, "the paper's", {"paper_batch_size": needs.batch_size}, kind="fixed"
-        ),
+        "learning_rate": rules.learning_rate_rule(needs, batch.value),
     }
     apart = request.apart(lambda part, _: _apart(request, part, size, frames))
     return request.configuration(name, decisions, apart, inherits_from=parent.name)
@@ -241,9 +245,13 @@ def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Dec
     try:
         for side, frames in _attempts(size, wanted, needs):
             model = request.measure(trainer, size=side, frames=frames, classes=request.classes)
-            batch = model.largest_batch(target, at_most=needs.batch_size)
-            tried = (side, frames, batch, model)
-            if batch:
+            checked = CheckedBatch(model.largest_batch(target, at_most=needs.batch_size))
+            if checked.size and request.check is not None:
+                checked = request.check(
+                    checked.size, model, target, trainer, size=side, frames=frames, classes=request.classes
+                )
+            tried = (side, frames, checked, model)
+            if checked.size:
                 break
     except EchoPlanError as error:
         logger.warning("%s: %s", name, error)
@@ -252,8 +260,8 @@ def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Dec
             {"reason": str(error)}, kind="fixed",
         )  # fmt: skip
         return size, wanted, unknown
-    side, frames, batch, model = tried
-    if not batch:
+    side, frames, checked, model = tried
+    if not checked.size:
         logger.warning("%s does not fit a GPU of %g GB even at its smallest", name, target)
     if list(side) != list(size.value):
         rule = f"{size.rule}; made smaller, for one sample did not fit the GPU"
@@ -261,7 +269,7 @@ def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Dec
     if frames != wanted.value:
         evidence = {**wanted.evidence, "wanted": wanted.value}
         wanted = Decision(frames, "fewer than wanted, for one sample did not fit the GPU", evidence)
-    return size, wanted, _batch_decision(batch, needs, model, target)
+    return size, wanted, _batch_decision(checked, needs, model, target)
 
 
 def _attempts(size: Decision, frames: Decision, needs: Any) -> list[tuple[tuple[int, int], int]]:
@@ -277,7 +285,8 @@ def _attempts(size: Decision, frames: Decision, needs: Any) -> list[tuple[tuple[
     return attempts
 
 
-def _batch_decision(batch: int, needs: Any, model: MemoryModel, target: float) -> Decision:
+def _batch_decision(checked: CheckedBatch, needs: Any, model: MemoryModel, target: float) -> Decision:
+    batch = checked.size
     sizes = sorted(
         {size for size in (1, 2, 4, 8, 16, 32, needs.batch_size, batch) if 1 <= size <= 2 * needs.batch_size}
     )
@@ -291,9 +300,10 @@ def _batch_decision(batch: int, needs: Any, model: MemoryModel, target: float) -
         "memory_gb_by_batch_size": {str(size): round(model.gb(size), 2) for size in sizes},
         "fits": batch > 0,
         "depends_on": "hardware.gpu_memory_target_gb",
+        **checked.evidence,
     }
     rule = (
         "the largest up to the paper's whose simulated memory (weights, gradients, optimiser, activations, "
-        f"context) leaves {MARGIN:.0%} of the GPU free"
+        f"context) leaves {MARGIN:.0%} of the GPU free{checked.words}"
     )
     return Decision(max(1, batch), rule, evidence)

@@ -175,11 +175,29 @@ def stride_rule(summary: Summary, frames: int) -> Decision:
     """Frames from one of a clip's frames to the next at inference."""
     distance = summary["ed_es_distance_frames"]
     evidence = {"ed_es_distance_frames": distance, "frames": frames}
-    if distance is None or frames < 2:
+    if frames < 2:
+        return Decision(1, "frames go through the network one at a time: every one is seen", evidence)
+    if distance is None:
         return Decision(1, "no distance from ED to ES is known: neighbouring frames", evidence)
     stride = max(1, round(distance["median"] / (frames - 1)))
     rule = "a window of T frames spans the median distance from ED to ES, as the clips of the training do"
     return Decision(stride, rule, evidence)
+
+
+def learning_rate_rule(needs: Any, batch: int) -> Decision:
+    """The learning rate: the paper's, whatever the batch."""
+    evidence = {"paper_batch_size": needs.batch_size, "batch_size": batch}
+    if batch >= needs.batch_size:
+        return Decision(needs.learning_rate, "the paper's, which belongs to its batch", evidence, "fixed")
+    share = batch / needs.batch_size
+    evidence["by_linear_rule"] = float(f"{needs.learning_rate * share:.3g}")
+    evidence["by_square_root_rule"] = float(f"{needs.learning_rate * math.sqrt(share):.3g}")
+    rule = (
+        f"the paper's, kept though the batch is {batch} instead of {needs.batch_size}: the rules that scale a rate "
+        "with the batch (linear for SGD, square root for Adam) were found for batches larger than a recipe's, and none "
+        "is tested on this one; to scale it yourself, train with --set learning_rate=X"
+    )
+    return Decision(needs.learning_rate, rule, evidence, "fixed")
 
 
 def normalisation_rule(summary: Summary) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from echoplan.dataset import DatasetDescription
+from echoplan.networks.layout import channels_last
 from echoplan.plans import Decision, ResolvedPlan
 
 from ..preprocessing.store import ClipStore
 from .data import Batch
 from .fold import FoldSetup
+from .log import TrainingLog
 from .optimisation import Optimisation
 from .trainers import EchoTrainer
 
@@ -71,22 +73,12 @@ def rehearse(
         batch_size: B.
         classes: K.
         settings: changed settings of the recipe.
-        device: "meta" computes nothing and allocates nothing.
+        device: "meta" computes nothing and allocates nothing; on a real one the step is taken for real.
         autocast: makes the context of forward passes; None takes the optimiser's own.
     """
     device = torch.device(device)
     recipe = kind.recipe_class().with_settings({"batch_size": batch_size, **(settings or {})})
-    decisions = {
-        "size": list(size), "frames": frames, "frame_stride": 1, "batch_size": batch_size, "protocol": "aspect",
-        "crop": False, "normalisation": "zscore_sector", "mirror_axes": [], "rotation_degrees": 0.0,
-        "supervision": "ed_es", "learning_rate": kind.needs.learning_rate,
-    }  # fmt: skip
-    plan = ResolvedPlan(
-        "rehearsal",
-        "rehearsal",
-        kind.configuration,
-        {name: Decision(value, "made up for a rehearsal", kind="fixed") for name, value in decisions.items()},
-    )
+    plan = _made_up_plan(kind, size, frames, batch_size)
     labels = {"background": 0, **{f"structure {value}": value for value in range(1, max(classes, 2))}}
     nowhere = Path()
     setup = FoldSetup(
@@ -100,8 +92,11 @@ def rehearse(
         preprocessed=nowhere,
     )
     trainer = kind(setup, recipe, device=device)
-    with device:
-        network = trainer.build_network(size=size, classes=classes, settings=recipe.to_dict())
+    trainer.log = TrainingLog(nowhere, writes=False)  # a step in parts says so; here nobody listens
+    with device if device.type == "meta" else nullcontext():  # a real network is made on the CPU and moved, as trained
+        network = trainer.build_network(size=size, classes=classes, settings=recipe.to_dict()).to(device)
+    if recipe.channels_last and device.type == "cuda":
+        channels_last(network)
     trainer.network = trainer.model = network.train()
     trainer.optimisation = Optimisation(
         network, recipe, learning_rate=kind.needs.learning_rate, iterations=1000, device=device
@@ -109,6 +104,20 @@ def rehearse(
     if autocast is not None:
         trainer.optimisation.autocast = autocast
     return Rehearsal(trainer, _batch(trainer, size, frames, batch_size))
+
+
+def _made_up_plan(kind: type[EchoTrainer], size: tuple[int, int], frames: int, batch_size: int) -> ResolvedPlan:
+    decisions = {
+        "size": list(size), "frames": frames, "frame_stride": 1, "batch_size": batch_size, "protocol": "aspect",
+        "crop": False, "normalisation": "zscore_sector", "mirror_axes": [], "rotation_degrees": 0.0,
+        "supervision": "ed_es", "learning_rate": kind.needs.learning_rate,
+    }  # fmt: skip
+    return ResolvedPlan(
+        "rehearsal",
+        "rehearsal",
+        kind.configuration,
+        {name: Decision(value, "made up for a rehearsal", kind="fixed") for name, value in decisions.items()},
+    )
 
 
 def _batch(trainer: EchoTrainer, size: tuple[int, int], frames: int, batch_size: int) -> Batch:

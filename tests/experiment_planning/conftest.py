@@ -158,7 +158,7 @@ def plan_of(trainers, fake_memory):
 
     def make(name, **options):
         fingerprint, description = load(name)
-        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory()} | options
+        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory(), "check": None} | options
         return plan_experiment(fingerprint, description, **options)
 
     return make

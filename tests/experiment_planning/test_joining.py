@@ -37,7 +37,7 @@ def joint_plan(trainers, fake_memory):
         for own in fingerprints.values():
             own["failed_cases"] = {}
         joint = a_joint(*BOTH)
-        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory()} | options
+        options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory(), "check": None} | options
         return plan_experiment(join_fingerprints(joint, fingerprints), joint.description, **options)
 
     return make

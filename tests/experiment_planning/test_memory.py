@@ -90,10 +90,13 @@ def test_the_forecast_agrees_with_real_tensors_at_three_batch_sizes(name):
         assert model.gb(batch) - CONTEXT_GB == pytest.approx(real, rel=0.1), batch
 
 
-def test_mixed_precision_takes_less():
-    trainer = trainer_registry()["PKEchoNetR18Trainer"]
+@pytest.mark.parametrize("name", ["PKEchoNetR18Trainer", "UNetTrainer", "UNet2DtTrainer"])
+def test_mixed_precision_takes_less(name):
+    trainer = trainer_registry()[name]
     full, mixed = (
-        measure_memory(trainer, size=(128, 128), frames=4, classes=1, settings={"precision": precision})
+        measure_memory(
+            trainer, size=(128, 128), frames=min(4, trainer.needs.frames), classes=1, settings={"precision": precision}
+        )
         for precision in ("float32", "auto")
     )
     assert mixed.precision == "mixed"

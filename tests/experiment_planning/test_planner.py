@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.experiment_planning import plan_experiment
+from echoplan.experiment_planning import plan_experiment, rules
 from echoplan.experiment_planning.summary import summarise
 from echoplan.experiment_planning.text import describe_plan
 from echoplan.files import plain, write_json
@@ -124,6 +124,26 @@ def test_what_the_gpu_decides(plan_of, target, batch, frames, size):
     evidence = resolved.decisions["batch_size"].evidence
     assert evidence["fits"] and evidence["gpu_memory_target_gb"] == target
     assert evidence["memory_gb_by_batch_size"][str(batch)] <= 0.9 * target
+
+
+def test_the_learning_rate_is_the_papers_and_says_what_that_means(plan_of):
+    whole = plan_of("camus", gpu_memory_gb=80.0).trainers["FakeClipTrainer"].decisions["learning_rate"]
+    assert whole.value == 1e-3 and whole.rule == "the paper's, which belongs to its batch"
+    less = plan_of("camus", gpu_memory_gb=5.0).trainers["FakeClipTrainer"].decisions["learning_rate"]
+    assert less.value == 1e-3 and less.kind == "fixed"
+    assert "kept though the batch is 3 instead of 8" in less.rule and "--set learning_rate=X" in less.rule
+    assert less.evidence == {
+        "paper_batch_size": 8, "batch_size": 3, "by_linear_rule": 0.000375, "by_square_root_rule": 0.000612,
+    }  # fmt: skip
+
+
+def test_a_stride_says_why(plan_of):
+    camus = plan_of("camus").trainers
+    single, clip = (camus[name].decisions["frame_stride"] for name in ("FakeFrameTrainer", "FakeClipTrainer"))
+    assert single.value == 1 and single.rule.startswith("frames go through the network one at a time")
+    assert clip.value == 2 and clip.rule.startswith("a window of T frames spans")
+    unknown = rules.stride_rule({"ed_es_distance_frames": None}, 10)
+    assert unknown.value == 1 and unknown.rule.startswith("no distance from ED to ES is known")
 
 
 def test_a_gpu_that_is_too_small_is_said_to_be(plan_of, caplog):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet
@@ -7,7 +9,7 @@ from monai.networks.nets import DynUNet
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_parameters
-from echoplan.networks.unet import fitting_edge, pooling_steps
+from echoplan.networks.unet import _InstanceNorm, fitting_edge, pooling_steps
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,50 @@ def test_flat_stages_have_no_kernel_in_time() -> None:
     flat = build_network("unet_2dt", size=(64, 64), base_features=4, flat_stages=5, max_features=64)
     frame = build_network("unet", size=(64, 64), base_features=4, max_features=64)
     assert count_parameters(flat) == count_parameters(frame)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_2dt"])
+def test_gpus_normalise_as_cpus_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that other devices than the CPU run, here on the CPU: equal answers and gradients."""
+    torch.manual_seed(0)
+    network = build_network(name, size=(32, 32), base_features=4).double()
+    for parameter in network.parameters():  # else weight and bias of the normalisations are all one and zero
+        parameter.data.normal_(std=0.3)
+    clip = torch.randn(2, 3, 1, 32, 32, dtype=torch.float64)
+
+    def answer_and_gradients() -> list[torch.Tensor]:
+        output = network(clip)
+        loss = output.logits.square().mean() + sum(low.mean() for low in output.auxiliary["deep_supervision"])
+        return [output.logits, *torch.autograd.grad(loss, list(network.parameters()))]
+
+    on_cpu = answer_and_gradients()
+    monkeypatch.setattr(_InstanceNorm, "forward", _InstanceNorm.as_batch_norm)
+    for mine, other in zip(answer_and_gradients(), on_cpu, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (3, 3, 5, 4), (1, 3, 2, 6, 5), (2, 3, 4, 4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.preserve_format])
+def test_maps_of_any_shape_and_layout_are_normalised_alike(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    norm = _InstanceNorm(3)
+    norm.load_state_dict({"weight": torch.randn(3), "bias": torch.randn(3)})
+    maps = torch.randn(shape)
+    if layout == torch.preserve_format:  # channels last, as convolutions give them on GPUs
+        maps = maps.movedim(1, -1).contiguous().movedim(-1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(norm.as_batch_norm(maps), norm(maps), atol=1e-6, rtol=1e-6)
+
+
+def test_a_checkpoint_from_when_the_norm_was_groupnorm_loads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old, new = (build_network("unet", size=(32, 32), base_features=4) for _ in range(2))
+    for stage in (*old.network.encoder, *old.network.decoder):
+        for index in (1, 4):
+            stage[index] = torch.nn.GroupNorm(stage[index].num_channels, stage[index].num_channels)
+            torch.nn.init.normal_(stage[index].weight)
+    torch.save(old.state_dict(), tmp_path / "old.pth")
+    new.load_state_dict(torch.load(tmp_path / "old.pth", weights_only=True))
+    clip = torch.randn(1, 2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(new.eval()(clip), old.eval()(clip), atol=0, rtol=0)
