@@ -36,7 +36,10 @@ lint: $(INSTALLED)  ## ruff
 	$(BIN)/python -m ruff check .
 
 bench: $(INSTALLED)  ## speed and memory beside peers, a table each
-	@for benchmark in tests/benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	@start=$$(date +%s); for benchmark in tests/benchmarks/bench_*.py; do \
+		echo; echo "== $$benchmark"; own=$$(date +%s); $(BIN)/python $$benchmark || exit 1; \
+		echo "== $$benchmark took $$(($$(date +%s) - own)) s"; \
+	done; echo; echo "All benchmarks took $$(($$(date +%s) - start)) s"
 
 clean:  ## remove what was built here
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*

@@ -28,18 +28,18 @@ SIZE, FRAMES = 256, 10
 CONFIGURATIONS = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 
-def package_predictor(variant: str, device: str) -> Any:
-    """The sam2 package's video predictor at 256 x 256, as the package builds it."""
+def package_predictor(variant: str, device: str, size: int = SIZE) -> Any:
+    """The sam2 package's video predictor for square frames of so many pixels, as the package builds it."""
     build_sam = sam2_module("build_sam")
     from hydra import initialize_config_module
 
-    grid = f"[{SIZE // 16},{SIZE // 16}]"
+    grid = f"[{size // 16},{size // 16}]"
     with initialize_config_module("sam2", version_base="1.2"):
         return build_sam.build_sam2_video_predictor(
             f"configs/sam2.1/sam2.1_hiera_{CONFIGURATIONS[variant]}.yaml",
             device=device,
             hydra_overrides_extra=[
-                f"++model.image_size={SIZE}",
+                f"++model.image_size={size}",
                 f"++model.memory_attention.layer.self_attention.feat_sizes={grid}",
                 f"++model.memory_attention.layer.cross_attention.feat_sizes={grid}",
             ],
@@ -49,13 +49,13 @@ def package_predictor(variant: str, device: str) -> Any:
 
 def predict_with_package(predictor: Any, clip: torch.Tensor) -> list[torch.Tensor]:
     """Masks of frames in memory, from a point in the first frame; the predictor itself only reads files."""
-    module = sam2_module("sam2_video_predictor")
+    module, size = sam2_module("sam2_video_predictor"), clip.shape[-1]
     original = module.load_video_frames, module.tqdm
-    module.load_video_frames = lambda **_: (clip[0].expand(-1, 3, -1, -1), SIZE, SIZE)
+    module.load_video_frames = lambda **_: (clip[0].expand(-1, 3, -1, -1), size, size)
     module.tqdm = lambda frames, **_: frames
     try:
         state = predictor.init_state("frames in memory")
-        middle = torch.tensor([[SIZE / 2, SIZE / 2]])
+        middle = torch.tensor([[size / 2, size / 2]])
         predictor.add_new_points_or_box(state, 0, 1, points=middle, labels=torch.tensor([1]))
         return [logits for _, _, logits in predictor.propagate_in_video(state)]
     finally:

@@ -1,6 +1,13 @@
 """Speed of prediction beside peers, and the memory that long clips need.
 
-python tests/benchmarks/bench_inference.py [--frames T] [--size PIXELS] [--long T] [--threads N] [--repeats N]
+python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
+    [--long T] [--threads N] [--repeats N] [--processor_time]
+
+Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
+same network of another package where there is one, and where there is none the plain ResNet of torchvision that the
+network begins with, which is a bound and no peer. Windows have the clip's length unless that is more than `WINDOW`;
+longer clips are seen by two windows at a time. SAM's frames are enlarged to `--encoder_size` instead of 1024 on both
+sides; here its boxes come from the locator as well, there they are given. The networks are random, in float32.
 """
 
 from __future__ import annotations
@@ -11,85 +18,166 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
-from monai.networks.nets import BasicUNet
-from torchvision.models.segmentation import deeplabv3_resnet50
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.networks import build_network
 from echoplan.networks.apply import segment_clip
+from echoplan.networks.unet import pooling_steps
 
-ECHONET = 112  # EchoNet-Dynamic's frames, and its network, DeepLabV3 with ResNet-50
 TARGET = 1.3  # the memory of a clip ten times as long, its output apart
-SHORTER = 10
-# Name, settings, frames of a window.
-NETWORKS = [
-    ("unet", {}, 1),
-    ("unet_2dt", {}, 10),
-    ("pkechonet", {"backbone": "resnet18"}, 10),
-    ("sam2", {"variant": "tiny"}, 10),
-    ("e3sam2", {"variant": "tiny"}, 10),
-    ("echoforge", {"backbone": "resnet18"}, 10),
-]
-LONG = {"unet": ({}, 1, 128), "pkechonet": ({"backbone": "resnet18"}, 10, 128), "e3sam2": ({"variant": "tiny"}, 10, 64)}
+SHORTER, LONG_SIZE = 10, 64
+WINDOW = 10
+BATCH = 8  # frames that frame networks take together
+Predict = Callable[[Tensor], object]
+MakePeer = Callable[[argparse.Namespace], Predict]
 
 
-def basic_unet(size: int, batch: int) -> Callable[[torch.Tensor], object]:
-    """MONAI's U-Net on frames, through its sliding window; (T, H, W) in."""
-    network = BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=(32, 64, 128, 256, 512, 32)).eval()
-    return lambda clip: sliding_window_inference(clip[:, None], (size, size), batch, network).sigmoid().numpy()
+def dynunet(options: argparse.Namespace, *, in_time: bool) -> Predict:
+    """MONAI's DynUNet with the U-Net's depth, widths and kernels, on frames or on the whole clip."""
+    from monai.networks.nets import DynUNet
+
+    steps = [(1, 1), *pooling_steps((options.size, options.size))]
+    widths = [min(32 * 2**level, 320 if in_time else 512) for level in range(len(steps))]
+    kernels: list[tuple[int, ...]] = [(3, 3)] * len(steps)
+    strides: list[tuple[int, ...]] = steps
+    if in_time:
+        kernels = [(3 if level else 1, 3, 3) for level in range(len(steps))]
+        strides = [(1, *step) for step in steps]
+    network = DynUNet(3 if in_time else 2, 1, 1, kernels, strides, strides[1:], filters=widths).eval()
+    if in_time:
+        return lambda clip: network(clip[None, None]).sigmoid().numpy()
+    return lambda clip: in_batches(network, clip[:, None])
 
 
-def deeplab() -> Callable[[torch.Tensor], object]:
-    """EchoNet-Dynamic's network on frames of three equal channels."""
+def deeplab(options: argparse.Namespace) -> Predict:
+    """EchoNet-Dynamic's network as torchvision has it, on frames of three equal channels."""
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
     network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=1).eval()
+    return lambda clip: in_batches(lambda frames: network(frames.expand(-1, 3, -1, -1))["out"], clip[:, None])
 
-    def predict(clip: torch.Tensor) -> np.ndarray:
-        parts = [network(part[:, None].expand(-1, 3, -1, -1))["out"].sigmoid() for part in clip.split(20)]
-        return torch.cat(parts).numpy()
+
+def resnet(options: argparse.Namespace, *, name: str) -> Predict:
+    """torchvision's ResNet up to its last map."""
+    import torchvision
+
+    network = getattr(torchvision.models, name)(weights=None).eval()
+    trunk = nn.Sequential(*list(network.children())[:-2])
+    return lambda clip: in_batches(trunk, clip[:, None].expand(-1, 3, -1, -1))
+
+
+def segment_anything(options: argparse.Namespace) -> Predict:
+    """SAM of the segment-anything package at the encoder's size, a box in every frame."""
+    from segment_anything.modeling import ImageEncoderViT, Sam
+
+    from echoplan.networks.sam.parts import VARIANTS, build_mask_decoder, build_prompt_encoder, vit_settings
+
+    side = options.encoder_size
+    encoder = ImageEncoderViT(**{**vit_settings(VARIANTS["vit_b"]), "img_size": side})
+    sam = Sam(encoder, build_prompt_encoder(side), build_mask_decoder()).eval()
+    box = torch.tensor([[0.3, 0.3, 0.7, 0.7]]) * side
+
+    def predict(clip: Tensor) -> np.ndarray:
+        images = nn.functional.interpolate(clip[:, None], (side, side), mode="bilinear").expand(-1, 3, -1, -1)
+        told = [{"image": image, "original_size": tuple(clip.shape[1:]), "boxes": box} for image in images]
+        parts = [told[first : first + BATCH] for first in range(0, len(told), BATCH)]
+        return np.stack([found["masks"].numpy() for part in parts for found in sam(part, multimask_output=False)])
 
     return predict
 
 
-def own(name: str, settings: dict[str, str], window: int, size: int) -> Callable[[torch.Tensor], object]:
+def sam2_package(options: argparse.Namespace) -> Predict:
+    """SAM 2.1 tiny in the sam2 package's video predictor, from a point in the first frame."""
+    from bench_e3sam2 import package_predictor, predict_with_package
+
+    predictor = package_predictor("tiny", "cpu", options.size)
+    return lambda clip: predict_with_package(predictor, clip[None, :, None])
+
+
+def in_batches(network: Callable[[Tensor], Tensor], frames: Tensor) -> np.ndarray:
+    """Probabilities of frames (T, C, H, W), so many at a time as `segment_clip` takes."""
+    return torch.cat([network(part).sigmoid() for part in frames.split(BATCH)]).numpy()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network, its settings, whether it sees windows of frames, and who stands beside it."""
+
+    name: str
+    settings: dict[str, str]
+    in_time: bool
+    peer_name: str
+    peer: MakePeer
+    bound: bool = False  # a part of the network, which it cannot be faster than
+
+
+NETWORKS = [
+    Entry("unet", {}, False, "MONAI DynUNet", lambda options: dynunet(options, in_time=False)),
+    Entry("unet_2dt", {}, True, "MONAI DynUNet, 3D", lambda options: dynunet(options, in_time=True)),
+    Entry("deeplabv3", {}, False, "torchvision DeepLabV3", deeplab),
+    Entry("sam", {}, False, "segment-anything ViT-B", segment_anything),
+    Entry("sam2", {"variant": "tiny"}, True, "sam2 package, tiny", sam2_package),
+    Entry("e3sam2", {"variant": "tiny"}, True, "sam2 package, tiny", sam2_package),
+    Entry("pkechonet", {"backbone": "resnet18"}, True, "ResNet-18 alone",
+          lambda options: resnet(options, name="resnet18"), bound=True),
+    Entry("echoforge", {"backbone": "resnet50"}, True, "ResNet-50 alone",
+          lambda options: resnet(options, name="resnet50"), bound=True),
+]  # fmt: skip
+LONG = ("unet", "pkechonet", "e3sam2")
+
+
+def own(entry: Entry, size: int, encoder_size: int | None = None) -> Predict:
     """One of EchoPlan's networks through `segment_clip`."""
-    network = build_network(name, size=(size, size), **settings).eval()
-    return lambda clip: segment_clip(network, clip, window=window, classes=1, batch=8 if window == 1 else 1)
+    settings = {**entry.settings, **({"encoder_size": encoder_size} if entry.name == "sam" else {})}
+    network = build_network(entry.name, size=(size, size), **settings).eval()
+    window, batch = (WINDOW, 1) if entry.in_time else (1, BATCH)
+    return lambda clip: segment_clip(network, clip, window=window, classes=1, batch=batch)
 
 
-def frames_per_second(works: list[Callable[[torch.Tensor], object]], clip: torch.Tensor, repeats: int) -> list[float]:
-    """Of each one's quickest run; the runs take turns."""
-    best = [float("inf")] * len(works)
+def frames_per_second(works: list[Predict], clip: Tensor, options: argparse.Namespace) -> list[float]:
+    """Of each one's quickest run after one that does not count; the runs take turns."""
+    clock = time.process_time if options.processor_time else time.perf_counter
+    taken: list[list[float]] = [[] for _ in works]
     with torch.inference_mode():
-        for _ in range(repeats):
-            for index, work in enumerate(works):
-                start = time.perf_counter()
+        for _ in range(options.repeats + 1):
+            for work, seconds in zip(works, taken, strict=True):
+                start = clock()
                 work(clip)
-                best[index] = min(best[index], time.perf_counter() - start)
-    return [len(clip) / seconds for seconds in best]
+                seconds.append(clock() - start)
+    return [len(clip) / min(seconds[1:]) for seconds in taken]
 
 
-def speed(size: int, options: argparse.Namespace, peer_name: str, peer: Callable[[torch.Tensor], object]) -> None:
-    """A table of frames a second, each network beside the peer."""
-    clip = torch.randn(options.frames, size, size)
-    print(f"\nclips of {options.frames} frames of {size} x {size}, {options.threads} threads; peer: {peer_name}")
-    print(f"{'network':<24}{'frames/s':>10}{'peer':>10}{'ratio':>8}")
-    for name, settings, window in NETWORKS:
-        if size % 32 and not name.startswith("unet"):
-            continue  # takes multiples of 32
-        work = own(name, settings, window, size)
-        mine, theirs = frames_per_second([work, peer], clip, options.repeats)
-        label = " ".join([name, *settings.values()])
-        print(f"{label:<24}{mine:>10.2f}{theirs:>10.2f}{mine / theirs:>8.2f}", flush=True)
+def speed(options: argparse.Namespace) -> None:
+    """A table of frames a second, each network beside its peer, and which is the slowest beside it."""
+    clip = torch.randn(options.frames, options.size, options.size)
+    print(f"clips of {options.frames} frames of {options.size} x {options.size}, {options.threads} threads")
+    print(f"{'network':<22}{'frames/s':>10}  {'beside':<26}{'frames/s':>10}{'ratio':>8}")
+    ratios = {}
+    for entry in NETWORKS:
+        if entry.name not in options.networks:
+            continue
+        works = [own(entry, options.size, options.encoder_size), entry.peer(options)]
+        mine, theirs = frames_per_second(works, clip, options)
+        label = " ".join([entry.name, *entry.settings.values()])
+        if not entry.bound:
+            ratios[label] = mine / theirs
+        beside = f"({entry.peer_name})" if entry.bound else entry.peer_name
+        print(f"{label:<22}{mine:>10.2f}  {beside:<26}{theirs:>10.2f}{mine / theirs:>8.2f}", flush=True)
+    print("in brackets: the part that a network without a peer begins with")
+    if ratios:
+        worst = min(ratios, key=ratios.__getitem__)
+        print(f"worst: {worst}, {ratios[worst]:.2f} of its peer's speed")
 
 
 def peak_mib(name: str, frames: int) -> tuple[float, float]:
-    """The peak of a process of its own that predicts so many frames, and the output's share of it, in MiB."""
+    """The peak of a process of its own that predicts so many frames, and the clip and output's share of it, in MiB."""
     arguments = [sys.executable, __file__, "--measure", name, str(frames)]
     found = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()
     return float(found[0]), float(found[1])
@@ -98,9 +186,9 @@ def peak_mib(name: str, frames: int) -> tuple[float, float]:
 def measure(name: str, frames: int) -> None:
     """In that process: print its peak and the size of clip and output, in MiB."""
     torch.set_num_threads(1)
-    settings, window, size = LONG[name]
-    work = own(name, settings, window, size)
-    clip = torch.randn(frames, size, size)
+    entry = next(entry for entry in NETWORKS if entry.name == name)
+    work = own(entry, LONG_SIZE)
+    clip = torch.randn(frames, LONG_SIZE, LONG_SIZE)
     output = work(clip)
     # Not getrusage's: that starts with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text()
@@ -110,33 +198,37 @@ def measure(name: str, frames: int) -> None:
 
 def memory(long: int) -> None:
     """A table of the memory of short and long clips."""
-    print(f"\npeak memory of {long} frames beside {long // SHORTER}, MiB; with the clip and its output taken off the "
-          f"ratio may be {TARGET}")  # fmt: skip
-    print(f"{'network':<24}{'size':>6}{'short':>10}{'long':>10}{'clip + output':>15}{'ratio':>8}")
-    for name, (settings, _, size) in LONG.items():
+    print(
+        f"\npeak memory of {long} frames of {LONG_SIZE} x {LONG_SIZE} beside {long // SHORTER}, MiB; with clip and "
+        f"output taken off the ratio may be {TARGET}"
+    )
+    print(f"{'network':<22}{'short':>10}{'long':>10}{'clip + output':>15}{'ratio':>8}")
+    for name in LONG:
         short, brief = peak_mib(name, long // SHORTER)
         lengthy, own_size = peak_mib(name, long)
         ratio = (lengthy - own_size) / (short - brief)
-        label = " ".join([name, *settings.values()])
-        print(f"{label:<24}{size:>6}{short:>10.0f}{lengthy:>10.0f}{own_size:>15.0f}{ratio:>8.2f}", flush=True)
+        print(f"{name:<22}{short:>10.0f}{lengthy:>10.0f}{own_size:>15.0f}{ratio:>8.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=20)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--long", type=int, default=3000, help="frames of the long clip")
+    parser.add_argument("--networks", nargs="+", default=[entry.name for entry in NETWORKS])
+    parser.add_argument("--frames", type=int, default=WINDOW)
+    parser.add_argument("--size", type=int, default=128, help="a multiple of 32")
+    parser.add_argument("--encoder_size", type=int, default=256, help="of SAM")
+    parser.add_argument("--long", type=int, default=300, help="frames of the long clip; 0: no table of memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
+    parser.add_argument("--processor_time", action="store_true", help="instead of the clock's, for busy machines")
     parser.add_argument("--measure", nargs=2, metavar=("NETWORK", "FRAMES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure[0], int(options.measure[1]))
         return
     torch.set_num_threads(options.threads)
-    speed(options.size, options, "MONAI BasicUNet, sliding window", basic_unet(options.size, 8))
-    speed(ECHONET, options, "torchvision DeepLabV3-R50", deeplab())
-    if Path("/proc/self/status").exists():
+    torch.manual_seed(0)
+    speed(options)
+    if options.long and Path("/proc/self/status").exists():
         memory(options.long)
 
 

@@ -1,6 +1,13 @@
-"""What a training adds to its network's bare forward and backward passes: the step, and the data.
+"""What training adds to a network: a step beside the network's bare passes, the data beside the step.
 
-python tests/benchmarks/bench_training.py [--size PIXELS] [--frames T] [--batch N] [--batches N] [--trainers ...]
+python tests/benchmarks/bench_training.py [--trainers ...] [--size PIXELS] [--frames T] [--batch N] [--repeats N]
+    [--large PIXELS] [--batches N] [--workers N] [--threads N] [--processor_time]
+
+The first table has every trainer: its step (loss, optimiser and all) beside the forward and backward passes of its
+network alone, of its output's mean, and the samples (clips, or frames) that one loading process gives in the time that
+a step learns from one. The second has whole epochs, loading workers included, beside bare passes with the method's loss
+and a plain optimiser. SAM's frames are enlarged to `--encoder_size` instead of 1024; weights are random, and as many of
+them learn as from pretrained ones.
 """
 
 from __future__ import annotations
@@ -12,12 +19,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -32,21 +41,33 @@ from echoplan.training.fold import FoldSetup
 from echoplan.training.trainers import EchoTrainer, trainer_registry
 
 PATIENTS, CLIP_FRAMES = 4, 20
+LOADED = 24  # samples that the loader is timed with, at least
 TARGET = 10  # percent that an epoch may take longer than its bare steps
-DEFAULT = ("UNetTrainer", "UNet2DtTrainer", "PKEchoNetR18Trainer", "E3SAM2Trainer", "EchoForgeTrainer")
+ENGINE = "PKEchoNetR18Trainer"
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """A batch's seconds: the network's own passes, with an optimiser's step; a training step; a batch of an epoch."""
+    """Of a trainer: a batch's seconds in the network alone and in a step, and its samples; the loader's a sample."""
 
-    bare: float
+    network: float
     step: float
-    epoch: float
+    samples: int
+    loading: float
+
+    @property
+    def step_ratio(self) -> float:
+        """How much longer a step takes than the network alone."""
+        return self.step / self.network
+
+    @property
+    def loader_ratio(self) -> float:
+        """How many times as many samples the loader gives as a step takes in."""
+        return self.step / self.samples / self.loading
 
 
 def make_setup(folder: Path, trainer: type[EchoTrainer], *, size: int, frames: int) -> FoldSetup:
-    """A fold of phantom clips labelled at end-diastole and end-systole."""
+    """A fold of phantom clips labelled at end-diastole and end-systole; trainers of one size share the clips."""
     values = {
         "size": [size, size], "frames": frames, "frame_stride": 1, "batch_size": 4, "crop": False, "protocol": "aspect",
         "normalisation": "zscore_sector", "mirror_axes": ["horizontal"], "rotation_degrees": 20.0,
@@ -57,40 +78,85 @@ def make_setup(folder: Path, trainer: type[EchoTrainer], *, size: int, frames: i
     plan = Plan("Bench", "EchoPlans", {kind: Configuration(kind, decisions)}, {})
     resolved = plan.resolve(trainer.__name__, configuration=kind)
     store = ClipStore(folder / resolved.store)
-    settings = PhantomSettings(size=(size, size), frames=CLIP_FRAMES, views=("A4C",))
-    for number in range(PATIENTS):
-        (clip,) = make_patient(np.random.default_rng([0, number]), settings).clips
-        labelled = sorted((clip.ed_frame, clip.es_frame))
-        labels = (clip.labels == 1).astype(np.uint8)
-        labels[np.setdiff1d(range(CLIP_FRAMES), labelled)] = IGNORE
-        geometry = plan_geometry((size, size), clip.spacing_mm, None, (size, size))
-        mean, std = sector_statistics(clip.frames)
-        about = {
-            "geometry": geometry.to_dict(), "mean": mean, "std": std, "labelled_frames": labelled,
-            "ed_frame": clip.ed_frame, "es_frame": clip.es_frame, "native_frames": CLIP_FRAMES,
-        }  # fmt: skip
-        store.write(f"p{number}", clip.frames, labels, about)
     cases = tuple(f"p{number}" for number in range(PATIENTS))
+    for number, case in enumerate(cases):
+        if not store.has(case):
+            _write_clip(store, case, number, size)
     return FoldSetup(0, resolved, DatasetDescription("Bench"), store, cases, (), folder / trainer.__name__, folder)
 
 
-def make_trainer(name: str, folder: Path, options: argparse.Namespace, *, size: int) -> EchoTrainer:
-    """A trainer that is about to start."""
+def _write_clip(store: ClipStore, case: str, number: int, size: int) -> None:
+    settings = PhantomSettings(size=(size, size), frames=CLIP_FRAMES, views=("A4C",))
+    (clip,) = make_patient(np.random.default_rng([0, number]), settings).clips
+    labelled = sorted((clip.ed_frame, clip.es_frame))
+    labels = (clip.labels == 1).astype(np.uint8)
+    labels[np.setdiff1d(range(CLIP_FRAMES), labelled)] = IGNORE
+    geometry = plan_geometry((size, size), clip.spacing_mm, None, (size, size))
+    mean, std = sector_statistics(clip.frames)
+    about = {
+        "geometry": geometry.to_dict(), "mean": mean, "std": std, "labelled_frames": labelled,
+        "ed_frame": clip.ed_frame, "es_frame": clip.es_frame, "native_frames": CLIP_FRAMES,
+    }  # fmt: skip
+    store.write(case, clip.frames, labels, about)
+
+
+def make_trainer(
+    name: str, folder: Path, options: argparse.Namespace, *, size: int, batches: int, workers: int
+) -> EchoTrainer:
+    """A trainer that is about to start; frame networks get as many frames as clip networks."""
     kind = trainer_registry()[name]
-    batch = options.batch * options.frames if kind.needs.frames == 1 else options.batch
-    settings = {"epochs": 2, "iterations_per_epoch": options.batches, "batch_size": batch}
-    if hasattr(kind.recipe_class(), "pretrained"):
-        settings["pretrained"] = False
-    frames = 1 if kind.needs.frames == 1 else options.frames
-    setup = make_setup(folder, kind, size=size, frames=frames)
-    trainer = kind(setup, kind.recipe_class().with_settings(settings), processes=options.workers)
+    single = kind.needs.frames == 1
+    batch = options.batch * options.frames if single else options.batch
+    recipe = kind.recipe_class()
+    wanted = {"pretrained": False, "trainable": getattr(recipe, "learning_part", None),
+              "encoder_size": options.encoder_size}  # fmt: skip
+    settings = {name: value for name, value in wanted.items() if name in {field.name for field in fields(recipe)}}
+    settings |= {"epochs": options.repeats + 1, "iterations_per_epoch": batches, "batch_size": batch}
+    setup = make_setup(folder, kind, size=size, frames=1 if single else options.frames)
+    trainer = kind(setup, recipe.with_settings(settings), processes=workers)
     trainer.on_train_start(resume=False)
     trainer.network.train()
     return trainer
 
 
+def network_alone(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
+    """Forward and backward passes of a copy of the network, told what its method tells it, and no loss but a mean."""
+    network = copy.deepcopy(trainer.network)
+    told: list[Any] = []
+
+    class Recorder(nn.Module):
+        def forward(self, *arguments: Any) -> Any:
+            told[:] = arguments
+            return network(*arguments)
+
+    own, trainer.model = trainer.model, Recorder()
+    with torch.no_grad():
+        trainer.forward(batch)
+    trainer.model = own
+
+    def once() -> None:
+        network.zero_grad(set_to_none=True)
+        with trainer.optimisation.autocast():
+            output = network(*told)
+            torch.stack([tensor.mean() for tensor in learning_tensors(output)]).sum().backward()
+
+    return once
+
+
+def learning_tensors(value: Any) -> Iterable[Tensor]:
+    """The tensors with a gradient in (containers of) containers of a network's output."""
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            yield value.float()
+        return
+    value = vars(value) if hasattr(value, "__dict__") else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for item in inner:
+        yield from learning_tensors(item)
+
+
 def passes(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
-    """Forward, backward and the optimiser's step as bare PyTorch does them, on a network of its own."""
+    """Forward, loss, backward and a plain optimiser's step as bare PyTorch does them, on a network of its own."""
     network = copy.deepcopy(trainer.network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[trainer.recipe.optimiser]
@@ -109,77 +175,112 @@ def passes(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
     return once
 
 
-def seconds(works: list[Callable[[], object]], repeats: int) -> list[float]:
-    """The median of each one's runs, in turns, so that a machine's moods meet all alike."""
+def seconds(works: list[Callable[[], object]], options: argparse.Namespace) -> list[float]:
+    """Of each one's quickest run after one that does not count, in turns, so that a machine's moods meet all alike."""
+    clock = time.process_time if options.processor_time else time.perf_counter
     taken: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats + 1):
+    for _ in range(options.repeats + 1):
         for work, own in zip(works, taken, strict=True):
-            start = time.perf_counter()
+            start = clock()
             work()
-            own.append(time.perf_counter() - start)
-    return [float(np.median(own[1:])) for own in taken]
+            own.append(clock() - start)
+    return [min(own[1:]) for own in taken]
 
 
-def measure(trainer: EchoTrainer, options: argparse.Namespace) -> tuple[Seconds, float]:
-    """The seconds of a batch, and the batches a second that the loader alone gives."""
-    batch = next(iter(trainer.training_batches.epoch(0)))
-
-    def epoch() -> None:
-        trainer.progress = type(trainer.progress)()
-        trainer.train_epoch(0)
+def measure(trainer: EchoTrainer, options: argparse.Namespace) -> Seconds:
+    """Network, step and loader of a trainer, a batch at a time."""
+    batches = trainer.training_batches
+    batch = next(iter(batches.epoch(0)))
+    samples = len(batch["case"])
 
     def load() -> None:
-        for _ in trainer.training_batches.epoch(0):
+        for _ in batches.epoch(0):
             pass
 
-    bare_pass = passes(trainer, batch)
+    network, step = seconds([network_alone(trainer, batch), lambda: trainer.train_step(batch)], options)
+    (loading,) = seconds([load], options)
+    return Seconds(network, step, samples, loading / (len(batches) * samples))
+
+
+def measure_epochs(trainer: EchoTrainer, options: argparse.Namespace) -> tuple[float, float]:
+    """A batch's seconds in bare passes, and in a whole epoch; epochs follow each other, as the loader is made for."""
+    bare_pass = passes(trainer, next(iter(trainer.training_batches.epoch(0))))
+    numbers = iter(range(options.repeats + 1))
 
     def bare_epoch() -> None:
         for _ in range(options.batches):
             bare_pass()
 
-    def steps() -> None:
-        for _ in range(options.batches):
-            trainer.train_step(batch)
+    def epoch() -> None:
+        trainer.progress = type(trainer.progress)()
+        trainer.train_epoch(next(numbers))
 
-    bare, step, whole = (value / options.batches for value in seconds([bare_epoch, steps, epoch], options.repeats))
-    (alone,) = seconds([load], 1)
-    return Seconds(bare, step, whole), options.batches / alone
+    bare, whole = seconds([bare_epoch, epoch], options)
+    return bare / options.batches, whole / options.batches
+
+
+def steps_table(options: argparse.Namespace, folder: Path) -> None:
+    """Every trainer's step and loader, and which are the worst."""
+    print(
+        f"{options.batch} clips of {options.frames} frames a batch, {options.size} x {options.size}, frame networks as "
+        f"many frames; {options.threads} threads; the loader in one process"
+    )
+    print(
+        f"{'trainer':<22}{'network ms':>11}{'step ms':>9}{'ratio':>7}{'step, samples/s':>17}{'loader':>9}{'ratio':>8}"
+    )
+    found = {}
+    for name in options.trainers:
+        batches = -(-LOADED // options.batch)
+        trainer = make_trainer(name, folder, options, size=options.size, batches=batches, workers=0)
+        found[name] = own = measure(trainer, options)
+        trainer.log.close()
+        print(f"{name:<22}{1000 * own.network:>11.0f}{1000 * own.step:>9.0f}{own.step_ratio:>7.2f}"
+              f"{own.samples / own.step:>17.1f}{1 / own.loading:>9.1f}{own.loader_ratio:>8.1f}",
+              flush=True)  # fmt: skip
+    slow = max(found, key=lambda name: found[name].step_ratio)
+    starved = min(found, key=lambda name: found[name].loader_ratio)
+    print(f"worst: the step of {slow}, {found[slow].step_ratio:.2f} times its network alone; the loader of {starved}, "
+          f"{found[starved].loader_ratio:.1f} times its step")  # fmt: skip
+
+
+def epochs_table(options: argparse.Namespace, folder: Path) -> None:
+    """What an epoch adds to bare passes, data included."""
+    name = ENGINE if ENGINE in options.trainers else options.trainers[0]
+    size = options.large or options.size
+    options.frames = options.large_frames
+    trainer = make_trainer(name, folder, options, size=size, batches=options.batches, workers=options.workers)
+    bare, epoch = measure_epochs(trainer, options)
+    trainer.training_batches.close()
+    trainer.log.close()
+    print(f"\n{options.batch} clips of {options.frames} frames a batch, {size} x {size}, {options.batches} batches an "
+          f"epoch, {options.workers} worker(s); an epoch may take {TARGET} % longer")  # fmt: skip
+    print(f"{'trainer':<22}{'bare passes ms':>15}{'epoch ms':>10}{'ratio':>7}")
+    print(f"{name:<22}{1000 * bare:>15.0f}{1000 * epoch:>10.0f}{epoch / bare:>7.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trainers", nargs="+", default=list(trainer_registry()))
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--frames", type=int, default=4, help="of a clip; frame networks get as many frames")
+    parser.add_argument("--frames", type=int, default=2, help="of a clip in the first table")
     parser.add_argument("--batch", type=int, default=2, help="clips")
-    parser.add_argument("--batches", type=int, default=6, help="an epoch")
-    parser.add_argument("--workers", type=int, default=1, help="that load data, and share the cores")
+    parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
+    parser.add_argument("--encoder_size", type=int, default=256, help="of SAM")
+    parser.add_argument("--large", type=int, default=256, help="size of the second table; 0: as the first")
+    parser.add_argument("--large_frames", type=int, default=4, help="of a clip in the second table")
+    parser.add_argument("--batches", type=int, default=4, help="an epoch of the second table")
+    parser.add_argument("--workers", type=int, default=1, help="that load the second table's data, and share the cores")
+    parser.add_argument(
+        "--processor_time", action="store_true", help="of this process, for busy machines; not workers'"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--trainers", nargs="+", default=DEFAULT)
-    parser.add_argument("--large", type=int, default=256, help="a second size for PKEcho-Net; 0: none")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning)
-    lines = [(name, options.size) for name in options.trainers]
-    if options.large and "PKEchoNetR18Trainer" in options.trainers:
-        lines.append(("PKEchoNetR18Trainer", options.large))
-    print(
-        f"{options.batch} clips of {options.frames} frames a batch, {options.batches} batches an epoch, "
-        f"{options.threads} threads, {options.workers} worker(s); an epoch may take {TARGET} % longer than its passes"
-    )
-    print(f"{'trainer':<22}{'size':>5}{'bare ms':>9}{'step ms':>9}{'more':>7}{'epoch ms':>10}{'more':>7}"
-          f"{'loader alone, batches/s':>25}{'of the step':>13}")  # fmt: skip
-    for name, size in lines:
-        with tempfile.TemporaryDirectory() as temporary:
-            trainer = make_trainer(name, Path(temporary), options, size=size)
-            found, loaded = measure(trainer, options)
-            trainer.log.close()
-        more = [100 * (value / found.bare - 1) for value in (found.step, found.epoch)]
-        print(f"{name:<22}{size:>5}{1000 * found.bare:>9.0f}{1000 * found.step:>9.0f}{more[0]:>6.0f}%"
-              f"{1000 * found.epoch:>10.0f}{more[1]:>6.0f}%{loaded:>25.1f}{loaded * found.bare:>12.1f}x",
-              flush=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:
+        steps_table(options, Path(temporary))
+        epochs_table(options, Path(temporary))
 
 
 if __name__ == "__main__":
