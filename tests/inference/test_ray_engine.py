@@ -70,10 +70,12 @@ class Marked(Bright):
 
 @pytest.fixture
 def model(folders, make_model, tmp_path):
-    """A model folder with the network above."""
+    """A model folder with the network above and postprocessing of its own."""
     with open(tmp_path / "trainers.py", "a") as stream:
         stream.write(MARKED)
-    return make_model(folders.results, trainer="MarkedTrainer", folds=(0,))
+    made = make_model(folders.results, trainer="MarkedTrainer", folds=(0,))
+    (made / "postprocessing.json").write_text('{"steps": ["largest_component"]}')
+    return made
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def make_clips(tmp_path):
 
 
 def models(folder: Path) -> dict:
-    return {"folders": [(folder, None)], "postprocessing": ["largest_component"]}
+    return {"folders": [(folder, None)]}
 
 
 def plainly(folder: Path) -> EchoPredictor:
@@ -310,17 +312,17 @@ def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nod
     with open(said, "w") as stream:
         process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream)
     try:
-        wait_until(lambda: process.poll() is not None or len(list(out.glob("*.nii.gz"))) > MANY // 10)
+        wait_until(lambda: process.poll() is not None or len(list(out.glob("[!.]*.nii.gz"))) > MANY // 10)
         assert process.poll() is None, said.read_text()
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
     wait_until(nodes_are_free)
-    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("[!.]*.nii.gz")}
     assert MANY // 10 < len(kept) < MANY * 3 // 4
 
     def kill_a_node() -> None:
-        wait_until(lambda: len(list(out.glob("*.nii.gz"))) > len(kept) + MANY // 10)
+        wait_until(lambda: len(list(out.glob("[!.]*.nii.gz"))) > len(kept) + MANY // 10)
         nodes.remove_node(nodes.worker, allow_graceful=False)
 
     killer = threading.Thread(target=kill_a_node)
@@ -329,7 +331,7 @@ def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nod
     run = predict_folder(source, out, plainly(model), continue_prediction=True, engine=engine)
     killer.join(PATIENCE)
     assert run.failures == {} and len(run.kept) == len(kept) and len(run.predicted) == MANY - len(kept)
-    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}.items()
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("[!.]*.nii.gz")}.items()
     twice = seen(tmp_path)
     assert sum(twice.values()) - MANY <= 2 * IN_FLIGHT + IN_FLIGHT  # both actors of the command, and that of the node
     predict_folder(source, tmp_path / "plain", plainly(model))
