@@ -1,10 +1,10 @@
 """Seconds a clip of E3SAM2, beside plain SAM2 in the sam2 package's own video predictor, and PKEcho-Net.
 
-python tests/benchmarks/bench_e3sam2.py [--threads N] [--repeats N] [--variant tiny] [--device cpu|cuda]
+python tests/benchmarks/bench_e3sam2.py [--threads N] [--repeats N] [--variant tiny] [--device cpu|cuda] [--bfloat16]
 
 All get the same clip; the predictor a point in its first frame. Rounds of all methods take turns, the quickest of each
 counts. The networks are random, which changes the masks and not the time, and remember every frame, as SAM2 does. With
-one thread on a busy machine, trust the processor's seconds.
+one thread on a busy machine, trust the processor's seconds. bfloat16 is timed where the device computes in it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from echoplan.device import fast_dtype
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
 from echoplan.networks.e3sam2.sam2_parts import sam2_module
@@ -84,9 +85,10 @@ def half(network: Callable[[torch.Tensor], object], clip: torch.Tensor) -> objec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--variant", choices=list(CONFIGURATIONS), default="tiny")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="also where the device is slower in it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -103,16 +105,15 @@ def main() -> None:
     networks = {name: network.to(options.device).eval() for name, network in networks.items()}
     predictor = package_predictor(options.variant, options.device)
     peer = "sam2 package"
-    methods: dict[str, Callable[[], object]] = {
-        peer: lambda: predict_with_package(predictor, clip),
-        f"{peer}, bfloat16": lambda: half(lambda frames: predict_with_package(predictor, frames), clip),
-    }
+    methods: dict[str, Callable[[], object]] = {peer: lambda: predict_with_package(predictor, clip)}
     methods |= {name: lambda network=network: network(clip) for name, network in networks.items()}
-    methods |= {
-        f"{name}, bfloat16": lambda network=network: half(network, clip)
-        for name, network in networks.items()
-        if name in ("e3sam2", "e3sam2, light windows")
-    }
+    if options.bfloat16 or fast_dtype(clip.device) != torch.float32:
+        methods[f"{peer}, bfloat16"] = lambda: half(lambda frames: predict_with_package(predictor, frames), clip)
+        methods |= {
+            f"{name}, bfloat16": lambda network=network: half(network, clip)
+            for name, network in networks.items()
+            if name in ("e3sam2", "e3sam2, light windows")
+        }
     with torch.inference_mode():
         seconds = quickest(methods, options.repeats, options.device)
     print(

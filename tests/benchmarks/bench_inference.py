@@ -154,8 +154,8 @@ def frames_per_second(works: list[Predict], clip: Tensor, options: argparse.Name
     return [len(clip) / min(seconds[1:]) for seconds in taken]
 
 
-def speed(options: argparse.Namespace) -> None:
-    """A table of frames a second, each network beside its peer, and which is the slowest beside it."""
+def speed(options: argparse.Namespace) -> dict[str, float]:
+    """A table of frames a second, each network beside its peer; the ratios to peers by network."""
     clip = torch.randn(options.frames, options.size, options.size)
     print(f"clips of {options.frames} frames of {options.size} x {options.size}, {options.threads} threads")
     print(f"{'network':<22}{'frames/s':>10}  {'beside':<26}{'frames/s':>10}{'ratio':>8}")
@@ -171,9 +171,7 @@ def speed(options: argparse.Namespace) -> None:
         beside = f"({entry.peer_name})" if entry.bound else entry.peer_name
         print(f"{label:<22}{mine:>10.2f}  {beside:<26}{theirs:>10.2f}{mine / theirs:>8.2f}", flush=True)
     print("in brackets: the part that a network without a peer begins with")
-    if ratios:
-        worst = min(ratios, key=ratios.__getitem__)
-        print(f"worst: {worst}, {ratios[worst]:.2f} of its peer's speed")
+    return ratios
 
 
 def peak_mib(name: str, frames: int) -> tuple[float, float]:
@@ -215,7 +213,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=[entry.name for entry in NETWORKS])
     parser.add_argument("--frames", type=int, default=WINDOW)
     parser.add_argument("--size", type=int, default=128, help="a multiple of 32")
-    parser.add_argument("--encoder_size", type=int, default=256, help="of SAM")
+    parser.add_argument("--encoder_size", type=int, default=224, help="of SAM")
     parser.add_argument("--long", type=int, default=300, help="frames of the long clip; 0: no table of memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
@@ -227,9 +225,12 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    speed(options)
+    ratios = speed(options)
     if options.long and Path("/proc/self/status").exists():
         memory(options.long)
+    if ratios:
+        worst = min(ratios, key=ratios.__getitem__)
+        print(f"\nworst: {worst}, {ratios[worst]:.2f} of its peer's speed")
 
 
 if __name__ == "__main__":

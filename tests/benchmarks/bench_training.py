@@ -219,8 +219,8 @@ def measure_epochs(trainer: EchoTrainer, options: argparse.Namespace) -> tuple[f
     return bare / options.batches, whole / options.batches
 
 
-def steps_table(options: argparse.Namespace, folder: Path) -> None:
-    """Every trainer's step and loader, and which are the worst."""
+def steps_table(options: argparse.Namespace, folder: Path) -> str:
+    """Every trainer's step and loader; which are the worst, in words."""
     print(
         f"{options.batch} clips of {options.frames} frames a batch, {options.size} x {options.size}, frame networks as "
         f"many frames; {options.threads} threads; the loader in one process"
@@ -239,8 +239,10 @@ def steps_table(options: argparse.Namespace, folder: Path) -> None:
               flush=True)  # fmt: skip
     slow = max(found, key=lambda name: found[name].step_ratio)
     starved = min(found, key=lambda name: found[name].loader_ratio)
-    print(f"worst: the step of {slow}, {found[slow].step_ratio:.2f} times its network alone; the loader of {starved}, "
-          f"{found[starved].loader_ratio:.1f} times its step")  # fmt: skip
+    return (
+        f"worst: the step of {slow}, {found[slow].step_ratio:.2f} times its network alone; the loader of {starved}, "
+        f"{found[starved].loader_ratio:.1f} times its step"
+    )
 
 
 def epochs_table(options: argparse.Namespace, folder: Path) -> None:
@@ -265,10 +267,10 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=2, help="of a clip in the first table")
     parser.add_argument("--batch", type=int, default=2, help="clips")
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
-    parser.add_argument("--encoder_size", type=int, default=256, help="of SAM")
+    parser.add_argument("--encoder_size", type=int, default=224, help="of SAM")
     parser.add_argument("--large", type=int, default=256, help="size of the second table; 0: as the first")
     parser.add_argument("--large_frames", type=int, default=4, help="of a clip in the second table")
-    parser.add_argument("--batches", type=int, default=4, help="an epoch of the second table")
+    parser.add_argument("--batches", type=int, default=3, help="an epoch of the second table")
     parser.add_argument("--workers", type=int, default=1, help="that load the second table's data, and share the cores")
     parser.add_argument(
         "--processor_time", action="store_true", help="of this process, for busy machines; not workers'"
@@ -279,8 +281,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning)
     with tempfile.TemporaryDirectory() as temporary:
-        steps_table(options, Path(temporary))
+        worst = steps_table(options, Path(temporary))
         epochs_table(options, Path(temporary))
+    print(f"\n{worst}")
 
 
 if __name__ == "__main__":
