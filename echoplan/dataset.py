@@ -213,10 +213,11 @@ class EchoDataset:
                     file=path,
                     remedy="labels must lie on the clip's own grid",
                 )
-        named = np.zeros(mask.shape, bool)
-        for value in (*self.description.labels.values(), IGNORE):  # far quicker than np.unique of a whole clip
-            named |= mask == value
-        unnamed = np.unique(mask[~named]).tolist()
+        labelled = mask[(mask != IGNORE).any(axis=(1, 2))]
+        named = labelled == IGNORE
+        for value in self.description.labels.values():  # far quicker than np.unique of a whole clip
+            named |= labelled == value
+        unnamed = np.unique(labelled[~named]).tolist()
         if unnamed:
             raise EchoPlanError(
                 f"the labels hold the value(s) {unnamed}, which dataset.json does not name",
