@@ -46,18 +46,29 @@ class Optimisation:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def gradient(self, losses: Sequence[tuple[float, Callable[[], torch.Tensor]]]) -> float:
+    def gradient(
+        self,
+        losses: Sequence[tuple[float, Callable[[], torch.Tensor]]],
+        *,
+        before_last: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> float:
         """Compute the loss of a batch and its gradient; the loss as a number.
 
         Args:
             losses: of each part of the batch its share and its mean loss. Gradients add up, and the activations of one
                 part at a time are in memory.
+            before_last: makes the context of all parts but the last.
 
         Raises:
             EchoPlanError: the loss is not finite.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        return sum(self._backward(share, loss) for share, loss in losses)
+        *first, last = losses
+        total = 0.0
+        for part in first:
+            with before_last():
+                total += self._backward(*part)
+        return total + self._backward(*last)
 
     def move(self) -> None:
         """Move the weights by the gradient that is there.

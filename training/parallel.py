@@ -1,14 +1,10 @@
-"""One training on several processes: torchrun starts them, every one takes its share of each batch.
-
-Gradients are exchanged after the backward pass, not during it as DistributedDataParallel does: a process that runs out
-of memory in the middle of its pass must not leave the others waiting for gradients that it will never send.
-"""
+"""One training on several processes: torchrun starts them, every one takes its share of each batch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from echoplan.errors import EchoPlanError, Terminated
 
@@ -24,7 +21,6 @@ from echoplan.errors import EchoPlanError, Terminated
 # at a fold's end, which takes hours on large datasets. NCCL's own 10 minutes would end them. Nobody waits so long for a
 # dead process: torchrun sees its end and ends the others.
 PATIENCE = timedelta(hours=24)
-_BUCKET = 2**24  # numbers that travel together: 64 MB, so that the copy of the gradients stays small
 
 
 @dataclass(frozen=True)
@@ -44,13 +40,21 @@ class World:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def start_alike(self, network: nn.Module) -> None:
-        """Give every process the leader's weights and buffers."""
-        if self.size > 1:
-            for tensor in network.state_dict().values():
-                sent = tensor.contiguous()
-                dist.broadcast(sent, 0)
-                tensor.copy_(sent)
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network as training steps call it: it starts from the leader's weights and averages gradients.
+
+        Gradients are exchanged during the last backward pass of a step; `silent` keeps them at home.
+        """
+        if self.size == 1:
+            return network
+        return DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            # Parts that a batch does not use (switched-off ones) must not keep the others waiting.
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # `mean_statistics` counts every process's
+        )
 
     def synchronise_norms(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Batch normalisation over the whole batch instead of a process's share; PyTorch has it for GPUs only.
@@ -64,23 +68,6 @@ class World:
     def exchanges_in_passes(self, network: nn.Module) -> bool:
         """Whether the processes wait for one another within a forward or backward pass, too."""
         return self.size > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Make each gradient the sum over the processes; what no process used stays without one.
-
-        All processes must have come to the end of their backward pass; it is the same to the bit everywhere then.
-        """
-        if self.size == 1:
-            return
-        uses = self.total(*(float(item.grad is not None) for item in parameters), device=parameters[0].device)
-        used = [item for item, count in zip(parameters, uses, strict=True) if count]
-        for item in used:
-            if item.grad is None:
-                item.grad = torch.zeros_like(item)
-        for gradients in _buckets(item.grad for item in used):
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            _put_back(flat, gradients)
 
     def mean_statistics(self, network: nn.Module) -> None:
         """Where batch normalisation is not synchronised: make its running statistics the mean over the processes."""
@@ -163,16 +150,9 @@ def joined(environment: Mapping[str, str], device: torch.device) -> Iterator[tup
             dist.destroy_process_group()
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in groups of about `_BUCKET` numbers."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        bucket.append(tensor)
-        if sum(item.numel() for item in bucket) >= _BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
+def silent(model: nn.Module | None) -> AbstractContextManager[None]:
+    """Within it, passes of what `World.wrap` gave add to this process's own gradients and exchange none."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _put_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:

@@ -39,7 +39,8 @@ def main() -> None:
     processes = ("-np", options.processes)
     if not (raw / "cases.csv").is_file():
         _run(root, "echoplan_make_phantom", "-d", NAME, "--patients", options.patients, "--test_patients",
-             options.test_patients, "--size", options.size, "--labels", "ed_es", *processes)  # fmt: skip
+             options.test_patients, "--size", options.size, "--labels", "ed_es", "--seed", options.seed,
+             *processes)  # fmt: skip
     if not list(root.glob("preprocessed/*/EchoPlans.json")):
         _run(root, "echoplan_plan_and_preprocess", "-d", NAME, "-tr", options.trainer, *processes)
     settings = [part for item in options.set for part in ("--set", item)]
@@ -154,6 +155,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("build/intervals"))
     parser.add_argument("--patients", type=int, default=100)
     parser.add_argument("--test_patients", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--trainer", default="UNetTrainer")
     parser.add_argument("--epochs", type=int, default=10)

@@ -27,7 +27,7 @@ from echoplan.training.commands import train as train_command
 from echoplan.training.data import BatchLoader, SampleReader, frame_samples
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
-from echoplan.training.parallel import World, joined
+from echoplan.training.parallel import World, joined, silent
 from echoplan.training.state import restore_training
 from echoplan.training.trainers.unet import UNetTrainer
 
@@ -119,13 +119,14 @@ def one_of_two(rank: int, port: int, work: Callable[[World], Any], folder: Path)
 
 
 class Crowded(UNetTrainer):
-    """The GPU of the second of two processes is too small for more than `limit` samples, from the second step on."""
+    """The GPU of the second of two processes is too small for more than `limit` samples, from the second pass on."""
 
-    limit, fails_in = 1, "the forward pass"
+    limit, fails_in, passes = 1, "the forward pass", 0
 
     def loss(self, output: Any, batch: Any) -> torch.Tensor:
         loss = super().loss(output, batch)
-        if self.world.rank == 1 and self.optimisation.iteration > 0 and len(batch["case"]) > self.limit:
+        self.passes += 1
+        if self.world.rank == 1 and self.passes > 1 and len(batch["case"]) > self.limit:
             if self.fails_in == "the forward pass":
                 out_of_memory(loss)
             loss.register_hook(out_of_memory)
@@ -177,28 +178,91 @@ def test_both_end_where_half_a_batch_is_too_large_for_one(
         assert said.startswith("the GPU's memory is too small for 1 sample(s) at a time")
 
 
-def test_gradients_add_up_and_statistics_are_averaged(tmp_path: Path) -> None:
-    """On CPUs batch normalisation is each process's own, but what it remembers is both's."""
+def test_two_resume_to_the_bit(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    """What they rehearse before they go on leaves no trace, with an optimiser that remembers much."""
+    settings = {"epochs": 2, "iterations_per_epoch": 2, "base_features": 4, "batch_size": 4, "optimiser": "adamw"}
+
+    def trainer(fold: int, world: World) -> UNetTrainer:
+        recipe = UNetTrainer.recipe_class().with_settings({**settings, "learning_rate": 1e-3})
+        return UNetTrainer(replace(frame_setup, fold=fold), recipe, seed=5, world=world)
+
+    def train_together(world: World) -> list[str]:
+        whole, begun, resumed = trainer(0, world), trainer(1, world), trainer(1, world)
+        whole.run_training()
+        begun.on_epoch_end = lambda *about: stop_after(begun, *about)
+        with pytest.raises(Terminated):
+            begun.run_training()
+        resumed.run_training(resume=True)
+        assert resumed.first_epoch == 1
+        return [weights_of(whole), weights_of(resumed)]
+
+    def stop_after(trainer: UNetTrainer, epoch: int, dice: float | None) -> None:
+        UNetTrainer.on_epoch_end(trainer, epoch, dice)
+        dist.barrier()  # the leader has written its checkpoint
+        raise Terminated
+
+    first, second = in_two(train_together, tmp_path)
+    assert first == second and first[0] == first[1]
+
+
+class Fills(UNetTrainer):
+    """Another program fills the second process's GPU when the second step begins."""
+
+    def loss(self, output: Any, batch: Any) -> torch.Tensor:
+        if self.world.rank == 1 and self.rehearsed and self.optimisation.iteration == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(output, batch)
+
+
+def test_memory_that_becomes_too_small_later_is_an_error_with_a_way_on(frame_setup: FoldSetup, tmp_path: Path) -> None:
+    def train_together(world: World) -> str:
+        settings = {"epochs": 1, "iterations_per_epoch": 3, "base_features": 4, "batch_size": 4}
+        try:
+            Fills(frame_setup, Fills.recipe_class().with_settings(settings), world=world).run_training()
+        except RuntimeError as error:  # the first one waits until the second has ended
+            return type(error).__name__
+        return "trained"
+
+    first, second = in_two(train_together, tmp_path)
+    assert first == "RuntimeError"
+    assert "large enough for 2 samples when the training began" in second and "--c" in second
+
+
+def test_gradients_are_averaged_but_for_silent_passes(tmp_path: Path) -> None:
+    """And on CPUs batch normalisation is each process's own, but what it remembers is both's."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1, momentum=1.0, affine=False)
+            self.both, self.mine, self.nobodys = (nn.Parameter(torch.ones(2)) for _ in range(3))
+
+        def forward(self, values: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+            used = (self.both * (rank + 1)).sum() + (self.mine.sum() if rank else 0)
+            return self.norm(values), used
 
     def exchange(world: World) -> list[Any]:
-        norm = nn.BatchNorm1d(1, momentum=1.0)
-        nn.init.constant_(norm.weight, 1 + world.rank)
-        both, mine, nobodys = (nn.Parameter(torch.ones(2)) for _ in range(3))
-        world.start_alike(norm)
-        own = norm(torch.tensor([[0.0], [2.0]]) + 10 * world.rank)
-        (both * (world.rank + 1)).sum().backward()
-        if world.rank == 1:
-            mine.sum().backward()
-        world.sum_gradients([both, mine, nobodys])
-        world.mean_statistics(norm)
-        gradients = [item.grad if item.grad is None else item.grad.tolist() for item in (both, mine, nobodys)]
-        return [norm.weight.item(), own.flatten().tolist(), norm.running_mean.item(), gradients]
+        network = Three()
+        nn.init.constant_(network.both, 1 + world.rank)
+        model = world.wrap(network, torch.device("cpu"))
+        start = network.both.tolist()
+        values = torch.tensor([[0.0], [2.0]]) + 10 * world.rank
+        with silent(model):
+            model(values, world.rank)[1].backward()
+        alone = network.both.grad.tolist()
+        own, used = model(values, world.rank)
+        used.backward()
+        world.mean_statistics(network)
+        parameters = (network.both, network.mine, network.nobodys)
+        gradients = [item.grad if item.grad is None else item.grad.tolist() for item in parameters]
+        return [start, alone, own.flatten().tolist(), network.norm.running_mean.item(), gradients]
 
-    for weight, own, mean, gradients in in_two(exchange, tmp_path):
-        assert weight == 1  # the leader's
+    for rank, (start, alone, own, mean, gradients) in enumerate(in_two(exchange, tmp_path)):
+        assert start == [1.0, 1.0]  # the leader's
+        assert alone == [rank + 1.0] * 2
         assert own == pytest.approx([-1.0, 1.0], abs=1e-4)  # of all four, they would lie on one side of zero
         assert mean == 6.0  # of 1 and 11
-        assert gradients == [[3.0, 3.0], [1.0, 1.0], None]
+        assert gradients == [[3.0, 3.0], [1.0, 1.0], None]  # the mean of two passes
 
 
 def test_with_batch_normalisation_over_gpus_a_batch_too_large_is_an_error(frame_setup: FoldSetup) -> None:
@@ -207,7 +271,7 @@ def test_with_batch_normalisation_over_gpus_a_batch_too_large_is_an_error(frame_
     trainer.on_train_start(resume=False)
     trainer.network.add_module("synchronised", nn.SyncBatchNorm(1))
     trainer.world = World(1, 2)
-    trainer.optimisation.iteration = 1
+    trainer.passes, trainer.rehearsed = 1, 4
     with pytest.raises(EchoPlanError, match=r"2 samples at a time.*--overwrite --set batch_size=2"):
         trainer.train_step(
             {"clip": torch.zeros(2, 1, 1, 32, 32), "labels": torch.zeros(2, 1, 32, 32), "case": ["a", "b"]}

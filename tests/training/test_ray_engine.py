@@ -49,6 +49,30 @@ class Struck(UNetTrainer):
         return super().train_step(batch, share)
 """
 
+# Writes down what it trains with; its second process dies once, in the second epoch.
+WRAPPED = """
+import os
+import signal
+from pathlib import Path
+
+from echoplan.training.trainers.unet import UNetTrainer
+
+
+class Wrapped(UNetTrainer):
+    def train_step(self, batch, share=1.0):
+        blow = Path(__file__).with_name("blow")
+        if self.epoch == 1 and self.world.rank == 1 and blow.exists():
+            blow.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch, share)
+
+    def on_train_end(self):
+        super().on_train_end()
+        if self.world.leads:
+            below = [name for name in ("RAY_RAYLET_PID", "TORCHELASTIC_RUN_ID") if name in os.environ]
+            (self.setup.folder / "wrapper").write_text(" ".join([type(self.parallel).__name__, *below]))
+"""
+
 
 @pytest.fixture
 def folds(frame_setup: FoldSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -146,13 +170,27 @@ def test_a_task_says_how_it_ended(folds: Path) -> None:
     assert kind == "failed" and "does not see" in reason
 
 
-def test_a_fold_on_two_processes_within_a_task(folds: Path) -> None:
-    together_too, alone = (task_of(folds, "UNetTrainer", results=str(n), processes=n) for n in (2, 1))
-    assert together_too.train() == pytest.approx(alone.train(), abs=1e-4)
-    first, second = (model(folds / str(n), "UNetTrainer") / "fold_0" for n in (2, 1))
-    for mine, theirs in zip(read_metrics(first), read_metrics(second), strict=True):
+def test_a_fold_on_two_processes_within_a_task(
+    two_nodes: None, folds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Ray task starts torchrun, whose processes train with DistributedDataParallel, and one is killed."""
+    (folds / "wrapped.py").write_text(WRAPPED)
+    command = ["Toy", "0", "-tr", f"{folds / 'wrapped.py'}:Wrapped", *SETTINGS, "--set", "precision=float32"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("echoplan_results", str(folds / "alone"))
+    assert train(command) == 0
+    (folds / "blow").touch()
+    monkeypatch.setenv("echoplan_results", str(folds / "together"))
+    assert train([*command, "--engine", "ray", "--processes_per_fold", "2", "--cpus_per_fold", "1"]) == 0
+    assert "Wrapped" in capsys.readouterr().out
+    alone, together = (model(folds / name, "Wrapped") / "fold_0" for name in ("alone", "together"))
+    words = [(fold / "wrapper").read_text() for fold in (alone, together)]
+    assert words == ["FrameUNet", "DistributedDataParallel RAY_RAYLET_PID TORCHELASTIC_RUN_ID"]
+    assert not (folds / "blow").exists() and len(list(together.glob("training_log_*.txt"))) == 2
+    for mine, theirs in zip(read_metrics(together), read_metrics(alone), strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
-    assert len(load_checkpoint(first / "checkpoint_latest.pth")["random"]) == 2  # two processes there were
+        assert mine["val_dice"] == pytest.approx(theirs["val_dice"], abs=1e-4)
+    assert len(load_checkpoint(together / "checkpoint_latest.pth")["random"]) == 2  # two processes there were
 
 
 def test_what_a_fold_takes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

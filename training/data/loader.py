@@ -212,9 +212,13 @@ class BatchLoader:
         self._streams.append(iter(loader))
         return self._streams[-1]
 
+    def count(self, index: int) -> int:
+        """The samples of an epoch's batch number `index`, of all processes."""
+        return min(self.batch_size, self._draws - index * self.batch_size)
+
     def share(self, index: int) -> float:
         """This process's share of the samples of an epoch's batch number `index`."""
-        count = min(self.batch_size, self._draws - index * self.batch_size)
+        count = self.count(index)
         return len(range(self.rank, count, self.ranks)) / count
 
     def explain(self, error: RuntimeError, *others: BatchLoader) -> Exception:

@@ -98,7 +98,9 @@ class EchoTrainer(ABC):
         self.recorded = EpochMeans()
         self.progress = EpochProgress()
         self.termination = Termination()
+        self.parallel: nn.Module | None = None
         self.accumulation = 1
+        self.rehearsed = 0
         self.best_dice = -1.0
         self.smooth_dice: float | None = None
 
@@ -173,10 +175,9 @@ class EchoTrainer(ABC):
         plan, recipe = self.setup.plan, self.recipe
         network, self.started_from = build_started(self, resume=resume)
         self.network = self.world.synchronise_norms(network.to(self.device), self.device)
-        self.world.start_alike(self.network)
         if recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)
-        self.model = self.network
+        self.model = self.parallel = self.world.wrap(self.network, self.device)
         torch.manual_seed(self.seed + self.world.rank)  # the same weights everywhere, but not the same dropout
         self.training_batches = self.build_loader(self.setup.train, training=True)
         self.validation_batches = self.build_loader(self.setup.val, training=False)
@@ -191,7 +192,7 @@ class EchoTrainer(ABC):
             restore_training(self, load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
         self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch, writes=self.world.leads)
         if recipe.compile:
-            self.model = CompiledModel(self.model, self.log.say)
+            self.model = CompiledModel(self.parallel, self.log.say)
         if self.world.leads:
             write_model_files(self)
         self.log.say(f"{describe_start(self.started_from)}; {describe_learning(self.network)}")
@@ -238,7 +239,6 @@ class EchoTrainer(ABC):
         A batch too large for the GPU is halved, from then on.
         """
         loss = gradient_that_fits(self, batch, share)
-        self.world.sum_gradients(self.optimisation.parameters)
         self.world.mean_statistics(self.network)
         self.optimisation.move()
         return loss
@@ -257,7 +257,7 @@ class EchoTrainer(ABC):
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
 
         A method changes it where its network takes more than frames in training. In validation and at test time a
-        network sees nothing but frames. `self.model` is the network, compiled where the recipe says so.
+        network sees nothing but frames. `self.model` is the network, parallel and compiled where it is to be.
         """
         output = self.model(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
