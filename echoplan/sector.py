@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import convex_hull_image, isotropic_closing, isotropic_dilation, isotropic_opening
+from skimage.morphology import convex_hull_image
+
+from .morphology import closed_and_opened, dilated, opened, spread
 
 Box = tuple[int, int, int, int]  # first row, end row, first column, end column; ends excluded
 
@@ -75,7 +75,7 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
     if not kept.any():
         return everywhere
     margin = max(1, round(_MASK_MARGIN * max(kept.shape)))
-    hull = _pad_and(isotropic_dilation, convex_hull_image(kept), margin)
+    hull = dilated(convex_hull_image(kept), margin)
     inside = hull.repeat(step, axis=0).repeat(step, axis=1)[:height, :width]
     return inside if inside.mean() >= _SMALLEST else everywhere
 
@@ -100,8 +100,7 @@ def _sector(frames: np.ndarray, step: int) -> np.ndarray:
     dark = np.percentile(border, 10) + _DARK
     signal = _without_bars(_shrunk(_without_strokes(brightest, dark), step) > dark)
     unit = max(signal.shape)
-    closed = _pad_and(isotropic_closing, signal, max(1, round(_CLOSING * unit)))
-    solid = _pad_and(isotropic_opening, closed, max(1, round(_OPENING * unit)))
+    solid = closed_and_opened(signal, max(1, round(_CLOSING * unit)), max(1, round(_OPENING * unit)))
     components, count = ndimage.label(solid)
     if count == 0:
         return solid
@@ -115,12 +114,11 @@ def _without_strokes(brightest: np.ndarray, dark: float) -> np.ndarray:
     Lines of letters would otherwise be closed to solid blocks, and join the sector where they touch it.
     """
     stroke = max(3, round(_STROKE * max(brightest.shape)))
-    solid = ndimage.grey_opening(brightest, (stroke, stroke), mode="nearest")
+    solid = opened(brightest, stroke)
     strokes = (solid <= dark) & (brightest > solid.astype(np.int16) + _STROKE_STANDS_OUT)
     if not strokes.any():
         return brightest
-    around = ndimage.maximum_filter(strokes, 2 * stroke + 1)
-    return np.where(around, solid, brightest)
+    return np.where(spread(strokes, stroke), solid, brightest)
 
 
 def _without_bars(signal: np.ndarray) -> np.ndarray:
@@ -147,13 +145,6 @@ def _shrunk(image: np.ndarray, step: int) -> np.ndarray:
     # Row by row and column by column: several times as fast as a mean over axes of a few pixels.
     rows = sum(padded[first::step] for first in range(step))
     return (sum(rows[:, first::step] for first in range(step)) / step**2).astype(np.float32)
-
-
-def _pad_and(operation: Callable[..., np.ndarray], mask: np.ndarray, radius: int) -> np.ndarray:
-    """Morphology that continues the mask beyond the frame, so that a sector cut by its edge is not eaten there."""
-    padded = np.pad(mask, radius + 1, mode="edge")
-    inner = slice(radius + 1, -radius - 1)
-    return operation(padded, radius)[inner, inner]
 
 
 def _weights(components: np.ndarray, count: int, moving: np.ndarray) -> np.ndarray:

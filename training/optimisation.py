@@ -162,10 +162,16 @@ def _groups(network: nn.Module, factors: Mapping[str, float]) -> list[dict[str, 
 
 
 def _build_optimiser(groups: list[dict[str, Any]], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+    # One kernel for all of a tensor's arithmetic; planning's rehearsals, on no device, have none.
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     if recipe.optimiser == "sgd":
-        nesterov = recipe.nesterov and recipe.momentum > 0
         return torch.optim.SGD(
-            groups, rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=recipe.weight_decay
+            groups,
+            rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
         )
     kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-    return kind(groups, rate, weight_decay=recipe.weight_decay)
+    return kind(groups, rate, weight_decay=recipe.weight_decay, fused=fused)
