@@ -72,17 +72,23 @@ def temporal_smoothing(
     reach = int(frames // 2)  # to either side: an even window would shift the mask in time
     if reach < 1 or len(mask) < 2:
         return mask.copy()
-    padded = np.pad(mask, ((reach, reach), (0, 0), (0, 0)), mode="edge")
-    most = np.zeros(mask.shape, np.uint16)
+    values, last = (0, *_structures(labels)), len(mask) - 1
+    # How many frames of the window hold each value; frame by frame, for a long clip's counts would take its memory often.
+    around = np.clip(np.arange(-reach, reach + 1), 0, last)
+    votes = {value: np.count_nonzero(mask[around] == value, axis=0) for value in values}
     smooth = np.zeros_like(mask)
-    for value in (0, *_structures(labels)):
-        votes = np.zeros(mask.shape, np.uint16)
-        for start in range(2 * reach + 1):
-            votes += padded[start : start + len(mask)] == value
-        # A tie goes to the label that the frame has itself: a filter must not invent a change.
-        better = (votes > most) | ((votes == most) & (mask == value))
-        smooth[better] = value
-        most[better] = votes[better]
+    for index, frame in enumerate(mask):
+        if index:
+            enters, leaves = mask[min(index + reach, last)], mask[max(index - 1 - reach, 0)]
+            for value in values:
+                votes[value] += enters == value
+                votes[value] -= leaves == value
+        most = np.zeros_like(votes[0])
+        for value in values:
+            # A tie goes to the label that the frame has itself: a filter must not invent a change.
+            better = (votes[value] > most) | ((votes[value] == most) & (frame == value))
+            smooth[index][better] = value
+            most[better] = votes[value][better]
     return smooth
 
 
