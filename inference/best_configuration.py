@@ -20,6 +20,7 @@ from echoplan.work import run_cases
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
 from ..preprocessing.store import ClipStore
+from ..training.basis import folds_of_other_plans
 from ..training.model_folder import ModelFolder
 from .calibrate import calibrate
 from .calibration import CALIBRATION_FILE
@@ -159,14 +160,18 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
         if wanted is not None and trainer not in wanted:
             continue
         gaps = crossval.gaps(model)
-        if not gaps:
+        others = {} if gaps else folds_of_other_plans(model, ModelFolder.read(model).plan)
+        others = {fold: difference for fold, difference in others.items() if fold in crossval.folds}
+        if not gaps and not others:
             complete.append(model)
             continue
-        left_out[model.name] = "; ".join(f"fold {fold}: no {what}" for fold, what in gaps.items())
-        commands += [
-            f"  echoplan_train {dataset} {fold} -tr {trainer}{' --val' if what == 'validation' else ''}"
-            for fold, what in gaps.items()
-        ]
+        left_out[model.name] = "; ".join(
+            [f"fold {fold}: no {what}" for fold, what in gaps.items()]
+            + [f"fold {fold}: trained on another plan, {difference}" for fold, difference in others.items()]
+        )
+        redo = {fold: " --val" if what == "validation" else "" for fold, what in gaps.items()}
+        redo |= dict.fromkeys(others, " --overwrite")
+        commands += [f"  echoplan_train {dataset} {fold} -tr {trainer}{how}" for fold, how in redo.items()]
     untrained = [name for name in wanted or () if name not in {model.name.split("__")[0] for model in models}]
     commands += [f"  echoplan_train {dataset} all -tr {name}" for name in untrained]
     if not complete or untrained or (wanted is not None and left_out):

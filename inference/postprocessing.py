@@ -73,7 +73,7 @@ def temporal_smoothing(
     if reach < 1 or len(mask) < 2:
         return mask.copy()
     values, last = (0, *_structures(labels)), len(mask) - 1
-    # How many frames of the window hold each value; frame by frame, for a long clip's counts would take its memory often.
+    # How many frames of the window hold each value; counted frame by frame: a long clip's counts would fill the memory.
     around = np.clip(np.arange(-reach, reach + 1), 0, last)
     votes = {value: np.count_nonzero(mask[around] == value, axis=0) for value in values}
     smooth = np.zeros_like(mask)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoplan.files import plain
+from echoplan.plans import ResolvedPlan
+
+from .checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from .trainers.base import EchoTrainer
@@ -31,24 +35,30 @@ _WORDS = {
     "train": "the training cases",
     "val": "the validation cases",
 }
+_OF_TRAINING_ALONE = ("mirror_axes", "rotation_degrees")
 _MOST_LETTERS = 60  # of a value in a message
+
+
+def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
+    """The plan's decisions that change a training, in plain types; in a joint, those that differ by dataset."""
+    basis: dict[str, Any] = {}
+    for name in _DECISIONS:
+        values = {part: own.decisions[name].value for part, own in plan.each().items() if name in own.decisions}
+        if values:
+            basis[name] = values.get(None, values)  # by dataset in a joint
+    if plan.frames == 1:
+        basis.pop("frame_stride", None)  # between frames that a frame network never sees together
+    return plain(basis)
 
 
 def training_basis(trainer: EchoTrainer) -> dict[str, Any]:
     """What `trainer` trains on, in plain types, as a checkpoint keeps it; in a joint, some of it by dataset."""
     setup, recipe = trainer.setup, trainer.recipe
-    plan, parts = setup.plan, setup.plan.each()
-    basis: dict[str, Any] = {}
-    for name in _DECISIONS:
-        values = {part: own.decisions[name].value for part, own in parts.items() if name in own.decisions}
-        if values:
-            basis[name] = values.get(None, values)  # by dataset in a joint
-    if plan.frames == 1:
-        basis.pop("frame_stride", None)  # between frames that a frame network never sees together
+    basis = plan_basis(setup.plan)
     if not recipe.batch_size:  # else it is the recipe's, which is compared with all its settings
-        basis["batch_size"] = plan.batch_size
+        basis["batch_size"] = setup.plan.batch_size
     if not recipe.learning_rate:
-        basis["learning_rate"] = plan.value("learning_rate")
+        basis["learning_rate"] = setup.plan.value("learning_rate")
     return plain(
         {
             **basis,
@@ -67,7 +77,29 @@ def basis_changes(trainer: EchoTrainer, state: Mapping[str, Any]) -> list[str]:
     What the state does not know, for an earlier EchoPlan wrote it, is not compared.
     """
     before = {name: state[name] for name in ("size", "classes") if name in state} | state.get("basis", {})
-    now = training_basis(trainer)
+    return _changes(before, training_basis(trainer))
+
+
+def plan_changes(state: Mapping[str, Any], plan: ResolvedPlan) -> list[str]:
+    """In words, where `plan` would show a network other input than the training whose state this is did."""
+    before = {"size": list(state["size"])} | state.get("plan", {})
+    now = {name: value for name, value in plan_basis(plan).items() if name not in _OF_TRAINING_ALONE}
+    return _changes(before, now)
+
+
+def folds_of_other_plans(model_folder: Path, plan: ResolvedPlan) -> dict[int, str]:
+    """The finished folds in a model's folder that were trained on another plan than `plan`, and where it differs.
+
+    A dataset that is planned anew while some folds are trained leaves such a folder: each fold brings its own plan.
+    """
+    found = {}
+    for file in sorted(model_folder.glob("fold_*/checkpoint_final.pth")):
+        if changes := plan_changes(load_checkpoint(file, mapped=True), plan):
+            found[int(file.parent.name.removeprefix("fold_"))] = ", ".join(changes)
+    return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{words} ({_difference(before[name], now[name])})"
         for name, words in _WORDS.items()

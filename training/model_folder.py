@@ -16,6 +16,7 @@ from echoplan.files import read_json
 from echoplan.networks.layout import channels_last
 from echoplan.plans import Plan, ResolvedPlan
 
+from .basis import plan_changes
 from .checkpoint import load_checkpoint
 from .trainers import find_trainer
 
@@ -98,10 +99,18 @@ class ModelFolder:
             checkpoint: "final", "best" or "latest".
 
         Raises:
-            EchoPlanError: the checkpoint is missing, damaged, or of another network.
+            EchoPlanError: the checkpoint is missing, damaged, of another network, or was trained on another plan.
         """
         file = self.path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
         state = load_checkpoint(file)
+        if changes := plan_changes(state, self.plan):
+            raise EchoPlanError(
+                f"fold {fold} was trained on another plan than the plans.json that lies beside it: "
+                f"{', '.join(changes)} there",
+                file=file,
+                remedy=f"train it again (echoplan_train {self.plan.dataset} {fold} -tr {self.trainer} --overwrite), or "
+                "predict without it (-f)",
+            )
         trainer = find_trainer(self.trainer_source(state))
         network = trainer.build_network(size=tuple(state["size"]), classes=state["classes"], settings=state["settings"])
         try:

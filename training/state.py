@@ -13,7 +13,7 @@ from echoplan import __version__
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, write_json
 
-from .basis import basis_changes, training_basis
+from .basis import basis_changes, plan_basis, training_basis
 from .checkpoint import plain_settings, random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def model_state(trainer: EchoTrainer, epochs: int) -> dict[str, Any]:
         "settings": plain_settings(trainer.recipe.to_dict()),
         "size": list(trainer.setup.plan.size),
         "classes": trainer.classes,
+        "plan": plan_basis(trainer.setup.plan),
         "epochs": epochs,
         "seed": trainer.seed,
         "dataset": trainer.setup.description.name,

@@ -37,7 +37,7 @@ from .names import find_names, find_paths, names_of_cases
 from .trainer_code import TrainerOrigin, files_beside
 
 # What a checkpoint keeps: what inference reads, and what a training that starts from it asks (-pretrained_weights).
-_KEPT = ("version", "trainer", "settings", "size", "classes", "epochs", "seed", "dataset", "network")
+_KEPT = ("version", "trainer", "settings", "size", "classes", "plan", "epochs", "seed", "dataset", "network")
 _KEPT_OF_START = ("kind", "trainer", "dataset", "epochs", "size", "classes", "left_new")  # not the weights' path
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
 

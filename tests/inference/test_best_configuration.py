@@ -11,6 +11,7 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_mask
 from echoplan.inference import EchoPredictor, choose_models, find_best_configuration
+from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def upper_half_missing(case, values):
@@ -115,6 +116,18 @@ def test_incomplete_models_are_left_out_unless_asked_for(folders, make_crossval)
         find_best_configuration(folders, "Phantom", trainers=["BrightTrainer", "DimTrainer"])
     with pytest.raises(EchoPlanError, match=r"NoTrainer: not trained.*\n.*echoplan_train Phantom all -tr NoTrainer"):
         find_best_configuration(folders, "Phantom", trainers=["BrightTrainer", "NoTrainer"])
+
+
+def test_folds_of_two_plans_are_no_model(folders, make_crossval):
+    make_crossval()
+    dim = make_crossval("DimTrainer")
+    file = dim / "fold_1" / "checkpoint_final.pth"
+    save_checkpoint(file, load_checkpoint(file) | {"size": [32, 32]})
+    found = find_best_configuration(folders, "Phantom")
+    assert found.left_out[dim.name].startswith("fold 1: trained on another plan, the input size (H, W) ([32, 32] then")
+    with pytest.raises(EchoPlanError, match=r"echoplan_train Phantom 1 -tr DimTrainer --overwrite"):
+        find_best_configuration(folders, "Phantom", trainers=["BrightTrainer", "DimTrainer"])
+    assert find_best_configuration(folders, "Phantom", trainers=["DimTrainer"], folds=[0]).left_out == {}
 
 
 def test_models_without_probabilities_join_no_ensemble(folders, make_crossval):

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import partial_prefix, read_json
+from echoplan.files import partial_prefix, read_json, write_json
 from echoplan.plans import Decision
 from echoplan.training.basis import basis_changes, training_basis
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.jobs import fold_progress
+from echoplan.training.model_folder import ModelFolder
 from echoplan.training.state import write_model_files
 from echoplan.training.trainers.unet import UNetTrainer
 
@@ -106,6 +107,39 @@ def test_a_joints_datasets_are_compared_one_by_one(kept: FoldSetup) -> None:
     assert basis_changes(make_trainer(joint(True)), state) == []
     (change,) = basis_changes(make_trainer(joint(False)), state)
     assert change == "the crop to the sector ({'A': True, 'B': True} then, {'A': True, 'B': False} now)"
+
+
+def test_folds_of_another_plan_are_told_and_not_used(started: FoldSetup, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        make_trainer(replace(started, fold=1)).run_training()
+        assert "another plan" not in caplog.text
+        make_trainer(replace(planned_anew(started, crop=True), fold=2)).run_training()
+    change = "the crop to the sector (False then, True now)"
+    assert f"warning: fold 0 was trained on another plan ({change})" in caplog.text
+    assert f"warning: fold 1 was trained on another plan ({change})" in caplog.text
+    plans = started.model_folder / "plans.json"
+    content = read_json(plans)
+    content["configurations"]["frame"]["decisions"]["crop"]["value"] = True
+    write_json(plans, content)
+    model = ModelFolder.read(started.model_folder)
+    model.load_network(2)
+    for fold in (0, 1):
+        with pytest.raises(EchoPlanError) as raised:
+            model.load_network(fold)
+        said = str(raised.value)
+        assert f"fold {fold} was trained on another plan" in said and change in said
+        assert f"echoplan_train Toy {fold} -tr UNetTrainer --overwrite" in said
+    # What only the training's augmentation does may change; a checkpoint that does not know its plan has its size.
+    content["configurations"]["frame"]["decisions"]["crop"]["value"] = False
+    content["configurations"]["frame"]["decisions"]["rotation_degrees"]["value"] = 5.0
+    write_json(plans, content)
+    ModelFolder.read(started.model_folder).load_network(0)
+    content["configurations"]["frame"]["decisions"]["size"]["value"] = [48, 32]
+    write_json(plans, content)
+    file = started.folder / "checkpoint_final.pth"
+    save_checkpoint(file, {name: value for name, value in load_checkpoint(file).items() if name != "plan"})
+    with pytest.raises(EchoPlanError, match=r"the input size \(H, W\) \(\[32, 32\] then, \[48, 32\] now\)"):
+        ModelFolder.read(started.model_folder).load_network(0)
 
 
 def test_checkpoints_of_an_earlier_echoplan_are_resumed(started: FoldSetup) -> None:

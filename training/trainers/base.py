@@ -19,6 +19,7 @@ from echoplan.networks.learning import describe_learning
 from echoplan.plans import ResolvedPlan
 from echoplan.work import progress
 
+from ..basis import folds_of_other_plans
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..compilation import CompiledModel
 from ..crowding import gradient_that_fits
@@ -195,6 +196,11 @@ class EchoTrainer(ABC):
             self.model = CompiledModel(self.parallel, self.log.say)
         if self.world.leads:
             write_model_files(self)
+            for fold, difference in folds_of_other_plans(self.setup.model_folder, plan).items():
+                self.log.say(
+                    f"warning: fold {fold} was trained on another plan ({difference}) and cannot be used together with "
+                    "this one; train it again with --overwrite"
+                )
         self.log.say(f"{describe_start(self.started_from)}; {describe_learning(self.network)}")
         self.log.say(
             f"{type(self).__name__}, fold {self.setup.fold}: {len(self.setup.train)} cases to train on "
