@@ -140,16 +140,19 @@ def actors() -> list[tuple[int, float]]:
 
 
 def print_memory(memory: dict[int, list[tuple[int, float]]], clips: int) -> None:
-    """A line an actor: its memory when a tenth, the half and all of the clips were done."""
-    print(
-        f"\nMiB of each actor over {clips} clips\n{'actor':<10}{'a tenth done':>14}{'half':>10}{'end':>10}{'ratio':>8}"
-    )
+    """A line an actor: its memory before its first clip, and when a tenth, the half and all of the clips were done."""
+    print(f"\nMiB of each actor over {clips} clips; the ratio is the end's to that after a tenth")
+    print(f"{'actor':<10}{'start':>10}{'a tenth done':>14}{'half':>10}{'end':>10}{'ratio':>8}")
     for number, samples in enumerate(memory.values()):
-        working = [(done, size) for done, size in samples if done]
-        if not working:
+        if not any(done for done, _ in samples):
             continue
-        sizes = [min(working, key=lambda item: abs(item[0] - share * clips))[1] for share in (0.1, 0.5, 1.0)]
-        print(f"{number:<10}{sizes[0]:>14.0f}{sizes[1]:>10.0f}{sizes[2]:>10.0f}{sizes[2] / sizes[0]:>8.2f}", flush=True)
+        waiting = [size for done, size in samples if not done]
+        sizes = [min(samples, key=lambda item: abs(item[0] - share * clips))[1] for share in (0.1, 0.5, 1.0)]
+        start = max(waiting, default=samples[0][1])
+        print(
+            f"{number:<10}{start:>10.0f}{sizes[0]:>14.0f}{sizes[1]:>10.0f}{sizes[2]:>10.0f}{sizes[2] / sizes[0]:>8.2f}",
+            flush=True,
+        )
 
 
 def same_files(first: Path, second: Path) -> bool:
