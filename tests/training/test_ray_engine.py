@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +74,21 @@ class Wrapped(UNetTrainer):
         if self.world.leads:
             below = [name for name in ("RAY_RAYLET_PID", "TORCHELASTIC_RUN_ID") if name in os.environ]
             (self.setup.folder / "wrapper").write_text(" ".join([type(self.parallel).__name__, *below]))
+"""
+
+# Waits in its second epoch until it may go on.
+HELD = """
+import time
+from pathlib import Path
+
+from echoplan.training.trainers.unet import UNetTrainer
+
+
+class Held(UNetTrainer):
+    def train_step(self, batch, share=1.0):
+        while self.epoch == 1 and not Path(__file__).with_name("go").exists():
+            time.sleep(0.1)
+        return super().train_step(batch, share)
 """
 
 
@@ -191,6 +209,43 @@ def test_a_fold_on_two_processes_within_a_task(
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         assert mine["val_dice"] == pytest.approx(theirs["val_dice"], abs=1e-4)
     assert len(load_checkpoint(together / "checkpoint_latest.pth")["random"]) == 2  # two processes there were
+
+
+def test_a_fold_outlives_its_node(folds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node that trains is lost; the fold waits for another one and goes on there."""
+    pytest.importorskip("ray", reason="needs the extra: pip install 'echoplan[ray]'")
+    from ray.cluster_utils import Cluster as LocalCluster
+
+    (folds / "held.py").write_text(HELD)
+    words = ["Toy", "0", "-tr", f"{folds / 'held.py'}:Held", *SETTINGS]
+    command = [str(Path(sys.executable).parent / "echoplan_train"), *words, "--engine", "ray", "--cpus_per_fold", "1"]
+    fold, said = model(folds / "results", "Held") / "fold_0", folds / "said"
+    small = {"object_store_memory": 80 * 2**20}
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    nodes = LocalCluster(initialize_head=True, head_node_args={**small, "num_cpus": 0, "include_dashboard": False})
+    try:
+        lost = nodes.add_node(**small, num_cpus=1)
+        with open(said, "w") as stream:
+            process = subprocess.Popen([*command, "--address", nodes.address], stdout=stream, stderr=stream)
+        try:
+            deadline = time.monotonic() + 90
+            while not (fold / "checkpoint_latest.pth").exists():
+                assert time.monotonic() < deadline and process.poll() is None, said.read_text()
+                time.sleep(0.1)
+            nodes.remove_node(lost, allow_graceful=False)
+            nodes.add_node(**small, num_cpus=1)
+            (folds / "go").touch()
+            assert process.wait(90) == 0, said.read_text()
+        finally:
+            process.kill()
+    finally:
+        nodes.shutdown()
+    assert "it is handed out again and resumes" in said.read_text()
+    assert len(list(fold.glob("training_log_*.txt"))) == 2
+    monkeypatch.setenv("echoplan_results", str(folds / "plain"))
+    assert train(words) == 0
+    assert_the_same(fold, model(folds / "plain", "Held") / "fold_0")
 
 
 def test_what_a_fold_takes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
