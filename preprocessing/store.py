@@ -16,9 +16,7 @@ from echoplan.files import atomic_path, read_json, write_json
 
 SETTINGS_FILE = "store.json"
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
-_CHUNK_FRAMES = (
-    8  # chunks are put together in memory one by one, which takes as long as compressing where each is a frame
-)
+_CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
 
 class ClipStore:
