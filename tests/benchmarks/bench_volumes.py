@@ -242,7 +242,7 @@ def _ours(guess: Sequence[np.ndarray], truth: Sequence[np.ndarray], spacing: tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", type=int, default=60, help="beats a line")
+    parser.add_argument("--shapes", type=int, default=40, help="beats a line")
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
     parser.add_argument("--camus", type=Path, nargs="+", default=[], metavar="FOLDER")
     options = parser.parse_args()
