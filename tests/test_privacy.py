@@ -193,6 +193,12 @@ def test_nothing_of_the_header_reaches_any_output(tmp_path, root, caplog, recwar
     arguments = ["-i", str(new), "-o", str(root / "out"), "-m", str(model), "--device", "cpu", "-np", "0"]
     assert scripts.predict([*arguments, "--save_probabilities", "--overlays"]) == 1  # the clip that is cut short
     assert scripts.report(["-i", str(new), "-m", str(root / "out"), "-o", str(root / "report"), "-np", "0"]) == 0
+    references = str(root / "preprocessed" / "Dataset001_Mine" / "gt_segmentations")
+    judged = str(model / "fold_0" / "validation")
+    assert scripts.evaluate_folder([judged, references, "-d", "Mine", "-np", "0"]) == 1  # other folds' are missing
+    pair = ["--predictions", f"A={judged}", f"B={judged}", "--references", references, "-d", "Mine"]
+    assert scripts.compare([*pair, "-o", str(root / "comparison"), "-np", "0"]) == 0
+    assert scripts.export_model(["Mine", "-o", str(root / "model.zip")]) == 0
     said = capfd.readouterr()
     told = caplog.text + said.out + said.err + "".join(str(item.message) for item in recwarn)
     (root / "said").write_text(told)
