@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what 
 
 # From the longest on. They begin first, so that no worker is left with one of them when the others have ended.
 LONGEST = (
-    "test_end_to_end.py", "test_resume_every_trainer.py", "test_nothing_lost.py", "test_ray_engine.py",
+    "test_end_to_end.py", "test_every_trainer.py", "test_nothing_lost.py", "test_ray_engine.py",
     "test_memory.py",
 )  # fmt: skip
 

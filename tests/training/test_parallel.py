@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from echoplan.errors import EchoPlanError, Terminated
-from echoplan.files import read_json, write_json
+from echoplan.files import write_json
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train as train_command
 from echoplan.training.data import BatchLoader, SampleReader, frame_samples
@@ -30,6 +26,8 @@ from echoplan.training.log import read_metrics
 from echoplan.training.parallel import World, joined, silent
 from echoplan.training.state import restore_training
 from echoplan.training.trainers.unet import UNetTrainer
+
+from .two_processes import in_two
 
 SETTINGS = (
     "--epochs", "2", "--set", "iterations_per_epoch=3", "--set", "base_features=4", "--set", "batch_size=3",
@@ -86,36 +84,6 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
 
 
 # In two processes, forked from this one -----------------------------------------------------------------------------
-
-
-def in_two(work: Callable[[World], Any], folder: Path) -> list[Any]:
-    """What `work` gives in each of two processes that have joined, or the words of its EchoPlanError."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    pair = [fork.Process(target=one_of_two, args=(rank, port, work, folder)) for rank in range(2)]
-    for process in pair:
-        process.start()
-    deadline = time.monotonic() + 60
-    for process in pair:
-        process.join(deadline - time.monotonic())
-    hanging = [process for process in pair if process.is_alive()]
-    for process in hanging:
-        process.kill()
-    assert not hanging, "they wait for each other for ever"
-    return [read_json(folder / f"answer_{rank}.json") for rank in range(2)]
-
-
-def one_of_two(rank: int, port: int, work: Callable[[World], Any], folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined(os.environ, torch.device("cpu")) as (world, _):
-        try:
-            answer = work(world)
-        except EchoPlanError as error:
-            answer = str(error)
-        write_json(folder / f"answer_{rank}.json", answer)
 
 
 class Crowded(UNetTrainer):

@@ -1,19 +1,26 @@
-"""Whatever the method, a training that is killed and resumed leaves the weights of one that nobody disturbed."""
+"""Whatever the method: a training that is killed and resumed leaves the weights of one that nobody disturbed.
+
+And two processes train together.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.segmentation import DeepLabV3
@@ -25,7 +32,10 @@ from echoplan.networks.e3sam2 import sam2_parts
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import TrainingLog, read_metrics
+from echoplan.training.parallel import World
 from echoplan.training.trainers import EchoTrainer, trainer_registry
+
+from .two_processes import in_two
 
 EPOCHS, ITERATIONS, KILLED_IN = 4, 2, 2
 # What keeps the networks quick beside `slim_networks`. Of the training nothing is changed: every method has its own
@@ -146,6 +156,25 @@ def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.Fixture
     assert again.first_epoch == KILLED_IN
     assert_same(whole, again)
     shutil.rmtree(setup.model_folder)  # pytest would keep hundreds of megabytes a method
+
+
+@pytest.mark.usefixtures("slim_networks")
+@pytest.mark.parametrize("name", sorted(trainer_registry()))
+def test_two_processes_train_together(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    frames = trainer_registry()[name].needs.frames
+    setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
+
+    def train(world: World) -> list[Any]:
+        trainer = make_trainer(name, setup, epochs=1, batch_size=2, augmentation="none")
+        trainer.world = world
+        trainer.run_training()
+        assert isinstance(trainer.parallel, DistributedDataParallel)
+        weights = torch.cat([item.detach().flatten() for item in trainer.network.parameters()])
+        return [hashlib.sha256(weights.numpy().tobytes()).hexdigest(), history(trainer)]
+
+    (first, metrics), (second, _) = in_two(train, tmp_path)
+    assert first == second
+    assert len(metrics) == 1 and np.isfinite(metrics[0]["train_loss"])
 
 
 def rising_unet(setup: FoldSetup) -> EchoTrainer:
