@@ -41,6 +41,20 @@ _PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """A clip on a network's grid, (T, h, w) uint8, its mean and SD, where the grid lies, and the plan."""
+
+    frames: torch.Tensor
+    statistics: tuple[float, float]
+    geometry: Geometry
+    plan: ResolvedPlan
+
+    def normalise(self, frames: torch.Tensor) -> torch.Tensor:
+        """Some of the frames as networks see them, float32."""
+        return torch.from_numpy(normalise(frames.numpy(), *self.statistics, self.plan.normalisation))
+
+
+@dataclass(frozen=True)
 class PredictorMember:
     """One model of an ensemble: a model folder and the networks of some of its folds."""
 
@@ -72,19 +86,19 @@ class PredictorMember:
         networks = tuple(model.load_network(fold, device=device, checkpoint=checkpoint) for fold in wanted)
         return cls(model, wanted, networks)
 
-    def prepare(self, clip: Clip, like: str | None) -> tuple[torch.Tensor, Geometry, ResolvedPlan]:
-        """The clip as the networks take it, how that grid lies on its own, and the plan as it holds for the clip."""
+    def prepare(self, clip: Clip, like: str | None) -> _Prepared:
+        """The clip on the networks' grid, and the plan as it holds for the clip."""
         plan = plan_for_clip(self.model.plan, clip, like)
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
-        return torch.from_numpy(normalise(frames, *sector_statistics(frames), plan.normalisation)), geometry, plan
+        return _Prepared(torch.from_numpy(frames), sector_statistics(frames), geometry, plan)
 
-    def segment(
-        self, network: nn.Module, values: torch.Tensor, plan: ResolvedPlan, *, mirroring: bool, autocast: bool
-    ) -> np.ndarray:
-        """The probabilities (K, T, h, w) that one of the networks gives a clip prepared by the same plan."""
+    def segment(self, network: nn.Module, clip: _Prepared, *, mirroring: bool, autocast: bool) -> np.ndarray:
+        """The probabilities (K, T, h, w) that one of the networks gives a clip that this member prepared."""
+        plan = clip.plan
         return segment_clip(
             network,
-            values,
+            clip.frames,
+            normalise=clip.normalise,
             window=plan.frames,
             stride=plan.window_stride,
             classes=self.model.description.classes,
@@ -272,20 +286,18 @@ class EchoPredictor:
         totals: list[np.ndarray | None] = [None] * len(self.members)
         for index in range(max(len(member.networks) for member in self.members)):
             alone = []
-            for number, (member, (values, geometry, plan)) in enumerate(zip(self.members, prepared, strict=True)):
+            for number, (member, own) in enumerate(zip(self.members, prepared, strict=True)):
                 if index >= len(member.networks):
                     continue
-                found = member.segment(
-                    member.networks[index], values, plan, mirroring=self.mirroring, autocast=self.autocast
-                )
+                found = member.segment(member.networks[index], own, mirroring=self.mirroring, autocast=self.autocast)
                 total = totals[number]
                 totals[number] = found if total is None else np.add(total, found, out=total)
-                alone.append(ClipProbabilities(found, geometry))
+                alone.append(ClipProbabilities(found, own.geometry))
             if on_fold is not None and self.folds:
-                on_fold(self.folds[index], alone[0] if len(alone) == 1 else average(alone))
+                on_fold(self.folds[index], average(alone))
         return average(
-            ClipProbabilities(total / np.float32(len(member.networks)), geometry)
-            for member, total, (_, geometry, _) in zip(self.members, totals, prepared, strict=True)
+            ClipProbabilities(np.divide(total, np.float32(len(member.networks)), out=total), own.geometry)
+            for member, total, own in zip(self.members, totals, prepared, strict=True)
             if total is not None
         )
 

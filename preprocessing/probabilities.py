@@ -70,14 +70,14 @@ def native_geometry(shape: tuple[int, int], spacing_mm: tuple[float, float] | No
 def average(members: Iterable[ClipProbabilities]) -> ClipProbabilities:
     """The mean of several models' probabilities of one clip.
 
-    Members on one common grid are averaged there, others on the native grid.
+    Members on one common grid are averaged there, others on the native grid. A single member is its own mean.
 
     Raises:
         EchoPlanError: the members are of different clips or classes.
     """
     remaining = iter(members)
-    first = next(remaining)
-    total = ClipProbabilities(first.values.astype(np.float32), first.geometry)
+    total = next(remaining)
+    total = ClipProbabilities(total.values.astype(np.float32, copy=False), total.geometry)
     count = 1
     for member in remaining:
         count += 1
@@ -89,8 +89,11 @@ def average(members: Iterable[ClipProbabilities]) -> ClipProbabilities:
                 "(classes, frames, rows, columns)",
                 remedy="average predictions of one clip by models with the same labels",
             )
-        np.add(total.values, member.values, out=total.values)
-    np.divide(total.values, count, out=total.values)
+        # The first sum is a new array, the others are added to it: a member's own values stay as they are.
+        into = None if count == 2 else total.values
+        total = ClipProbabilities(np.add(total.values, member.values, out=into, dtype=np.float32), total.geometry)
+    if count > 1:
+        np.divide(total.values, count, out=total.values)
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
 from typing import Any
@@ -24,6 +24,7 @@ def segment_clip(
     *,
     window: int,
     classes: int,
+    normalise: Callable[[Tensor], Tensor] = Tensor.float,
     stride: int = 1,
     overlap: float = 0.5,
     batch: int = 1,
@@ -41,9 +42,10 @@ def segment_clip(
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
-        frames: (T, h, w) float32, normalised, on any device.
+        frames: (T, h, w), on any device; float32 and normalised, unless `normalise` does that.
         window: frames in a window; 1 for networks that see one frame at a time.
         classes: K; 1 means a sigmoid, more a softmax.
+        normalise: makes some frames what the network sees, float32; a long clip's bytes need not all be floats at once.
         stride: frame step inside a window. It shrinks for clips that are shorter than one full window.
         overlap: share of a window that the next one sees again, in [0, 1).
         batch: windows of equal length that go through the network together.
@@ -68,11 +70,12 @@ def segment_clip(
     output = np.zeros((classes, *frames.shape), np.float32)
     with _evaluation(network), torch.inference_mode(), _autocast(device, autocast):
         if isinstance(network, StreamingNetwork):
-            return _streamed(network, frames, output, flips, prompts)
+            return _streamed(network, normalise(frames), output, flips, prompts)
         windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
         weights = time_weights(windows, len(frames))
         for group in _batches(windows, batch):
-            clips = torch.stack([frames[torch.as_tensor(windows[i], device=frames.device)] for i in group]).unsqueeze(2)
+            seen = [normalise(frames[torch.as_tensor(windows[i], device=frames.device)]) for i in group]
+            clips = torch.stack(seen).unsqueeze(2)
             told = () if prompts is None else (torch.stack([prompts[windows[i]] for i in group]).to(device),)
             probabilities = _probabilities(network, clips.to(device, torch.float32), classes, flips, told)
             for i, prediction in zip(group, probabilities.cpu().numpy(), strict=True):
@@ -115,7 +118,7 @@ def _streamed(
     network: StreamingNetwork, frames: Tensor, output: np.ndarray, flips: Sequence[tuple[int, ...]], prompts: Any
 ) -> np.ndarray:
     """Fill `output` (K, T, h, w) from the network's stream, averaged over the flips."""
-    clip = frames.float().unsqueeze(1)
+    clip = frames.unsqueeze(1)
     told = () if prompts is None else (prompts,)
     for axes in flips:
         for index, logits in network.stream(clip.flip(axes) if axes else clip, *told):
