@@ -65,7 +65,8 @@ def random_state() -> dict[str, Any]:
     """The state of torch's generators (data order and augmentation are functions of seed and epoch and need none)."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        # This process's GPU alone: asking the others would take memory on each of them, for each process.
+        state["cuda"] = [torch.cuda.get_rng_state()]
     return state
 
 
@@ -73,7 +74,11 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     """Put back what `random_state` took."""
     torch.set_rng_state(state["cpu"].cpu())
     if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+        generators = [item.cpu() for item in state["cuda"]]
+        if len(generators) == 1:
+            torch.cuda.set_rng_state(generators[0])
+        else:  # an earlier EchoPlan's checkpoint, of a machine with several GPUs
+            torch.cuda.set_rng_state_all(generators)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints on a disk that is full."""
+"""Checkpoints on a disk that is full, and the random state that they keep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
+from echoplan.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
@@ -24,3 +24,16 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
         save_checkpoint(file, {"network": {"w": torch.zeros(3)}})
     assert caught.value.fatal and list(tmp_path.iterdir()) == [file]
     assert torch.equal(load_checkpoint(file)["network"]["w"], torch.ones(3))
+
+
+def test_a_process_keeps_the_random_state_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, all_of_them = torch.tensor([1], dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: own)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: all_of_them.append([state]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", all_of_them.append)
+    state = random_state()
+    restore_random_state(state)
+    assert all_of_them == [[own]]
+    restore_random_state({**state, "cuda": [own, own]})  # as earlier checkpoints of machines with two have it
+    assert all_of_them[1] == [own, own]
