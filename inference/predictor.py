@@ -285,21 +285,29 @@ class EchoPredictor:
         prepared = [member.prepare(clip, self.like) for member in self.members]
         totals: list[np.ndarray | None] = [None] * len(self.members)
         for index in range(max(len(member.networks) for member in self.members)):
-            alone = []
-            for number, (member, own) in enumerate(zip(self.members, prepared, strict=True)):
-                if index >= len(member.networks):
-                    continue
-                found = member.segment(member.networks[index], own, mirroring=self.mirroring, autocast=self.autocast)
-                total = totals[number]
-                totals[number] = found if total is None else np.add(total, found, out=total)
-                alone.append(ClipProbabilities(found, own.geometry))
+            # No name for what comes back: it would be in memory beside the next fold's.
             if on_fold is not None and self.folds:
-                on_fold(self.folds[index], average(alone))
+                on_fold(self.folds[index], average(self._segment_fold(index, prepared, totals)))
+            else:
+                self._segment_fold(index, prepared, totals)
         return average(
             ClipProbabilities(np.divide(total, np.float32(len(member.networks)), out=total), own.geometry)
             for member, total, own in zip(self.members, totals, prepared, strict=True)
             if total is not None
         )
+
+    def _segment_fold(
+        self, index: int, prepared: Sequence[_Prepared], totals: list[np.ndarray | None]
+    ) -> list[ClipProbabilities]:
+        """What each member's network number `index` finds; it is added to the member's total."""
+        alone = []
+        for number, (member, clip) in enumerate(zip(self.members, prepared, strict=True)):
+            if index < len(member.networks):
+                network, total = member.networks[index], totals[number]
+                found = member.segment(network, clip, mirroring=self.mirroring, autocast=self.autocast)
+                totals[number] = found if total is None else np.add(total, found, out=total)
+                alone.append(ClipProbabilities(found, clip.geometry))
+        return alone
 
     def segment_with_evidence(
         self, clip: Clip, *, phases: tuple[int, int] | None = None
