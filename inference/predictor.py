@@ -6,106 +6,31 @@ Starts no process, reads no environment, prints nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from echoplan.dataset import DatasetDescription
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
-from echoplan.networks.apply import segment_clip
-from echoplan.plans import ResolvedPlan
 
 from ..evaluation import CaseMask, measure_case, measure_patients
 from ..evaluation.intervals import DEFAULT_COVERAGE
-from ..preprocessing.clip import normalise, preprocess_clip, sector_statistics
-from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
-from ..training.model_folder import ModelFolder
 from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 from .inputs import clip_from_array
-from .likeness import check_like, plan_for_clip
+from .likeness import check_like
+from .member import PredictorMember, PreparedClip
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .prediction import Prediction
 from .provenance import deciding, digest, digest_of_weights
 from .trust import TrustSettings, assess_patient
 
 POSTPROCESSING_FILE = "postprocessing.json"
-_PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A clip on a network's grid, (T, h, w) uint8, its mean and SD, where the grid lies, and the plan."""
-
-    frames: torch.Tensor
-    statistics: tuple[float, float]
-    geometry: Geometry
-    plan: ResolvedPlan
-
-    def normalise(self, frames: torch.Tensor) -> torch.Tensor:
-        """Some of the frames as networks see them, float32."""
-        return torch.from_numpy(normalise(frames.numpy(), *self.statistics, self.plan.normalisation))
-
-
-@dataclass(frozen=True)
-class PredictorMember:
-    """One model of an ensemble: a model folder and the networks of some of its folds."""
-
-    model: ModelFolder
-    folds: tuple[int, ...]
-    networks: tuple[nn.Module, ...]
-
-    @classmethod
-    def load(
-        cls, folder: str | Path, *, folds: Sequence[int] | None, device: torch.device, checkpoint: str = "final"
-    ) -> PredictorMember:
-        """Load a model's networks.
-
-        Raises:
-            EchoPlanError: this is no model folder, or a fold is not trained.
-        """
-        model = ModelFolder.read(folder)
-        trained = model.folds()
-        wanted = trained if folds is None else tuple(folds)
-        missing = [fold for fold in wanted if fold not in trained]
-        if not wanted or missing:
-            there = f"; trained are {', '.join(map(str, trained))}" if trained else ""
-            what = f"fold {', '.join(map(str, missing))} of" if missing else "no fold of"
-            raise EchoPlanError(
-                f"{what} {model.trainer} is {'not ' if missing else ''}trained to its end{there}",
-                file=model.path,
-                remedy=f"echoplan_train {model.plan.dataset} {(*missing, 0)[0]} -tr {model.trainer}",
-            )
-        networks = tuple(model.load_network(fold, device=device, checkpoint=checkpoint) for fold in wanted)
-        return cls(model, wanted, networks)
-
-    def prepare(self, clip: Clip, like: str | None) -> _Prepared:
-        """The clip on the networks' grid, and the plan as it holds for the clip."""
-        plan = plan_for_clip(self.model.plan, clip, like)
-        frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
-        return _Prepared(torch.from_numpy(frames), sector_statistics(frames), geometry, plan)
-
-    def segment(self, network: nn.Module, clip: _Prepared, *, mirroring: bool, autocast: bool) -> np.ndarray:
-        """The probabilities (K, T, h, w) that one of the networks gives a clip that this member prepared."""
-        plan = clip.plan
-        return segment_clip(
-            network,
-            clip.frames,
-            normalise=clip.normalise,
-            window=plan.frames,
-            stride=plan.window_stride,
-            classes=self.model.description.classes,
-            batch=max(1, _PIXELS_AT_ONCE // (plan.frames * plan.size[0] * plan.size[1])),
-            mirror_axes=plan.mirror_axes if mirroring else (),
-            autocast=autocast,
-        )
 
 
 class EchoPredictor:
@@ -297,7 +222,7 @@ class EchoPredictor:
         )
 
     def _segment_fold(
-        self, index: int, prepared: Sequence[_Prepared], totals: list[np.ndarray | None]
+        self, index: int, prepared: Sequence[PreparedClip], totals: list[np.ndarray | None]
     ) -> list[ClipProbabilities]:
         """What each member's network number `index` finds; it is added to the member's total."""
         alone = []

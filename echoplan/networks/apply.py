@@ -72,14 +72,7 @@ def segment_clip(
         if isinstance(network, StreamingNetwork):
             return _streamed(network, normalise(frames), output, flips, prompts)
         windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
-        weights = time_weights(windows, len(frames))
-        for group in _batches(windows, batch):
-            seen = [normalise(frames[torch.as_tensor(windows[i], device=frames.device)]) for i in group]
-            clips = torch.stack(seen).unsqueeze(2)
-            told = () if prompts is None else (torch.stack([prompts[windows[i]] for i in group]).to(device),)
-            probabilities = _probabilities(network, clips.to(device, torch.float32), classes, flips, told)
-            for i, prediction in zip(group, probabilities.cpu().numpy(), strict=True):
-                output[:, windows[i]] += weights[i][None, :, None, None] * prediction.swapaxes(0, 1)
+        _add_windows(network, frames, normalise, windows, batch, flips, prompts, device, output)
     return output
 
 
@@ -112,6 +105,28 @@ def time_weights(windows: Sequence[np.ndarray], length: int) -> list[np.ndarray]
     for indices, triangle in zip(windows, triangles, strict=True):
         total[indices] += triangle
     return [(t / total[indices]).astype(np.float32) for indices, t in zip(windows, triangles, strict=True)]
+
+
+def _add_windows(
+    network: nn.Module,
+    frames: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    windows: Sequence[np.ndarray],
+    batch: int,
+    flips: Sequence[tuple[int, ...]],
+    prompts: Any,
+    device: torch.device,
+    output: np.ndarray,
+) -> None:
+    """Fill `output` (K, T, h, w) from windows, averaged where they overlap and over the flips."""
+    weights = time_weights(windows, len(frames))
+    for group in _batches(windows, batch):
+        seen = [normalise(frames[torch.as_tensor(windows[i], device=frames.device)]) for i in group]
+        clips = torch.stack(seen).unsqueeze(2).to(device, torch.float32)
+        told = () if prompts is None else (torch.stack([prompts[windows[i]] for i in group]).to(device),)
+        probabilities = _probabilities(network, clips, len(output), flips, told)
+        for i, prediction in zip(group, probabilities.cpu().numpy(), strict=True):
+            output[:, windows[i]] += weights[i][None, :, None, None] * prediction.swapaxes(0, 1)
 
 
 def _streamed(

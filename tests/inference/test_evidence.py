@@ -48,7 +48,7 @@ def make_clip(frames):
 
 
 def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart, monkeypatch):
-    import echoplan.inference.predictor as module
+    import echoplan.inference.member as module
 
     predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
     calls = []
