@@ -19,13 +19,12 @@ from skimage.morphology import convex_hull_image
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
-from echoplan.networks.decision import labels_from_probabilities
 from echoplan.sector import detect_sector
 
 from ..evaluation import CaseMask, find_phases, measure_patients
 from ..evaluation.intervals import QUANTITIES
 from ..preprocessing import to_uint8
-from ..preprocessing.probabilities import ClipProbabilities
+from ..preprocessing.geometry import Geometry
 from .postprocessing import Step, apply_postprocessing
 
 FOLDER = "evidence"
@@ -137,7 +136,7 @@ class ClipEvidence:
 
 
 def make_opinion(
-    probabilities: ClipProbabilities,
+    labels: np.ndarray,
     steps: Sequence[Step],
     structures: Mapping[str, int],
     target: int,
@@ -145,15 +144,14 @@ def make_opinion(
     phases: tuple[int, int] | None,
     frame_time_ms: float | None,
 ) -> Opinion:
-    """The opinion that one fold's probabilities amount to, postprocessed as the final mask is."""
-    labels = labels_from_probabilities(probabilities.values)
-    labels = apply_postprocessing(labels, steps, structures, frame_time_ms=frame_time_ms)
-    return Opinion.of(labels == target, phases=phases, frame_time_ms=frame_time_ms)
+    """The opinion that one fold's labels (T, h, w) amount to, postprocessed as the final mask is; they are used up."""
+    labels = apply_postprocessing(labels, steps, structures, frame_time_ms=frame_time_ms, in_place=True)
+    cavity = np.equal(labels, target, out=labels.view(bool))
+    return Opinion.of(cavity, phases=phases, frame_time_ms=frame_time_ms)
 
 
-def grid_spacing(probabilities: ClipProbabilities) -> tuple[float, float]:
-    """(row, column) of the probabilities' grid in mm, or in pixels of the clip where the spacing is unknown."""
-    geometry = probabilities.geometry
+def grid_spacing(geometry: Geometry) -> tuple[float, float]:
+    """(row, column) of a network's grid in mm, or in pixels of the clip where the spacing is unknown."""
     if geometry.spacing_mm is not None:
         return geometry.spacing_mm
     r0, r1, c0, c1 = geometry.crop_box
@@ -191,28 +189,34 @@ def fold_sd(by_fold: Mapping[int, Mapping[str, float | None]], quantity: str = "
     return stdev(known) if len(known) > 1 else None
 
 
-def edge_share(frames: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:
+def edge_share(sector: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:
     """Share of the cavity's outline that lies on the edge of the image sector, in the frame where it is largest.
 
-    The sector is the convex hull of what carries signal, the frame's own border counts as its edge too.
-
     Args:
-        frames: (T, H, W), any grey level type.
+        sector: of the clip, from `image_sector`.
         mask: (T, H, W) labels.
         target: the cavity's.
     """
     largest = max(range(len(mask)), key=lambda frame: np.count_nonzero(mask[frame] == target))
-    step = max(1, round(max(mask.shape[1:]) / _WORKING_SIDE))
+    step = _working_step(mask.shape[1:])
     shown = mask[largest, ::step, ::step] == target
     outline = shown & ~binary_erosion(shown)
     if not outline.any():
         return None
-    inside = binary_erosion(_sector(frames, step), iterations=_EDGE_PIXELS)
+    inside = binary_erosion(sector, iterations=_EDGE_PIXELS)
     return float(np.count_nonzero(outline & ~inside) / np.count_nonzero(outline))
 
 
-def _sector(frames: np.ndarray, step: int) -> np.ndarray:
-    """The image sector on every `step`-th pixel; all True where nothing stands out."""
+def image_sector(frames: np.ndarray) -> np.ndarray:
+    """The image sector: the convex hull of what carries signal, the frame's own border counts as its edge too.
+
+    Args:
+        frames: (T, H, W), any grey level type.
+
+    Returns:
+        bool, every so many-th pixel that the longer side is about 256; all True where nothing stands out.
+    """
+    step = _working_step(frames.shape[1:])
     looked_at = frames[np.unique(np.linspace(0, len(frames) - 1, _FRAMES_LOOKED_AT).round().astype(int))]
     looked_at = to_uint8(looked_at, source="clip")
     r0, r1, c0, c1 = detect_sector(looked_at)
@@ -223,6 +227,10 @@ def _sector(frames: np.ndarray, step: int) -> np.ndarray:
     if not count:
         return np.ones(parts.shape, bool)
     return convex_hull_image(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+
+
+def _working_step(shape: tuple[int, ...]) -> int:
+    return max(1, round(max(shape) / _WORKING_SIDE))
 
 
 def _measure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
-from echoplan.networks.apply import segment_clip
+from echoplan.networks.apply import segment_parts
 from echoplan.plans import ResolvedPlan
 
-from ..preprocessing.clip import normalise, preprocess_clip, sector_statistics
+from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics
 from ..preprocessing.geometry import Geometry
 from ..training.model_folder import ModelFolder
 from .likeness import plan_for_clip
@@ -31,10 +31,6 @@ class PreparedClip:
     statistics: tuple[float, float]
     geometry: Geometry
     plan: ResolvedPlan
-
-    def normalise(self, frames: torch.Tensor) -> torch.Tensor:
-        """Some of the frames as networks see them, float32."""
-        return torch.from_numpy(normalise(frames.numpy(), *self.statistics, self.plan.normalisation))
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,21 @@ class PredictorMember:
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
         return PreparedClip(torch.from_numpy(frames), sector_statistics(frames), geometry, plan)
 
-    def segment(self, network: nn.Module, clip: PreparedClip, *, mirroring: bool, autocast: bool) -> np.ndarray:
-        """The probabilities (K, T, h, w) that one of the networks gives a clip that this member prepared."""
+    def segment(
+        self, network: nn.Module, clip: PreparedClip, *, mirroring: bool, autocast: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Frames (n,) and the probabilities (K, n, h, w) that one of the networks gives them, part by part.
+
+        Args:
+            network: one of this member's.
+            clip: what this member prepared.
+            mirroring, autocast: as in `EchoPredictor`.
+        """
         plan = clip.plan
-        return segment_clip(
+        return segment_parts(
             network,
             clip.frames,
-            normalise=clip.normalise,
+            normalise=normaliser(*clip.statistics, plan.normalisation),
             window=plan.frames,
             stride=plan.window_stride,
             classes=self.model.description.classes,

@@ -9,15 +9,16 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files
-from echoplan.imageio import Clip, write_mask
+from echoplan.imageio import Clip, ClipInfo, write_mask
 
 from ..evaluation.overlays import OVERLAY_FOLDER
-from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
+from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
 from .evidence import FOLDER as EVIDENCE_FOLDER
-from .evidence import ClipEvidence, edge_share
+from .evidence import ClipEvidence
 from .inputs import InputClip
 from .predictor import EchoPredictor
 from .provenance import digest
+from .segmentation import PreparedInput, Segmentation
 
 
 def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
@@ -44,7 +45,9 @@ def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_pro
     return ClipEvidence.read_origin(result_path(out / EVIDENCE_FOLDER, item.case, ".npz")) == origin(item, predictor)
 
 
-def segment_input(item: InputClip, clip: Clip, predictor: EchoPredictor) -> tuple[ClipProbabilities, ClipEvidence]:
+def segment_input(
+    item: InputClip, prepared: PreparedInput, predictor: EchoPredictor, *, keep_probabilities: bool
+) -> Segmentation:
     """What the networks find in a clip.
 
     Raises:
@@ -52,7 +55,11 @@ def segment_input(item: InputClip, clip: Clip, predictor: EchoPredictor) -> tupl
     """
     given = item.about.ed_frame, item.about.es_frame
     try:
-        return predictor.segment_with_evidence(clip, phases=None if None in given else given)
+        return predictor.segment(
+            prepared,
+            phases=None if None in given else given,
+            keep_probabilities=SAVED_TYPE if keep_probabilities else None,
+        )
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise EchoPlanError(
@@ -60,28 +67,18 @@ def segment_input(item: InputClip, clip: Clip, predictor: EchoPredictor) -> tupl
         ) from error
 
 
-def write_result(
-    item: InputClip,
-    clip: Clip,
-    predictor: EchoPredictor,
-    probabilities: ClipProbabilities,
-    evidence: ClipEvidence,
-    out: Path,
-    *,
-    keep_probabilities: bool,
-) -> None:
-    """Write the evidence, the probabilities if asked for, and at last the mask: it says that the clip is finished.
+def write_result(item: InputClip, about: ClipInfo, predictor: EchoPredictor, found: Segmentation, out: Path) -> None:
+    """Write the evidence, the probabilities if they were kept, and at last the mask: it says that the clip is finished.
 
     An older mask goes first, or a process killed in between would leave it beside evidence of another model.
     """
-    mask = predictor.label(clip, probabilities)
-    evidence.edge_share = edge_share(clip.frames, mask, predictor.target)
-    evidence.origin = origin(item, predictor)
+    evidence = replace(found.evidence, origin=origin(item, predictor))
     result_path(out, item.case).unlink(missing_ok=True)
     evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))
-    if keep_probabilities:
-        save_probabilities(result_path(out, item.case, ".npz"), probabilities)
-    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
-        mask = clip.crop.to_file(mask)
-        clip = replace(clip, frames=mask, crop=None)
-    write_mask(result_path(out, item.case), mask, like=clip)
+    if found.probabilities is not None:
+        save_probabilities(result_path(out, item.case, ".npz"), found.probabilities)
+    mask = found.mask
+    del found  # what is written is in memory beside its copies in the file's own form
+    if about.crop is not None:  # back on the file's own grid, where other programs expect it
+        mask = about.crop.to_file(mask)
+    write_mask(result_path(out, item.case), mask, like=Clip(mask, about.spacing_mm, about.frame_time_ms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,35 +23,39 @@ SMOOTHING_MS = 60.0  # about a fifteenth of a beat: flicker goes, systole stays
 MINIMAL_GAIN = 1e-4  # mean Dice; less than this is no evidence on a few hundred frames
 
 
-def largest_component(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+def largest_component(mask: np.ndarray, labels: Mapping[str, int], *, out: np.ndarray | None = None) -> np.ndarray:
     """Keep each structure's largest 8-connected part in each frame; the rest becomes background.
 
     Args:
         mask: (T, H, W) uint8 labels.
         labels: structure -> value.
+        out: where the result goes, `mask` itself if need be; None: a new array.
     """
-    kept = np.zeros_like(mask)
-    for value in _structures(labels):
-        for frame, target in zip(mask, kept, strict=True):
+    out = np.empty_like(mask) if out is None else out
+    for frame, target in zip(mask, out, strict=True):
+        kept = np.zeros_like(frame)
+        for value in _structures(labels):
             parts, sizes = label_with_component_sizes(frame == value, connectivity=2)
             if sizes:
-                target[parts == max(sizes, key=sizes.__getitem__)] = value
-    return kept
+                kept[parts == max(sizes, key=sizes.__getitem__)] = value
+        target[...] = kept
+    return out
 
 
-def fill_holes(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+def fill_holes(mask: np.ndarray, labels: Mapping[str, int], *, out: np.ndarray | None = None) -> np.ndarray:
     """Give background that a structure encloses in a frame to that structure; other structures inside it are kept.
 
     Args:
-        mask: (T, H, W) uint8 labels.
-        labels: structure -> value.
+        mask, labels, out: as in `largest_component`.
     """
-    filled = mask.copy()
-    for value in _structures(labels):
-        for frame, target in zip(mask, filled, strict=True):
+    out = np.empty_like(mask) if out is None else out
+    for frame, target in zip(mask, out, strict=True):
+        filled = frame.copy()
+        for value in _structures(labels):
             inside = binary_fill_holes(frame == value)
-            target[inside & (target == 0)] = value
-    return filled
+            filled[inside & (filled == 0)] = value
+        target[...] = filled
+    return out
 
 
 def temporal_smoothing(
@@ -59,37 +64,43 @@ def temporal_smoothing(
     *,
     window_ms: float = SMOOTHING_MS,
     frame_time_ms: float | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Give each pixel the label that most frames of a short time window hold; for one structure, a median over time.
 
     Args:
-        mask: (T, H, W) uint8 labels.
-        labels: structure -> value.
+        mask, labels, out: as in `largest_component`.
         window_ms: the time that the filter looks at.
         frame_time_ms: time between two frames; None takes three frames, whatever they span.
     """
+    out = np.empty_like(mask) if out is None else out
     frames = window_ms / frame_time_ms if frame_time_ms else 3.0
     reach = int(frames // 2)  # to either side: an even window would shift the mask in time
     if reach < 1 or len(mask) < 2:
-        return mask.copy()
+        out[...] = mask
+        return out
     values, last = (0, *_structures(labels)), len(mask) - 1
     # How many frames of the window hold each value; counted frame by frame: a long clip's counts would fill the memory.
     around = np.clip(np.arange(-reach, reach + 1), 0, last)
     votes = {value: np.count_nonzero(mask[around] == value, axis=0) for value in values}
-    smooth = np.zeros_like(mask)
-    for index, frame in enumerate(mask):
+    passed: deque[np.ndarray] = deque(maxlen=reach + 1)  # frames as they were: in `mask` they may be overwritten
+    for index, target in enumerate(out):
+        frame = mask[index].copy()
         if index:
-            enters, leaves = mask[min(index + reach, last)], mask[max(index - 1 - reach, 0)]
+            enters, leaves = mask[min(index + reach, last)], passed[0]
             for value in values:
                 votes[value] += enters == value
                 votes[value] -= leaves == value
         most = np.zeros_like(votes[0])
+        smooth = np.zeros_like(frame)
         for value in values:
             # A tie goes to the label that the frame has itself: a filter must not invent a change.
             better = (votes[value] > most) | ((votes[value] == most) & (frame == value))
-            smooth[index][better] = value
+            smooth[better] = value
             most[better] = votes[value][better]
-    return smooth
+        target[...] = smooth
+        passed.append(frame)
+    return out
 
 
 _STEPS: dict[str, Callable[..., np.ndarray]] = {  # in the order in which they are applied
@@ -107,6 +118,7 @@ def apply_postprocessing(
     labels: Mapping[str, int],
     *,
     frame_time_ms: float | None = None,
+    in_place: bool = False,
 ) -> np.ndarray:
     """Apply steps one after another.
 
@@ -115,16 +127,18 @@ def apply_postprocessing(
         steps: names, or {"name": ..., settings}; `STEP_NAMES` lists them.
         labels: structure -> value; the background is left out.
         frame_time_ms: time between two frames, for the steps over time.
+        in_place: change `mask` itself, and so take no memory for another.
 
     Raises:
         EchoPlanError: a step or a setting does not exist.
     """
+    mended = mask if in_place else None
     for step in check_steps(steps):
         settings = {name: value for name, value in step.items() if name != "name"}
         if step["name"] == "temporal_smoothing":
             settings["frame_time_ms"] = frame_time_ms
-        mask = _STEPS[step["name"]](mask, labels, **settings)
-    return mask
+        mended = _STEPS[step["name"]](mask if mended is None else mended, labels, out=mended, **settings)
+    return mask if mended is None else mended
 
 
 def check_steps(steps: Iterable[str | Step]) -> tuple[dict[str, Any], ...]:

@@ -5,29 +5,29 @@ Starts no process, reads no environment, prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from echoplan.dataset import DatasetDescription
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.clip import Clip
+from echoplan.imageio.clip import Clip, ClipInfo
 
 from ..evaluation import CaseMask, measure_case, measure_patients
 from ..evaluation.intervals import DEFAULT_COVERAGE
-from ..preprocessing.probabilities import ClipProbabilities, average
 from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 from .inputs import clip_from_array
 from .likeness import check_like
-from .member import PredictorMember, PreparedClip
+from .member import PredictorMember
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .prediction import Prediction
 from .provenance import deciding, digest, digest_of_weights
+from .segmentation import Findings, PackedLabels, PreparedInput, Segmentation, find_in_parts
 from .trust import TrustSettings, assess_patient
 
 POSTPROCESSING_FILE = "postprocessing.json"
@@ -195,95 +195,78 @@ class EchoPredictor:
 
     def predict_clip(self, clip: Clip) -> Prediction:
         """Like `predict`, for what `read_clip` returns."""
-        return self.conclude(clip, *self.segment_with_evidence(clip))
+        return self.conclude(clip, self.segment(self.prepare(clip), keep_probabilities=np.float32))
+
+    def prepare(self, clip: Clip) -> PreparedInput:
+        """All that `segment` needs of a clip; a long clip's own frames need not be in memory beside its mask."""
+        return PreparedInput.of(clip, self.members, self.like)
 
     def segment(
-        self, clip: Clip, *, on_fold: Callable[[int, ClipProbabilities], None] | None = None
-    ) -> ClipProbabilities:
-        """The class probabilities, on the network's grid where all members share one, else on the native grid.
+        self,
+        prepared: PreparedInput,
+        *,
+        phases: tuple[int, int] | None = None,
+        keep_probabilities: DTypeLike | None = None,
+    ) -> Segmentation:
+        """The mask, and what each fold alone found; no network runs twice.
+
+        Memory that grows with the clip is the mask's, and a bit a pixel of the network's grid for each fold, unless
+        the probabilities are to be kept.
 
         Args:
-            clip: what to segment.
-            on_fold: called with each fold's number and the average of its networks alone, as they come, where all
-                members predict with the same folds. The arrays are the callee's for the time of the call.
-        """
-        prepared = [member.prepare(clip, self.like) for member in self.members]
-        totals: list[np.ndarray | None] = [None] * len(self.members)
-        for index in range(max(len(member.networks) for member in self.members)):
-            # No name for what comes back: it would be in memory beside the next fold's.
-            if on_fold is not None and self.folds:
-                on_fold(self.folds[index], average(self._segment_fold(index, prepared, totals)))
-            else:
-                self._segment_fold(index, prepared, totals)
-        return average(
-            ClipProbabilities(np.divide(total, np.float32(len(member.networks)), out=total), own.geometry)
-            for member, total, own in zip(self.members, totals, prepared, strict=True)
-            if total is not None
-        )
-
-    def _segment_fold(
-        self, index: int, prepared: Sequence[PreparedClip], totals: list[np.ndarray | None]
-    ) -> list[ClipProbabilities]:
-        """What each member's network number `index` finds; it is added to the member's total."""
-        alone = []
-        for number, (member, clip) in enumerate(zip(self.members, prepared, strict=True)):
-            if index < len(member.networks):
-                network, total = member.networks[index], totals[number]
-                found = member.segment(network, clip, mirroring=self.mirroring, autocast=self.autocast)
-                totals[number] = found if total is None else np.add(total, found, out=total)
-                alone.append(ClipProbabilities(found, clip.geometry))
-        return alone
-
-    def segment_with_evidence(
-        self, clip: Clip, *, phases: tuple[int, int] | None = None
-    ) -> tuple[ClipProbabilities, ClipEvidence]:
-        """Like `segment`, and what each fold alone found; no network runs twice.
-
-        Args:
-            clip: what to segment.
+            prepared: what `prepare` made of the clip.
             phases: end-diastole and end-systole where they are given.
+            keep_probabilities: their type where the probabilities are wanted too, on the network's grid where all
+                members share one, else on the native grid; None: they are not.
         """
-        by_fold: dict[int, Opinion] = {}
+        found = Findings(prepared.about.shape, keep_probabilities)
+        folds = self.folds if len(self.folds) > 1 else ()  # one fold's own opinion is that of all together
+        for part in find_in_parts(
+            self.members, prepared.clips, folds, mirroring=self.mirroring, autocast=self.autocast
+        ):
+            found.add(part)
+        opinions = {fold: self._opinion(found.opinions.pop(fold), prepared.about, phases) for fold in [*found.opinions]}
+        together = opinions.pop(None)
+        mask = apply_postprocessing(
+            found.labels,
+            self.postprocessing,
+            self.description.structures,
+            frame_time_ms=prepared.about.frame_time_ms,
+            in_place=True,
+        )
+        evidence = ClipEvidence(
+            grid_spacing(found.geometry),
+            together,
+            opinions or dict.fromkeys(self.folds, together),
+            edge_share(prepared.sector, mask, self.target),
+        )
+        return Segmentation(mask, evidence, found.probabilities)
 
-        def opinion(probabilities: ClipProbabilities) -> Opinion:
-            return make_opinion(
-                probabilities, self.postprocessing, self.description.structures, self.target,
-                phases=phases, frame_time_ms=clip.frame_time_ms,
-            )  # fmt: skip
+    def _opinion(self, labels: PackedLabels, about: ClipInfo, phases: tuple[int, int] | None) -> Opinion:
+        return make_opinion(
+            labels.unpacked(), self.postprocessing, self.description.structures, self.target,
+            phases=phases, frame_time_ms=about.frame_time_ms,
+        )  # fmt: skip
 
-        def remember(fold: int, probabilities: ClipProbabilities) -> None:
-            by_fold[fold] = opinion(probabilities)
-
-        probabilities = self.segment(clip, on_fold=remember)
-        return probabilities, ClipEvidence(grid_spacing(probabilities), opinion(probabilities), by_fold)
-
-    def conclude(
-        self, clip: Clip, probabilities: ClipProbabilities, evidence: ClipEvidence | None = None
-    ) -> Prediction:
-        """Mask and measurements from what `segment` gave; intervals and quality from the evidence."""
-        target = self.target
-        mask = self.label(clip, probabilities)
+    def conclude(self, clip: Clip, found: Segmentation) -> Prediction:
+        """Measurements of what `segment` found, with intervals and quality; the probabilities must have been kept."""
+        mask, probabilities, target = found.mask, found.probabilities, self.target
+        if probabilities is None:
+            raise ValueError("a prediction has probabilities: segment with keep_probabilities")
         cavity = mask == target
         area = None if clip.spacing_mm is None else cavity.sum(axis=(1, 2)) * float(np.prod(clip.spacing_mm))
         case = CaseMask(case="", mask=cavity, spacing_mm=clip.spacing_mm, frame_time_ms=clip.frame_time_ms)
-        found = measure_case(case)
-        prediction = Prediction(
+        measured = measure_case(case)
+        (row,) = measure_patients([case], measurements=[measured])
+        trust = assess_patient(row, [case], [measured], {case.case: found.evidence}, self.trust)
+        return Prediction(
             mask=mask,
             probabilities=probabilities.of_class(0 if len(probabilities.values) == 1 else target),
             area_mm2=area,
-            ed_frame=found.ed_frame,
-            es_frame=found.es_frame,
-            ef_percent=found.ef_percent,
-            note="; ".join(part for part in (found.note, found.failure) if part),
-        )
-        if evidence is None:
-            return prediction
-        if evidence.edge_share is None:
-            evidence = replace(evidence, edge_share=edge_share(clip.frames, mask, target))
-        (row,) = measure_patients([case], measurements=[found])
-        trust = assess_patient(row, [case], [found], {case.case: evidence}, self.trust)
-        return replace(
-            prediction,
+            ed_frame=measured.ed_frame,
+            es_frame=measured.es_frame,
+            ef_percent=measured.ef_percent,
+            note="; ".join(part for part in (measured.note, measured.failure) if part),
             ef_low_percent=trust.columns["ef_low_percent"],
             ef_high_percent=trust.columns["ef_high_percent"],
             interval_coverage_percent=trust.columns["interval_coverage_percent"],
@@ -291,15 +274,6 @@ class EchoPredictor:
             ef_fold_sd_percent=trust.columns["ef_fold_sd_percent"],
             quality=trust.columns["quality"],
             quality_reasons=tuple(trust.reasons),
-        )
-
-    def label(self, clip: Clip, probabilities: ClipProbabilities) -> np.ndarray:
-        """The mask alone, (T, H, W) uint8, after postprocessing."""
-        return apply_postprocessing(
-            probabilities.labels(),
-            self.postprocessing,
-            self.description.structures,
-            frame_time_ms=clip.frame_time_ms,
         )
 
     def to_dict(self) -> dict[str, Any]:

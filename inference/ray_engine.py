@@ -149,12 +149,10 @@ class ClipActor:
         return ""
 
     def _predict(self, item: InputClip) -> None:
-        clip = item.read()
+        prepared = self._predictor.prepare(item.read())
         with self._network:
-            found = segment_input(item, clip, self._predictor)
-        write_result(
-            item, clip, self._predictor, *found, self._job.out, keep_probabilities=self._job.keep_probabilities
-        )
+            found = segment_input(item, prepared, self._predictor, keep_probabilities=self._job.keep_probabilities)
+        write_result(item, prepared.about, self._predictor, found, self._job.out)
 
 
 class _Gate:

@@ -304,9 +304,15 @@ class _ReadAhead:
 def _predict_case(
     item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
 ) -> None:
-    clip = reader.next()
-    found = segment_input(item, clip, predictor)
-    write_result(item, clip, predictor, *found, out, keep_probabilities=keep_probabilities)
+    prepared = predictor.prepare(reader.next())  # the clip itself has no name, and so leaves the memory
+    # Nor has what is found: it can leave the memory piece by piece as it is written.
+    write_result(
+        item,
+        prepared.about,
+        predictor,
+        segment_input(item, prepared, predictor, keep_probabilities=keep_probabilities),
+        out,
+    )
 
 
 def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:

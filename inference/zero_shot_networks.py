@@ -175,7 +175,7 @@ class EnlargedFrames:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, indices: list[int]) -> Tensor:
+    def __getitem__(self, indices: slice | list[int]) -> Tensor:
         """``(n, 3, size, size)``, standardised by ImageNet's mean and deviation."""
         grey = torch.from_numpy(self.frames[indices])[:, None].float() / _WHITE
         resized = F.interpolate(grey, self.shape[2:], mode="bilinear", antialias=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -59,18 +61,30 @@ def to_uint8(frames: np.ndarray, *, source: str = "") -> np.ndarray:
         raise EchoPlanError(f"expected frames (T, H, W), found an array of shape {frames.shape}", file=source or None)
     if frames.dtype == np.uint8:
         return frames
-    values = frames.astype(np.float32)
-    finite = np.isfinite(values)
-    if not finite.any():
+    sample = _sample(frames)
+    if not len(sample):
         raise EchoPlanError("the frames hold no finite value", file=source or None)
-    # About a million values place the percentiles well enough and keep long clips fast.
-    sample = values[finite][:: max(1, values.size // 1_000_000)]
     low, high = np.percentile(sample, (0.1, 99.9))
     if high <= low:
         low, high = float(sample.min()), max(float(sample.max()), float(sample.min()) + 1.0)
-    scaled = np.clip((values - low) * (255.0 / (high - low)), 0, 255)
-    scaled[~finite] = 0
-    return np.rint(scaled).astype(np.uint8)
+    grey = np.zeros(frames.shape, np.uint8)
+    for frame, target in zip(frames, grey, strict=True):  # one by one: a long clip's floats would fill the memory
+        values = frame.astype(np.float32)
+        finite = np.isfinite(values)
+        scaled = np.clip((values[finite] - low) * (255.0 / (high - low)), 0, 255)
+        target[finite] = np.rint(scaled).astype(np.uint8)
+    return grey
+
+
+def _sample(frames: np.ndarray) -> np.ndarray:
+    """Every so many-th finite value, float32: about a million place the percentiles well enough."""
+    step, seen, parts = max(1, frames.size // 1_000_000), 0, []
+    for frame in frames:
+        values = frame.astype(np.float32)
+        values = values[np.isfinite(values)]
+        parts.append(values[-seen % step :: step])
+        seen += len(values)
+    return np.concatenate(parts)
 
 
 def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
@@ -112,3 +126,8 @@ def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = 
     if normalisation == "unit":
         return frames.astype(np.float32) / np.float32(255)
     raise EchoPlanError(f"unknown normalisation {normalisation!r}", remedy=f"choose one of {', '.join(NORMALISATIONS)}")
+
+
+def normaliser(mean: float, std: float, normalisation: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`normalise` as `segment_parts` takes it: of some frames at a time, uint8 to float32."""
+    return lambda frames: torch.from_numpy(normalise(frames.numpy(), mean, std, normalisation))

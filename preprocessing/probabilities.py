@@ -16,6 +16,7 @@ from echoplan.networks.decision import labels_from_probabilities
 
 from .geometry import Geometry
 
+SAVED_TYPE = np.float16
 _FRAMES_AT_ONCE = 32
 
 
@@ -107,7 +108,7 @@ def save_probabilities(path: Path, probabilities: ClipProbabilities) -> None:
     with atomic_path(path) as temporary:
         np.savez_compressed(
             temporary,
-            probabilities=probabilities.values.astype(np.float16),
+            probabilities=probabilities.values.astype(SAVED_TYPE, copy=False),
             geometry=np.array(json.dumps(probabilities.geometry.to_dict())),
         )
 

@@ -17,7 +17,7 @@ from echoplan.work import progress
 
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ..evaluation.folder import summarise
-from ..preprocessing.clip import normalise
+from ..preprocessing.clip import normaliser
 from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from .fold import FoldSetup
@@ -103,10 +103,10 @@ def predict_stored_case(
     """
     about = setup.store.properties(case)
     geometry = Geometry.from_dict(about["geometry"])
-    frames = normalise(setup.store.frames(case), about["mean"], about["std"], setup.plan.normalisation)
     probabilities = segment_clip(
         network,
-        torch.from_numpy(frames),
+        torch.from_numpy(setup.store.frames(case)),
+        normalise=normaliser(about["mean"], about["std"], setup.plan.normalisation),
         window=setup.plan.frames,
         stride=stride,
         classes=setup.description.classes,

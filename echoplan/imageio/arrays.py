@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,30 @@ from echoplan.errors import EchoPlanError
 
 logger = logging.getLogger(__name__)
 
+_FRAMES_MORE = 256  # that there is room for where a clip is longer than its header says
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what JPEG and every video grabber use
+
+
+def stack_frames(pictures: Iterable[np.ndarray], expected: int) -> np.ndarray:
+    """(T, H, W) of pictures (H, W) of one type as they come, in memory once where `expected` is their number.
+
+    Raises:
+        ValueError: there are none, or they have several sizes.
+    """
+    stack, count = np.empty((0, 0, 0), np.uint8), 0
+    for picture in pictures:
+        if count == len(stack):
+            grown = np.empty((max(expected, count + _FRAMES_MORE), *picture.shape), picture.dtype)
+            if count:
+                grown[:count] = stack
+            stack = grown
+        if picture.shape != stack.shape[1:]:
+            raise ValueError("frames of several sizes")
+        stack[count] = picture
+        count += 1
+    if not count:
+        raise ValueError("no frames")
+    return stack[:count]
 
 
 def to_grey(colour: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, iter_pixels
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.arrays import to_clip_dtype, to_grey, usable_spacing, usable_time
+from echoplan.imageio.arrays import stack_frames, to_clip_dtype, to_grey, usable_spacing, usable_time
 from echoplan.imageio.clip import Clip, ClipInfo, Crop
 
 logger = logging.getLogger(__name__)
@@ -87,11 +87,10 @@ def read(path: Path) -> Clip:
     info = _interpret(header, path)
     rows, columns = header.Rows, header.Columns
     first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
-    frames = []
     try:
         with quiet():
-            for pixels in iter_pixels(header):
-                frames.append(_grey(pixels[first_row:end_row, first_column:end_column], header))
+            region = (slice(first_row, end_row), slice(first_column, end_column))
+            frames = stack_frames((_grey(pixels[region], header) for pixels in iter_pixels(header)), info.shape[0])
     except MemoryError:
         raise
     except Exception as error:  # decoders raise what they like
@@ -104,7 +103,7 @@ def read(path: Path) -> Clip:
         raise EchoPlanError(
             f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames", file=path, remedy="export it again"
         )
-    return Clip(to_clip_dtype(np.stack(frames), path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
+    return Clip(to_clip_dtype(frames, path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
 
 
 def probe(path: Path) -> ClipInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +11,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.arrays import usable_time
+from echoplan.imageio.arrays import stack_frames, usable_time
 from echoplan.imageio.clip import Clip, ClipInfo
 
-_FRAMES_MORE = 256  # that there is room for where a clip is longer than its header says
 _DEFAULT_RATE = Fraction(25)  # a video file must have a rate; used where the clip knows no frame time
 
 
@@ -41,7 +39,7 @@ def read(path: Path) -> Clip:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
             pictures = (reformatter.reformat(frame, format="gray").to_ndarray() for frame in container.decode(stream))
-            frames = _stacked(pictures, stream.frames)
+            frames = stack_frames(pictures, stream.frames)
             rate = stream.average_rate
     except (av.FFmpegError, EOFError, ValueError) as error:
         raise _damaged(path, error) from error
@@ -99,28 +97,6 @@ def _write(path: Path, clip: Clip, *, codec: str, pixels: str, options: dict[str
         for frame in clip.frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray")))
         container.mux(stream.encode())
-
-
-def _stacked(pictures: Iterable[np.ndarray], expected: int) -> np.ndarray:
-    """(T, H, W) of pictures as they come, in memory once where the header told their number.
-
-    Raises:
-        ValueError: there are none, or they have several sizes.
-    """
-    stack, count = np.empty((0, 0, 0), np.uint8), 0
-    for picture in pictures:
-        if count == len(stack):
-            grown = np.empty((max(expected, count + _FRAMES_MORE), *picture.shape), np.uint8)
-            if count:
-                grown[:count] = stack
-            stack = grown
-        if picture.shape != stack.shape[1:]:
-            raise ValueError("frames of several sizes")
-        stack[count] = picture
-        count += 1
-    if not count:
-        raise ValueError("no frames")
-    return stack[:count]
 
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, combinations
+from dataclasses import dataclass
+from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,29 @@ from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
 from echoplan.networks.streaming import StreamingNetwork
 
+_FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}
 
 
-def segment_clip(
+def segment_clip(network: nn.Module, frames: Tensor, *, classes: int, **options: Any) -> np.ndarray:
+    """The class probabilities of every frame of a clip of any length, (K, T, h, w) float32 in [0, 1].
+
+    Beside `frames`, the returned array is the only thing that grows with the clip's length.
+
+    Args:
+        network, frames, classes, options: as `segment_parts` takes them.
+
+    Raises:
+        ValueError, EchoPlanError: as `segment_parts`.
+    """
+    parts = segment_parts(network, frames, classes=classes, **options)
+    output = np.empty((classes, *frames.shape), np.float32)
+    for indices, probabilities in parts:
+        output[:, indices] = probabilities
+    return output
+
+
+def segment_parts(
     network: nn.Module,
     frames: Tensor,
     *,
@@ -31,14 +51,13 @@ def segment_clip(
     mirror_axes: Sequence[str] = (),
     autocast: bool = False,
     prompts: Any = None,
-) -> np.ndarray:
-    """The class probabilities of every frame of a clip of any length.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The class probabilities of a clip of any length, part by part: memory does not grow with the clip.
 
     Windows of `window` frames are taken every `stride` frames, from each of the `stride` starting phases, so that a
     window spans about the time that a training clip spans and every frame is seen. Overlapping predictions are averaged
     with a triangle in time: a frame in the middle of a window has seen more of its past and future than one at the rim.
-    Beside `frames`, the returned array is the only thing that grows with the clip's length. A `StreamingNetwork` goes
-    through the whole clip by itself; windows, strides and batches mean nothing to it.
+    A `StreamingNetwork` goes through the whole clip by itself; windows, strides and batches mean nothing to it.
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
@@ -54,8 +73,9 @@ def segment_clip(
         prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
             frame, (T, ...); without flips. Never given but to compare prompts.
 
-    Returns:
-        (K, T, h, w) float32 in [0, 1].
+    Yields:
+        indices (n,) of frames, ascending, and their probabilities (K, n, h, w) float32 in [0, 1]. Each frame comes
+        once, as soon as no window will touch it again; windows move from the first frame to the last.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -66,14 +86,41 @@ def segment_clip(
     flips = _flips(mirror_axes)
     if prompts is not None and len(flips) > 1:
         raise ValueError("prompts are for frames as they are, not for flipped ones")
-    device = next(chain(network.parameters(), network.buffers()), frames).device
-    output = np.zeros((classes, *frames.shape), np.float32)
-    with _evaluation(network), torch.inference_mode(), _autocast(device, autocast):
-        if isinstance(network, StreamingNetwork):
-            return _streamed(network, normalise(frames), output, flips, prompts)
-        windows = time_windows(len(frames), window=window, stride=stride, overlap=overlap)
-        _add_windows(network, frames, normalise, windows, batch, flips, prompts, device, output)
-    return output
+    run = _Run(network, frames, normalise, classes, flips, prompts, autocast)
+    if isinstance(network, StreamingNetwork):
+        return run.of_streams(network)
+    return run.of_windows(time_windows(len(frames), window=window, stride=stride, overlap=overlap), batch)
+
+
+class FrameSums:
+    """Sums of what is found in a clip's frames; a frame is held until all that is to be added to it has been.
+
+    Args:
+        additions: (T,), how many there are to each frame.
+    """
+
+    def __init__(self, additions: np.ndarray) -> None:
+        self._missing = additions.copy()
+        self._sums: dict[int, np.ndarray] = {}
+        self._finished: list[int] = []
+
+    @property
+    def unfinished(self) -> int:
+        """How many frames something is still to be added to."""
+        return int(np.count_nonzero(self._missing))
+
+    def add(self, frames: np.ndarray, values: np.ndarray) -> None:
+        """Add `values` (K, n, h, w) to the frames (n,), none of them twice; they belong to the sums from then on."""
+        for place, frame in enumerate(frames.tolist()):
+            found = values[:, place]
+            self._sums[frame] = self._sums[frame] + found if frame in self._sums else found
+        self._missing[frames] -= 1
+        self._finished += frames[self._missing[frames] == 0].tolist()
+
+    def take(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Hand out what is finished: frames (n,), ascending, and their sums (K, n, h, w); None where nothing is."""
+        frames, self._finished = sorted(self._finished), []
+        return (np.array(frames), np.stack([self._sums.pop(frame) for frame in frames], axis=1)) if frames else None
 
 
 def time_windows(length: int, *, window: int, stride: int = 1, overlap: float = 0.5) -> list[np.ndarray]:
@@ -107,40 +154,111 @@ def time_weights(windows: Sequence[np.ndarray], length: int) -> list[np.ndarray]
     return [(t / total[indices]).astype(np.float32) for indices, t in zip(windows, triangles, strict=True)]
 
 
-def _add_windows(
-    network: nn.Module,
-    frames: Tensor,
-    normalise: Callable[[Tensor], Tensor],
-    windows: Sequence[np.ndarray],
-    batch: int,
-    flips: Sequence[tuple[int, ...]],
-    prompts: Any,
-    device: torch.device,
-    output: np.ndarray,
-) -> None:
-    """Fill `output` (K, T, h, w) from windows, averaged where they overlap and over the flips."""
-    weights = time_weights(windows, len(frames))
-    for group in _batches(windows, batch):
-        seen = [normalise(frames[torch.as_tensor(windows[i], device=frames.device)]) for i in group]
-        clips = torch.stack(seen).unsqueeze(2).to(device, torch.float32)
-        told = () if prompts is None else (torch.stack([prompts[windows[i]] for i in group]).to(device),)
-        probabilities = _probabilities(network, clips, len(output), flips, told)
-        for i, prediction in zip(group, probabilities.cpu().numpy(), strict=True):
-            output[:, windows[i]] += weights[i][None, :, None, None] * prediction.swapaxes(0, 1)
+@dataclass(frozen=True)
+class _Run:
+    """One network on one clip, as `segment_parts` was told."""
+
+    network: nn.Module
+    frames: Tensor
+    normalise: Callable[[Tensor], Tensor]
+    classes: int
+    flips: Sequence[tuple[int, ...]]
+    prompts: Any
+    autocast: bool
+
+    def of_windows(self, windows: Sequence[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Windows averaged where they overlap and over the flips."""
+        windows = sorted(windows, key=lambda window: window[0])  # so that frames are soon finished
+        weights = time_weights(windows, len(self.frames))
+        sums = FrameSums(np.bincount(np.concatenate(windows), minlength=len(self.frames)))
+        with _evaluation(self.network):
+            for group in _batches(windows, batch):
+                found = self._probabilities([windows[i] for i in group])
+                for i, prediction in zip(group, found, strict=True):
+                    sums.add(windows[i], weights[i][None, :, None, None] * prediction.swapaxes(0, 1))
+                if (part := sums.take()) is not None:
+                    yield part
+
+    def of_streams(self, network: StreamingNetwork) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The network's streams, one for each of the flips, averaged."""
+        told = () if self.prompts is None else (self.prompts,)
+        sums = FrameSums(np.full(len(self.frames), len(self.flips)))
+        with _evaluation(self.network):
+            # A stream's body begins to run with its first frame, and so within `computing`.
+            streams = [network.stream(_Normalised(self.frames, self.normalise, axes), *told) for axes in self.flips]
+            while sums.unfinished:
+                for axes, stream in zip(self.flips, streams, strict=True):
+                    with self._computing():
+                        walked = list(islice(stream, _FRAMES_OF_A_STREAM))
+                        self._check_walk(walked, sums.unfinished)
+                        sums.add(*self._of_walk(walked, axes))
+                if (part := sums.take()) is not None:
+                    yield part
+
+    def _probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, T, K, h, w) float32 of windows of one length, averaged over the flips."""
+        device = self._device
+        seen = [self.normalise(self.frames[torch.as_tensor(w, device=self.frames.device)]) for w in windows]
+        with self._computing():
+            clips = torch.stack(seen).unsqueeze(2).to(device, torch.float32)
+            told = () if self.prompts is None else (torch.stack([self.prompts[w] for w in windows]).to(device),)
+            mean = torch.zeros((*clips.shape[:2], self.classes, *clips.shape[3:]), device=device)
+            for axes in self.flips:
+                logits = self.network(clips.flip(axes) if axes else clips, *told)
+                self._check_shape(logits, tuple(mean.shape))
+                probabilities = self._as_probabilities(logits, axis=2)
+                mean += (probabilities.flip(axes) if axes else probabilities) / len(self.flips)
+            return mean.cpu().numpy()
+
+    def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Some frames of a stream, and their share (K, n, h, w) of the average over the flips."""
+        probabilities = self._as_probabilities(torch.stack([logits for _, logits in walked], dim=1), axis=0)
+        if axes:
+            probabilities = probabilities.flip(axes)
+        return np.array([index for index, _ in walked]), probabilities.cpu().numpy() / len(self.flips)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(chain(self.network.parameters(), self.network.buffers()), self.frames).device
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without gradients and in the precision asked for; never left open while the caller has a part."""
+        with torch.inference_mode(), _autocast(self._device, self.autocast):
+            yield
+
+    def _check_walk(self, walked: Sequence[tuple[int, Tensor]], missing: int) -> None:
+        if not walked:
+            raise EchoPlanError(f"the stream of the network {type(self.network).__name__} left out {missing} frames")
+        for _, logits in walked:
+            self._check_shape(logits, (self.classes, *self.frames.shape[1:]))
+
+    def _check_shape(self, logits: object, expected: tuple[int, ...]) -> None:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != expected:
+            raise EchoPlanError(
+                f"the network {type(self.network).__name__} gave {found} where logits {expected} are expected",
+                remedy="its forward must return logits (B, T, K, H, W) in evaluation mode, its stream (K, H, W)",
+            )
+
+    def _as_probabilities(self, logits: Tensor, *, axis: int) -> Tensor:
+        logits = logits.float()
+        return logits.sigmoid() if self.classes == 1 else logits.softmax(dim=axis)
 
 
-def _streamed(
-    network: StreamingNetwork, frames: Tensor, output: np.ndarray, flips: Sequence[tuple[int, ...]], prompts: Any
-) -> np.ndarray:
-    """Fill `output` (K, T, h, w) from the network's stream, averaged over the flips."""
-    clip = frames.unsqueeze(1)
-    told = () if prompts is None else (prompts,)
-    for axes in flips:
-        for index, logits in network.stream(clip.flip(axes) if axes else clip, *told):
-            _check_shape(network, logits, (len(output), *frames.shape[1:]))
-            probabilities = _as_probabilities(logits, len(output), axis=0)
-            output[:, index] += (probabilities.flip(axes) if axes else probabilities).cpu().numpy() / len(flips)
-    return output
+class _Normalised:
+    """`StreamedFrames` (T, 1, h, w) of a clip, normalised and flipped as they are asked for."""
+
+    def __init__(self, frames: Tensor, normalise: Callable[[Tensor], Tensor], axes: tuple[int, ...]) -> None:
+        self._frames, self._normalise, self._axes = frames, normalise, axes
+        self.shape = (len(frames), 1, *frames.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, indices: int | slice | list[int]) -> Tensor:
+        seen = self._normalise(self._frames[indices]).unsqueeze(-3)
+        return seen.flip(self._axes) if self._axes else seen
 
 
 def _batches(windows: Sequence[np.ndarray], batch: int) -> Iterator[list[int]]:
@@ -160,33 +278,6 @@ def _flips(mirror_axes: Sequence[str]) -> list[tuple[int, ...]]:
         raise ValueError(f"mirror_axes must be of {tuple(_MIRROR_AXES)}, not {tuple(mirror_axes)}")
     axes = sorted({_MIRROR_AXES[name] for name in mirror_axes})
     return [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
-
-
-def _probabilities(
-    network: nn.Module, clips: Tensor, classes: int, flips: Sequence[tuple[int, ...]], told: tuple[Tensor, ...] = ()
-) -> Tensor:
-    """(B, T, K, h, w) float32, averaged over the flips of the last two axes."""
-    mean = torch.zeros((*clips.shape[:2], classes, *clips.shape[3:]), device=clips.device)
-    for axes in flips:
-        logits = network(clips.flip(axes) if axes else clips, *told)
-        _check_shape(network, logits, tuple(mean.shape))
-        probabilities = _as_probabilities(logits, classes, axis=2)
-        mean += (probabilities.flip(axes) if axes else probabilities) / len(flips)
-    return mean
-
-
-def _check_shape(network: object, logits: object, expected: tuple[int, ...]) -> None:
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != expected:
-        raise EchoPlanError(
-            f"the network {type(network).__name__} gave {found} where logits {expected} are expected",
-            remedy="its forward must return logits (B, T, K, H, W) in evaluation mode, its stream (K, H, W) a frame",
-        )
-
-
-def _as_probabilities(logits: Tensor, classes: int, *, axis: int) -> Tensor:
-    logits = logits.float()
-    return logits.sigmoid() if classes == 1 else logits.softmax(dim=axis)
 
 
 @contextmanager

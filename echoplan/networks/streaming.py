@@ -8,17 +8,31 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 
+class StreamedFrames(Protocol):
+    """A clip as a streaming network reads it: a Tensor (T, C, H, W), or what makes parts of one when asked for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, C, H, W)"""
+        ...
+
+    def __len__(self) -> int:
+        """T"""
+        ...
+
+    def __getitem__(self, indices: slice | list[int]) -> Tensor:
+        """(n, C, H, W) float32, on any device."""
+        ...
+
+
 @runtime_checkable
 class StreamingNetwork(Protocol):
-    """What `segment_clip` asks of a network that needs no windows."""
+    """What `segment_parts` asks of a network that needs no windows."""
 
-    def stream(self, frames: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
         """Logits of every frame, each once, in whatever order the network walks.
 
         Memory does not grow with the clip's length: frames are taken to the network's device as they are needed.
-
-        Args:
-            frames: (T, C, H, W) float32, on any device.
 
         Yields:
             the frame's index and its logits (K, H, W) on the network's device.

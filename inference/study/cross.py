@@ -192,7 +192,7 @@ def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, pro
 def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, folder: Path) -> None:
     """The target alone, under the value that it has in the dataset tested on."""
     clip = other.dataset.load_clip(other.dataset.case(name))
-    found = predictor.label(clip, predictor.segment(clip)) == predictor.target
+    found = predictor.segment(predictor.prepare(clip)).mask == predictor.target
     (value,) = other.labels.values()
     write_mask(folder / f"{name}.nii.gz", found.astype(np.uint8) * np.uint8(value), like=clip)
 

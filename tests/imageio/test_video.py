@@ -11,7 +11,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip, write_mask
-from echoplan.imageio.video import _stacked
+from echoplan.imageio.arrays import stack_frames
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_sound_alone_is_no_clip(tmp_path):
 @pytest.mark.parametrize("told", [0, 3, 7, 12])
 def test_frames_are_all_there_whatever_number_the_header_tells(told):
     pictures = np.random.default_rng(0).integers(0, 255, (7, 4, 5), dtype=np.uint8)
-    np.testing.assert_array_equal(_stacked(iter(pictures), told), pictures)
+    np.testing.assert_array_equal(stack_frames(iter(pictures), told), pictures)
     for broken in ([], [pictures[0], pictures[1, :3]]):
         with pytest.raises(ValueError, match="frames"):
-            _stacked(broken, told)
+            stack_frames(broken, told)

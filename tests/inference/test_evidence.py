@@ -8,9 +8,16 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import CaseMask, measure_case, measure_patients
 from echoplan.inference import EchoPredictor
-from echoplan.inference.evidence import ClipEvidence, Opinion, edge_share, fold_sd, grid_spacing, measure_folds
+from echoplan.inference.evidence import (
+    ClipEvidence,
+    Opinion,
+    edge_share,
+    fold_sd,
+    grid_spacing,
+    image_sector,
+    measure_folds,
+)
 from echoplan.preprocessing import plan_geometry
-from echoplan.preprocessing.probabilities import ClipProbabilities
 
 
 @pytest.fixture
@@ -27,8 +34,8 @@ def test_each_folds_own_measurement_is_that_of_its_network_alone(folders, make_m
     model = make_model(folders.results, thresholds=(0.35, 0.65), size=(128, 160))  # the clip's own grid
     together = EchoPredictor.from_model_folder(model, device="cpu")
     alone = [EchoPredictor.from_model_folder(model, [fold], device="cpu").predict(fuzzy, (1, 1), 80) for fold in (0, 1)]
-    probabilities, evidence = together.segment_with_evidence(make_clip(fuzzy))
-    prediction = together.conclude(make_clip(fuzzy), probabilities, evidence)
+    evidence = together.segment(together.prepare(make_clip(fuzzy))).evidence
+    prediction = together.predict_clip(make_clip(fuzzy))
     case = CaseMask("", prediction.mask, spacing_mm=(1, 1), frame_time_ms=80)
     measured = measure_case(case)
     (row,) = measure_patients([case], measurements=[measured])
@@ -52,26 +59,26 @@ def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart
 
     predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
     calls = []
-    original = module.segment_clip
-    monkeypatch.setattr(module, "segment_clip", lambda *a, **k: calls.append(1) or original(*a, **k))
-    plain = predictor.segment(heart.clip)
-    assert len(calls) == 2
-    probabilities, evidence = predictor.segment_with_evidence(heart.clip)
-    assert len(calls) == 4 and sorted(evidence.by_fold) == [0, 1]
-    np.testing.assert_array_equal(plain.values, probabilities.values)
-    single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu").predict_clip(
-        heart.clip
-    )
-    assert single.ef_fold_sd_percent is None
+    original = module.segment_parts
+    monkeypatch.setattr(module, "segment_parts", lambda *a, **k: calls.append(1) or original(*a, **k))
+    assert sorted(evidence_of(predictor, heart).by_fold) == [0, 1] and len(calls) == 2
+    single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu")
+    assert single.predict_clip(heart.clip).ef_fold_sd_percent is None
+    own, together = (evidence_of(single, heart).by_fold[0], evidence_of(single, heart).average)
+    np.testing.assert_array_equal(own.beats, together.beats)
 
 
 def test_ensembles_of_other_folds_say_nothing_of_folds(folders, make_model, heart):
     one, two = make_model(folders.results), make_model(folders.results, trainer="DimTrainer")
     same = EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu")
-    assert same.folds == (0, 1) and sorted(same.segment_with_evidence(heart.clip)[1].by_fold) == [0, 1]
+    assert same.folds == (0, 1) and sorted(evidence_of(same, heart).by_fold) == [0, 1]
     other = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu")
-    assert other.folds == () and other.segment_with_evidence(heart.clip)[1].by_fold == {}
+    assert other.folds == () and evidence_of(other, heart).by_fold == {}
     assert other.predict_clip(heart.clip).ef_fold_sd_percent is None
+
+
+def evidence_of(predictor, heart):
+    return predictor.segment(predictor.prepare(heart.clip)).evidence
 
 
 def test_an_opinion_has_its_own_phases_unless_they_are_given(heart):
@@ -112,11 +119,10 @@ def test_a_fold_without_a_cavity_measures_nothing(heart):
 
 
 def test_the_grids_spacing_is_in_mm_or_in_the_clips_pixels():
-    values = np.zeros((1, 1, 32, 32), np.float32)
     known = plan_geometry((64, 64), (0.5, 0.5), None, (32, 32))
-    assert grid_spacing(ClipProbabilities(values, known)) == pytest.approx((1.0, 1.0))
+    assert grid_spacing(known) == pytest.approx((1.0, 1.0))
     unknown = plan_geometry((64, 128), None, None, (32, 32), "stretch")
-    assert grid_spacing(ClipProbabilities(values, unknown)) == pytest.approx((2.0, 4.0))
+    assert grid_spacing(unknown) == pytest.approx((2.0, 4.0))
 
 
 def sector(shape=(120, 120)):
@@ -133,9 +139,10 @@ def test_a_cavity_that_leaves_the_sector_is_noticed():
     def cavity(column):
         return np.stack([((rows - 60) / 24) ** 2 + ((columns - column) / 14) ** 2 < 1] * 2)
 
-    assert edge_share(frames, cavity(60)) == 0.0
-    assert 0.15 < edge_share(frames, cavity(60 + 36)) < 0.9
-    assert edge_share(frames, np.zeros_like(cavity(60))) is None
-    black = np.zeros_like(frames)
+    seen = image_sector(frames)
+    assert edge_share(seen, cavity(60)) == 0.0
+    assert 0.15 < edge_share(seen, cavity(60 + 36)) < 0.9
+    assert edge_share(seen, np.zeros_like(cavity(60))) is None
+    black = image_sector(np.zeros_like(frames))
     assert edge_share(black, cavity(60)) == 0.0  # nothing stands out: the frame is the sector
     assert edge_share(black, cavity(8)) > 0.1

@@ -9,6 +9,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.inference.postprocessing import (
+    STEP_NAMES,
     LabelledPrediction,
     apply_postprocessing,
     determine_postprocessing,
@@ -86,6 +87,18 @@ def test_temporal_smoothing_is_a_majority_for_several_labels():
 def test_two_frames_stay_as_they_are():
     mask = np.concatenate([square(frames=1), square(first=7, end=12, frames=1)])
     np.testing.assert_array_equal(temporal_smoothing(mask, LV, window_ms=60, frame_time_ms=20), mask)
+
+
+@pytest.mark.parametrize("steps", [[], *([name] for name in STEP_NAMES), STEP_NAMES], ids=str)
+@pytest.mark.parametrize("frame_time_ms", [None, 11.0, 50.0])
+def test_in_place_is_the_same_and_otherwise_the_mask_stays(steps, frame_time_ms):
+    mask = np.kron(np.random.default_rng(0).integers(0, 3, (14, 6, 7)), np.ones((1, 3, 3))).astype(np.uint8)
+    before = mask.copy()
+    expected = apply_postprocessing(mask, steps, TWO, frame_time_ms=frame_time_ms)
+    np.testing.assert_array_equal(mask, before)
+    got = apply_postprocessing(mask, steps, TWO, frame_time_ms=frame_time_ms, in_place=True)
+    assert got is mask
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("step", ["smooth", {"name": "fill_holes", "size": 3}, {}])

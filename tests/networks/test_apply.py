@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.apply import segment_clip, time_weights, time_windows
+from echoplan.networks.apply import segment_clip, segment_parts, time_weights, time_windows
 
 
 class Threshold(nn.Module):
@@ -132,6 +132,42 @@ def test_memory_grows_with_the_output_alone():
 
     extra = peak(640) - peak(64)
     assert extra < 1.2 * (640 - 64) * 32 * 32 * 4
+
+
+@pytest.mark.parametrize(("stride", "held"), [(1, 10), (3, 30)])
+def test_parts_come_as_soon_as_no_window_touches_them_again(stride, held):
+    network, frames = Threshold(), torch.randn(200, 4, 4)
+    seen = []
+    for indices, probabilities in segment_parts(network, frames, window=10, classes=1, stride=stride):
+        np.testing.assert_allclose(probabilities[0], frames[indices].sigmoid(), atol=1e-6)
+        assert not torch.is_inference_mode_enabled()  # the caller's own tensors are not touched
+        seen += indices.tolist()
+        ran = 5 * stride * (len(network.calls) // stride + 1)  # frames up to which windows have begun
+        assert len(seen) >= min(ran, 200) - held - 10 * stride
+    assert sorted(seen) == list(range(200))
+    assert max(abs(frame - place) for place, frame in enumerate(seen)) < held  # from the first frame to the last
+
+
+def test_a_stream_that_leaves_out_frames_is_named():
+    class Forgetful(Walker):
+        def stream(self, frames):
+            yield from ((index, frames[index]) for index in range(len(frames) - 3))
+
+    with pytest.raises(EchoPlanError, match="Forgetful left out 3 frames"):
+        segment_clip(Forgetful(), torch.randn(9, 4, 4), window=1, classes=1)
+
+
+def test_a_stream_sees_normalised_frames_a_few_at_a_time():
+    asked = []
+
+    def normalise(frames):
+        asked.append(frames.numel() // 16)
+        return frames.float() / 255
+
+    frames = torch.randint(0, 256, (40, 4, 4), dtype=torch.uint8)
+    found = segment_clip(Walker(), frames, window=1, classes=1, normalise=normalise)
+    np.testing.assert_array_equal(found, segment_clip(Walker(), frames / 255, window=1, classes=1))
+    assert max(asked) == 1
 
 
 def test_a_network_with_the_wrong_output_is_named():

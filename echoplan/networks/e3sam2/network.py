@@ -21,6 +21,7 @@ from echoplan.networks.e3sam2.tracking import Track, Tracker, Visit, enlarge, vi
 from echoplan.networks.e3sam2.trainable import set_trainable
 from echoplan.networks.e3sam2.weights import load_sam2_weights
 from echoplan.networks.output import ClipOutput
+from echoplan.networks.streaming import StreamedFrames
 
 _STRIDE = 32
 _CANDIDATES = 32  # frames among which the start frame is chosen
@@ -124,7 +125,7 @@ class E3SAM2(nn.Module):
         logits = dict(self.stream(frames, prompts))
         return torch.stack([logits[frame] for frame in range(len(frames))])
 
-    def stream(self, frames: Tensor, prompts: Prompts | None = None) -> Iterator[tuple[int, Tensor]]:
+    def stream(self, frames: StreamedFrames, prompts: Prompts | None = None) -> Iterator[tuple[int, Tensor]]:
         """Logits ``(1, H, W)`` of every frame of one clip, from the start frame on; see `StreamingNetwork`.
 
         The start frame is chosen among at most 32 evenly spaced frames. Their features are kept until they are used;
@@ -148,7 +149,7 @@ class E3SAM2(nn.Module):
             (answer,) = tracker.visit([Visit(track, frame, kept.pop(frame))])
             yield frame, enlarge(answer.mask[None], self.size)[0]
 
-    def _begin(self, frames: Tensor, prompts: Prompts | None) -> tuple[StartPrompt, dict[int, FrameFeatures]]:
+    def _begin(self, frames: StreamedFrames, prompts: Prompts | None) -> tuple[StartPrompt, dict[int, FrameFeatures]]:
         """The start prompt of a clip, and the features made to find it."""
         kept: dict[int, FrameFeatures] = {}
         if given := self.prompting.given(prompts):
@@ -160,7 +161,7 @@ class E3SAM2(nn.Module):
         coarse = torch.cat([self.prompting.locate(kept[index].top[None]) for index in candidates])
         return self.prompting.found(coarse, candidates, prompts), kept
 
-    def _encode(self, frames: Tensor, indices: list[int]) -> dict[int, FrameFeatures]:
+    def _encode(self, frames: StreamedFrames, indices: list[int]) -> dict[int, FrameFeatures]:
         device = self.memory.age.device
         maps, _ = self.encoder.stages(frames[indices].to(device))
         return dict(zip(indices, self.encoder.pyramid(maps, *self.decoder.projections).frames(), strict=True))

@@ -18,6 +18,7 @@ from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_
 from echoplan.networks.echoforge.labelled import LabelledEnds
 from echoplan.networks.echoforge.reforging import Reforging
 from echoplan.networks.output import ClipOutput
+from echoplan.networks.streaming import StreamedFrames
 
 _STRIDE = 32
 _CHUNK = 8  # frames that a stream encodes at once
@@ -136,12 +137,12 @@ class EchoForge(nn.Module):
             auxiliary |= self._reforge(pixels, ends, clip.shape[-2:])
         return ClipOutput(_enlarge_clip(last, clip.shape[-2:]), auxiliary)
 
-    def stream(self, frames: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
         """See `StreamingNetwork.stream`; in order, in evaluation mode."""
         _check_multiple(frames.shape[-2:])
         device, memory = next(self.parameters()).device, Memory(self.memory)
         for start in range(0, len(frames), _CHUNK):
-            features = self._encode(frames[None, start : start + _CHUNK].to(device))
+            features = self._encode(frames[start : start + _CHUNK].to(device)[None])
             for place in range(features.coarse.shape[1]):
                 masks, _ = self._decode(_frame(features, place), memory)
                 yield start + place, enlarge(masks[-1], frames.shape[-2:])[0]

@@ -1,0 +1,159 @@
+"""Clips segmented part by part: the same as whole clips, in memory that hardly grows."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from echoplan.inference import EchoPredictor
+from echoplan.inference.member import PredictorMember
+from echoplan.inference.segmentation import PackedLabels, find_in_parts
+from echoplan.networks.apply import segment_clip
+from echoplan.preprocessing import normalise
+from echoplan.preprocessing.probabilities import ClipProbabilities, average
+
+FRAMES = 23
+
+
+class InWindows(nn.Module):
+    """Logits that depend on the whole window."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(0.1 * seed))
+        self.seen = 0
+
+    def forward(self, clip):
+        self.seen += 1
+        return 6 * (0.8 * clip + 0.2 * clip.mean(dim=1, keepdim=True) - self.shift)
+
+
+class Walking(InWindows):
+    """A stream from a frame of its own to the end, then back to the beginning."""
+
+    def stream(self, frames):
+        self.seen += 1
+        start, memory = int(70 * self.shift) % len(frames), 0.0
+        for index in (*range(start, len(frames)), *reversed(range(start))):
+            memory = 0.2 * memory + 0.8 * frames[[index]][0]
+            yield index, 6 * (memory - self.shift)
+
+
+ENSEMBLES = {
+    "one model": [(InWindows, (64, 64))],
+    "one that walks": [(Walking, (64, 64))],
+    "two on one grid": [(InWindows, (64, 64)), (InWindows, (64, 64))],
+    "two on two grids": [(InWindows, (64, 64)), (InWindows, (32, 48))],
+    "both kinds": [(Walking, (64, 64)), (InWindows, (64, 64))],
+}
+
+
+@pytest.fixture
+def make_members(folders, make_model):
+    """`make_members([(network class, size), ...], folds)` -> members whose networks differ from each other."""
+
+    def make(kinds, folds=3) -> list[PredictorMember]:
+        members = []
+        for number, (kind, size) in enumerate(kinds):
+            model = make_model(
+                folders.results / str(number),
+                size=size,
+                frames=5 + number,
+                folds=range(folds),
+                thresholds=[0.5] * folds,
+            )
+            member = PredictorMember.load(model, folds=None, device=torch.device("cpu"))
+            members.append(replace(member, networks=tuple(kind(1 + 3 * number + fold) for fold in range(folds))))
+        return members
+
+    return make
+
+
+def whole(member: PredictorMember, network: nn.Module, clip) -> ClipProbabilities:
+    """One network's probabilities, all at once."""
+    frames = torch.from_numpy(normalise(clip.frames.numpy(), *clip.statistics, clip.plan.normalisation))
+    found = segment_clip(network, frames, classes=1, window=clip.plan.frames, stride=clip.plan.window_stride)
+    return ClipProbabilities(found, clip.geometry)
+
+
+@pytest.mark.parametrize("kinds", ENSEMBLES.values(), ids=ENSEMBLES)
+def test_parts_are_the_averages_of_whole_clips(make_members, make_long_heart, kinds):
+    members = make_members(kinds)
+    clips = [member.prepare(make_long_heart(FRAMES), None) for member in members]
+    found: dict[int | None, dict[int, np.ndarray]] = {}
+    for part in find_in_parts(members, clips, (4, 5, 6), mirroring=False, autocast=False):
+        for place, frame in enumerate(part.frames):
+            assert frame not in found.setdefault(part.fold, {})  # each comes once
+            found[part.fold][frame] = part.probabilities.values[:, place]
+    assert all(network.seen for member in members for network in member.networks)
+    walked = [network.seen for member in members for network in member.networks if isinstance(network, Walking)]
+    assert set(walked) <= {1}
+    by_member = [
+        [whole(member, network, clip) for network in member.networks]
+        for member, clip in zip(members, clips, strict=True)
+    ]
+    expected = {fold: average(own[fold - 4] for own in by_member) for fold in (4, 5, 6)}
+    expected[None] = average(average(own) for own in by_member)
+    assert found.keys() == expected.keys()
+    for fold, probabilities in expected.items():
+        assert sorted(found[fold]) == list(range(FRAMES))
+        together = np.stack([found[fold][frame] for frame in range(FRAMES)], axis=1)
+        np.testing.assert_allclose(together, probabilities.values, atol=2e-6)
+        assert together.std() > 0.02
+
+
+@pytest.fixture
+def make_long_heart(heart):
+    """`make_long_heart(frames)` -> the clip, beat after beat."""
+
+    def make(frames: int):
+        return replace(heart.clip, frames=heart.clip.frames[np.arange(frames) % len(heart.clip.frames)])
+
+    return make
+
+
+@pytest.mark.parametrize("kind", [InWindows, Walking])
+def test_memory_hardly_grows_with_the_clip(make_members, make_long_heart, kind, monkeypatch):
+    monkeypatch.setattr("echoplan.inference.member._PIXELS_AT_ONCE", 20 * 64 * 80)  # so that 120 frames are many
+    predictor = EchoPredictor(make_members([(kind, (64, 80))], folds=5))
+    for network in predictor.members[0].networks:
+        nn.init.constant_(network.shift, 0.3)  # all that walk begin in one frame
+
+    def peak(frames: int, **options) -> int:
+        prepared = predictor.prepare(make_long_heart(frames))
+        tracemalloc.start()
+        predictor.segment(prepared, **options)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(24)  # imports what is imported when it is first needed
+    pixels = (600 - 120) * 64 * 80
+    # The mask, six opinions of a bit a pixel and their phases (2 of 12 frames), for a moment one opinion's labels and
+    # cavity. One network's probabilities alone would be 4.
+    most = 1 + 6 * (1 / 8 + 2 / 12) + 2 + 0.3
+    assert (peak(600) - peak(120)) / pixels < most
+    kept = (peak(600, keep_probabilities=np.float16) - peak(120, keep_probabilities=np.float16)) / pixels
+    assert kept < most + 2
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 9])
+def test_packed_labels_come_back(classes):
+    labels = np.random.default_rng(classes).integers(0, max(2, classes), (7, 5, 9)).astype(np.uint8)
+    packed = PackedLabels(labels.shape, classes)
+    for frames in ([3, 0], [1, 2, 4], [6, 5]):
+        packed.put(np.array(frames), labels[frames])
+    np.testing.assert_array_equal(packed.unpacked(), labels)
+
+
+def test_a_prediction_needs_probabilities(make_members, heart):
+    predictor = EchoPredictor(make_members([(InWindows, (64, 64))], folds=1))
+    found = predictor.segment(predictor.prepare(heart.clip))
+    assert found.probabilities is None
+    with pytest.raises(ValueError, match="keep_probabilities"):
+        predictor.conclude(heart.clip, found)
