@@ -16,7 +16,11 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk is full",
+    errno.EFBIG: "the file becomes larger than the system or its disk allows",
+}
 _PARTIAL = ".partial-"
 
 
@@ -25,15 +29,15 @@ def naming_full_disk(path: str | os.PathLike[str] | None = None) -> Iterator[Non
     """Turn the operating system's error about a full disk into one for people.
 
     Raises:
-        EchoPlanError: the disk, or the user's share of it, is full.
+        EchoPlanError: the disk, or the user's share of it, is full, or takes no file as large.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _NO_ROOM:
             raise
         raise EchoPlanError(
-            "the disk is full",
+            _NO_ROOM[error.errno],
             file=path or error.filename,
             remedy="free some space and run the same command again; what is finished is kept",
             fatal=True,

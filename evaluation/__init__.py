@@ -17,7 +17,7 @@ from .ejection import (
     measure_patients,
     write_ef_report,
 )
-from .films import Film, Picture, make_film, picture_of
+from .films import Film, Picture, film_frames, make_film, picture_of
 from .folder import evaluate_folder
 from .geometry import Landmarks, disc_segments, find_landmarks, find_landmarks_of_beat
 from .method_results import MethodResults, read_crossvalidation, read_predictions
@@ -55,6 +55,7 @@ __all__ = [
     "ef_class",
     "ejection_fraction",
     "evaluate_folder",
+    "film_frames",
     "find_landmarks",
     "find_landmarks_of_beat",
     "find_phases",

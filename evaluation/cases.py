@@ -49,6 +49,10 @@ class CaseMask:
     reference_edv_ml: float | None = None
     reference_esv_ml: float | None = None
 
+    def without_pixels(self) -> CaseMask:
+        """What is known of the clip, without frames; the mask's memory can be let go."""
+        return replace(self, mask=np.zeros((0, *self.mask.shape[1:]), bool))  # a slice would hold it
+
 
 @dataclass(frozen=True)
 class CaseMeasurement:

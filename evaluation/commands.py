@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +215,7 @@ def measure_files(
     film = None
     if picture != "none":
         film = make_film(measured, clip.frames, mask, clip.spacing_mm, player=picture == "player")
-    return replace(measured_case, mask=mask[:0]), measured, film
+    return measured_case.without_pixels(), measured, film
 
 
 def _dataset(name: str | None) -> EchoDataset | JointDataset | None:

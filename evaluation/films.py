@@ -168,10 +168,18 @@ def picture_of(number: int) -> Picture:
     return "player" if number < PLAYERS else "stills" if number < PICTURES else "none"
 
 
+def film_frames(measurement: CaseMeasurement, count: int, *, player: bool = True) -> frozenset[int]:
+    """The frames of a clip of `count` frames whose masks `make_film` needs."""
+    phases = measurement.phases
+    typical = () if phases is None else (phases.ed_frame, phases.es_frame)
+    shown = _shown_frames(count, {number for beat in marked_beats(phases) for number in beat}) if player else ()
+    return frozenset({*shown, *typical})
+
+
 def make_film(
     measurement: CaseMeasurement,
     frames: NDArray[Any],
-    mask: NDArray[Any],
+    mask: NDArray[Any] | Mapping[int, NDArray[Any]],
     spacing_mm: Sequence[float] | None = None,
     *,
     player: bool = True,
@@ -181,7 +189,7 @@ def make_film(
     Args:
         measurement: `measure_case` of this clip.
         frames: (T, H, W), any range of values.
-        mask: (T, H, W), 0 is background.
+        mask: (T, H, W), 0 is background; or those of the `film_frames`, frame -> (H, W).
         spacing_mm: (row, col).
         player: whether to hold the frames of the whole clip, or only ED and ES.
     """
@@ -193,7 +201,7 @@ def make_film(
     marks = {number: frame.marks(landmarks) for number, landmarks in known if number in ends}
     typical = () if phases is None else (("end-diastole", phases.ed_frame), ("end-systole", phases.es_frame))
     shown = _shown_frames(len(frames), ends) if player else ()
-    traced = {number: frame.outline(mask[number]) for number in {*shown, *(number for _, number in typical)}}
+    traced = {number: frame.outline(mask[number]) for number in film_frames(measurement, len(frames), player=player)}
     stills = tuple(
         Still(
             phase,

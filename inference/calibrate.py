@@ -135,7 +135,7 @@ def _measure_patient(
             ("found", found), ("given", known), ("masks", replace(known, mask=item.reference == target)),
         ):  # fmt: skip
             measured[way].append(measure_case(clip))
-            cases[way].append(replace(clip, mask=mask[:0]))  # the rows need no pixels
+            cases[way].append(clip.without_pixels())
         patient.measures.append(clip_measures(mask, measured["found"][-1]))
         row = {**about.get("source", {}).get("row", {}), **about}  # the store keeps the clip's row of cases.csv
         for quantity in QUANTITIES:

@@ -57,7 +57,7 @@ class Opinion:
             try:
                 beats = find_phases(np.count_nonzero(cavity, axis=(1, 2)), frame_time_ms=frame_time_ms).beats
             except EchoPlanError:
-                return cls(cavity[:0])  # no cavity in any frame
+                return cls(np.zeros((0, *cavity.shape[1:]), bool))  # no cavity in any frame; a slice would hold all
         else:
             beats = (phases,)
         return cls(cavity[[frame for beat in beats for frame in beat]])

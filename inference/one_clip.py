@@ -9,7 +9,7 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files
-from echoplan.imageio import Clip, ClipInfo, write_mask
+from echoplan.imageio import Clip, write_mask
 
 from ..evaluation.overlays import OVERLAY_FOLDER
 from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
@@ -67,7 +67,7 @@ def segment_input(
         ) from error
 
 
-def write_result(item: InputClip, about: ClipInfo, predictor: EchoPredictor, found: Segmentation, out: Path) -> None:
+def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation, out: Path) -> None:
     """Write the evidence, the probabilities if they were kept, and at last the mask: it says that the clip is finished.
 
     An older mask goes first, or a process killed in between would leave it beside evidence of another model.
@@ -77,7 +77,7 @@ def write_result(item: InputClip, about: ClipInfo, predictor: EchoPredictor, fou
     evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))
     if found.probabilities is not None:
         save_probabilities(result_path(out, item.case, ".npz"), found.probabilities)
-    mask = found.mask
+    about, mask = found.about, found.mask
     del found  # what is written is in memory beside its copies in the file's own form
     if about.crop is not None:  # back on the file's own grid, where other programs expect it
         mask = about.crop.to_file(mask)

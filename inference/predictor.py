@@ -20,6 +20,7 @@ from echoplan.imageio.clip import Clip, ClipInfo
 
 from ..evaluation import CaseMask, measure_case, measure_patients
 from ..evaluation.intervals import DEFAULT_COVERAGE
+from ..evaluation.quality import clip_measures
 from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 from .inputs import clip_from_array
 from .likeness import check_like
@@ -240,7 +241,7 @@ class EchoPredictor:
             opinions or dict.fromkeys(self.folds, together),
             edge_share(prepared.sector, mask, self.target),
         )
-        return Segmentation(mask, evidence, found.probabilities)
+        return Segmentation(prepared.about, mask, evidence, found.probabilities)
 
     def _opinion(self, labels: PackedLabels, about: ClipInfo, phases: tuple[int, int] | None) -> Opinion:
         return make_opinion(
@@ -258,7 +259,7 @@ class EchoPredictor:
         case = CaseMask(case="", mask=cavity, spacing_mm=clip.spacing_mm, frame_time_ms=clip.frame_time_ms)
         measured = measure_case(case)
         (row,) = measure_patients([case], measurements=[measured])
-        trust = assess_patient(row, [case], [measured], {case.case: found.evidence}, self.trust)
+        trust = assess_patient(row, [case], [clip_measures(cavity, measured)], {case.case: found.evidence}, self.trust)
         return Prediction(
             mask=mask,
             probabilities=probabilities.of_class(0 if len(probabilities.values) == 1 else target),

@@ -152,7 +152,7 @@ class ClipActor:
         prepared = self._predictor.prepare(item.read())
         with self._network:
             found = segment_input(item, prepared, self._predictor, keep_probabilities=self._job.keep_probabilities)
-        write_result(item, prepared.about, self._predictor, found, self._job.out)
+        write_result(item, self._predictor, found, self._job.out)
 
 
 class _Gate:

@@ -18,6 +18,7 @@ from ..evaluation import (
     CaseMeasurement,
     Film,
     Picture,
+    film_frames,
     make_film,
     measure_case,
     measure_patients,
@@ -26,7 +27,7 @@ from ..evaluation import (
     write_report,
 )
 from ..evaluation.overlays import OVERLAY_FOLDER, OverlayJob, write_overlays
-from ..evaluation.quality import quality_columns
+from ..evaluation.quality import clip_measures, quality_columns
 from .evidence import FOLDER as EVIDENCE_FOLDER
 from .evidence import ClipEvidence
 from .inputs import InputClip
@@ -147,11 +148,10 @@ def _measure_patient(
     usable: Sequence[tuple[InputClip, Path, Picture]], target: int, ef_method: str, kept: Path, trust: TrustSettings
 ) -> _Patient:
     found = _Patient()
-    cases = []
+    cases, measures = [], []
     for item, path, picture in usable:
         # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
-        clip = None if picture == "none" else item.read()
-        header = clip or item.probe()
+        header = item.probe()
         mask = read_mask(path)
         if header.crop is not None:
             mask = header.crop.to_clip(mask)
@@ -169,15 +169,21 @@ def _measure_patient(
             reference_esv_ml=item.about.esv_ml,
         )
         measured = measure_case(case, method=ef_method)
-        if clip is not None:
-            player = picture == "player"
-            found.films.append(make_film(measured, clip.frames, case.mask, clip.spacing_mm, player=player))
+        player = picture == "player"
+        shown = {frame: case.mask[frame].copy() for frame in film_frames(measured, len(mask), player=player)}
         found.measurements.append(measured)
-        cases.append(case)
+        measures.append(clip_measures(case.mask, measured))
+        # A long clip's whole mask is not in memory beside the clip, nor beside the patient's other clips.
+        cases.append(case.without_pixels())
+        del case, mask
+        if picture != "none":
+            clip = item.read()
+            found.films.append(make_film(measured, clip.frames, shown, clip.spacing_mm, player=player))
+            del clip
     found.rows = measure_patients(cases, method=ef_method, measurements=found.measurements)
     evidence = {case.case: ClipEvidence.read(file) for case in cases if (file := kept / f"{case.case}.npz").is_file()}
     for row in found.rows:
-        own = [(c, m) for c, m in zip(cases, found.measurements, strict=True) if m.patient == row["patient"]]
+        own = [(c, m) for c, m in zip(cases, measures, strict=True) if (c.patient or c.case) == row["patient"]]
         assessment = assess_patient(row, *zip(*own, strict=True), evidence, trust)
         row |= assessment.columns
         found.assessments[row["patient"]] = assessment

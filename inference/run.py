@@ -304,13 +304,11 @@ class _ReadAhead:
 def _predict_case(
     item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
 ) -> None:
-    prepared = predictor.prepare(reader.next())  # the clip itself has no name, and so leaves the memory
-    # Nor has what is found: it can leave the memory piece by piece as it is written.
+    # Nothing of this has a name: the clip leaves the memory when it is prepared, and so on.
     write_result(
         item,
-        prepared.about,
         predictor,
-        segment_input(item, prepared, predictor, keep_probabilities=keep_probabilities),
+        segment_input(item, predictor.prepare(reader.next()), predictor, keep_probabilities=keep_probabilities),
         out,
     )
 

@@ -46,11 +46,13 @@ class Segmentation:
     """What a predictor found in a clip.
 
     Attributes:
+        about: the clip's shape, spacing, frame time and crop.
         mask: (T, H, W) uint8 labels on the clip's own grid, after postprocessing.
         evidence: what is known about the trust it deserves.
         probabilities: of all networks together, where they were asked for.
     """
 
+    about: ClipInfo
     mask: np.ndarray
     evidence: ClipEvidence
     probabilities: ClipProbabilities | None = None

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import CaseMask, CaseMeasurement
+from ..evaluation import CaseMask
 from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import (
     Doubt,
-    clip_measures,
     default_limits,
     find_doubts,
     patient_measures,
@@ -110,7 +109,7 @@ class Assessment:
 def assess_patient(
     row: Mapping[str, Any],
     cases: Sequence[CaseMask],
-    measurements: Sequence[CaseMeasurement],
+    measures: Sequence[Mapping[str, Any]],
     evidence: Mapping[str, ClipEvidence],
     settings: TrustSettings,
 ) -> Assessment:
@@ -118,7 +117,8 @@ def assess_patient(
 
     Args:
         row: of `measure_patients`.
-        cases, measurements: the patient's clips, as the row was made from.
+        cases: the patient's clips, as the row was made from; their masks are not looked at.
+        measures: `clip_measures` of each, but for what the evidence knows.
         evidence: clip -> what was kept of its prediction; clips without are passed over.
         settings: the calibration and the coverage.
     """
@@ -133,9 +133,9 @@ def assess_patient(
     spread = fold_sd(by_fold)
     limits = settings.calibration.limits if settings.calibration else default_limits()
     doubts = {"": find_doubts(patient_measures(row, ef_fold_sd_percent=spread), limits)}
-    for case, measured in zip(cases, measurements, strict=True):
+    for case, measured in zip(cases, measures, strict=True):
         own = evidence.get(case.case)
-        measures = clip_measures(case.mask, measured, edge_share=own.edge_share if own else None)
-        doubts[case.case] = doubts.get(case.case, []) + find_doubts(measures, limits)
+        known_too = {} if own is None else {"edge_share": own.edge_share}
+        doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measured, **known_too}, limits)
     columns |= {"ef_fold_sd_percent": spread, **quality_columns(row, doubts)}
     return Assessment(columns, no_interval, doubts)

@@ -7,6 +7,8 @@ spacing, in ms, and once more under the key `FrameTimeMs`; a third spacing witho
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +21,6 @@ import SimpleITK as sitk
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_spacing, usable_time
 from echoplan.imageio.clip import Clip, ClipInfo
-from echoplan.imageio.nifti import to_simpleitk, write_image
 
 _FRAME_TIME_KEY = "FrameTimeMs"
 _NO_SPACING_KEY = "SpacingUnknown"
@@ -89,12 +90,22 @@ def _interpret(header: dict[str, str], path: Path) -> ClipInfo:
 
 def write(path: Path, clip: Clip) -> None:
     """Write the clip as one compressed .mha file; the third spacing is the frame time in ms where it is known."""
-    image = to_simpleitk(clip)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
+    row, column = clip.spacing_mm or (1.0, 1.0)
+    image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
     if clip.frame_time_ms:
         image.SetMetaData(_FRAME_TIME_KEY, repr(float(clip.frame_time_ms)))
     if clip.spacing_mm is None:
         image.SetMetaData(_NO_SPACING_KEY, "True")
-    write_image(image, path, compress=True, check=_load)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+        _load(path)  # on a full disk the writer may leave a short file without a word
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except EchoPlanError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _load(path: Path) -> tuple[ClipInfo, sitk.Image]:

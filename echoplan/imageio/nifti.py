@@ -6,25 +6,22 @@ too (columns, rows, 1, frames); what other programs put in the third spacing is 
 `descrip` also says where the spacing is unknown, since a NIfTI file must have one: 1 mm is then only a stopgap.
 
 Files are parsed here and not by SimpleITK, which reads a truncated file as if zeros followed, turns a spacing of zero
-into 1 mm without a word, and takes no file whose name does not end in .nii or .nii.gz.
+into 1 mm without a word, and takes no file whose name does not end in .nii or .nii.gz. They are written here, because
+SimpleITK copies the clip, and on a full disk leaves a short file without a word.
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
 import math
-import os
 import struct
 import zlib
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import SimpleITK as sitk
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_time
@@ -37,7 +34,10 @@ _DATA_OFFSET = 352  # of the files written here: header, and no extension
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _RGB24, _RGBA32 = 128, 2304
 _DEFLATE_AT_BEST = 1032  # bytes out of one byte in
+_COMPRESSION = 4  # of 9: beyond it masks take twice the time and shrink little
+_LONGEST_AXIS = 32767
 _BYTES_AT_ONCE = 2**22
+_MM_AND_SECONDS = 2 + 8
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}  # second, millisecond, microsecond
 
@@ -134,65 +134,58 @@ def probe(path: Path) -> ClipInfo:
 
 
 def write(path: Path, clip: Clip) -> None:
-    """Write the clip; the third spacing is the frame time in ms where it is known."""
-    image = to_simpleitk(clip)
-    notes = [_FRAME_TIME_NOTE] * bool(clip.frame_time_ms) + [_NO_SPACING_NOTE] * (clip.spacing_mm is None)
-    image.SetMetaData("ITK_FileNotes", "; ".join(notes))  # becomes `descrip`, of 79 characters at most
-    compress = path.name.endswith(".gz")
-    write_image(image, path, compress=compress, check=partial(_check_length, voxels=clip.frames.nbytes))
-
-
-def write_image(image: sitk.Image, path: Path, *, compress: bool, check: Callable[[Path], Any]) -> None:
-    """Write with SimpleITK and check, since on a full disk its NIfTI writer leaves a short file without a word.
-
-    Args:
-        image: what to write.
-        path: where to.
-        compress: whether to compress.
-        check: raises `EchoPlanError` where the file is not whole.
+    """Write the clip; the third spacing is the frame time in ms where it is known.
 
     Raises:
-        OSError: the disk is full.
+        EchoPlanError: the clip is too large for NIfTI-1.
     """
-    try:
-        sitk.WriteImage(image, str(path), useCompression=compress)
-        check(path)
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-    except EchoPlanError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    frames = clip.frames.astype(clip.frames.dtype.newbyteorder("<"), copy=False)
+    if max(frames.shape) > _LONGEST_AXIS:
+        raise EchoPlanError(
+            f"{len(frames)} frames of {clip.frame_shape} pixels: NIfTI-1 holds at most {_LONGEST_AXIS} along an axis",
+            file=path,
+            remedy="cut the clip into shorter ones",
+        )
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(open(path, "wb"))
+        if path.name.endswith(".gz"):
+            # Without name and time the same clip makes the same bytes.
+            stream = stack.enter_context(gzip.GzipFile("", "wb", _COMPRESSION, stream, mtime=0))
+        stream.write(_header_of(clip))
+        for frame in frames:  # one by one: there is no second clip in memory
+            stream.write(np.ascontiguousarray(frame).data)
 
 
-def to_simpleitk(clip: Clip) -> sitk.Image:
-    """A SimpleITK image of size (W, H, T) with spacing (column mm, row mm, frame ms); 1 stands for what is unknown."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
-    row, column = clip.spacing_mm or (1.0, 1.0)
-    image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
-    return image
+def _header_of(clip: Clip) -> bytes:
+    """NIfTI-1's, in the orientation of ITK: rows go down and columns to the right in an upright picture."""
+    (count, rows, columns), kind = clip.frames.shape, clip.frames.dtype
+    (code,) = (code for code, name in _DTYPES.items() if np.dtype(name) == kind.newbyteorder("="))
+    row_mm, column_mm = clip.spacing_mm or (1.0, 1.0)
+    time_ms = clip.frame_time_ms or 1.0
+    notes = [_FRAME_TIME_NOTE] * bool(clip.frame_time_ms) + [_NO_SPACING_NOTE] * (clip.spacing_mm is None)
+    header = bytearray(_DATA_OFFSET)
+    for form, offset, *values in (
+        ("i", 0, 348),
+        ("c", 38, b"r"),  # "regular", as every reader expects
+        ("8h", 40, 3, columns, rows, count, 1, 1, 1, 1),
+        ("2h", 70, code, 8 * kind.itemsize),
+        ("4f", 76, 1.0, column_mm, row_mm, time_ms),
+        ("3f", 108, _DATA_OFFSET, 1.0, 0.0),  # and a scale of 1
+        ("B", 123, _MM_AND_SECONDS),
+        ("80s", 148, "; ".join(notes).encode()),
+        ("2h", 252, 1, 1),  # the orientation comes in both of its forms: a turn by half about the third axis ...
+        ("3f", 256, 0.0, 0.0, 1.0),
+        ("12f", 280, -column_mm, 0, 0, 0, 0, -row_mm, 0, 0, 0, 0, time_ms, 0),  # ... and a matrix
+        ("4s", 344, b"n+1"),
+    ):
+        struct.pack_into(f"<{form}", header, offset, *values)
+    return bytes(header)
 
 
 def _open(path: Path) -> BinaryIO:
     with open(path, "rb") as stream:
         compressed = stream.read(2) == _GZIP
     return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
-
-
-def _check_length(path: Path, *, voxels: int) -> None:
-    """A file that was cut short lacks the length that ends a compressed one, or is short itself.
-
-    Raises:
-        EchoPlanError: the file does not hold header and voxels (their bytes) to the end.
-    """
-    with open(path, "rb") as stream:
-        compressed = stream.read(2) == _GZIP
-        length = stream.seek(0, os.SEEK_END)
-        if compressed:
-            stream.seek(max(0, length - 4))
-            (length,) = struct.unpack("<I", stream.read(4))  # modulo 2^32
-    if length != (_DATA_OFFSET + voxels) % (2**32 if compressed else 2**63):
-        raise _truncated(path)
 
 
 def _load(path: Path) -> tuple[_Header, np.ndarray]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from echoplan.evaluation import CaseMask, make_film, measure_case, picture_of
+from echoplan.evaluation import CaseMask, film_frames, make_film, measure_case, picture_of
 from echoplan.evaluation.films import PICTURES, PLAYERS, Frame, grey_levels
 from echoplan.evaluation.outlines import OUTLINE_STEPS
 
@@ -121,6 +122,25 @@ def test_a_long_noisy_clip_stays_small_and_keeps_its_phases():
     assert len(film.sheet.webp) <= 160_000
     assert film.sheet.frames == tuple(sorted({*range(0, 150, 2), 101, 131}))
     assert film.sheet.height < 100 and film.height == 256
+
+
+@pytest.mark.parametrize("player", [True, False])
+@pytest.mark.parametrize("count", [5, 400])
+def test_the_frames_named_are_all_that_a_film_needs(case, player, count):
+    mask = case.mask[np.arange(count) % len(case.mask)]
+    frames = clip_of(case)[np.arange(count) % len(case.mask)]
+    measured = measure_case(replace(case, mask=mask, ed_frame=None, es_frame=None))
+    needed = film_frames(measured, count, player=player)
+    assert len(needed) <= (5 if count == 5 else 200 if player else 2)
+    some = make_film(measured, frames, {frame: mask[frame] for frame in needed}, SPACING, player=player)
+    whole = make_film(measured, frames, mask, SPACING, player=player)
+    np.testing.assert_equal(asdict(some), asdict(whole))
+
+
+def test_a_case_without_pixels_lets_its_mask_go(case):
+    bare = case.without_pixels()
+    assert bare.mask.shape == (0, *case.mask.shape[1:]) and not np.shares_memory(bare.mask, case.mask)
+    assert bare.mask.base is None and replace(bare, mask=case.mask) == case
 
 
 def test_large_reports_have_stills_and_then_no_pictures(case):

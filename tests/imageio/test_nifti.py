@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import resource
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, probe_clip, read_clip, read_mask, write_clip, write_mask
+from echoplan.imageio import Clip, nifti, probe_clip, read_clip, read_mask, write_clip, write_mask
 
 
 def written(path, array, spacing=None, **keywords):
@@ -264,6 +266,55 @@ def files_no_longer_than(size):
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_short_file_is_never_taken_for_a_whole_one(tmp_path, clip, name, size):
-    with pytest.raises(EchoPlanError, match="the disk is full") as caught, files_no_longer_than(size):
+    with pytest.raises(EchoPlanError, match="larger than the system") as caught, files_no_longer_than(size):
         write_clip(tmp_path / name, clip)
     assert caught.value.fatal and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_a_full_disk_is_noticed(tmp_path, clip, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        nifti.write(tmp_path / name, clip)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4", ">f4"])
+@pytest.mark.parametrize(("spacing", "time"), [((0.154, 0.308), 20.66), (None, None)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_files_are_as_simpleitk_writes_them(tmp_path, clip, dtype, spacing, time, count):
+    """Byte for byte, so that no program sees another orientation."""
+    frames = clip.frames[:count].astype(dtype)
+    write_clip(tmp_path / "own.nii", Clip(frames, spacing, time))
+    image = sitk.GetImageFromArray(frames.astype(dtype.lstrip(">")))
+    row, column = spacing or (1.0, 1.0)
+    image.SetSpacing((column, row, time or 1.0))
+    image.SetMetaData("ITK_FileNotes", nifti_notes(spacing, time))
+    sitk.WriteImage(image, str(tmp_path / "theirs.nii"))
+    own, theirs = ((tmp_path / f"{name}.nii").read_bytes() for name in ("own", "theirs"))
+    assert len(own) == len(theirs) and own[352:] == theirs[352:]
+    own, theirs = (struct.unpack(HEADER, content[:348]) for content in (own, theirs))
+    assert own == theirs  # where zeros may have either sign
+
+
+HEADER = "<i10s18sihcB8h3f4h8f3fhcB4f2i80s24s2h6f4f4f4f16s4s"
+
+
+def nifti_notes(spacing, time):
+    notes = [] if time is None else ["EchoPlan: third spacing is the frame time in ms"]
+    return "; ".join(notes if spacing else [*notes, "EchoPlan: spacing unknown"])
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_the_same_clip_makes_the_same_bytes(tmp_path, clip, name):
+    write_clip(tmp_path / name, clip)
+    first = (tmp_path / name).read_bytes()
+    write_clip(tmp_path / "b" / name, Clip(clip.frames[:, ::-1][:, ::-1], clip.spacing_mm, clip.frame_time_ms))
+    assert (tmp_path / "b" / name).read_bytes() == first
+
+
+def test_more_frames_than_nifti_holds(tmp_path):
+    with pytest.raises(EchoPlanError, match="at most 32767") as caught:
+        write_clip(tmp_path / "a.nii.gz", Clip(np.zeros((32768, 2, 2), np.uint8)))
+    assert "shorter" in caught.value.remedy and list(tmp_path.iterdir()) == []
