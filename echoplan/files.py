@@ -16,10 +16,11 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 
-_NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk is full",
-    errno.EFBIG: "the file becomes larger than the system or its disk allows",
+_FULL = ("the disk is full", "free some space")
+_NO_ROOM = {  # what is wrong, and what to do
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: ("the file becomes larger than the system or its disk allows", "see `ulimit -f`, or use another disk"),
 }
 _PARTIAL = ".partial-"
 
@@ -36,10 +37,11 @@ def naming_full_disk(path: str | os.PathLike[str] | None = None) -> Iterator[Non
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
+        problem, remedy = _NO_ROOM[error.errno]
         raise EchoPlanError(
-            _NO_ROOM[error.errno],
+            problem,
             file=path or error.filename,
-            remedy="free some space and run the same command again; what is finished is kept",
+            remedy=f"{remedy}, and run the same command again; what is finished is kept",
             fatal=True,
         ) from error
 

@@ -26,7 +26,10 @@ def stack_frames(pictures: Iterable[np.ndarray], expected: int) -> np.ndarray:
     stack, count = np.empty((0, 0, 0), np.uint8), 0
     for picture in pictures:
         if count == len(stack):
-            grown = np.empty((max(expected, count + _FRAMES_MORE), *picture.shape), picture.dtype)
+            try:
+                grown = np.empty((max(expected, count + _FRAMES_MORE), *picture.shape), picture.dtype)
+            except (MemoryError, OverflowError, ValueError):  # a damaged header made the number up
+                grown = np.empty((count + _FRAMES_MORE, *picture.shape), picture.dtype)
             if count:
                 grown[:count] = stack
             stack = grown
