@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip, read_mask
+from echoplan.labels import IGNORE
 
-IGNORE = 255
 SPLITS = ("train", "val", "test", "")
 
 
@@ -62,7 +63,7 @@ class DatasetDescription:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], *, source: str | Path = "dataset.json") -> DatasetDescription:
+    def from_dict(cls, content: dict[str, Any], *, source: str | Path = layout.DATASET_FILE) -> DatasetDescription:
         """From what dataset.json holds; unknown keys are kept out.
 
         Raises:
@@ -157,7 +158,7 @@ class EchoDataset:
             EchoPlanError: a file is missing or wrong; the message names the row.
         """
         folder = Path(folder)
-        description_file = folder / "dataset.json"
+        description_file = folder / layout.DATASET_FILE
         if not description_file.is_file():
             raise EchoPlanError(
                 "dataset.json is missing",
@@ -165,12 +166,12 @@ class EchoDataset:
                 remedy="run the conversion again if it was stopped, or write the file as docs/formats.md shows",
             )
         description = DatasetDescription.from_dict(read_json(description_file), source=description_file)
-        return cls(folder, description, read_cases(folder / "cases.csv"))
+        return cls(folder, description, read_cases(folder / layout.CASES_FILE))
 
     def write(self) -> None:
         """Write cases.csv and dataset.json into the folder; with dataset.json, written last, the dataset is there."""
-        write_cases(self.folder / "cases.csv", self.cases)
-        write_json(self.folder / "dataset.json", self.description.to_dict())
+        write_cases(self.folder / layout.CASES_FILE, self.cases)
+        write_json(self.folder / layout.DATASET_FILE, self.description.to_dict())
 
     def training_cases(self) -> tuple[Case, ...]:
         """The cases that cross-validation uses: all but the test split."""
@@ -185,7 +186,7 @@ class EchoDataset:
         for case in self.cases:
             if case.case == name:
                 return case
-        raise EchoPlanError(f"there is no case {name!r}", file=self.folder / "cases.csv")
+        raise EchoPlanError(f"there is no case {name!r}", file=self.folder / layout.CASES_FILE)
 
     def load_clip(self, case: Case) -> Clip:
         """The case's clip, with what cases.csv knows better than the file."""
@@ -201,7 +202,7 @@ class EchoDataset:
                 dataset.json does not name.
         """
         if case.label is None:
-            raise EchoPlanError(f"case {case.case} has no label file", file=self.folder / "cases.csv")
+            raise EchoPlanError(f"case {case.case} has no label file", file=self.folder / layout.CASES_FILE)
         path = self.folder / case.label
         mask = read_mask(path)
         if clip is not None:

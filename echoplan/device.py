@@ -1,10 +1,13 @@
-"""Where networks run."""
+"""Where networks run, and how their weights lie there."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from echoplan.errors import EchoPlanError
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -38,3 +41,11 @@ def _cpu_multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16; older PyTorch cannot tell and says no."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay convolution weights out with the channels last, in place; convolutions in half precision want it on GPUs."""
+    for parameter in network.parameters():
+        if parameter.dim() in _CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.dim()])
+    return network

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 from echoplan.paths import Folders, is_joint, joint_case, member_of
 
 

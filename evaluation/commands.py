@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.cli import add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import ending, find_format
 from echoplan.joint import JointDataset, read_dataset
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from .compare import compare_methods
 from .ejection import (
@@ -28,7 +29,7 @@ from .ejection import (
 from .films import Film, Picture, make_film, picture_of
 from .folder import evaluate_folder, find_masks
 from .method_results import read_crossvalidation, read_predictions
-from .overlays import OVERLAY_FOLDER, OverlayJob, read_clip_and_mask, write_overlays
+from .overlays import OverlayJob, read_clip_and_mask, write_overlays
 from .report import write_report
 from .subgroups import subgroup_metrics
 from .tables import to_markdown, write_comparison
@@ -47,7 +48,7 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     chosen = options.parse_args(arguments)
     dataset = _dataset(chosen.dataset)
     labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
-    output = chosen.output or chosen.predictions / "summary.json"
+    output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
     summary = evaluate_folder(
         chosen.predictions,
         chosen.references,
@@ -100,7 +101,7 @@ def report_command(arguments: Sequence[str]) -> int:
     source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
     write_ef_report(chosen.output, rows, method=chosen.method, details=source)
     write_report(
-        chosen.output / "report.html",
+        chosen.output / layout.REPORT_PAGE,
         rows=rows,
         measurements=measurements,
         films=[film for film in films if film is not None],
@@ -113,10 +114,10 @@ def report_command(arguments: Sequence[str]) -> int:
                                       case.frame_time_ms)
             for case, measured in zip(cases, measurements, strict=True)
         }  # fmt: skip
-        videos = write_overlays(chosen.output / OVERLAY_FOLDER, jobs, processes=chosen.np)
+        videos = write_overlays(chosen.output / layout.OVERLAYS, jobs, processes=chosen.np)
         results.failures |= {f"overlay of {case}": reason for case, reason in videos.failures.items()}
     if results.failures:
-        write_json(chosen.output / "failures.json", results.failures)
+        write_json(chosen.output / layout.FAILURES_FILE, results.failures)
     print(f"{len(rows)} patients: {chosen.output / 'ef_report.csv'} and {chosen.output / 'report.html'}")
     unmeasured = {row["patient"]: row["failure"] for row in rows if row["failure"]}
     return report_failures(results.failures | unmeasured, work="report")
@@ -230,13 +231,13 @@ def _known_cases(dataset: EchoDataset | JointDataset | None, clips: Path) -> dic
     """Rows of the dataset's cases.csv, or of one beside the clips."""
     if dataset is not None:
         return {case.case: case for case in dataset.cases}
-    table = clips / "cases.csv"
+    table = clips / layout.CASES_FILE
     return {case.case: case for case in read_cases(table)} if table.is_file() else {}
 
 
 def _target_value(masks: Path) -> int:
     """The measured structure's value, by the dataset.json beside the masks where there is one; else 1."""
-    file = masks / "dataset.json"
+    file = masks / layout.DATASET_FILE
     if not file.is_file():
         return 1
     description = DatasetDescription.from_dict(read_json(file), source=file)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.files import write_csv, write_json
 
 from .agreement import agreement
@@ -102,8 +102,8 @@ def write_ef_report(
         "rows": [dict(row) for row in rows],
     }
     folder = Path(folder)
-    write_csv(folder / "ef_report.csv", rows, COLUMNS)
-    write_json(folder / "ef_report.json", content)
+    write_csv(folder / layout.EF_REPORT_CSV, rows, COLUMNS)
+    write_json(folder / layout.EF_REPORT_JSON, content)
     return content
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.imageio import FORMATS, ending, probe_clip, read_mask
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from .segmentation import segmentation_metrics
 

@@ -10,14 +10,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.paths import dataset_name
 
 from .folder import evaluate_folder, find_masks
 
-SUMMARY_FILE = "summary.json"
-EF_FILES = ("ef_report.csv", "ef.csv")
+EF_FILES = (layout.EF_REPORT_CSV, layout.EF_FILE)
 _NAMED = 5  # cases named in an error
 
 
@@ -74,7 +74,7 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
         ef: dict[str, dict[str, Any]] = {}
         unjudged: list[str] = []
         for fold in common:
-            summary = read_summary(folds[model][fold] / SUMMARY_FILE)
+            summary = read_summary(folds[model][fold] / layout.SUMMARY_FILE)
             per_case |= summary["per_case"]
             ef |= read_ef_rows(folds[model][fold])
             unjudged += _unjudged(summary)
@@ -113,7 +113,7 @@ def read_predictions(
     for name, folder in folders.items():
         summary = _current_summary(folder, references, structures)
         if summary is None:
-            output = folder / SUMMARY_FILE
+            output = folder / layout.SUMMARY_FILE
             summary = evaluate_folder(
                 folder, references, labels=structures, phases=phases, output=output, processes=processes
             )
@@ -231,7 +231,7 @@ def _trainer(model: Path) -> str:
 def _validated_folds(model: Path) -> dict[int, Path]:
     """Fold -> its validation folder, where a finished validation lies."""
     found = {}
-    for file in model.glob(f"fold_*/validation/{SUMMARY_FILE}"):
+    for file in model.glob(f"fold_*/validation/{layout.SUMMARY_FILE}"):
         number = file.parent.parent.name.removeprefix("fold_")
         if number.isdecimal():
             found[int(number)] = file.parent
@@ -240,7 +240,7 @@ def _validated_folds(model: Path) -> dict[int, Path]:
 
 def _current_summary(folder: Path, references: Path, structures: Mapping[str, int]) -> dict[str, Any] | None:
     """The folder's summary.json, None where it is missing or must be made again."""
-    file = folder / SUMMARY_FILE
+    file = folder / layout.SUMMARY_FILE
     if not file.is_file():
         return None
     truths = find_masks(references)

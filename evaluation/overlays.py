@@ -16,14 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import Clip, read_clip, read_mask
-from echoplan.work import CaseResults, run_cases
+from echoplan.parallel_map import CaseResults, run_cases
 
 from .cases import CaseMeasurement
 from .colours import AXIS, ED_COLOUR, ES_COLOUR, OUTLINE
 from .films import Frame, grey_levels, landmarks_by_frame
 from .geometry import Landmarks, find_landmarks
 
-OVERLAY_FOLDER = "overlays"
 _HIGHEST, _WIDEST = 512, 768
 _DEFAULT_RATE = Fraction(25)  # where the clip knows no frame time
 _CODECS = {"libx264": {"crf": "18"}, "mpeg4": {"b": "6M"}}  # the first that PyAV's FFmpeg can encode

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.files import write_text
 
 from .cases import CaseMeasurement
@@ -91,7 +91,7 @@ def write_report(
         "left_out": len(measurements) - len(shown),
         "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
         "details": dict(details or {}),
-        "csv": "ef_report.csv" if path.with_name("ef_report.csv").is_file() else "",
+        "csv": layout.EF_REPORT_CSV if path.with_name(layout.EF_REPORT_CSV).is_file() else "",
         "style": _source("report.css"),
         "scripts": [_source("table.js"), _source("player.js")],
         **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
 from echoplan.dataset import EchoDataset
 from echoplan.errors import EchoPlanError
@@ -32,9 +33,6 @@ from .splits import Splits, write_splits
 from .text import describe_plan
 
 logger = logging.getLogger(__name__)
-
-FINGERPRINT = "dataset_fingerprint.json"
-SPLITS = "splits_final.json"
 
 
 @command
@@ -91,7 +89,7 @@ def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) 
 def _preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
     """Preprocess, and say why which cases are left out."""
     dataset = read_dataset(where, name)
-    plan = Plan.read(where.preprocessed / home_name(dataset) / f"{chosen.plans_name}.json")
+    plan = Plan.read(where.preprocessed / home_name(dataset) / layout.plan_file(chosen.plans_name))
     names = None if chosen.trainers is None else list(_named(chosen.trainers))
     engine = RayCases(where, chosen.address) if chosen.engine else None
     results = preprocess_dataset(
@@ -113,7 +111,7 @@ def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[
         print(f"{', '.join(structures)} of {own} is background in {dataset.name}: not all its datasets have it")
     fingerprints = {}
     for member in dataset.members:
-        known = current_fingerprint(where.preprocessed / member.dataset.folder.name / FINGERPRINT, member)
+        known = current_fingerprint(where.preprocessed / member.dataset.folder.name / layout.FINGERPRINT_FILE, member)
         if known is None:
             known = measure_dataset(member.dataset, processes=chosen.np)
             _write_fingerprint(where, member.dataset, known)
@@ -125,9 +123,9 @@ def _write_fingerprint(
     where: Folders, dataset: EchoDataset | JointDataset, fingerprint: dict[str, Any]
 ) -> dict[str, str]:
     target = where.preprocessed / home_name(dataset)
-    write_json(target / FINGERPRINT, fingerprint)
-    write_json(target / "dataset.json", dataset.description.to_dict())
-    print(f"{home_name(dataset)}: {len(fingerprint['cases'])} clips measured, {target / FINGERPRINT}")
+    write_json(target / layout.FINGERPRINT_FILE, fingerprint)
+    write_json(target / layout.DATASET_FILE, dataset.description.to_dict())
+    print(f"{home_name(dataset)}: {len(fingerprint['cases'])} clips measured, {target / layout.FINGERPRINT_FILE}")
     return fingerprint["failed_cases"]
 
 
@@ -149,7 +147,7 @@ def _verify(dataset: EchoDataset, processes: int) -> None:
 def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     dataset = read_dataset(where, name)
     target = where.preprocessed / home_name(dataset)
-    fingerprint = _read_fingerprint(target / FINGERPRINT, name)
+    fingerprint = _read_fingerprint(target / layout.FINGERPRINT_FILE, name)
     plan = make_plan(
         fingerprint,
         dataset.description,
@@ -161,13 +159,13 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
         plans_name=chosen.plans_name,
         check=None if chosen.no_gpu_check else check_batch,
     )
-    file = target / f"{chosen.plans_name}.json"
+    file = target / layout.plan_file(chosen.plans_name)
     _with_earlier(plan, file).write(file)
-    write_json(target / "dataset.json", dataset.description.to_dict())
+    write_json(target / layout.DATASET_FILE, dataset.description.to_dict())
     if isinstance(dataset, JointDataset):
         _write_joint_splits(where, dataset, name)
     else:
-        _write_splits(target / SPLITS, dataset, fingerprint)
+        _write_splits(target / layout.SPLITS_FILE, dataset, fingerprint)
     print(describe_plan(plan))
     print(f"\nwritten: {file}")
     return 0
@@ -195,8 +193,10 @@ def _write_joint_splits(where: Folders, joint: JointDataset, name: str) -> None:
     splits = {}
     for member in joint.members:
         own = where.preprocessed / member.dataset.folder.name
-        splits[member.name] = _write_splits(own / SPLITS, member.dataset, _read_fingerprint(own / FINGERPRINT, name))
-    path = where.preprocessed / joint.name / SPLITS
+        splits[member.name] = _write_splits(
+            own / layout.SPLITS_FILE, member.dataset, _read_fingerprint(own / layout.FINGERPRINT_FILE, name)
+        )
+    path = where.preprocessed / joint.name / layout.SPLITS_FILE
     write_joint_splits(path, join_splits(joint, splits))
     print(f"fold k of each dataset is part of fold k of the joint: {path}")
 

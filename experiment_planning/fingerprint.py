@@ -10,8 +10,8 @@ import numpy as np
 from echoplan.dataset import Case, EchoDataset
 from echoplan.files import plain
 from echoplan.imageio.clip import Clip
+from echoplan.parallel_map import run_cases
 from echoplan.sector import box_share, detect_sector
-from echoplan.work import run_cases
 
 from ..preprocessing.clip import to_uint8
 from ..preprocessing.labels import find_phases, labelled_frames, load_labels

@@ -10,7 +10,7 @@ import numpy as np
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from ..preprocessing.labels import labelled_frames, load_labels
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_csv, write_json
 from echoplan.imageio import Clip, write_mask
+from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name, member_of
-from echoplan.work import run_cases
 
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
@@ -23,8 +24,6 @@ from ..preprocessing.store import ClipStore
 from ..training.basis import folds_of_other_plans
 from ..training.model_folder import ModelFolder
 from .calibrate import calibrate
-from .calibration import CALIBRATION_FILE
-from .choice import BEST_CONFIGURATION_FILE
 from .crossval import Candidate, CrossValidation, load_labelled, score_candidates
 from .postprocessing import (
     apply_postprocessing,
@@ -32,7 +31,6 @@ from .postprocessing import (
     read_postprocessing,
     write_postprocessing,
 )
-from .predictor import POSTPROCESSING_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +94,13 @@ def find_best_configuration(
     scores = {candidate.name: summarise(rows[candidate.name], target, datasets) for candidate in candidates}
     for candidate in candidates:
         content = {"folds": list(crossval.folds), **scores[candidate.name], "per_frame": rows[candidate.name]}
-        write_json(_home(crossval, candidate) / "crossval_results" / "summary.json", content)
+        write_json(_home(crossval, candidate) / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
     best = _choose(candidates, scores)
     postprocessing = _postprocess_best(crossval, best, structures, processes)
     for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
         _write_calibration(crossval, candidate, structures, structures[target], processes)
     table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
-    file = crossval.results / BEST_CONFIGURATION_FILE
+    file = crossval.results / layout.BEST_CONFIGURATION_FILE
     write_json(
         file,
         {
@@ -199,7 +197,7 @@ def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, tuple[s
             raise EchoPlanError(
                 f"{models[0].name} and {model.name} segment different structures "
                 f"({', '.join(first.structures)}; {', '.join(description.structures)})",
-                file=model / "dataset.json",
+                file=model / layout.DATASET_FILE,
                 remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
             )
     return first.structures, first.target, tuple(folders[models[0]].plan.datasets)
@@ -238,13 +236,21 @@ def _postprocess_best(
     sources = {case: (best.files(crossval, case), crossval.reference(case)) for case in crossval.cases}
     postprocessing = determine_postprocessing(load_labelled, sources, structures, processes=processes)
     home = _home(crossval, best)
-    write_postprocessing(home / POSTPROCESSING_FILE, postprocessing)
+    write_postprocessing(home / layout.POSTPROCESSING_FILE, postprocessing)
     model = ModelFolder.read(best.models[0])
     store = ClipStore(crossval.preprocessed / model.plan.store)
     target = structures[model.description.target]
-    masks = home / "crossval_results"
+    masks = home / layout.CROSS_VALIDATION
     arguments = {
-        case: (files, reference, postprocessing["steps"], dict(structures), masks / f"{case}.nii.gz", store, target)
+        case: (
+            files,
+            reference,
+            postprocessing["steps"],
+            dict(structures),
+            masks / layout.mask_file(case),
+            store,
+            target,
+        )
         for case, (files, reference) in sources.items()
     }
     results = run_cases(_write_final_mask, arguments, processes=processes, description="writing masks")
@@ -257,19 +263,19 @@ def _postprocess_best(
     for pairs in patients.values():
         abouts, measurements = zip(*pairs, strict=True)
         rows += measure_patients(abouts, measurements=measurements)
-    write_csv(masks / "ef.csv", rows, EF_COLUMNS)
+    write_csv(masks / layout.EF_FILE, rows, EF_COLUMNS)
     return postprocessing
 
 
 def _calibration_file(crossval: CrossValidation, candidate: Candidate) -> Path:
-    return _home(crossval, candidate) / "crossval_results" / CALIBRATION_FILE
+    return _home(crossval, candidate) / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
 
 
 def _write_calibration(
     crossval: CrossValidation, candidate: Candidate, structures: Mapping[str, int], target: int, processes: int
 ) -> None:
     """Calibrate a model, or the best ensemble, with the postprocessing that it predicts with when told nothing else."""
-    own = _home(crossval, candidate) / POSTPROCESSING_FILE
+    own = _home(crossval, candidate) / layout.POSTPROCESSING_FILE
     steps = read_postprocessing(own) if own.is_file() else ()
     store = ClipStore(crossval.preprocessed / ModelFolder.read(candidate.models[0]).plan.store)
     calibration = calibrate(crossval, candidate, store, steps, structures, target, processes=processes)

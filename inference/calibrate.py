@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from ..evaluation import VOLUME_RULES, CaseMask, CaseMeasurement, measure_case, measure_patients
 from ..evaluation.cases import BeatVolumes

@@ -17,7 +17,6 @@ from echoplan.files import read_json, write_json
 from ..evaluation.intervals import EDV, EF, ESV, QUANTITIES, prediction_interval
 from ..evaluation.quality import Limit, default_limits
 
-CALIBRATION_FILE = "calibration.json"
 NONE_WRITTEN = "no calibration: echoplan_find_best_configuration writes one once all folds are trained"
 _INTERVAL_COLUMNS = {
     EF: ("ef_low_percent", "ef_high_percent"),

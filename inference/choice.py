@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.paths import Folders, dataset_folders, dataset_name
@@ -14,7 +15,6 @@ from echoplan.paths import Folders, dataset_folders, dataset_name
 from ..training.model_folder import ModelFolder
 from .postprocessing import check_steps
 
-BEST_CONFIGURATION_FILE = "best_configuration.json"
 BY_EXPORT = "export"  # its "chosen_by", where no cross-validation chose but who exported the models together
 
 
@@ -65,7 +65,7 @@ def choose_models(
     home = folders.find_results(dataset) if dataset is not None else _only_dataset(folders)
     trainer = None if trainer is None else trainer.rpartition(":")[2]  # path/to/file.py:Class
     wanted = {"-tr": trainer, "-p": plans_name, "-c": configuration}
-    best = home / BEST_CONFIGURATION_FILE
+    best = home / layout.BEST_CONFIGURATION_FILE
     if not any(wanted.values()) and best.is_file():
         return _best(best, chosen_folds)
     there = trained_models(home)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
@@ -18,7 +19,7 @@ from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import CHECK
 from .best_configuration import BestConfiguration, find_best_configuration
 from .choice import choose_models
-from .dicom_output import DICOM_FOLDER, require_highdicom
+from .dicom_output import require_highdicom
 from .fold_options import add_folds
 from .folders import ensemble_folders, postprocess_folder
 from .postprocessing import read_postprocessing
@@ -118,7 +119,7 @@ def _tell_run(run: PredictionRun, predictor: EchoPredictor, options: argparse.Na
     out = options.output
     print(f"{len(run.predicted)} clips predicted{_kept(run)}; masks and ef_report.csv, report.html are in {out}")
     if options.dicom:
-        print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {out / DICOM_FOLDER}")
+        print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {out / layout.DICOM}")
     _print_trust(run.rows, predictor.trust)
     unmeasured = sum(row["ef_percent"] is None for row in run.rows)
     if unmeasured:

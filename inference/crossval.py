@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from echoplan.dataset import IGNORE
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.imageio import probe_clip, read_mask
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
-from echoplan.work import run_cases
 
 from ..evaluation import segmentation_metrics
 from ..preprocessing.probabilities import ClipProbabilities, average, load_probabilities
 from .postprocessing import LabelledPrediction
-
-GROUND_TRUTH = "gt_segmentations"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class CrossValidation:
         """
         results = folders.find_results(dataset)
         preprocessed = folders.preprocessed / results.name
-        file = preprocessed / "splits_final.json"
+        file = preprocessed / layout.SPLITS_FILE
         splits = read_json(file)
         wanted = range(len(splits)) if folds is None else sorted(set(folds))
         outside = [fold for fold in wanted if not 0 <= fold < len(splits)]
@@ -65,7 +64,7 @@ class CrossValidation:
                 )
             cases[fold] = tuple(case for case in splits[fold]["val"] if _truth(preprocessed, case).is_file())
         if not any(cases.values()):
-            raise EchoPlanError("no validation case has labels to judge by", file=preprocessed / GROUND_TRUTH)
+            raise EchoPlanError("no validation case has labels to judge by", file=preprocessed / layout.GROUND_TRUTH)
         return cls(results, preprocessed, cases)
 
     @property
@@ -79,16 +78,16 @@ class CrossValidation:
 
     def prediction(self, model: Path, case: str, ending: str = ".nii.gz") -> Path:
         """What a model's fold left for a case: the mask (.nii.gz) or the probabilities (.npz)."""
-        return model / f"fold_{self.cases[case]}" / "validation" / f"{case}{ending}"
+        return model / layout.fold_folder(self.cases[case]) / layout.VALIDATION / f"{case}{ending}"
 
     def gaps(self, model: Path) -> dict[int, str]:
         """The folds a model lacks, and what is missing: "training" or "validation"."""
         found = {}
         for fold, cases in self.folds.items():
-            folder = model / f"fold_{fold}"
-            if not (folder / "checkpoint_final.pth").is_file():
+            folder = model / layout.fold_folder(fold)
+            if not (folder / layout.checkpoint_file("final")).is_file():
                 found[fold] = "training"
-            elif not all((folder / "validation" / f"{case}.nii.gz").is_file() for case in cases):
+            elif not all((folder / layout.VALIDATION / layout.mask_file(case)).is_file() for case in cases):
                 found[fold] = "validation"
         return found
 
@@ -163,7 +162,7 @@ def load_labelled(files: tuple[Path, ...], reference: Path) -> LabelledPredictio
 
 
 def _truth(preprocessed: Path, case: str) -> Path:
-    return preprocessed / GROUND_TRUTH / f"{case}.nii.gz"
+    return preprocessed / layout.GROUND_TRUTH / layout.mask_file(case)
 
 
 def _score_case(

@@ -20,7 +20,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from ..evaluation import VOLUME_RULES
 from .inputs import InputClip
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DICOM_FOLDER = "dicom"
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex",

@@ -27,7 +27,6 @@ from ..preprocessing import to_uint8
 from ..preprocessing.geometry import Geometry
 from .postprocessing import Step, apply_postprocessing
 
-FOLDER = "evidence"
 _AVERAGE = -1  # in the file, the number of the opinion of all folds together
 _FRAMES_LOOKED_AT = 16
 _WORKING_SIDE = 256

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from echoplan.dataset import IGNORE
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, probe_clip, read_mask, write_mask
-from echoplan.work import CaseResults, run_cases
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import CaseResults, run_cases
 
 from ..evaluation.folder import find_masks
 from ..preprocessing.probabilities import average, load_probabilities, save_probabilities
@@ -65,7 +66,7 @@ def postprocess_folder(folder: Path, out: Path, steps: Sequence[Step], *, proces
     masks = find_masks(folder)
     if not masks:
         raise EchoPlanError("there are no masks here", file=folder)
-    arguments = {case: (path, out / f"{case}.nii.gz", tuple(steps)) for case, path in masks.items()}
+    arguments = {case: (path, out / layout.mask_file(case), tuple(steps)) for case, path in masks.items()}
     return run_cases(_postprocess_case, arguments, processes=processes, description="postprocessing")
 
 
@@ -76,7 +77,7 @@ def _ensemble_case(files: tuple[Path, ...], out: Path, keep_probabilities: bool)
         save_probabilities(out / files[0].name, mean)
     first = files[0].with_suffix(".nii.gz")  # the probabilities do not know the frame time
     frame_time = probe_clip(first).frame_time_ms if first.is_file() else None
-    write_mask(out / f"{files[0].stem}.nii.gz", mask, like=Clip(mask, mean.native_spacing_mm, frame_time))
+    write_mask(out / layout.mask_file(files[0].stem), mask, like=Clip(mask, mean.native_spacing_mm, frame_time))
 
 
 def _postprocess_case(source: Path, target: Path, steps: Sequence[Step]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.dataset import Case, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo, ending, probe_clip, read_clip
@@ -152,7 +153,7 @@ def _rows(source: Path) -> dict[Path, Case]:
     """Rows of the cases.csv in or beside `source` whose clip lies in it, by the clip's absolute path."""
     folders = [source.parent] if source.is_file() else [source, source.parent]
     for folder in folders:
-        table = folder / "cases.csv"
+        table = folder / layout.CASES_FILE
         if table.is_file():
             inside = source.resolve()
             rows = {(folder / case.image).resolve(): case for case in read_cases(table)}

@@ -12,7 +12,7 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
-from echoplan.networks.apply import segment_parts
+from echoplan.networks.sliding_window import segment_parts
 from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics

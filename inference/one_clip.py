@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files
 from echoplan.imageio import Clip, write_mask
 
-from ..evaluation.overlays import OVERLAY_FOLDER
 from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
-from .evidence import FOLDER as EVIDENCE_FOLDER
 from .evidence import ClipEvidence
 from .inputs import InputClip
 from .predictor import EchoPredictor
@@ -28,7 +27,7 @@ def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
 
 def sweep_results(out: Path) -> None:
     """Remove what killed processes left half-written where results lie; no deeper, `out` may be anybody's folder."""
-    for folder in (out, out / EVIDENCE_FOLDER, out / OVERLAY_FOLDER):
+    for folder in (out, out / layout.EVIDENCE, out / layout.OVERLAYS):
         sweep_partial_files(folder, below=False)
 
 
@@ -42,7 +41,7 @@ def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_pro
     endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
     if not all(result_path(out, item.case, ending).is_file() for ending in endings):
         return False
-    return ClipEvidence.read_origin(result_path(out / EVIDENCE_FOLDER, item.case, ".npz")) == origin(item, predictor)
+    return ClipEvidence.read_origin(result_path(out / layout.EVIDENCE, item.case, ".npz")) == origin(item, predictor)
 
 
 def segment_input(
@@ -74,7 +73,7 @@ def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation,
     """
     evidence = replace(found.evidence, origin=origin(item, predictor))
     result_path(out, item.case).unlink(missing_ok=True)
-    evidence.write(result_path(out / EVIDENCE_FOLDER, item.case, ".npz"))
+    evidence.write(result_path(out / layout.EVIDENCE, item.case, ".npz"))
     if found.probabilities is not None:
         save_probabilities(result_path(out, item.case, ".npz"), found.probabilities)
     about, mask = found.about, found.mask

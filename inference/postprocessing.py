@@ -12,10 +12,10 @@ import numpy as np
 from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 from scipy.ndimage import binary_fill_holes
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.work import run_cases
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import run_cases
 
 Step = Mapping[str, Any]
 

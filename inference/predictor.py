@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from echoplan import layout
 from echoplan.dataset import DatasetDescription
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
@@ -30,8 +31,6 @@ from .prediction import Prediction
 from .provenance import deciding, digest, digest_of_weights
 from .segmentation import Findings, PackedLabels, PreparedInput, Segmentation, find_in_parts
 from .trust import TrustSettings, assess_patient
-
-POSTPROCESSING_FILE = "postprocessing.json"
 
 
 class EchoPredictor:
@@ -124,7 +123,7 @@ class EchoPredictor:
             PredictorMember.load(folder, folds=folds, device=chosen, checkpoint=checkpoint) for folder, folds in folders
         ]
         if postprocessing is None:
-            own = members[0].model.path / POSTPROCESSING_FILE
+            own = members[0].model.path / layout.POSTPROCESSING_FILE
             postprocessing = own if len(members) == 1 and own.is_file() else ()
         if isinstance(postprocessing, (str, Path)):
             postprocessing = read_postprocessing(postprocessing)

@@ -23,9 +23,9 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import naming_full_disk, partial_prefix
+from echoplan.parallel_map import CaseResults, progress
 from echoplan.ray_cluster import Cluster, connected, in_words, saying_when_stuck
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, noting_sigterm, shared_disk
-from echoplan.work import CaseResults, progress
 
 from .inputs import InputClip
 from .one_clip import result_path, segment_input, sweep_results, write_result

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.imageio import read_mask
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import (
@@ -26,9 +27,8 @@ from ..evaluation import (
     write_ef_report,
     write_report,
 )
-from ..evaluation.overlays import OVERLAY_FOLDER, OverlayJob, write_overlays
+from ..evaluation.overlays import OverlayJob, write_overlays
 from ..evaluation.quality import clip_measures, quality_columns
-from .evidence import FOLDER as EVIDENCE_FOLDER
 from .evidence import ClipEvidence
 from .inputs import InputClip
 from .trust import Assessment, TrustSettings, assess_patient
@@ -77,13 +77,13 @@ def write_reports(
         the report's rows, one a patient.
     """
     trust = trust or TrustSettings()
-    found = _measure_all(inputs, masks, failures, (target, ef_method, out / EVIDENCE_FOLDER, trust), processes)
+    found = _measure_all(inputs, masks, failures, (target, ef_method, out / layout.EVIDENCE, trust), processes)
     rows = [row for patient in found for row in patient.rows]
     measurements = [measured for patient in found for measured in patient.measurements]
     details = {"model": title, "trust": _trust(trust, found), "cases": _cases(found)}
     write_ef_report(out, rows, method=ef_method, details=details)
     write_report(
-        out / "report.html",
+        out / layout.REPORT_PAGE,
         rows=rows,
         measurements=measurements,
         films=[film for patient in found for film in patient.films],
@@ -139,7 +139,7 @@ def _write_overlays(
         )
         for measured in measurements
     }
-    results = write_overlays(out / OVERLAY_FOLDER, jobs, processes=processes)
+    results = write_overlays(out / layout.OVERLAYS, jobs, processes=processes)
     for case, reason in results.failures.items():
         failures[f"overlay of {case}"] = reason
 
@@ -181,7 +181,11 @@ def _measure_patient(
             found.films.append(make_film(measured, clip.frames, shown, clip.spacing_mm, player=player))
             del clip
     found.rows = measure_patients(cases, method=ef_method, measurements=found.measurements)
-    evidence = {case.case: ClipEvidence.read(file) for case in cases if (file := kept / f"{case.case}.npz").is_file()}
+    evidence = {
+        case.case: ClipEvidence.read(file)
+        for case in cases
+        if (file := kept / layout.probabilities_file(case.case)).is_file()
+    }
     for row in found.rows:
         own = [(c, m) for c, m in zip(cases, measures, strict=True) if (c.patient or c.case) == row["patient"]]
         assessment = assess_patient(row, *zip(*own, strict=True), evidence, trust)

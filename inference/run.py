@@ -13,21 +13,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.imageio import Clip
-from echoplan.work import CaseResults, run_cases
+from echoplan.parallel_map import CaseResults, run_cases
 
-from .dicom_output import DICOM_FOLDER, require_highdicom, write_dicom
+from .dicom_output import require_highdicom, write_dicom
 from .inputs import InputClip, find_inputs
 from .one_clip import has_result, result_path, segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 from .reporting import write_reports
 
 logger = logging.getLogger(__name__)
-
-ARGUMENTS_FILE = "prediction_args.json"
 
 
 class Engine(Protocol):
@@ -147,8 +145,8 @@ def predict_folder(
     )
     if dicom:
         about = {"description": predictor.description, "model": predictor.name}
-        run.dicom_files = write_dicom(out / DICOM_FOLDER, inputs, masks, run.rows, run.failures, **about)
-    _write_record(out / ARGUMENTS_FILE, predictor, inputs, run, {**(details or {}), "ef_method": ef_method})
+        run.dicom_files = write_dicom(out / layout.DICOM, inputs, masks, run.rows, run.failures, **about)
+    _write_record(out / layout.ARGUMENTS_FILE, predictor, inputs, run, {**(details or {}), "ef_method": ef_method})
     return run
 
 

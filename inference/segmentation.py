@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from echoplan.imageio import Clip, ClipInfo
-from echoplan.networks.apply import FrameSums
 from echoplan.networks.decision import labels_from_probabilities
+from echoplan.networks.sliding_window import FrameSums
 from echoplan.networks.streaming import StreamingNetwork
 
 from ..preprocessing.geometry import Geometry

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
+
 from ..evaluation import CaseMask
 from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import (
@@ -16,7 +18,7 @@ from ..evaluation.quality import (
     patient_measures,
     quality_columns,
 )
-from .calibration import CALIBRATION_FILE, NONE_WRITTEN, Calibration, interval_columns
+from .calibration import NONE_WRITTEN, Calibration, interval_columns
 from .evidence import ClipEvidence, fold_sd, measure_folds
 from .postprocessing import Step
 
@@ -60,7 +62,7 @@ class TrustSettings:
         """
         coverage = check_coverage(coverage)
         if file is None and len(models) == 1:
-            file = models[0] / "crossval_results" / CALIBRATION_FILE
+            file = models[0] / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
         if file is None:
             return cls(None, "no calibration: the ensemble is not the best configuration that was found", coverage)
         if not file.is_file():

@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from echoplan import __version__
-from echoplan.dataset import IGNORE, Case, EchoDataset
+from echoplan import __version__, layout
+from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import probe_clip, read_mask, write_mask
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
-from echoplan.work import run_cases
 
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ..preprocessing.clip import to_uint8
 from .zero_shot_networks import FoundationModel, ZeroShot
 
 FOLDER = "zero_shot"
-REFERENCES = "references"
-SETTINGS_FILE = "zero_shot.json"
 
 
 @dataclass
@@ -84,12 +83,12 @@ def run_zero_shot(
     name = chosen.name if split == "train" else f"{chosen.name}_{split}"
     run = ZeroShotRun(folders.results / raw.folder.name / FOLDER / name)
     settings = _check_folder(run.folder, chosen, overwrite=overwrite, continue_run=continue_run)
-    todo = [case for case in cases if overwrite or not (run.folder / f"{case.case}.nii.gz").is_file()]
+    todo = [case for case in cases if overwrite or not (run.folder / layout.mask_file(case.case)).is_file()]
     run.kept = [case.case for case in cases if case not in todo]
     network = chosen.load(device) if todo else None  # before anything is thrown away
     if overwrite and run.folder.exists():
         shutil.rmtree(run.folder)
-    write_json(run.folder / SETTINGS_FILE, settings)
+    write_json(run.folder / layout.ZERO_SHOT_FILE, settings)
     results = run_cases(
         _segment_case,
         {case.case: (raw, case, network, run.folder) for case in todo},
@@ -104,13 +103,13 @@ def run_zero_shot(
     for fold, validated in enumerate(splits):
         own = [case for case in finished if case.case in set(validated["val"])]
         if own and (folds is None or fold in folds):
-            _judge(raw, own, run.folder, run.folder / f"fold_{fold}" / "validation", processes)
+            _judge(raw, own, run.folder, run.folder / layout.fold_folder(fold) / layout.VALIDATION, processes)
     return run
 
 
 def _splits(folders: Folders, raw: EchoDataset) -> list[dict[str, Any]]:
     """The folds of a dataset that is planned; none otherwise."""
-    file = folders.preprocessed / raw.folder.name / "splits_final.json"
+    file = folders.preprocessed / raw.folder.name / layout.SPLITS_FILE
     return read_json(file) if file.is_file() else []
 
 
@@ -129,7 +128,7 @@ def _labelled(
         wanted = {name for fold in folds for name in splits[fold]["val"]}
         cases = [case for case in cases if case.case in wanted]
     if not cases:
-        raise EchoPlanError(f"there is no labelled case to segment ({split})", file=raw.folder / "cases.csv")
+        raise EchoPlanError(f"there is no labelled case to segment ({split})", file=raw.folder / layout.CASES_FILE)
     return cases
 
 
@@ -137,7 +136,7 @@ def _check_folder(folder: Path, chosen: FoundationModel, *, overwrite: bool, con
     """The settings to keep with the results, once it is clear that what is there may be kept or thrown away."""
     weights = None if chosen.weights is None else str(chosen.weights.resolve())
     settings = {**vars(chosen), "weights": weights}
-    file = folder / SETTINGS_FILE
+    file = folder / layout.ZERO_SHOT_FILE
     if file.is_file() and not overwrite:
         if not continue_run:
             raise EchoPlanError(
@@ -160,8 +159,10 @@ def _segment_case(raw: EchoDataset, case: Case, network: ZeroShot, folder: Path)
     value = raw.description.labels[raw.description.target]
     labelled = np.flatnonzero((labels != IGNORE).any(axis=(1, 2))).tolist()
     found = network.segment(to_uint8(clip.frames), {frame: labels[frame] == value for frame in labelled}, case.case)
-    write_mask(folder / REFERENCES / f"{case.case}.nii.gz", labels, like=clip)
-    write_mask(folder / f"{case.case}.nii.gz", found.astype(np.uint8) * value, like=clip)  # last: the case is finished
+    write_mask(folder / layout.REFERENCES / layout.mask_file(case.case), labels, like=clip)
+    write_mask(
+        folder / layout.mask_file(case.case), found.astype(np.uint8) * value, like=clip
+    )  # last: the case is finished
 
 
 def _judge(raw: EchoDataset, cases: Sequence[Case], folder: Path, output: Path, processes: int) -> dict[str, Any]:
@@ -169,14 +170,14 @@ def _judge(raw: EchoDataset, cases: Sequence[Case], folder: Path, output: Path, 
     target = raw.description.target
     summary = evaluate_folder(
         folder,
-        folder / REFERENCES,
+        folder / layout.REFERENCES,
         labels={target: raw.description.labels[target]},
         cases=[case.case for case in cases],
         phases={case.case: (case.ed_frame, case.es_frame) for case in cases},
-        output=output / "summary.json",
+        output=output / layout.SUMMARY_FILE,
         processes=processes,
     )
-    write_csv(output / "ef.csv", measure_patients(list(_measurable(cases, folder))), COLUMNS)
+    write_csv(output / layout.EF_FILE, measure_patients(list(_measurable(cases, folder))), COLUMNS)
     return summary
 
 
@@ -185,7 +186,7 @@ def _measurable(cases: Iterable[Case], folder: Path) -> Iterable[CaseMask]:
     for case in cases:
         if case.ed_frame is None or case.es_frame is None:
             continue
-        file = folder / f"{case.case}.nii.gz"
+        file = folder / layout.mask_file(case.case)
         header = probe_clip(file)
         yield CaseMask(
             case=case.case,

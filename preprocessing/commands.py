@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
 from echoplan.joint import home_name, read_dataset
 from echoplan.plans import Plan
@@ -35,7 +36,7 @@ def preprocess(arguments: Sequence[str]) -> int:
     for name in chosen.dataset:
         dataset = read_dataset(where, name)
         home = home_name(dataset)
-        plan = Plan.read(where.preprocessed / home / f"{chosen.plans_name}.json")
+        plan = Plan.read(where.preprocessed / home / layout.plan_file(chosen.plans_name))
         results = preprocess_dataset(
             where, dataset, plan, trainers=trainers, processes=chosen.np, overwrite=chosen.overwrite, engine=engine
         )

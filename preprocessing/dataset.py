@@ -14,24 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from echoplan import layout
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, sweep_partial_files, write_json
 from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.joint import JointDataset, Member, home_name, members_of
+from echoplan.parallel_map import CaseResults, run_cases
 from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
-from echoplan.work import CaseResults, run_cases
 
 from .clip import preprocess_clip, sector_statistics, to_uint8
 from .labels import find_phases, labelled_frames, load_labels
-from .store import SETTINGS_FILE, ClipStore
+from .store import ClipStore
 
 logger = logging.getLogger(__name__)
-
-GROUND_TRUTH = "gt_segmentations"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def preprocess_dataset(
 
 def _prepare_store(folder: Path, settings: StoreSettings) -> None:
     """Make the store's folder; empty it where it was made with other settings."""
-    file = folder / SETTINGS_FILE
+    file = folder / layout.STORE_FILE
     if file.is_file() and read_json(file) == settings.to_dict():
         return
     if folder.is_dir() and any(folder.iterdir()):
@@ -153,7 +152,7 @@ def _preprocess_case(member: Member, target: Path, settings: Sequence[StoreSetti
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # the workers are the parallelism
     source = _source(member, case)
-    ground_truth = target / GROUND_TRUTH / f"{case.case}.nii.gz"
+    ground_truth = target / layout.GROUND_TRUTH / layout.mask_file(case.case)
     missing = [item for item in settings if overwrite or not _finished(ClipStore(target / item.name), case, source)]
     if not missing and (case.label is None or ground_truth.is_file()):
         return False

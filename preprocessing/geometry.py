@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 from echoplan.sector import Box
 
 PROTOCOLS = ("aspect", "stretch")

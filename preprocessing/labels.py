@@ -6,9 +6,11 @@ import logging
 
 import numpy as np
 
-from echoplan.dataset import IGNORE, Case, EchoDataset
+from echoplan import layout
+from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
+from echoplan.labels import IGNORE
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def load_labels(dataset: EchoDataset, case: Case, clip: Clip) -> np.ndarray:
         if outside:
             raise EchoPlanError(
                 f"labelled_frames of {case.case} names {outside}, but the clip has {len(clip)} frames (counted from 0)",
-                file=dataset.folder / "cases.csv",
+                file=dataset.folder / layout.CASES_FILE,
             )
         unlisted = np.setdiff1d(np.arange(len(clip)), case.labelled_frames)
         mask = mask.copy()

@@ -1,4 +1,4 @@
-"""Cases on a Ray cluster: what `echoplan.work.run_cases` does with processes, on all nodes there are."""
+"""Cases on a Ray cluster: what `echoplan.parallel_map.run_cases` does with processes, on all nodes there are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from echoplan.parallel_map import CaseResults, progress, run_cases
 from echoplan.paths import Folders
 from echoplan.ray_cluster import connected, in_words, saying_when_stuck
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, last_words, noting_sigterm, own_error, shared_disk
-from echoplan.work import CaseResults, progress, run_cases
 
 logger = logging.getLogger(__name__)
 

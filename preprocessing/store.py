@@ -10,11 +10,11 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from echoplan.dataset import IGNORE
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, read_json, write_json
+from echoplan.labels import IGNORE
 
-SETTINGS_FILE = "store.json"
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 _CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
@@ -44,7 +44,7 @@ class ClipStore:
         Raises:
             EchoPlanError: the disk is full, or the name is taken by the store's own file.
         """
-        if f"{case}.json" == SETTINGS_FILE:
+        if f"{case}.json" == layout.STORE_FILE:
             raise EchoPlanError(f"a case cannot be named {case!r}", remedy="rename the case in cases.csv")
         if labels is not None and labels.shape != frames.shape:
             raise ValueError(f"{case}: frames {frames.shape} and labels {labels.shape} differ in shape")

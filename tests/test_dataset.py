@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from echoplan.dataset import COLUMNS, IGNORE, Case, DatasetDescription, EchoDataset, read_cases
+from echoplan.dataset import COLUMNS, Case, DatasetDescription, EchoDataset, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.labels import IGNORE
 
 FULL = Case(
     case="patient0001_4CH", patient="patient0001", image="imagesTr/patient0001_4CH.nii.gz",

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echoplan.conversion.phantom.patient import PhantomSettings
-from echoplan.conversion.phantom.write import make_phantom_dataset
 from echoplan.dataset import DatasetDescription, EchoDataset
+from echoplan.datasets.phantom.patient import PhantomSettings
+from echoplan.datasets.phantom.write import make_phantom_dataset
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation.commands import compare_command, evaluate_folder_command
 from echoplan.experiment_planning.commands import plan_and_preprocess, plan_experiment

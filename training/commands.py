@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from echoplan import layout
 from echoplan.cli import (
     add_device,
     add_plans_name,
@@ -74,7 +75,7 @@ def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folde
     """All folds of all trainers; a misspelt trainer or setting is found before the first one trains."""
     for name in options.trainers:
         find_trainer(name).recipe_class().with_settings(settings)
-    count = len(read_json(where.find_preprocessed(options.dataset) / "splits_final.json"))
+    count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
     return [
         FoldJob(
             options.dataset,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
@@ -44,12 +45,12 @@ class FoldSetup:
     @property
     def folder(self) -> Path:
         """The fold's own folder."""
-        return self.model_folder / f"fold_{self.fold}"
+        return self.model_folder / layout.fold_folder(self.fold)
 
     @property
     def references(self) -> Path:
         """The labels on the native grid."""
-        return self.labels or self.preprocessed / "gt_segmentations"
+        return self.labels or self.preprocessed / layout.GROUND_TRUTH
 
     def datasets_of(self, cases: Iterable[str]) -> list[str] | None:
         """The dataset of each case, in a joint; None where there is no joint."""
@@ -105,11 +106,11 @@ def prepare_fold(
         EchoPlanError: the dataset is not planned or preprocessed for this trainer, or the fold does not exist.
     """
     preprocessed = folders.find_preprocessed(dataset)
-    plan = Plan.read(preprocessed / f"{plans_name}.json").resolve(trainer, configuration=configuration)
-    splits = read_json(preprocessed / "splits_final.json")
+    plan = Plan.read(preprocessed / layout.plan_file(plans_name)).resolve(trainer, configuration=configuration)
+    splits = read_json(preprocessed / layout.SPLITS_FILE)
     if not 0 <= fold < len(splits):
         raise EchoPlanError(
-            f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}", file=preprocessed / "splits_final.json"
+            f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}", file=preprocessed / layout.SPLITS_FILE
         )
     store = ClipStore(preprocessed / plan.store)
     train, val = tuple(splits[fold]["train"]), tuple(splits[fold]["val"])
@@ -124,7 +125,7 @@ def prepare_fold(
     return FoldSetup(
         fold=fold,
         plan=plan,
-        description=DatasetDescription.from_dict(read_json(preprocessed / "dataset.json")),
+        description=DatasetDescription.from_dict(read_json(preprocessed / layout.DATASET_FILE)),
         store=store,
         train=train,
         val=val,

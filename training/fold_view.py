@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from echoplan.work import progress
+from echoplan import layout
+from echoplan.parallel_map import progress
 
 from .log import read_metrics
 
@@ -56,7 +57,7 @@ class FoldView:
             if bar.disable:
                 continue
             try:
-                size = (folder / "metrics.jsonl").stat().st_size
+                size = (folder / layout.METRICS_FILE).stat().st_size
             except FileNotFoundError:
                 continue
             if size == self._read.get(name):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix, read_json, sweep_partial_files
 from echoplan.paths import Folders
@@ -106,7 +107,7 @@ def train_fold(trainer: EchoTrainer, *, resume: bool = False, validate: bool = F
     check_progress(setup, finished, started, resume=resume, validate=validate)
     if not finished:
         trainer.run_training(resume=started)
-    summary = setup.folder / "validation" / "summary.json"
+    summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
     if world.leads and (validate or not summary.exists()):
         model = ModelFolder.read(setup.model_folder)
         network = model.load_network(setup.fold, device=trainer.device)
@@ -151,4 +152,4 @@ def fold_progress(setup: FoldSetup, *, overwrite: bool = False) -> tuple[bool, b
         discarded = setup.folder.with_name(partial_prefix() + setup.folder.name)
         setup.folder.rename(discarded)
         shutil.rmtree(discarded)
-    return tuple((setup.folder / f"checkpoint_{name}.pth").exists() for name in ("final", "latest"))
+    return tuple((setup.folder / layout.checkpoint_file(name)).exists() for name in ("final", "latest"))

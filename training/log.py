@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from echoplan import layout
 from echoplan.files import atomic_path, plain, write_text
 
 logger = logging.getLogger("echoplan.training")
@@ -37,8 +38,8 @@ class TrainingLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.history = [entry for entry in read_metrics(folder) if entry["epoch"] < first_epoch]
-        if self.history or (folder / "metrics.jsonl").exists():
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
+        if self.history or (folder / layout.METRICS_FILE).exists():
+            write_text(folder / layout.METRICS_FILE, "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
         self._handler = logging.FileHandler(folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._handler)
@@ -54,7 +55,7 @@ class TrainingLog:
         if not self.writes:
             return
         self.history.append(metrics)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
+        with open(self.folder / layout.METRICS_FILE, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain(metrics)) + "\n")
         if time.monotonic() - self._drawn > _PICTURE_EVERY_SECONDS:
             self.draw()
@@ -79,7 +80,7 @@ class TrainingLog:
         for axes in (loss, dice, rate, seconds):
             axes.legend(loc="upper right" if axes is not seconds else "lower left")
         rate.set_xlabel("epoch")
-        with atomic_path(self.folder / "progress.png") as temporary:
+        with atomic_path(self.folder / layout.PROGRESS_FILE) as temporary:
             FigureCanvasAgg(figure).print_png(str(temporary))
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class EpochMeans:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
-    path = folder / "metrics.jsonl"
+    path = folder / layout.METRICS_FILE
     if not path.exists():
         return []
     entries = []

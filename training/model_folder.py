@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from echoplan import layout
 from echoplan.dataset import DatasetDescription
+from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
-from echoplan.networks.layout import channels_last
 from echoplan.plans import Plan, ResolvedPlan
 
 from .basis import plan_changes
@@ -46,15 +47,17 @@ class ModelFolder:
         """
         path = Path(path)
         parts = path.resolve().name.split("__")
-        if len(parts) != 3 or not (path / "plans.json").is_file():
+        if len(parts) != 3 or not (path / layout.MODEL_PLAN_FILE).is_file():
             raise EchoPlanError(
                 "this is no trained model",
                 file=path,
                 remedy="give a folder named <Trainer>__<Plans>__<configuration> that holds plans.json and fold_0, ...",
             )
         trainer, _, configuration = parts
-        plan = Plan.read(path / "plans.json").resolve(trainer, configuration=configuration)
-        description = DatasetDescription.from_dict(read_json(path / "dataset.json"), source=path / "dataset.json")
+        plan = Plan.read(path / layout.MODEL_PLAN_FILE).resolve(trainer, configuration=configuration)
+        description = DatasetDescription.from_dict(
+            read_json(path / layout.DATASET_FILE), source=path / layout.DATASET_FILE
+        )
         return cls(path, trainer, plan, description)
 
     @property
@@ -101,7 +104,7 @@ class ModelFolder:
         Raises:
             EchoPlanError: the checkpoint is missing, damaged, of another network, or was trained on another plan.
         """
-        file = self.path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
+        file = self.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
         state = load_checkpoint(file)
         if changes := plan_changes(state, self.plan):
             raise EchoPlanError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from echoplan import layout
 from echoplan.cli import add_device, add_plans_name, command, folders, parser
 from echoplan.device import choose_device
 from echoplan.files import read_json
@@ -36,7 +37,7 @@ def compare_prompts(arguments: Sequence[str]) -> int:
     options = made.parse_args(arguments)
     find_trainer(options.trainer)
     where = folders()
-    count = len(read_json(where.find_preprocessed(options.dataset) / "splits_final.json"))
+    count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
     for fold in fold_numbers(options.fold, count):
         setup = FoldJob(options.dataset, fold, options.trainer, plans_name=options.plans_name).setup(where)
         model = ModelFolder.read(setup.model_folder)

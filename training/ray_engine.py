@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.paths import Folders
 from echoplan.ray_cluster import Cluster, connected, in_words
@@ -71,7 +72,7 @@ class FoldTask:
                 self.job, self.where, processes=self.processes, device=self.device, threads=self.threads,
                 validate=self.validate,
             )  # fmt: skip
-            summary = setup.folder / "validation" / "summary.json"
+            summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
         else:
             trainer = self.job.make_trainer(setup, device=torch.device(self.device))
             summary = train_fold(trainer, resume=True, validate=self.validate)
@@ -139,7 +140,9 @@ class FoldRun:
 
     def _checkpoint(self) -> int:
         try:
-            return 0 if self.setup is None else (self.setup.folder / "checkpoint_latest.pth").stat().st_mtime_ns
+            return (
+                0 if self.setup is None else (self.setup.folder / layout.checkpoint_file("latest")).stat().st_mtime_ns
+            )
         except FileNotFoundError:
             return -1
 
@@ -266,7 +269,7 @@ def _looked_at(job: FoldJob, where: Folders, *, resume: bool, validate: bool, ov
         check_progress(setup, finished, started, resume=resume, validate=validate)
     except EchoPlanError as error:
         return FoldRun(job, failure=str(error))
-    summary = setup.folder / "validation" / "summary.json"
+    summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
     if finished and not validate and summary.exists():
         return FoldRun(job, setup, dice=validation_dice(summary, setup.description.target), before=True)
     return FoldRun(job, setup)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from echoplan.dataset import DatasetDescription
-from echoplan.networks.layout import channels_last
+from echoplan.device import channels_last
 from echoplan.plans import Decision, ResolvedPlan
 
 from ..preprocessing.store import ClipStore

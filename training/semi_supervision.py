@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 
 from .losses import soft_dice_loss
 

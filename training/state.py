@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, write_json
 
@@ -112,12 +112,12 @@ def write_model_files(trainer: EchoTrainer) -> None:
     setup = trainer.setup
     folder, source = setup.model_folder, setup.preprocessed
     folder.mkdir(parents=True, exist_ok=True)
-    names = {f"{setup.plan.plans_name}.json": "plans.json", "dataset.json": "dataset.json"}
-    for name, copy in (names | {"dataset_fingerprint.json": "dataset_fingerprint.json"}).items():
+    names = {layout.plan_file(setup.plan.plans_name): layout.MODEL_PLAN_FILE, layout.DATASET_FILE: layout.DATASET_FILE}
+    for name, copy in (names | {layout.FINGERPRINT_FILE: layout.FINGERPRINT_FILE}).items():
         if (source / name).exists():
             _keep_copy(source / name, folder / copy)
     write_json(
-        setup.folder / "debug.json",
+        setup.folder / layout.DEBUG_FILE,
         {
             "echoplan": __version__,
             "torch": torch.__version__,

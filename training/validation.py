@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from echoplan import layout
 from echoplan.files import write_csv, write_json
 from echoplan.imageio import Clip, write_mask
-from echoplan.networks.apply import segment_clip
-from echoplan.work import progress
+from echoplan.networks.sliding_window import segment_clip
+from echoplan.parallel_map import progress
 
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ..evaluation.folder import summarise
@@ -48,7 +49,7 @@ def validate_fold(
         the network's grid), summary.json and ef.csv. In a joint, "datasets" in the summary has each dataset's `cases`,
         `frames` and `mean`.
     """
-    folder = folder or setup.folder / "validation"
+    folder = folder or setup.folder / layout.VALIDATION
     measured = []
     for case in progress(setup.val, description="validation"):
         told = None if prompt is None else prompt(case)
@@ -67,14 +68,14 @@ def validate_fold(
                 reference_ef_percent=about["ef_percent"],
             )
         )
-    write_csv(folder / "ef.csv", measure_patients(measured), COLUMNS)
+    write_csv(folder / layout.EF_FILE, measure_patients(measured), COLUMNS)
     phases = {item.case: (item.ed_frame, item.es_frame) for item in measured}
     summary = evaluate_folder(
         folder, setup.references, labels=setup.description.structures, cases=setup.val, phases=phases
     )
     if setup.plan.datasets:
         summary["datasets"] = summarise_datasets(summary, setup)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / layout.SUMMARY_FILE, summary)
     return summary
 
 
@@ -114,8 +115,8 @@ def predict_stored_case(
         prompts=prompts,
     )
     predicted = ClipProbabilities(probabilities, geometry)
-    save_probabilities(save_to / f"{case}.npz", predicted)
+    save_probabilities(save_to / layout.probabilities_file(case), predicted)
     mask = predicted.labels()
     spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
-    write_mask(save_to / f"{case}.nii.gz", mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
+    write_mask(save_to / layout.mask_file(case), mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
     return mask, about

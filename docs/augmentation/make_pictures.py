@@ -16,7 +16,7 @@ from skimage.segmentation import find_boundaries
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from echoplan.conversion.phantom import PhantomClip, PhantomSettings, make_patient
+from echoplan.datasets.phantom import PhantomClip, PhantomSettings, make_patient
 from echoplan.training.data.augmentation import ULTRASOUND
 from echoplan.training.data.ultrasound import (
     AttenuationDraw,

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import naming_full_disk
-from echoplan.work import progress
+from echoplan.parallel_map import progress
 
-from .manifest import ASK_AGAIN, MANIFEST, Manifest, printable
+from .manifest import ASK_AGAIN, Manifest, printable
 
 _LARGEST_MANIFEST = 2**20  # bytes; one of a hundred checkpoints has 20 kB
 _LARGEST_RATIO = 100  # of a file to its packed size: weights hardly shrink, and plans not so much
@@ -83,7 +84,7 @@ def is_model_archive(file: Path) -> bool:
     """Whether a file looks like an archive of a model."""
     try:
         with zipfile.ZipFile(file) as content:
-            return MANIFEST in content.namelist()
+            return layout.MANIFEST_FILE in content.namelist()
     except (OSError, *_BROKEN):
         return False
 
@@ -127,26 +128,26 @@ def _checked(content: zipfile.ZipFile, file: Path) -> Manifest:
 
 
 def _read_manifest(content: zipfile.ZipFile, file: Path) -> Manifest:
-    if MANIFEST not in content.namelist():
+    if layout.MANIFEST_FILE not in content.namelist():
         raise EchoPlanError(
-            f"this zip file is no archive of a model: it has no {MANIFEST}",
+            f"this zip file is no archive of a model: it has no {layout.MANIFEST_FILE}",
             file=file,
             remedy="give an archive that echoplan_export_model wrote",
         )
-    with content.open(MANIFEST) as stream:
+    with content.open(layout.MANIFEST_FILE) as stream:
         text = stream.read(_LARGEST_MANIFEST + 1)
     if len(text) > _LARGEST_MANIFEST:
-        raise _refused(file, f"{MANIFEST} is larger than any manifest")
+        raise _refused(file, f"{layout.MANIFEST_FILE} is larger than any manifest")
     try:
         parsed = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise _refused(file, f"{MANIFEST} is not valid JSON") from error
+        raise _refused(file, f"{layout.MANIFEST_FILE} is not valid JSON") from error
     return Manifest.from_dict(parsed, source=file)
 
 
 def _check_complete(content: zipfile.ZipFile, manifest: Manifest, file: Path) -> None:
     """Each file of the manifest is there with its size, and nothing else is."""
-    sizes = {entry.filename: entry.file_size for entry in content.infolist() if entry.filename != MANIFEST}
+    sizes = {entry.filename: entry.file_size for entry in content.infolist() if entry.filename != layout.MANIFEST_FILE}
     for name in sorted(sizes.keys() - manifest.files.keys()):
         raise _refused(file, f"{name!r} is in the archive, but not in its manifest")
     for name in sorted(manifest.files.keys() - sizes.keys()):

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 
 from ...training.checkpoint import load_checkpoint
 from ...training.model_folder import ModelFolder
 from ..calibration import Calibration
-from ..choice import BEST_CONFIGURATION_FILE
 from ..postprocessing import check_steps, read_postprocessing
-from ..predictor import POSTPROCESSING_FILE
-from .manifest import ASK_AGAIN, CALIBRATION, DESCRIPTION, FINGERPRINT, PLAN, ArchivedModel, Manifest, printable
+from .manifest import ASK_AGAIN, CALIBRATION, ArchivedModel, Manifest, printable
 
 _KINDS = {"trainer_source": str, "settings": dict, "size": list, "classes": int, "network": dict}
 
@@ -39,16 +38,16 @@ def check_unpacked(folder: Path, manifest: Manifest, archive: Path) -> None:
         with _blaming(name, archive):
             if name.endswith(CALIBRATION):
                 Calibration.read(folder / name)
-            elif name.endswith(f"/{POSTPROCESSING_FILE}"):
+            elif name.endswith(f"/{layout.POSTPROCESSING_FILE}"):
                 read_postprocessing(folder / name)
-            elif name.endswith(f"/{FINGERPRINT}"):
+            elif name.endswith(f"/{layout.FINGERPRINT_FILE}"):
                 read_json(folder / name)
-            elif name == BEST_CONFIGURATION_FILE:
+            elif name == layout.BEST_CONFIGURATION_FILE:
                 _check_best(read_json(folder / name), manifest)
 
 
 def _check_model(path: Path, model: ArchivedModel, archive: Path) -> None:
-    with _blaming(f"{model.folder}/{PLAN} or {DESCRIPTION}", archive):
+    with _blaming(f"{model.folder}/{layout.MODEL_PLAN_FILE} or {layout.DATASET_FILE}", archive):
         read = ModelFolder.read(path)
         for plan in read.plan.each().values():  # what prediction asks of a plan; in a joint, of each dataset's
             _ = plan.size, plan.frames, plan.window_stride, plan.crop, plan.protocol, plan.normalisation
@@ -56,7 +55,7 @@ def _check_model(path: Path, model: ArchivedModel, archive: Path) -> None:
     for fold in model.folds:
         name = model.checkpoint(fold)
         with _blaming(name, archive):
-            _check_checkpoint(path / f"fold_{fold}" / Path(name).name, model)
+            _check_checkpoint(path / layout.fold_folder(fold) / Path(name).name, model)
 
 
 def _check_checkpoint(file: Path, model: ArchivedModel) -> None:

@@ -11,28 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain, read_json
+from echoplan.parallel_map import progress
 from echoplan.plans import Plan
-from echoplan.work import progress
 
 from ...training.checkpoint import load_checkpoint, pack_checkpoint
 from ...training.model_folder import ModelFolder
 from ..calibration import Calibration
-from ..choice import BEST_CONFIGURATION_FILE, BY_EXPORT, ModelChoice
+from ..choice import BY_EXPORT, ModelChoice
 from ..postprocessing import read_postprocessing
-from ..predictor import POSTPROCESSING_FILE, EchoPredictor
+from ..predictor import EchoPredictor
 from .archive import is_model_archive
-from .manifest import (
-    CALIBRATION,
-    DESCRIPTION,
-    FINGERPRINT,
-    MANIFEST,
-    PLAN,
-    ArchivedFile,
-    ArchivedModel,
-    Manifest,
-)
+from .manifest import CALIBRATION, ArchivedFile, ArchivedModel, Manifest
 from .names import find_names, find_paths, names_of_cases
 from .trainer_code import TrainerOrigin, files_beside
 
@@ -147,17 +139,19 @@ def _add_model(parts: _Parts, model: ModelFolder, folds: tuple[int, ...], checkp
     parts.names |= names_of_cases(model.path)
     origins = [_add_checkpoint(parts, model, folder, fold, checkpoint) for fold in folds]
     code = _add_code(parts, folder, {origin.file for origin in origins if origin.file is not None})
-    plan = Plan.read(model.path / PLAN)
+    plan = Plan.read(model.path / layout.MODEL_PLAN_FILE)
     own = {name: trainer for name, trainer in plan.trainers.items() if name == model.trainer}
-    parts.add_json(f"{folder}/{PLAN}", replace(plan, trainers=own, hardware={}).to_dict())
-    parts.add_json(f"{folder}/{DESCRIPTION}", model.description.to_dict())
-    fingerprint = read_json(model.path / FINGERPRINT) if (model.path / FINGERPRINT).is_file() else {}
+    parts.add_json(f"{folder}/{layout.MODEL_PLAN_FILE}", replace(plan, trainers=own, hardware={}).to_dict())
+    parts.add_json(f"{folder}/{layout.DATASET_FILE}", model.description.to_dict())
+    fingerprint = (
+        read_json(model.path / layout.FINGERPRINT_FILE) if (model.path / layout.FINGERPRINT_FILE).is_file() else {}
+    )
     if "summary" in fingerprint:
         told = {"dataset": plan.dataset, "cases": {}, "summary": fingerprint["summary"], "failed_cases": {}}
-        parts.add_json(f"{folder}/{FINGERPRINT}", told)
-    if (model.path / POSTPROCESSING_FILE).is_file():
-        steps = read_postprocessing(model.path / POSTPROCESSING_FILE)
-        parts.add_json(f"{folder}/{POSTPROCESSING_FILE}", {"steps": list(steps)})
+        parts.add_json(f"{folder}/{layout.FINGERPRINT_FILE}", told)
+    if (model.path / layout.POSTPROCESSING_FILE).is_file():
+        steps = read_postprocessing(model.path / layout.POSTPROCESSING_FILE)
+        parts.add_json(f"{folder}/{layout.POSTPROCESSING_FILE}", {"steps": list(steps)})
     if checkpoint == "final" and (model.path / CALIBRATION).is_file():
         parts.add_json(f"{folder}/{CALIBRATION}", Calibration.read(model.path / CALIBRATION).to_dict())
     packages = sorted({origin.package for origin in origins if origin.package is not None})
@@ -171,7 +165,7 @@ def _add_model(parts: _Parts, model: ModelFolder, folds: tuple[int, ...], checkp
 
 
 def _add_checkpoint(parts: _Parts, model: ModelFolder, folder: str, fold: int, checkpoint: str) -> TrainerOrigin:
-    file = model.path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
+    file = model.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
     state = load_checkpoint(file, mapped=True)
     origin = TrainerOrigin.of(model.trainer_source(state))
     left = sorted(set(state) - {*_KEPT, "format", "trainer_source", "started_from"})
@@ -245,7 +239,7 @@ def _add_whole(
         **{key: found[key] for key in ("score", "chosen_by") if key in found},
         **({"scores": scores} if scores else {}),
     }
-    parts.add_json(BEST_CONFIGURATION_FILE, content)
+    parts.add_json(layout.BEST_CONFIGURATION_FILE, content)
 
 
 def _write(out: Path, parts: _Parts, dataset: str, licence: str, reference: str, checkpoint: str) -> Manifest:
@@ -260,7 +254,7 @@ def _write(out: Path, parts: _Parts, dataset: str, licence: str, reference: str,
             manifest = Manifest(dataset, licence, reference, checkpoint, tuple(parts.models), files)
         except ValueError as error:
             raise EchoPlanError(f"this cannot be installed elsewhere: {error}", remedy="rename it") from error
-        _add_entry(archive, MANIFEST, _json(manifest.to_dict()))
+        _add_entry(archive, layout.MANIFEST_FILE, _json(manifest.to_dict()))
     return manifest
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import naming_full_disk
 from echoplan.paths import Folders, dataset_folders, dataset_name
 
 from ...training.trainers.registry import offering_package
-from ..choice import BEST_CONFIGURATION_FILE, choose_models, command_for
+from ..choice import choose_models, command_for
 from .archive import ModelArchive
 from .check import check_unpacked
 from .manifest import Manifest
@@ -150,8 +150,8 @@ def _offers(package: str | None, trainer: str) -> bool:
 
 def _stale_choice(home: Path, manifest: Manifest, there: Sequence[str]) -> list[str]:
     """A note where an earlier choice of this dataset names a model that is another one now."""
-    file = home / BEST_CONFIGURATION_FILE
-    if BEST_CONFIGURATION_FILE in manifest.files or not file.is_file():
+    file = home / layout.BEST_CONFIGURATION_FILE
+    if layout.BEST_CONFIGURATION_FILE in manifest.files or not file.is_file():
         return []
     named = {piece for piece in there if piece in file.read_text(encoding="utf-8")}
     if not named:

@@ -8,18 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name, is_joint
 
-from ..calibration import CALIBRATION_FILE
-from ..choice import BEST_CONFIGURATION_FILE
-from ..predictor import POSTPROCESSING_FILE
-
 FORMAT = 1
-MANIFEST = "manifest.json"
-CALIBRATION = f"crossval_results/{CALIBRATION_FILE}"
-PLAN, DESCRIPTION, FINGERPRINT = "plans.json", "dataset.json", "dataset_fingerprint.json"
+CALIBRATION = f"crossval_results/{layout.CALIBRATION_FILE}"
 ASK_AGAIN = "ask whoever made the archive to export the model again, or copy it again if it was damaged on its way"
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
@@ -77,12 +71,12 @@ class ArchivedModel:
 
     def needed_files(self) -> set[str]:
         """What must be in the archive."""
-        needed = {f"{self.folder}/{PLAN}", f"{self.folder}/{DESCRIPTION}", *self.code_files}
+        needed = {f"{self.folder}/{layout.MODEL_PLAN_FILE}", f"{self.folder}/{layout.DATASET_FILE}", *self.code_files}
         return needed | {self.checkpoint(fold) for fold in self.folds}
 
     def further_files(self) -> set[str]:
         """What may be in the archive besides."""
-        return {f"{self.folder}/{name}" for name in (FINGERPRINT, POSTPROCESSING_FILE, CALIBRATION)}
+        return {f"{self.folder}/{name}" for name in (layout.FINGERPRINT_FILE, layout.POSTPROCESSING_FILE, CALIBRATION)}
 
 
 @dataclass(frozen=True)
@@ -119,9 +113,9 @@ class Manifest:
             raise ValueError("it names no model, or a model twice")
         needed = set.union(*(model.needed_files() for model in self.models))
         further = set.union(*(model.further_files() for model in self.models))
-        further.add(BEST_CONFIGURATION_FILE)
+        further.add(layout.BEST_CONFIGURATION_FILE)
         if len(self.models) > 1:
-            needed.add(BEST_CONFIGURATION_FILE)
+            needed.add(layout.BEST_CONFIGURATION_FILE)
             further.add(self.ensemble_calibration)
         for name in sorted(needed - set(self.files)):
             raise ValueError(f"{name} is missing")
@@ -153,8 +147,8 @@ class Manifest:
         yield from (model.folder for model in self.models)
         if self.ensemble_calibration in self.files:
             yield f"ensembles/{self.name}"
-        if BEST_CONFIGURATION_FILE in self.files:
-            yield BEST_CONFIGURATION_FILE
+        if layout.BEST_CONFIGURATION_FILE in self.files:
+            yield layout.BEST_CONFIGURATION_FILE
 
     def to_dict(self) -> dict[str, Any]:
         """As manifest.json holds it."""

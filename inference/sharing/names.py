@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.files import read_json
-
-from .manifest import FINGERPRINT
 
 _FEWEST_LETTERS = 4  # shorter names are words of every text
 
@@ -17,8 +16,8 @@ _FEWEST_LETTERS = 4  # shorter names are words of every text
 def names_of_cases(model: Path) -> set[str]:
     """The cases and patients that a model folder knows: those of its fingerprint, and of its folds."""
     names: set[str] = set()
-    if (model / FINGERPRINT).is_file():
-        content = read_json(model / FINGERPRINT)
+    if (model / layout.FINGERPRINT_FILE).is_file():
+        content = read_json(model / layout.FINGERPRINT_FILE)
         cases = content.get("cases", {})
         names |= {*cases, *content.get("failed_cases", {})}
         names |= {str(about.get("patient", "")) for about in cases.values()}

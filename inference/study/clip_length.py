@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from echoplan import layout
 from echoplan.files import atomic_path
 from echoplan.plans import Configuration, Decision, Plan, ResolvedPlan
 
 from ...training.fold import FoldSetup
 
-_BESIDE_THE_PLAN = ("dataset.json", "dataset_fingerprint.json")
+_BESIDE_THE_PLAN = (layout.DATASET_FILE, layout.FINGERPRINT_FILE)
 
 
 def with_clip_length(plan: ResolvedPlan, frames: int) -> ResolvedPlan:
@@ -48,7 +49,7 @@ def write_plan_folder(folder: Path, trainers: Mapping[str, FoldSetup], frames: i
         EchoPlanError: the dataset's plan cannot be read.
     """
     first = next(iter(trainers.values()))
-    file = f"{first.plan.plans_name}.json"
+    file = layout.plan_file(first.plan.plans_name)
     plan = Plan.read(first.preprocessed / file)
     changed = {}
     for name, setup in trainers.items():

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.dataset import EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import read_mask, write_mask
+from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
-from echoplan.work import run_cases
 
 from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ...evaluation.cross_dataset import JudgedNetwork
-from ...evaluation.method_results import SUMMARY_FILE, read_ef_rows, read_summary
+from ...evaluation.method_results import read_ef_rows, read_summary
 from ...preprocessing.labels import find_phases, load_labels
 from ..predictor import EchoPredictor
 from .grid import Cell
@@ -113,10 +114,10 @@ def read_tested(study: Study, others: tuple[OtherDataset, ...]) -> list[JudgedNe
     found = []
     for cell, model in trainings_of(study, cells_of(study.folder)):
         for fold in finished_folds(model):
-            tested = [other for other in others if (_folder(model, fold, other) / SUMMARY_FILE).is_file()]
+            tested = [other for other in others if (_folder(model, fold, other) / layout.SUMMARY_FILE).is_file()]
             if not tested:
                 continue
-            validation = model / f"fold_{fold}" / "validation"
+            validation = model / layout.fold_folder(fold) / layout.VALIDATION
             found.append(_judged(cell, own, own, validation, study.patients, study.description.target, True))
             for other in tested:
                 patients = {case: row["patient"] for case, row in other.about().items()}
@@ -140,7 +141,7 @@ def _judged(
         trained_on=trained_on,
         tested_on=tested_on,
         within=within,
-        per_case=read_summary(folder / SUMMARY_FILE)["per_case"],
+        per_case=read_summary(folder / layout.SUMMARY_FILE)["per_case"],
         patient_of=dict(patients),
         structure=target,
         ef_rows=read_ef_rows(folder),
@@ -148,7 +149,7 @@ def _judged(
 
 
 def _folder(model: Path, fold: int, other: OtherDataset) -> Path:
-    return model / f"fold_{fold}" / "tested" / other.dataset.folder.name
+    return model / layout.fold_folder(fold) / "tested" / other.dataset.folder.name
 
 
 def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
     mask = load_labels(other.dataset, case, clip)
     (value,) = other.labels.values()
     end_diastole, end_systole = find_phases(case, mask, value)
-    write_mask(other.references / f"{case.case}.nii.gz", mask, like=clip)
+    write_mask(other.references / layout.mask_file(case.case), mask, like=clip)
     return {
         "patient": case.patient, "view": case.view, "ed_frame": end_diastole, "es_frame": end_systole,
         "ef_percent": case.ef_percent, "edv_ml": case.edv_ml, "esv_ml": case.esv_ml,
@@ -168,24 +169,24 @@ def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
 def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, processes: int) -> dict[str, str]:
     """One network on all labelled cases of a dataset; why cases are left out."""
     folder, about = _folder(model, fold, other), other.about()
-    if (folder / SUMMARY_FILE).is_file():
-        summary = read_summary(folder / SUMMARY_FILE)
+    if (folder / layout.SUMMARY_FILE).is_file():
+        summary = read_summary(folder / layout.SUMMARY_FILE)
         if {*summary["per_case"], *summary["missing"], *summary["failures"]} == set(about):
             return summary["failures"] | dict.fromkeys(summary["missing"], "it could not be predicted")
     predictor = EchoPredictor.from_model_folder(model, folds=[fold], device=device, postprocessing=())
-    todo = {case: (predictor, other, case, folder) for case in about if not (folder / f"{case}.nii.gz").is_file()}
+    todo = {case: (predictor, other, case, folder) for case in about if not (folder / layout.mask_file(case)).is_file()}
     predicted = run_cases(_predict_case, todo, description=f"{model.parent.name} fold {fold}")
     (value,) = other.labels.values()
     measured = [
-        _measured(folder / f"{case}.nii.gz", case, value, row)
+        _measured(folder / layout.mask_file(case), case, value, row)
         for case, row in about.items()
         if case not in predicted.failures
     ]
-    write_csv(folder / "ef.csv", measure_patients(measured), COLUMNS)
+    write_csv(folder / layout.EF_FILE, measure_patients(measured), COLUMNS)
     phases = {case: (row["ed_frame"], row["es_frame"]) for case, row in about.items()}
     summary = evaluate_folder(folder, other.references, labels=other.labels, cases=about, phases=phases,
                               processes=processes)  # fmt: skip
-    write_json(folder / SUMMARY_FILE, summary)  # last: with it the network is tested
+    write_json(folder / layout.SUMMARY_FILE, summary)  # last: with it the network is tested
     return predicted.failures | summary["failures"]
 
 
@@ -194,7 +195,7 @@ def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, fold
     clip = other.dataset.load_clip(other.dataset.case(name))
     found = predictor.segment(predictor.prepare(clip)).mask == predictor.target
     (value,) = other.labels.values()
-    write_mask(folder / f"{name}.nii.gz", found.astype(np.uint8) * np.uint8(value), like=clip)
+    write_mask(folder / layout.mask_file(name), found.astype(np.uint8) * np.uint8(value), like=clip)
 
 
 def _measured(file: Path, case: str, value: int, row: Mapping[str, Any]) -> CaseMask:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.files import atomic_path, read_json, write_csv, write_text
 from echoplan.paths import dataset_name
 
@@ -15,7 +16,7 @@ from ...evaluation.learning_curves import CellResult, LearningCurves, learning_c
 from ...evaluation.study_report import write_study_report
 from ...evaluation.study_tables import CROSS_NOTES, CURVE_NOTES, cross_tables, curve_tables
 from ...evaluation.tables import latex_tables, markdown_page
-from .study import STUDY_FILE, Study
+from .study import Study
 
 CURVES, CROSS = "learning_curves", "cross_dataset"
 
@@ -54,7 +55,7 @@ def write_outputs(
         write_text(folder / f"{CROSS}.tex", latex_tables(across, CROSS_NOTES))
         sections.append(("On other datasets", across, CROSS_NOTES))
     write_study_report(
-        folder / "report.html",
+        folder / layout.REPORT_PAGE,
         title=title,
         curves=curves,
         figure_svg=svg,
@@ -88,7 +89,7 @@ def _bounds_apart(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _details(study: Study, results: Sequence[CellResult]) -> dict[str, Any]:
-    content = read_json(study.folder / STUDY_FILE)
+    content = read_json(study.folder / layout.STUDY_FILE)
     settings = {**content["settings"]}
     for trainer, own in content["trainer_settings"].items():
         settings |= {f"{trainer}:{name}": value for name, value in own.items()}

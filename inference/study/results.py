@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from echoplan import layout
 from echoplan.files import read_json
 
 from ...evaluation.learning_curves import CellResult, Line
-from ...evaluation.method_results import SUMMARY_FILE, read_ef_rows, read_summary
+from ...evaluation.method_results import read_ef_rows, read_summary
 from .grid import Cell
 from .study import Study, cells_of, trainings_of
 
@@ -26,7 +27,7 @@ def finished_folds(model: Path) -> list[int]:
     return sorted(
         int(file.parent.name.removeprefix("fold_"))
         for file in model.glob("fold_*/checkpoint_final.pth")
-        if (file.parent / "validation" / SUMMARY_FILE).is_file()
+        if (file.parent / layout.VALIDATION / layout.SUMMARY_FILE).is_file()
     )
 
 
@@ -36,8 +37,8 @@ def line_of(cell: Cell) -> Line:
 
 
 def _read(study: Study, cell: Cell, model: Path, fold: int) -> CellResult:
-    folder = model / f"fold_{fold}"
-    train = read_json(folder / "debug.json")["train"]
+    folder = model / layout.fold_folder(fold)
+    train = read_json(folder / layout.DEBUG_FILE)["train"]
     return CellResult(
         line=line_of(cell),
         size=cell.size,
@@ -45,7 +46,7 @@ def _read(study: Study, cell: Cell, model: Path, fold: int) -> CellResult:
         clips=len(train),
         seed=cell.seed,
         fold=fold,
-        per_case=read_summary(folder / "validation" / SUMMARY_FILE)["per_case"],
+        per_case=read_summary(folder / layout.VALIDATION / layout.SUMMARY_FILE)["per_case"],
         patient_of=study.patients,
-        ef_rows=read_ef_rows(folder / "validation"),
+        ef_rows=read_ef_rows(folder / layout.VALIDATION),
     )

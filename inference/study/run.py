@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from echoplan.errors import EchoPlanError
+from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
-from echoplan.work import run_cases
 
 from ...evaluation.cross_dataset import CrossDataset
 from ...evaluation.learning_curves import LearningCurves

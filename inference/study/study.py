@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, write_json
 from echoplan.networks.complexity import count_parameters
@@ -27,7 +27,6 @@ from .clip_length import with_clip_length, write_plan_folder
 from .grid import OWN_AUGMENTATION, Cell, StudyRequest, class_name, drawn_patients, make_cells, patients_asked
 
 STUDIES = "studies"
-STUDY_FILE = "study.json"
 _FIXED = ("dataset", "plans_name", "settings", "trainer_settings")
 _BYTES = 4  # a float32 weight
 
@@ -49,17 +48,17 @@ class Training:
     @property
     def finished(self) -> bool:
         """Trained to its end and validated."""
-        return (self.setup.folder / "checkpoint_final.pth").is_file() and self.summary.is_file()
+        return (self.setup.folder / layout.checkpoint_file("final")).is_file() and self.summary.is_file()
 
     @property
     def started(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return (self.setup.folder / "checkpoint_latest.pth").is_file()
+        return (self.setup.folder / layout.checkpoint_file("latest")).is_file()
 
     @property
     def summary(self) -> Path:
         """The validation's figures."""
-        return self.setup.folder / "validation" / "summary.json"
+        return self.setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Study:
         Raises:
             EchoPlanError: a study of this name was begun with other settings or another plan.
         """
-        file = self.folder / STUDY_FILE
+        file = self.folder / layout.STUDY_FILE
         before = read_json(file) if file.is_file() else {}
         request = plain(asdict(self.request))
         plans = {setup_trainer: _digest(setup.plan) for (setup_trainer, _), setup in self.setups.items()}
@@ -175,9 +174,9 @@ def cells_of(folder: Path) -> list[Cell]:
         EchoPlanError: there is no study.json, or it is something else.
     """
     try:
-        return [Cell(**content) for content in read_json(folder / STUDY_FILE)["cells"].values()]
+        return [Cell(**content) for content in read_json(folder / layout.STUDY_FILE)["cells"].values()]
     except (KeyError, TypeError, AttributeError) as error:
-        raise EchoPlanError(f"this is no study: {error!r}", file=folder / STUDY_FILE) from error
+        raise EchoPlanError(f"this is no study: {error!r}", file=folder / layout.STUDY_FILE) from error
 
 
 def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> Study:

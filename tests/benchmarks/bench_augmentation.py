@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from echoplan.conversion.phantom import PhantomSettings, make_patient
+from echoplan.datasets.phantom import PhantomSettings, make_patient
 from echoplan.training.data.augmentation import THE_SIX, ULTRASOUND, Augmentation, build_augmentation
 from echoplan.training.data.ultrasound import TimingTransform
 

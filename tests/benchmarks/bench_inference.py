@@ -28,7 +28,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.networks import build_network
-from echoplan.networks.apply import segment_clip
+from echoplan.networks.sliding_window import segment_clip
 from echoplan.networks.unet import pooling_steps
 
 TARGET = 1.3  # the memory of a clip ten times as long, its output apart

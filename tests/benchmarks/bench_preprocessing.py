@@ -25,10 +25,10 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFram
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from echoplan import work
-from echoplan.conversion.phantom import PhantomClip, PhantomSettings, make_patient
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan.dataset import Case, DatasetDescription, EchoDataset
+from echoplan.datasets.phantom import PhantomClip, PhantomSettings, make_patient
 from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask
+from echoplan.labels import IGNORE
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.dataset import preprocess_dataset
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    work._STARTING_SECONDS = 0.0  # workers, however short the work
+    parallel_map._STARTING_SECONDS = 0.0  # workers, however short the work
     print(f"{options.clips} clips a format to {options.size} x {options.size}; clips a second, and their ratio to bare "
           f"reading (target with 2 workers: {TARGET})")  # fmt: skip
     print(f"{'format':<9}{'frames':<17}{'reading':>9}{'1 process':>10}{'ratio':>7}{'2 workers':>11}{'ratio':>7}"

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from echoplan.conversion.phantom import PhantomSettings, make_patient
-from echoplan.dataset import IGNORE, DatasetDescription
+from echoplan.dataset import DatasetDescription
+from echoplan.datasets.phantom import PhantomSettings, make_patient
+from echoplan.labels import IGNORE
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.clip import sector_statistics
 from echoplan.preprocessing.geometry import plan_geometry

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
 from half_ellipsoids import Ventricle, phantom_beat
 
-from echoplan.conversion.camus import convert_camus
+from echoplan.datasets.camus import convert_camus
 from echoplan.evaluation import (
     VOLUME_RULES,
     CaseMask,

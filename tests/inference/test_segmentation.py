@@ -13,7 +13,7 @@ from torch import nn
 from echoplan.inference import EchoPredictor
 from echoplan.inference.member import PredictorMember
 from echoplan.inference.segmentation import PackedLabels, find_in_parts
-from echoplan.networks.apply import segment_clip
+from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import normalise
 from echoplan.preprocessing.probabilities import ClipProbabilities, average
 

@@ -8,13 +8,13 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
-from echoplan.networks.apply import segment_clip
 from echoplan.networks.complexity import count_gmac, count_parameters
 from echoplan.networks.echoforge.anchors import AnchorMaps, Recalibration, nearest_pixels, pool_anchors, recalibrate
 from echoplan.networks.echoforge.attention import Attention, image_position
 from echoplan.networks.echoforge.fusion import Memory, own_region, semantic_tokens
 from echoplan.networks.echoforge.labelled import LabelledEnds
 from echoplan.networks.echoforge.reforging import Reforging
+from echoplan.networks.sliding_window import segment_clip
 from echoplan.networks.streaming import StreamingNetwork
 
 TINY = {

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 from echoplan.training.data import Sample
 from echoplan.training.data.augmentation import (
     THE_SIX,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from echoplan.dataset import IGNORE
 from echoplan.files import write_json
+from echoplan.labels import IGNORE
 from echoplan.plans import Configuration, Plan
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train

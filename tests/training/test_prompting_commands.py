@@ -11,7 +11,7 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import read_mask
-from echoplan.networks.apply import segment_clip
+from echoplan.networks.sliding_window import segment_clip
 from echoplan.plans import Configuration, Plan
 from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 from echoplan.training.data.augmentation import ULTRASOUND
 from echoplan.training.data.ultrasound import (
     AttenuationDraw,

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 
 from .masking import class_probabilities, mask_logits, mean_where
 

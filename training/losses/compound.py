@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 from .cross_entropy import cross_entropy_loss
 from .dice import soft_dice_loss

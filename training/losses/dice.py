@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 
 from .masking import class_masks, class_probabilities, mask_logits, mean_where
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 from echoplan.networks.e3sam2.edges import sobel
 
 from .cross_entropy import cross_entropy_loss

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 from .masking import mean_where
 

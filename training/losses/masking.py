@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 
 def mask_logits(logits: Tensor, target: Tensor, *, ignore: int = IGNORE) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 from .deep_supervision import reduce_labels
 from .masking import mean_where

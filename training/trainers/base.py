@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echoplan import layout
+from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.networks import ClipOutput
-from echoplan.networks.layout import channels_last
 from echoplan.networks.learning import describe_learning
+from echoplan.parallel_map import progress
 from echoplan.plans import ResolvedPlan
-from echoplan.work import progress
 
 from ..basis import folds_of_other_plans
 from ..checkpoint import load_checkpoint, save_checkpoint
@@ -190,7 +191,9 @@ class EchoTrainer(ABC):
             device=self.device,
         )
         if resume:
-            restore_training(self, load_checkpoint(self.setup.folder / "checkpoint_latest.pth", device=self.device))
+            restore_training(
+                self, load_checkpoint(self.setup.folder / layout.checkpoint_file("latest"), device=self.device)
+            )
         self.log = TrainingLog(self.setup.folder, first_epoch=self.first_epoch, writes=self.world.leads)
         if recipe.compile:
             self.model = CompiledModel(self.parallel, self.log.say)
@@ -321,7 +324,7 @@ class EchoTrainer(ABC):
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.world.leads:
-            save_checkpoint(self.setup.folder / f"checkpoint_{name}.pth", state)
+            save_checkpoint(self.setup.folder / layout.checkpoint_file(name), state)
 
     # Parts a method may change --------------------------------------------------------------------------------------
 

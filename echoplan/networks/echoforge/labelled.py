@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from echoplan.dataset import IGNORE
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 from echoplan.networks.echoforge.anchors import AnchorMaps, FeatureFusion, Recalibration
 from echoplan.networks.echoforge.attention import Attention, FeedForward
 from echoplan.networks.echoforge.backbone import PixelDecoder, Pyramid, enlarge

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from echoplan.dataset import IGNORE
+from echoplan.labels import IGNORE
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from skimage.draw import polygon
 
-from echoplan.conversion.building import Converted, build_dataset, labels_of, places, spread_labels
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
+from echoplan.datasets.building import Converted, build_dataset, labels_of, places, spread_labels
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import read_clip, write_mask

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from echoplan import cli
-from echoplan.conversion.building import STRUCTURES
-from echoplan.conversion.camus import convert_camus
-from echoplan.conversion.echonet_dynamic import convert_echonet_dynamic
-from echoplan.conversion.folder import convert_folder
+from echoplan import cli, layout
+from echoplan.datasets.building import STRUCTURES
+from echoplan.datasets.camus import convert_camus
+from echoplan.datasets.echonet_dynamic import convert_echonet_dynamic
+from echoplan.datasets.folder import convert_folder
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files
 
@@ -22,7 +22,7 @@ def convert_dataset(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     settings = {"structures": options.structures, "processes": options.np, "overwrite": options.overwrite}
     if options.layout == "folder":
-        settings |= {"csv": options.csv or "cases.csv", "labels": options.labels}
+        settings |= {"csv": options.csv or layout.CASES_FILE, "labels": options.labels}
     elif options.csv or options.labels:
         raise EchoPlanError(f"--csv and --labels belong to the layout folder, not to {options.layout}")
     destination = cli.folders().new_dataset_folder(options.d, dataset_id=options.id)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from echoplan.conversion.camus import convert_camus
 from echoplan.dataset import EchoDataset
+from echoplan.datasets.camus import convert_camus
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_mask
 

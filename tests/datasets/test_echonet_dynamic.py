@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from echoplan.conversion.echonet_dynamic import convert_echonet_dynamic, tracing_mask
 from echoplan.dataset import EchoDataset
+from echoplan.datasets.echonet_dynamic import convert_echonet_dynamic, tracing_mask
 from echoplan.errors import EchoPlanError
 
 FRAMES, SIDE = 8, 112

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from echoplan.conversion.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan.dataset import Case, DatasetDescription, EchoDataset
+from echoplan.datasets.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask
+from echoplan.labels import IGNORE
 
 LICENCE = "CC BY-NC-SA 4.0"
 REFERENCE = "Leclerc et al., IEEE Transactions on Medical Imaging 38(9), 2019, doi:10.1109/TMI.2019.2900516"

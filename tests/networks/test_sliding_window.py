@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.apply import segment_clip, segment_parts, time_weights, time_windows
+from echoplan.networks.sliding_window import segment_clip, segment_parts, time_weights, time_windows
 
 
 class Threshold(nn.Module):

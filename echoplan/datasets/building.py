@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan import layout
+from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.work import run_cases
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import run_cases
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +142,13 @@ def _make_room(folder: Path, source: Path, *, overwrite: bool) -> None:
         raise EchoPlanError(
             "a dataset cannot be converted into itself", file=source, remedy="choose another name with -d"
         )
-    description = folder / "dataset.json"
+    description = folder / layout.DATASET_FILE
     if description.exists():  # without it, what lies here was left by a conversion that was stopped
         if not overwrite:
             raise EchoPlanError("this dataset exists already", file=folder, remedy="give --overwrite, or another name")
         description.unlink()
-        (folder / "cases.csv").unlink(missing_ok=True)
-        for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / layout.CASES_FILE).unlink(missing_ok=True)
+        for name in (layout.TRAINING_IMAGES, layout.TRAINING_LABELS, layout.TEST_IMAGES, layout.TEST_LABELS):
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echoplan.cli import add_processes, command, folders, parser, report_failures
-from echoplan.conversion.building import STRUCTURES
+from echoplan.datasets.building import STRUCTURES
 from echoplan.errors import EchoPlanError
 
 from .patient import PhantomSettings

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.work import run_cases
+from echoplan.parallel_map import run_cases
 
 # Worker processes import functions by name, and pytest's importlib mode gives test modules no name they could use.
 WORKERS = """
@@ -93,7 +93,7 @@ def test_it_goes_on_past_broken_cases(workers, processes):
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_traceback_of_a_broken_case_is_in_the_log(workers, processes, caplog):
-    with caplog.at_level("DEBUG", "echoplan.work"):
+    with caplog.at_level("DEBUG", "echoplan.parallel_map"):
         run_cases(workers.fail, {"a": ("bug",), "b": ("fine",)}, processes=processes, trial=False)
     assert "case a" in caplog.text and 'raise KeyError("frames")' in caplog.text
 
@@ -143,7 +143,7 @@ def test_no_cases_at_all(processes):
 
 
 def test_slow_cases_move_to_workers_after_the_first(workers, monkeypatch):
-    monkeypatch.setattr("echoplan.work._STARTING_SECONDS", 0.01)
+    monkeypatch.setattr("echoplan.parallel_map._STARTING_SECONDS", 0.01)
     arguments = {"a": (0.05,), "killed": (-1,), "b": (0.05,)}
     with pytest.raises(EchoPlanError, match=r"a worker process died while working on .*killed"):
         run_cases(workers.die_if, arguments, processes=2)
@@ -166,7 +166,7 @@ def test_ctrl_c_does_not_wait_for_the_workers(workers, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("echoplan.work.wait", interrupt)
+    monkeypatch.setattr("echoplan.parallel_map.wait", interrupt)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_cases(workers.die_if, {"a": (60,), "b": (60,)}, processes=2, trial=False)
@@ -177,10 +177,10 @@ def test_workers_start_only_where_they_pay(monkeypatch):
     """Short work stays in this process; long work, once the first case has shown how long it is, goes to workers."""
     handed_over = []
     monkeypatch.setattr(
-        "echoplan.work._run_in_pool", lambda function, waiting, *rest: handed_over.append(list(waiting))
+        "echoplan.parallel_map._run_in_pool", lambda function, waiting, *rest: handed_over.append(list(waiting))
     )
     arguments = {name: (0.05,) for name in "abcd"}
     assert len(run_cases(time.sleep, arguments, processes=2).done) == 4 and not handed_over
-    monkeypatch.setattr("echoplan.work._STARTING_SECONDS", 0.01)
+    monkeypatch.setattr("echoplan.parallel_map._STARTING_SECONDS", 0.01)
     assert list(run_cases(time.sleep, arguments, processes=2).done) == ["a"]
     assert handed_over == [["b", "c", "d"]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echoplan.conversion.folder import convert_folder
 from echoplan.dataset import EchoDataset
+from echoplan.datasets.folder import convert_folder
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, write_clip, write_mask
 

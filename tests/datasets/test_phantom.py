@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from echoplan.conversion.phantom import PhantomSettings, make_patient
-from echoplan.conversion.phantom.geometry import (
+from echoplan.datasets.phantom import PhantomSettings, make_patient
+from echoplan.datasets.phantom.geometry import (
     Cut,
     Pose,
     contraction_curve,
@@ -15,9 +15,9 @@ from echoplan.conversion.phantom.geometry import (
     truncated_ellipse_area_mm2,
     truncated_ellipsoid_volume_ml,
 )
-from echoplan.conversion.phantom.render import Renderer, Scanner
-from echoplan.conversion.phantom.scatter import complex_noise
-from echoplan.conversion.phantom.sector import Sector
+from echoplan.datasets.phantom.render import Renderer, Scanner
+from echoplan.datasets.phantom.scatter import complex_noise
+from echoplan.datasets.phantom.sector import Sector
 from echoplan.errors import EchoPlanError
 
 SMALL = PhantomSettings(size=(112, 128), frames=6)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from echoplan.conversion.building import STRUCTURES
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset
+from echoplan.dataset import Case, DatasetDescription, EchoDataset
+from echoplan.datasets.building import STRUCTURES
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_csv, write_text
 from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import CaseResults, run_cases
 from echoplan.paths import dataset_name
-from echoplan.work import CaseResults, run_cases
 
 from .geometry import CAVITY, Cut
 from .patient import PhantomClip, PhantomPatient, PhantomSettings, make_patient

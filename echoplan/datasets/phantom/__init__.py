@@ -1,12 +1,12 @@
 """Simulated echocardiograms whose volumes, ejection fractions and masks are known exactly."""
 
-from echoplan.conversion.phantom.patient import (
+from echoplan.datasets.phantom.patient import (
     PhantomClip,
     PhantomPatient,
     PhantomSettings,
     make_patient,
 )
-from echoplan.conversion.phantom.write import make_phantom_dataset, volume_tracing
+from echoplan.datasets.phantom.write import make_phantom_dataset, volume_tracing
 
 __all__ = [
     "PhantomClip",

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from echoplan.conversion.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
-from echoplan.dataset import IGNORE, Case, DatasetDescription, EchoDataset, read_cases
+from echoplan import layout
+from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
+from echoplan.datasets.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import Clip, ending, find_format, read_clip, read_mask, write_clip, write_mask
+from echoplan.labels import IGNORE
 
 _WRITTEN = ".nii.gz"
 
@@ -23,7 +25,7 @@ def convert_folder(
     destination: str | Path,
     *,
     name: str,
-    csv: str | Path = "cases.csv",
+    csv: str | Path = layout.CASES_FILE,
     structures: str = "lv",
     labels: Sequence[str] | None = None,
     licence: str = "",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echoplan.conversion.commands import convert_dataset
 from echoplan.dataset import EchoDataset
+from echoplan.datasets.commands import convert_dataset
 from echoplan.imageio import Clip, write_clip, write_mask
 
 

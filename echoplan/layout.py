@@ -1,0 +1,86 @@
+"""The name of every file and folder that EchoPlan reads or writes, each said once.
+
+docs/formats.md shows the tree. Folders of a user's own (`$echoplan_raw`, -o OUT) are in `echoplan.paths`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# A raw dataset
+DATASET_FILE = "dataset.json"
+CASES_FILE = "cases.csv"
+TRAINING_IMAGES, TRAINING_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
+
+# A preprocessed dataset
+FINGERPRINT_FILE = "dataset_fingerprint.json"
+SPLITS_FILE = "splits_final.json"
+GROUND_TRUTH = "gt_segmentations"
+STORE_FILE = "store.json"
+
+# A trained model, results/<Dataset>/<Trainer>__<Plans>__<configuration>
+MODEL_PLAN_FILE = "plans.json"
+POSTPROCESSING_FILE = "postprocessing.json"
+CALIBRATION_FILE = "calibration.json"
+CROSS_VALIDATION = "crossval_results"
+BEST_CONFIGURATION_FILE = "best_configuration.json"
+VALIDATION = "validation"
+METRICS_FILE = "metrics.jsonl"
+PROGRESS_FILE = "progress.png"
+DEBUG_FILE = "debug.json"
+
+# What predicting, validating and judging leave
+SUMMARY_FILE = "summary.json"
+EF_FILE = "ef.csv"
+EF_REPORT_CSV, EF_REPORT_JSON, REPORT_PAGE = "ef_report.csv", "ef_report.json", "report.html"
+ARGUMENTS_FILE = "prediction_args.json"
+EVIDENCE = "evidence"
+OVERLAYS = "overlays"
+DICOM = "dicom"
+FAILURES_FILE = "failures.json"
+ZERO_SHOT_FILE = "zero_shot.json"
+REFERENCES = "references"
+STUDY_FILE = "study.json"
+
+# An exported model
+MANIFEST_FILE = "manifest.json"
+
+_FOLD = re.compile(r"fold_(\d+)")
+
+
+def plan_file(plans_name: str) -> str:
+    """A plan in a preprocessed dataset's folder."""
+    return f"{plans_name}.json"
+
+
+def fold_folder(fold: int) -> str:
+    """A fold in a model's folder."""
+    return f"fold_{fold}"
+
+
+def checkpoint_file(kind: str) -> str:
+    """A checkpoint in a fold's folder: "latest", "best" or "final"."""
+    return f"checkpoint_{kind}.pth"
+
+
+def mask_file(case: str) -> str:
+    """A case's mask, wherever masks lie."""
+    return f"{case}.nii.gz"
+
+
+def probabilities_file(case: str) -> str:
+    """A case's probabilities, or its evidence."""
+    return f"{case}.npz"
+
+
+def part_arguments_file(number: int, count: int) -> str:
+    """The record that one share of a prediction leaves."""
+    return f"prediction_args.part_{number}_of_{count}.json"
+
+
+def folds_with(model: Path, name: str) -> Iterator[tuple[int, Path]]:
+    """(fold, file) of a model's folds that have a file or folder of that name, by number."""
+    found = ((_FOLD.fullmatch(path.name), path / name) for path in model.glob("fold_*"))
+    yield from sorted((int(match[1]), file) for match, file in found if match and file.exists())
