@@ -4,9 +4,11 @@ Knows no trainer: it takes arrays and files.
 """
 
 from .agreement import agreement
-from .cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
-from .compare import Comparison, compare_methods
-from .contour import largest_component, lv_contour
+from .comparison.compare import Comparison, compare_methods
+from .comparison.method_results import MethodResults, read_crossvalidation, read_predictions
+from .comparison.paired import holm, paired_test
+from .comparison.subgroups import ef_class, subgroup_agreement, subgroup_metrics
+from .comparison.tables import write_comparison
 from .ejection import (
     COLUMNS,
     VOLUME_RULES,
@@ -17,22 +19,15 @@ from .ejection import (
     measure_patients,
     write_ef_report,
 )
-from .films import Film, Picture, film_frames, make_film, picture_of
 from .folder import evaluate_folder
-from .geometry import Landmarks, disc_segments, find_landmarks, find_landmarks_of_beat
-from .method_results import MethodResults, read_crossvalidation, read_predictions
-from .paired import holm, paired_test
-from .report import write_report
-from .rhythm import Rhythm
-from .segmentation import segmentation_metrics
-from .subgroups import ef_class, subgroup_agreement, subgroup_metrics
-from .tables import write_comparison
-from .volumes import (
-    camus_biplane_volumes,
-    ejection_fraction,
-    lv_volume_biplane,
-    lv_volume_single_plane,
-)
+from .metrics import segmentation_metrics
+from .report.page import write_report
+from .report.thumbnails import Film, Picture, film_frames, make_film, picture_of
+from .ventricle.cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
+from .ventricle.contour import largest_component, lv_contour
+from .ventricle.landmarks import Landmarks, disc_segments, find_landmarks, find_landmarks_of_beat
+from .ventricle.rhythm import Rhythm
+from .ventricle.volumes import camus_biplane_volumes, ejection_fraction, lv_volume_biplane, lv_volume_single_plane
 
 __all__ = [
     "COLUMNS",

@@ -16,7 +16,10 @@ from echoplan.imageio import ending, find_format
 from echoplan.joint import JointDataset, read_dataset
 from echoplan.parallel_map import run_cases
 
-from .compare import compare_methods
+from .comparison.compare import compare_methods
+from .comparison.method_results import read_crossvalidation, read_predictions
+from .comparison.subgroups import subgroup_metrics
+from .comparison.tables import to_markdown, write_comparison
 from .ejection import (
     VOLUME_RULES,
     CaseMask,
@@ -26,13 +29,10 @@ from .ejection import (
     measure_patients,
     write_ef_report,
 )
-from .films import Film, Picture, make_film, picture_of
 from .folder import evaluate_folder, find_masks
-from .method_results import read_crossvalidation, read_predictions
-from .overlays import OverlayJob, read_clip_and_mask, write_overlays
-from .report import write_report
-from .subgroups import subgroup_metrics
-from .tables import to_markdown, write_comparison
+from .report.overlays import OverlayJob, read_clip_and_mask, write_overlays
+from .report.page import write_report
+from .report.thumbnails import Film, Picture, make_film, picture_of
 
 
 @command

@@ -14,18 +14,9 @@ from echoplan import __version__, layout
 from echoplan.files import write_csv, write_json
 
 from .agreement import agreement
-from .cases import (
-    NEGATIVE_EF,
-    NO_SPACING,
-    BeatVolumes,
-    CaseMask,
-    CaseMeasurement,
-    joined,
-    measure_case,
-)
-from .subgroups import subgroup_agreement
-from .views import phase_finding, view_columns, view_notes
-from .volumes import (
+from .comparison.subgroups import subgroup_agreement
+from .measurements import NEGATIVE_EF, NO_SPACING, BeatVolumes, CaseMask, CaseMeasurement, joined, measure_case
+from .ventricle.volumes import (
     DISCS,
     LARGEST_LENGTH_DIFFERENCE_PERCENT,
     VOLUME_RULES,
@@ -34,6 +25,7 @@ from .volumes import (
     length_difference_percent,
     volumes_of_beat,
 )
+from .views import phase_finding, view_columns, view_notes
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from echoplan.files import write_json
 from echoplan.imageio import FORMATS, ending, probe_clip, read_mask
 from echoplan.parallel_map import run_cases
 
-from .segmentation import segmentation_metrics
+from .metrics import segmentation_metrics
 
 METRICS = ("dice", "iou", "hd95", "assd")
 MASK_ENDINGS = tuple(end for row in FORMATS if row.read_labels is not None for end in row.endings if end)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .cases import CaseMeasurement
-from .contour import largest_component
-from .intervals import conformal_quantile
+from .conformal import conformal_quantile
+from .measurements import CaseMeasurement
+from .ventricle.contour import largest_component
+from .ventricle.volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
 from .views import LARGEST_EF_DIFFERENCE_POINTS
-from .volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
 
 GOOD, CHECK = "good", "check"
 _SHARE_OF_ORDINARY = 0.95

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from .cases import CaseMeasurement
+from .measurements import CaseMeasurement
 
 # The single planes of one heart differ by their cut as much as by error; beyond this one of them deserves a look.
 LARGEST_EF_DIFFERENCE_POINTS = 15.0

@@ -23,7 +23,7 @@ from echoplan.ray_tasks import absolute
 
 from ..preprocessing.dataset import preprocess_dataset
 from ..preprocessing.ray_engine import RayCases
-from ..training.trainers import find_trainer, trainer_registry
+from ..training.methods import find_trainer, trainer_registry
 from .fingerprint import extract_fingerprint as measure_dataset
 from .gpu_check import check_batch
 from .integrity import verify_dataset

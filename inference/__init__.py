@@ -1,12 +1,12 @@
 """Prediction with what was trained: masks on the clip's own grid, area curves, ejection fractions."""
 
 from .best_configuration import BestConfiguration, find_best_configuration
-from .choice import ModelChoice, choose_models
 from .inputs import InputClip, find_inputs
+from .model_selection import ModelChoice, choose_models
 from .postprocessing import apply_postprocessing, determine_postprocessing
+from .predict_folder import PredictionRun, predict_folder
 from .prediction import Prediction
 from .predictor import EchoPredictor
-from .run import PredictionRun, predict_folder
 
 __all__ = [
     "BestConfiguration",

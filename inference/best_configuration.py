@@ -24,7 +24,7 @@ from ..preprocessing.store import ClipStore
 from ..training.basis import folds_of_other_plans
 from ..training.model_folder import ModelFolder
 from .calibrate import calibrate
-from .crossval import Candidate, CrossValidation, load_labelled, score_candidates
+from .cross_validation import Candidate, CrossValidation, load_labelled, score_candidates
 from .postprocessing import (
     apply_postprocessing,
     determine_postprocessing,

@@ -14,13 +14,13 @@ import numpy as np
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import VOLUME_RULES, CaseMask, CaseMeasurement, measure_case, measure_patients
-from ..evaluation.cases import BeatVolumes
-from ..evaluation.intervals import EF, QUANTITIES, signed_error
+from ..evaluation.conformal import EF, QUANTITIES, signed_error
+from ..evaluation.measurements import BeatVolumes
 from ..evaluation.quality import clip_measures, limits_from_crossval, patient_measures
-from ..evaluation.volumes import volumes_of_beat
+from ..evaluation.ventricle.volumes import volumes_of_beat
 from ..preprocessing.store import ClipStore
 from .calibration import Calibration, Group
-from .crossval import Candidate, CrossValidation, load_labelled
+from .cross_validation import Candidate, CrossValidation, load_labelled
 from .postprocessing import Step, apply_postprocessing
 
 logger = logging.getLogger(__name__)

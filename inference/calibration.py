@@ -14,7 +14,7 @@ from typing import Any
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 
-from ..evaluation.intervals import EDV, EF, ESV, QUANTITIES, prediction_interval
+from ..evaluation.conformal import EDV, EF, ESV, QUANTITIES, prediction_interval
 from ..evaluation.quality import Limit, default_limits
 
 NONE_WRITTEN = "no calibration: echoplan_find_best_configuration writes one once all folds are trained"

@@ -15,17 +15,17 @@ from echoplan.paths import dataset_name
 from echoplan.ray_cluster import add_engine, check_engine
 
 from ..evaluation import VOLUME_RULES
-from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
+from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import CHECK
 from .best_configuration import BestConfiguration, find_best_configuration
-from .choice import choose_models
 from .dicom_output import require_highdicom
+from .ensemble_folders import ensemble_folders, postprocess_folder
 from .fold_options import add_folds
-from .folders import ensemble_folders, postprocess_folder
+from .model_selection import choose_models
 from .postprocessing import read_postprocessing
+from .predict_folder import Part, PredictionRun, predict_folder, predict_part
 from .predictor import EchoPredictor
 from .ray_engine import RayEngine
-from .run import Part, PredictionRun, predict_folder, predict_part
 from .trust import TrustSettings
 
 

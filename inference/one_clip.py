@@ -13,11 +13,11 @@ from echoplan.files import sweep_partial_files
 from echoplan.imageio import Clip, write_mask
 
 from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
-from .evidence import ClipEvidence
 from .inputs import InputClip
 from .predictor import EchoPredictor
 from .provenance import digest
 from .segmentation import PreparedInput, Segmentation
+from .uncertainty import ClipEvidence
 
 
 def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:

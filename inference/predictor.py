@@ -20,17 +20,17 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
 
 from ..evaluation import CaseMask, measure_case, measure_patients
-from ..evaluation.intervals import DEFAULT_COVERAGE
+from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
-from .evidence import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
+from .ensemble import PredictorMember
 from .inputs import clip_from_array
-from .likeness import check_like
-from .member import PredictorMember
+from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .prediction import Prediction
 from .provenance import deciding, digest, digest_of_weights
 from .segmentation import Findings, PackedLabels, PreparedInput, Segmentation, find_in_parts
 from .trust import TrustSettings, assess_patient
+from .uncertainty import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
 
 
 class EchoPredictor:

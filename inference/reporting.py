@@ -27,11 +27,11 @@ from ..evaluation import (
     write_ef_report,
     write_report,
 )
-from ..evaluation.overlays import OverlayJob, write_overlays
 from ..evaluation.quality import clip_measures, quality_columns
-from .evidence import ClipEvidence
+from ..evaluation.report.overlays import OverlayJob, write_overlays
 from .inputs import InputClip
 from .trust import Assessment, TrustSettings, assess_patient
+from .uncertainty import ClipEvidence
 
 
 @dataclass

@@ -16,8 +16,8 @@ from echoplan.networks.streaming import StreamingNetwork
 
 from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
-from .evidence import ClipEvidence, image_sector
-from .member import PredictorMember, PreparedClip
+from .ensemble import PredictorMember, PreparedClip
+from .uncertainty import ClipEvidence, image_sector
 
 
 @dataclass(frozen=True)

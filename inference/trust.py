@@ -10,7 +10,7 @@ from typing import Any
 from echoplan import layout
 
 from ..evaluation import CaseMask
-from ..evaluation.intervals import DEFAULT_COVERAGE, check_coverage
+from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import (
     Doubt,
     default_limits,
@@ -19,8 +19,8 @@ from ..evaluation.quality import (
     quality_columns,
 )
 from .calibration import NONE_WRITTEN, Calibration, interval_columns
-from .evidence import ClipEvidence, fold_sd, measure_folds
 from .postprocessing import Step
+from .uncertainty import ClipEvidence, fold_sd, measure_folds
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from echoplan.files import read_json, write_json
 from echoplan.imageio import Clip, read_mask
 from echoplan.inference import EchoPredictor
 from echoplan.inference.commands import find_best_configuration_command, predict
-from echoplan.inference.likeness import most_alike
+from echoplan.inference.nearest_dataset import most_alike
 from echoplan.joint import JointDataset, shared_labels
 from echoplan.paths import Folders, dataset_folders, joint_case, member_of
 from echoplan.plans import Plan

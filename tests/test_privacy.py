@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
 
 from echoplan import scripts
 from echoplan.imageio import Clip, read_clip, write_mask
-from echoplan.training.trainers import find_trainer
+from echoplan.training.methods import find_trainer
 
 MODEL = "UNetTrainer__EchoPlans__frame"
 FRAMES, REGION = 8, (64, 80)  # frames; rows and columns of the ultrasound region

@@ -12,7 +12,7 @@ from echoplan.plans import ResolvedPlan
 from .checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
-    from .trainers.base import EchoTrainer
+    from .methods.base import EchoTrainer
 
 # Of the plan's decisions those that change a training, with the words for them.
 _DECISIONS = {

@@ -23,12 +23,12 @@ from echoplan.files import read_json
 from echoplan.paths import Folders
 from echoplan.ray_cluster import add_engine, check_engine
 
+from .distributed import joined
 from .fold import fold_numbers
-from .jobs import FoldJob, dice_by_dataset, train_fold, validation_dice
-from .parallel import joined
+from .methods import find_trainer
 from .ray_engine import RayTraining, results_table
 from .recipe import parse_settings
-from .trainers import find_trainer
+from .train_fold import FoldJob, dice_by_dataset, train_fold, validation_dice
 
 
 @command

@@ -12,10 +12,10 @@ from echoplan.errors import EchoPlanError
 
 from .checkpoint import random_state, restore_random_state
 from .data import Batch, split_batch
-from .parallel import silent
+from .distributed import silent
 
 if TYPE_CHECKING:
-    from .trainers.base import EchoTrainer
+    from .methods.base import EchoTrainer
 
 
 def gradient_that_fits(trainer: EchoTrainer, batch: Batch, share: float) -> float:

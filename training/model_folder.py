@@ -19,7 +19,7 @@ from echoplan.plans import Plan, ResolvedPlan
 
 from .basis import plan_changes
 from .checkpoint import load_checkpoint
-from .trainers import find_trainer
+from .methods import find_trainer
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from echoplan.files import read_json
 
 from ..evaluation.folder import summarise
 from .fold import FoldSetup, fold_numbers
-from .jobs import FoldJob
+from .methods import find_trainer
 from .model_folder import ModelFolder
 from .prompts import CasePrompts, prompt_kinds, without_begun
-from .trainers import find_trainer
+from .train_fold import FoldJob
 from .validation import validate_fold
 
 

@@ -25,10 +25,10 @@ from echoplan.ray_cluster import Cluster, connected, in_words
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, absolute, last_words, noting_sigterm, own_error, shared_disk
 
 from .fold import FoldSetup
-from .fold_view import FoldView
-from .jobs import FoldJob, check_progress, fold_progress, train_fold, validation_dice
+from .methods import find_trainer
+from .progress import FoldView
 from .together import train_together
-from .trainers import find_trainer
+from .train_fold import FoldJob, check_progress, fold_progress, train_fold, validation_dice
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from echoplan.errors import EchoPlanError
 
-from .data.augmentation import augmentation_parts
+from .augmentation.policy import augmentation_parts
 
 Made = TypeVar("Made", bound="Recipe")
 

@@ -19,8 +19,8 @@ from ..preprocessing.store import ClipStore
 from .data import Batch
 from .fold import FoldSetup
 from .log import TrainingLog
+from .methods import EchoTrainer
 from .optimisation import Optimisation
-from .trainers import EchoTrainer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .basis import basis_changes, plan_basis, training_basis
 from .checkpoint import plain_settings, random_state, restore_random_state
 
 if TYPE_CHECKING:
-    from .trainers.base import EchoTrainer
+    from .methods.base import EchoTrainer
 
 
 @dataclass

@@ -15,8 +15,8 @@ from echoplan.cli import RESUMABLE
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.paths import Folders
 
-from .jobs import FoldJob
 from .termination import Termination
+from .train_fold import FoldJob
 
 _LAUNCH = "from echoplan.training.launcher import launch; launch()"
 _LOOK_EVERY_SECONDS = 0.2

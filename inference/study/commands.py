@@ -12,7 +12,7 @@ from echoplan.cli import add_device, add_plans_name, add_processes, command, fol
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 
-from ...evaluation.study_report import trend_statements
+from ...evaluation.comparison.study_report import trend_statements
 from ...training.recipe import parse_settings
 from .grid import EVERYTHING, StudyRequest
 from .run import run_study

@@ -19,8 +19,8 @@ from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
 
 from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
-from ...evaluation.cross_dataset import JudgedNetwork
-from ...evaluation.method_results import read_ef_rows, read_summary
+from ...evaluation.comparison.cross_dataset import JudgedNetwork
+from ...evaluation.comparison.method_results import read_ef_rows, read_summary
 from ...preprocessing.labels import find_phases, load_labels
 from ..predictor import EchoPredictor
 from .grid import Cell

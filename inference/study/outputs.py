@@ -10,12 +10,12 @@ from echoplan import layout
 from echoplan.files import atomic_path, read_json, write_csv, write_text
 from echoplan.paths import dataset_name
 
-from ...evaluation.cross_dataset import CrossDataset, JudgedNetwork, cross_dataset
-from ...evaluation.learning_curve_plots import as_png, as_svg, draw_learning_curves
-from ...evaluation.learning_curves import CellResult, LearningCurves, learning_curves
-from ...evaluation.study_report import write_study_report
-from ...evaluation.study_tables import CROSS_NOTES, CURVE_NOTES, cross_tables, curve_tables
-from ...evaluation.tables import latex_tables, markdown_page
+from ...evaluation.comparison.cross_dataset import CrossDataset, JudgedNetwork, cross_dataset
+from ...evaluation.comparison.learning_curve_plots import as_png, as_svg, draw_learning_curves
+from ...evaluation.comparison.learning_curves import CellResult, LearningCurves, learning_curves
+from ...evaluation.comparison.study_report import write_study_report
+from ...evaluation.comparison.study_tables import CROSS_NOTES, CURVE_NOTES, cross_tables, curve_tables
+from ...evaluation.comparison.tables import latex_tables, markdown_page
 from .study import Study
 
 CURVES, CROSS = "learning_curves", "cross_dataset"

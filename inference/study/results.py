@@ -7,8 +7,8 @@ from pathlib import Path
 from echoplan import layout
 from echoplan.files import read_json
 
-from ...evaluation.learning_curves import CellResult, Line
-from ...evaluation.method_results import read_ef_rows, read_summary
+from ...evaluation.comparison.learning_curves import CellResult, Line
+from ...evaluation.comparison.method_results import read_ef_rows, read_summary
 from .grid import Cell
 from .study import Study, cells_of, trainings_of
 

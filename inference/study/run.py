@@ -12,9 +12,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
-from ...evaluation.cross_dataset import CrossDataset
-from ...evaluation.learning_curves import LearningCurves
-from ...training.jobs import train_fold, validation_dice
+from ...evaluation.comparison.cross_dataset import CrossDataset
+from ...evaluation.comparison.learning_curves import LearningCurves
+from ...training.train_fold import train_fold, validation_dice
 from .cross import judge_networks, prepare_dataset, read_tested
 from .outputs import write_outputs
 from .results import read_results

@@ -21,8 +21,8 @@ from echoplan.paths import Folders
 from echoplan.plans import ResolvedPlan
 
 from ...training.fold import FoldSetup
-from ...training.jobs import FoldJob
-from ...training.trainers import find_trainer
+from ...training.methods import find_trainer
+from ...training.train_fold import FoldJob
 from .clip_length import with_clip_length, write_plan_folder
 from .grid import OWN_AUGMENTATION, Cell, StudyRequest, class_name, drawn_patients, make_cells, patients_asked
 

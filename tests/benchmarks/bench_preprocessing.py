@@ -25,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFram
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from echoplan import parallel_map
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.datasets.phantom import PhantomClip, PhantomSettings, make_patient
 from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask

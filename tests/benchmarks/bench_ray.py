@@ -31,7 +31,7 @@ from echoplan.files import write_json
 from echoplan.imageio import Clip, write_clip
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
-from echoplan.training.trainers import find_trainer
+from echoplan.training.methods import find_trainer
 
 TRAINER = "BenchTrainer"
 TRAINER_FILE = """

@@ -39,7 +39,7 @@ from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore
 from echoplan.training.data import Batch
 from echoplan.training.fold import FoldSetup
-from echoplan.training.trainers import EchoTrainer, trainer_registry
+from echoplan.training.methods import EchoTrainer, trainer_registry
 
 PATIENTS, CLIP_FRAMES = 4, 20
 LOADED = 24  # samples that the loader is timed with, at least

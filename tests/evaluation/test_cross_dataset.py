@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echoplan.evaluation.cross_dataset import JudgedNetwork, cross_dataset
-from echoplan.evaluation.learning_curves import Line
-from echoplan.evaluation.study_tables import CROSS_NOTES, cross_tables
-from echoplan.evaluation.tables import latex_tables, markdown_page
+from echoplan.evaluation.comparison.cross_dataset import JudgedNetwork, cross_dataset
+from echoplan.evaluation.comparison.learning_curves import Line
+from echoplan.evaluation.comparison.study_tables import CROSS_NOTES, cross_tables
+from echoplan.evaluation.comparison.tables import latex_tables, markdown_page
 
 LINES = {name: Line(name, 1, "own") for name in ("SAM", "EchoNet", "UNet")}
 

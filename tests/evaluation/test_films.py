@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from echoplan.evaluation import CaseMask, film_frames, make_film, measure_case, picture_of
-from echoplan.evaluation.films import PICTURES, PLAYERS, Frame, grey_levels
-from echoplan.evaluation.outlines import OUTLINE_STEPS
+from echoplan.evaluation.report.contours import OUTLINE_STEPS
+from echoplan.evaluation.report.thumbnails import PICTURES, PLAYERS, Frame, grey_levels
 
 SPACING = (0.4, 0.8)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation.intervals import (
+from echoplan.evaluation.conformal import (
     centred_by_fold,
     check_coverage,
     conformal_quantile,

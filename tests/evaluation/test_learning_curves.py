@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from echoplan.evaluation.learning_curve_plots import as_png, as_svg, draw_learning_curves
-from echoplan.evaluation.learning_curves import CellResult, Line, learning_curves, mean_with_interval
-from echoplan.evaluation.study_tables import curve_tables
-from echoplan.evaluation.tables import latex_tables, markdown_page
+from echoplan.evaluation.comparison.learning_curve_plots import as_png, as_svg, draw_learning_curves
+from echoplan.evaluation.comparison.learning_curves import CellResult, Line, learning_curves, mean_with_interval
+from echoplan.evaluation.comparison.study_tables import curve_tables
+from echoplan.evaluation.comparison.tables import latex_tables, markdown_page
 
 UNET, PK2, PK5 = Line("UNet", 1, "own"), Line("PKEcho", 2, "own"), Line("PKEcho", 5, "own")
 PATIENTS = [f"p{number}" for number in range(12)]

@@ -8,9 +8,9 @@ from scipy.spatial import cKDTree
 from skimage.draw import disk
 from skimage.measure import approximate_polygon, find_contours
 
-from echoplan.evaluation import outlines
-from echoplan.evaluation.films import Frame
-from echoplan.evaluation.outlines import OUTLINE_STEPS, enclosed, packed, trace, within
+from echoplan.evaluation.report import contours as outlines
+from echoplan.evaluation.report.contours import OUTLINE_STEPS, enclosed, packed, trace, within
+from echoplan.evaluation.report.thumbnails import Frame
 
 TOLERANCE = 0.4
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import CaseMask, measure_case, overlays
+from echoplan.evaluation import CaseMask, measure_case
 from echoplan.evaluation.commands import report_command
-from echoplan.evaluation.overlays import OverlayJob, read_clip_and_mask, write_overlay_video, write_overlays
+from echoplan.evaluation.report import overlays
+from echoplan.evaluation.report.overlays import OverlayJob, read_clip_and_mask, write_overlay_video, write_overlays
 from echoplan.imageio import Clip, write_clip, write_mask
 
 SPACING = (1.0, 0.9)

@@ -9,16 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from echoplan.evaluation import (
-    CaseMask,
-    make_film,
-    measure_case,
-    measure_patients,
-    report,
-    subgroup_agreement,
-    write_report,
-)
-from echoplan.evaluation.figures import area_curve, bland_altman, ef_distribution, scatter
+from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, subgroup_agreement, write_report
+from echoplan.evaluation.report import page as report
+from echoplan.evaluation.report.figures import area_curve, bland_altman, ef_distribution, scatter
 
 SPACING = (0.8, 0.8)
 VOID = {"meta", "img", "br", "input", "line", "circle", "polyline", "path", "use", "rect", "link"}

@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echoplan.evaluation import (
-    CaseMask,
-    make_film,
-    measure_case,
-    measure_patients,
-    report,
-    write_ef_report,
-    write_report,
-)
+from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, write_ef_report, write_report
+from echoplan.evaluation.report import page as report
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 

@@ -16,15 +16,15 @@ from PIL import Image
 from echoplan.evaluation import (
     COLUMNS,
     CaseMask,
-    figures,
     make_film,
     measure_case,
     measure_patients,
     write_ef_report,
     write_report,
 )
-from echoplan.evaluation.figures import POINTS, bland_altman, scatter
-from echoplan.evaluation.report import CASES_A_PAGE, TABLE_ROWS
+from echoplan.evaluation.report import figures
+from echoplan.evaluation.report.figures import POINTS, bland_altman, scatter
+from echoplan.evaluation.report.page import CASES_A_PAGE, TABLE_ROWS
 
 SPACING = (1.0, 1.0)
 ROWS_SHOWN = 200

@@ -14,16 +14,16 @@ from echoplan.evaluation import (
     CaseMask,
     CaseMeasurement,
     ef_agreement,
-    films,
     find_phases,
     make_film,
     measure_case,
     measure_patients,
     write_report,
 )
-from echoplan.evaluation.figures import area_curve
-from echoplan.evaluation.films import MARKED_BEATS, marked_beats
-from echoplan.evaluation.report import CASES_A_PAGE, TABLE_ROWS
+from echoplan.evaluation.report import thumbnails as films
+from echoplan.evaluation.report.figures import area_curve
+from echoplan.evaluation.report.page import CASES_A_PAGE, TABLE_ROWS
+from echoplan.evaluation.report.thumbnails import MARKED_BEATS, marked_beats
 
 MOST_BYTES = 30_000_000
 NAME = "hospital-of-some-long-name_2024-03-01_patient-{:04d}_apical-four-chamber-view_second-attempt"

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from echoplan.evaluation.learning_curve_plots import as_svg, draw_learning_curves
-from echoplan.evaluation.learning_curves import CellResult, Line, learning_curves
-from echoplan.evaluation.study_report import trend_statements, write_study_report
-from echoplan.evaluation.study_tables import CURVE_NOTES, curve_tables
+from echoplan.evaluation.comparison.learning_curve_plots import as_svg, draw_learning_curves
+from echoplan.evaluation.comparison.learning_curves import CellResult, Line, learning_curves
+from echoplan.evaluation.comparison.study_report import trend_statements, write_study_report
+from echoplan.evaluation.comparison.study_tables import CURVE_NOTES, curve_tables
 
 
 @pytest.fixture(scope="module")

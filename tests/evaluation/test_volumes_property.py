@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import VOLUME_RULES, disc_segments, find_landmarks, find_landmarks_of_beat
-from echoplan.evaluation.volumes import volumes_of_beat
+from echoplan.evaluation.ventricle.volumes import volumes_of_beat
 
 SIDE = 40
 KINDS = ("blob", "line", "speck", "concave", "border", "full", "noise", "empty")

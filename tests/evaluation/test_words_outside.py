@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, write_report
-from echoplan.evaluation.films import grey_levels
-from echoplan.evaluation.overlays import write_overlay_video
+from echoplan.evaluation.report.overlays import write_overlay_video
+from echoplan.evaluation.report.thumbnails import grey_levels
 from echoplan.imageio import Clip
 
 SHAPE, SPACING = (420, 560), (0.5, 0.5)

@@ -8,7 +8,7 @@ from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
 from echoplan.training.commands import train
-from echoplan.training.trainers import trainer_registry
+from echoplan.training.methods import trainer_registry
 
 
 @pytest.fixture

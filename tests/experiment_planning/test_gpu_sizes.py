@@ -12,7 +12,7 @@ from echoplan.dataset import DatasetDescription
 from echoplan.experiment_planning import measure_memory, plan_experiment
 from echoplan.experiment_planning.summary import summarise
 from echoplan.files import write_json
-from echoplan.training.trainers import trainer_registry
+from echoplan.training.methods import trainer_registry
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "plans" / "gpu_sizes.json"

@@ -8,8 +8,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import MemoryModel, measure_memory
 from echoplan.experiment_planning.memory import CONTEXT_GB, peak_bytes
 from echoplan.experiment_planning.memory_tracker import MemoryTracker
+from echoplan.training.methods import EchoTrainer, trainer_registry
 from echoplan.training.recipe import Recipe, TrainerNeeds
-from echoplan.training.trainers import EchoTrainer, trainer_registry
 
 GB = 1024**3
 

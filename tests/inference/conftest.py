@@ -18,8 +18,8 @@ from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing import ClipStore, Geometry, normalise, preprocess_clip, sector_statistics
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
+from echoplan.training.methods import find_trainer
 from echoplan.training.recipe import Recipe
-from echoplan.training.trainers import find_trainer
 
 TRAINER_FILE = """
 import torch

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.inference.choice import choose_models, trained_models
+from echoplan.inference.model_selection import choose_models, trained_models
 
 
 def test_nothing_trained_says_what_to_type(folders):

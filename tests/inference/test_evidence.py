@@ -8,7 +8,7 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import CaseMask, measure_case, measure_patients
 from echoplan.inference import EchoPredictor
-from echoplan.inference.evidence import (
+from echoplan.inference.uncertainty import (
     ClipEvidence,
     Opinion,
     edge_share,
@@ -55,7 +55,7 @@ def make_clip(frames):
 
 
 def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart, monkeypatch):
-    import echoplan.inference.member as module
+    import echoplan.inference.ensemble as module
 
     predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
     calls = []

@@ -18,10 +18,10 @@ from echoplan import scripts
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, write_json
 from echoplan.inference import choose_models, find_best_configuration
-from echoplan.inference.sharing import export_model, install_model
+from echoplan.inference.archive import export_model, install_model
 from echoplan.paths import Folders
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
-from echoplan.training.pretraining import is_checkpoint
+from echoplan.training.initialization import is_checkpoint
 
 BRIGHT, DIM, UNET = (f"{name}__EchoPlans__frame" for name in ("BrightTrainer", "DimTrainer", "UNetTrainer"))
 BOTH = f"{BRIGHT}___{DIM}"
@@ -197,7 +197,7 @@ def test_a_trainer_that_a_package_offers_goes_by_its_name(tmp_path, folders, mak
     (tmp_path / "trainers.py").rename(tmp_path / "qz_trainers.py")
     monkeypatch.syspath_prepend(tmp_path)
     offered = [EntryPoint("Brightest", "qz_trainers:BrightTrainer", "echoplan.trainers")]
-    monkeypatch.setattr("echoplan.training.trainers.registry.entry_points", lambda group: offered)
+    monkeypatch.setattr("echoplan.training.methods.registry.entry_points", lambda group: offered)
     manifest = exported(choose_models(folders), tmp_path / "a.zip").manifest
     assert [(item.package, item.code) for item in manifest.models] == [("qz_trainers", ())]
     there = Folders(tmp_path / "r", tmp_path / "p", tmp_path / "elsewhere")
@@ -362,7 +362,7 @@ def test_an_export_that_is_interrupted_leaves_the_earlier_archive(tmp_path, fold
     def stopped(content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("echoplan.inference.sharing.export.pack_checkpoint", stopped)
+    monkeypatch.setattr("echoplan.inference.archive.export.pack_checkpoint", stopped)
     with pytest.raises(KeyboardInterrupt):
         exported(choose_models(folders), archive)
     assert tree(tmp_path) == before

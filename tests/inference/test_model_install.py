@@ -20,7 +20,7 @@ from echoplan import scripts
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.inference import choose_models
-from echoplan.inference.sharing import export_model, install_model
+from echoplan.inference.archive import export_model, install_model
 from echoplan.paths import Folders
 from echoplan.training.checkpoint import load_checkpoint, pack_checkpoint, save_checkpoint
 
@@ -332,7 +332,7 @@ def best(model=UNET, folds=(0, 1), calibration=None, steps=()):
 
 def test_a_full_disk_is_told_before_anything_is_unpacked(archive, there, monkeypatch):
     nearly_full = SimpleNamespace(free=1000)
-    monkeypatch.setattr("echoplan.inference.sharing.install.shutil.disk_usage", lambda path: nearly_full)
+    monkeypatch.setattr("echoplan.inference.archive.install.shutil.disk_usage", lambda path: nearly_full)
     with pytest.raises(EchoPlanError, match=r"0\.00 GB are free"):
         install_model(archive, there)
     assert left_behind(there) == [there.results]

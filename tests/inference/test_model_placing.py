@@ -11,7 +11,8 @@ import pytest
 
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.inference import choose_models
-from echoplan.inference.sharing import export_model, install_model, placing
+from echoplan.inference.archive import atomic_install as placing
+from echoplan.inference.archive import export_model, install_model
 from echoplan.paths import Folders
 
 BRIGHT, HOME = "BrightTrainer__EchoPlans__frame", "Dataset001_Phantom"
@@ -70,7 +71,7 @@ def test_an_interrupted_installation_leaves_nothing_half(place, pair, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"echoplan.inference.sharing.{place}", interrupted)
+        patched.setattr(f"echoplan.inference.archive.{place}", interrupted)
         with pytest.raises(KeyboardInterrupt):
             install_model(file, there, trust_code=True)
     assert calls and list(there.results.rglob("*")) == []

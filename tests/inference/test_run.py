@@ -14,7 +14,7 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
 from echoplan.inference import EchoPredictor, InputClip, PredictionRun, one_clip, predict_folder
-from echoplan.inference.run import Part, predict_part, prediction_record
+from echoplan.inference.predict_folder import Part, predict_part, prediction_record
 from echoplan.preprocessing.probabilities import load_probabilities
 
 from .conftest import make_heart

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from echoplan.inference import EchoPredictor
-from echoplan.inference.member import PredictorMember
+from echoplan.inference.ensemble import PredictorMember
 from echoplan.inference.segmentation import PackedLabels, find_in_parts
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import normalise
@@ -119,7 +119,7 @@ def make_long_heart(heart):
 
 @pytest.mark.parametrize("kind", [InWindows, Walking])
 def test_memory_hardly_grows_with_the_clip(make_members, make_long_heart, kind, monkeypatch):
-    monkeypatch.setattr("echoplan.inference.member._PIXELS_AT_ONCE", 20 * 64 * 80)  # so that 120 frames are many
+    monkeypatch.setattr("echoplan.inference.ensemble._PIXELS_AT_ONCE", 20 * 64 * 80)  # so that 120 frames are many
     predictor = EchoPredictor(make_members([(kind, (64, 80))], folds=5))
     for network in predictor.members[0].networks:
         nn.init.constant_(network.shift, 0.3)  # all that walk begin in one frame

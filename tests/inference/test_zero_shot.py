@@ -12,12 +12,12 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation.method_results import read_predictions
+from echoplan.evaluation.comparison.method_results import read_predictions
 from echoplan.files import write_json
 from echoplan.imageio import read_mask, write_clip, write_mask
-from echoplan.inference.zero_shot import run_zero_shot
-from echoplan.inference.zero_shot_commands import zero_shot
-from echoplan.inference.zero_shot_networks import BoxedFrames, EnlargedFrames, FoundationModel, rescale_prompts
+from echoplan.inference.foundation.commands import zero_shot
+from echoplan.inference.foundation.networks import BoxedFrames, EnlargedFrames, FoundationModel, rescale_prompts
+from echoplan.inference.foundation.zero_shot import run_zero_shot
 from echoplan.networks.e3sam2 import Prompts, plain_sam2
 from echoplan.networks.e3sam2.weights import _NAMES
 from echoplan.networks.sam.parts import VARIANTS, build_mask_decoder, build_prompt_encoder, vit_settings

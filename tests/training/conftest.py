@@ -14,7 +14,7 @@ from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore
 from echoplan.training.fold import FoldSetup
-from echoplan.training.trainers import trainer_registry
+from echoplan.training.methods import trainer_registry
 
 SIDE, FRAMES, LAST = 32, 6, 5
 

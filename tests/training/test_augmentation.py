@@ -5,8 +5,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.training.data import Sample
-from echoplan.training.data.augmentation import (
+from echoplan.training.augmentation.policy import (
     THE_SIX,
     ULTRASOUND,
     Augmentation,
@@ -14,9 +13,10 @@ from echoplan.training.data.augmentation import (
     augmentation_parts,
     build_augmentation,
 )
-from echoplan.training.data.ultrasound import DepthChange, FieldOfView, FrameDrop, SectorMove, move_clip
+from echoplan.training.augmentation.ultrasound import DepthChange, FieldOfView, FrameDrop, SectorMove, move_clip
+from echoplan.training.data import Sample
+from echoplan.training.methods import trainer_registry
 from echoplan.training.recipe import Recipe
-from echoplan.training.trainers import trainer_registry
 
 SIDE = 64
 APEX = (0.0, 31.5)

@@ -14,9 +14,9 @@ from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.data import BatchLoader, Sample, SampleReader, build_augmentation
 from echoplan.training.data.sampling import balanced_order, window_samples
 from echoplan.training.log import read_metrics
+from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.online_dice import OnlineDice
 from echoplan.training.recipe import Recipe
-from echoplan.training.trainers.unet import UNetTrainer
 
 from .conftest import make_setup
 

@@ -17,10 +17,10 @@ from echoplan.plans import Decision
 from echoplan.training.basis import basis_changes, training_basis
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
-from echoplan.training.jobs import fold_progress
+from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.state import write_model_files
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.train_fold import fold_progress
 
 from .conftest import make_setup
 

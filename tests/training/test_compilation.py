@@ -6,7 +6,7 @@ from torch import nn
 
 from echoplan.training.compilation import CompiledModel
 from echoplan.training.fold import FoldSetup
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 
 def test_a_compiled_model_gives_what_the_model_gives() -> None:

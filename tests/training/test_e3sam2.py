@@ -17,11 +17,11 @@ from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
 from echoplan.training.losses import mask_quality_loss, presence_loss
+from echoplan.training.methods import e3sam2 as module
+from echoplan.training.methods import find_trainer
+from echoplan.training.methods.e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
 from echoplan.training.prompting_commands import compare_prompts
 from echoplan.training.prompts import LABEL_KINDS, draw_prompts, inner_point, jittered_point, prompt_of_case
-from echoplan.training.trainers import e3sam2 as module
-from echoplan.training.trainers import find_trainer
-from echoplan.training.trainers.e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
 
 
 def make_trainer(kind: type, setup: FoldSetup, **settings: object):

@@ -10,9 +10,9 @@ from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
+from echoplan.training.methods import trainer_registry
+from echoplan.training.methods.echoforge import EchoForgeTrainer
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.trainers import trainer_registry
-from echoplan.training.trainers.echoforge import EchoForgeTrainer
 from echoplan.training.validation import validate_fold
 
 from .conftest import make_setup

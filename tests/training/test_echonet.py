@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from echoplan.networks import ClipOutput
 from echoplan.training.fold import FoldSetup
+from echoplan.training.methods import trainer_registry
+from echoplan.training.methods.echonet import EchoNetRecipe, EchoNetTrainer
 from echoplan.training.optimisation import Optimisation
-from echoplan.training.trainers import trainer_registry
-from echoplan.training.trainers.echonet import EchoNetRecipe, EchoNetTrainer
 
 
 def test_the_recipe_is_that_of_the_authors_code() -> None:

@@ -30,10 +30,10 @@ from echoplan.errors import Terminated
 from echoplan.networks import deeplabv3, resnet
 from echoplan.networks.e3sam2 import sam2_parts
 from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.distributed import World
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import TrainingLog, read_metrics
-from echoplan.training.parallel import World
-from echoplan.training.trainers import EchoTrainer, trainer_registry
+from echoplan.training.methods import EchoTrainer, trainer_registry
 
 from .two_processes import in_two
 

@@ -15,8 +15,8 @@ from echoplan.errors import EchoPlanError, Terminated
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import EpochMeans, read_metrics
-from echoplan.training.trainers import EchoTrainer
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods import EchoTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 SMALL = {"epochs": 3, "iterations_per_epoch": 4, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}
 

@@ -21,11 +21,11 @@ from echoplan.files import write_json
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train as train_command
 from echoplan.training.data import BatchLoader, SampleReader, frame_samples
+from echoplan.training.distributed import World, joined, silent
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
-from echoplan.training.parallel import World, joined, silent
+from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.state import restore_training
-from echoplan.training.trainers.unet import UNetTrainer
 
 from .two_processes import in_two
 

@@ -17,11 +17,11 @@ from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
-from echoplan.training.pretraining import build_started, describe_start, is_checkpoint
+from echoplan.training.initialization import build_started, describe_start, is_checkpoint
+from echoplan.training.methods import EchoTrainer, trainer_registry
+from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.recipe import Recipe
 from echoplan.training.state import model_state
-from echoplan.training.trainers import EchoTrainer, trainer_registry
-from echoplan.training.trainers.unet import UNetTrainer
 
 # What keeps the large networks quick.
 QUICK: dict[str, dict[str, Any]] = {

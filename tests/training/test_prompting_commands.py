@@ -15,11 +15,11 @@ from echoplan.networks.sliding_window import segment_clip
 from echoplan.plans import Configuration, Plan
 from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup
+from echoplan.training.methods.sam import SAMTrainer
+from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.prompting_commands import compare_prompts
 from echoplan.training.prompts import CasePrompts, prompt_kinds
-from echoplan.training.trainers.sam import SAMTrainer
-from echoplan.training.trainers.unet import UNetTrainer
 
 pytestmark = pytest.mark.usefixtures("tiny_sam")
 

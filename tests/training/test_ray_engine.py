@@ -22,9 +22,9 @@ from echoplan.training import together
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
-from echoplan.training.jobs import FoldJob, validation_dice
 from echoplan.training.log import read_metrics
 from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, _train_in_worker, results_table
+from echoplan.training.train_fold import FoldJob, validation_dice
 
 PATIENCE = 240  # seconds; for machines that do much else
 SETTINGS = (

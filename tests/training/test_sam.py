@@ -16,9 +16,9 @@ from echoplan.networks.complexity import count_parameters
 from echoplan.training.boxes import boxes_of_labels
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
+from echoplan.training.methods import trainer_registry
+from echoplan.training.methods.sam import MedSAMTrainer, SAMRecipe, SAMTrainer
 from echoplan.training.optimisation import Optimisation, poly_rate
-from echoplan.training.trainers import trainer_registry
-from echoplan.training.trainers.sam import MedSAMTrainer, SAMRecipe, SAMTrainer
 from echoplan.training.validation import validate_fold
 
 

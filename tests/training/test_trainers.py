@@ -13,12 +13,12 @@ from echoplan.imageio import read_mask
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
+from echoplan.training.methods import find_trainer, trainer_registry
+from echoplan.training.methods.pkechonet import PKEchoNetR18Trainer
+from echoplan.training.methods.unet import UNet2DtTrainer, UNetTrainer
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.optimisation import choose_precision, poly_rate
 from echoplan.training.recipe import Recipe
-from echoplan.training.trainers import find_trainer, trainer_registry
-from echoplan.training.trainers.pkechonet import PKEchoNetR18Trainer
-from echoplan.training.trainers.unet import UNet2DtTrainer, UNetTrainer
 from echoplan.training.validation import validate_fold
 
 SMALL_UNET = {"epochs": 4, "iterations_per_epoch": 5, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}

@@ -14,7 +14,7 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.training.parallel import World, joined
+from echoplan.training.distributed import World, joined
 
 
 def in_two(work: Callable[[World], Any], folder: Path) -> list[Any]:

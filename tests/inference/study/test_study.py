@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from echoplan.files import read_json
-from echoplan.inference.choice import trained_models
+from echoplan.inference.model_selection import trained_models
 from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.methods import EchoTrainer
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.trainers import EchoTrainer
 
 GRID = ("-tr", "UNetTrainer", "UNet2DtTrainer", "--train_sizes", 1, "100%", "--clip_lengths", 2, 3)
 

@@ -1,0 +1,1 @@
+"""Methods side by side on the same cases: figures of each, paired tests, learning curves, tables."""

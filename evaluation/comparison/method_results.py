@@ -1,0 +1,278 @@
+"""What methods left on the same cases, read for a comparison: of cross-validation, or of folders of predictions."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from echoplan import layout
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
+from echoplan.paths import dataset_name
+
+from ..folder import evaluate_folder, find_masks
+
+EF_FILES = (layout.EF_REPORT_CSV, layout.EF_FILE)
+_NAMED = 5  # cases named in an error
+
+
+@dataclass(frozen=True)
+class MethodResults:
+    """One method's results.
+
+    Attributes:
+        name: as tables show it.
+        source: the folder they were read from.
+        per_case: case -> metrics of its labelled frames, as `evaluate_folder` gives them.
+        ef_rows: patient -> row of its EF table; empty where there is none.
+        folds: of cross-validation; empty otherwise.
+        unjudged: cases whose prediction is missing or broken.
+    """
+
+    name: str
+    source: Path
+    per_case: Mapping[str, Mapping[str, Any]]
+    ef_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folds: tuple[int, ...] = ()
+    unjudged: tuple[str, ...] = ()
+
+
+def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -> tuple[list[MethodResults], list[str]]:
+    """The cross-validation of several trained models of one dataset, on the folds that all of them have.
+
+    Args:
+        results: the dataset's results folder.
+        trainers: names of trainers or of model folders, in the order to show; None: every model with a validated fold.
+
+    Returns:
+        the methods, and notes on the folds left out.
+
+    Raises:
+        EchoPlanError: a trainer is not trained or names several models, fewer than two methods are there, or they have
+            no fold in common.
+    """
+    models = _find_models(results, trainers)
+    folds = {model: _validated_folds(model) for model in models}
+    common = sorted(reduce(set.intersection, (set(own) for own in folds.values())))
+    if not common:
+        there = "; ".join(
+            f"{name}: {', '.join(map(str, sorted(folds[model]))) or 'none'}" for model, name in models.items()
+        )
+        raise EchoPlanError(
+            f"the methods have no validated fold in common ({there})",
+            file=results,
+            remedy=f"train the folds they lack, as in echoplan_train {dataset_name(results)} 0 -tr TRAINER",
+        )
+    methods, notes = [], []
+    for model, name in models.items():
+        per_case: dict[str, Any] = {}
+        ef: dict[str, dict[str, Any]] = {}
+        unjudged: list[str] = []
+        for fold in common:
+            summary = read_summary(folds[model][fold] / layout.SUMMARY_FILE)
+            per_case |= summary["per_case"]
+            ef |= read_ef_rows(folds[model][fold])
+            unjudged += _unjudged(summary)
+        methods.append(MethodResults(name, model, per_case, ef, tuple(common), tuple(unjudged)))
+        more = sorted(set(folds[model]) - set(common))
+        if more:
+            notes.append(f"{name}: fold {', '.join(map(str, more))} left out, which not all methods have.")
+    return methods, notes
+
+
+def read_predictions(
+    folders: Mapping[str, Path],
+    references: Path,
+    *,
+    labels: Mapping[str, int],
+    phases: Mapping[str, tuple[int | None, int | None]] | None = None,
+    processes: int = 0,
+) -> list[MethodResults]:
+    """Folders of predicted masks of the same clips, and the EF tables in them (ef_report.csv, ef.csv).
+
+    A folder's summary.json is taken where it judged these references, has all labels and is newer than every mask;
+    otherwise the folder is evaluated and the file written.
+
+    Args:
+        folders: method -> folder.
+        references: folder of reference masks.
+        labels: structure -> value.
+        phases: case -> (end-diastolic, end-systolic) frame.
+        processes: worker processes; 0 works in this one.
+
+    Raises:
+        EchoPlanError: a folder is missing, or there is nothing to evaluate.
+    """
+    structures = {name: value for name, value in labels.items() if value != 0}
+    methods = []
+    for name, folder in folders.items():
+        summary = _current_summary(folder, references, structures)
+        if summary is None:
+            output = folder / layout.SUMMARY_FILE
+            summary = evaluate_folder(
+                folder, references, labels=structures, phases=phases, output=output, processes=processes
+            )
+        per_case = {case: _with_phases(found, (phases or {}).get(case)) for case, found in summary["per_case"].items()}
+        unjudged = tuple(_unjudged(summary))
+        methods.append(MethodResults(name, folder, per_case, read_ef_rows(folder), unjudged=unjudged))
+    return methods
+
+
+def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
+    """Check that all methods were judged on the same frames, against the same references.
+
+    Raises:
+        EchoPlanError: they were not, or one has no figures of the structure; the message names cases.
+    """
+    first, *others = methods
+    frames = {method.name: _reference_frames(method, structure) for method in methods}
+    for method in others:
+        different = sorted(set(first.per_case) ^ set(method.per_case))
+        if different:
+            lacking = [case for case in different if case not in method.per_case]
+            who, cases = (method, lacking) if lacking else (first, different)
+            raise EchoPlanError(
+                f"{who.name} has no result of {len(cases)} of the cases compared: {_named(cases)}",
+                file=who.source,
+                remedy="predict these cases too (echoplan_train ... --val, or echoplan_predict), then compare again",
+            )
+        wrong = sorted(case for case in first.per_case if frames[first.name][case] != frames[method.name][case])
+        if wrong:
+            raise EchoPlanError(
+                f"{first.name} and {method.name} were not judged against the same references in {len(wrong)} cases: "
+                f"{_named(wrong)}",
+                file=method.source,
+                remedy="validate or evaluate again those whose summary.json is older than the references",
+            )
+    if not first.per_case:
+        raise EchoPlanError("no case was judged", file=first.source)
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """A summary.json of `evaluate_folder`.
+
+    Raises:
+        EchoPlanError: it is missing or something else.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not {"labels", "per_case", "missing", "failures"} <= set(content):
+        raise EchoPlanError(
+            "this is no summary of an evaluation", file=file, remedy="remove it, and validate or evaluate again"
+        )
+    return content
+
+
+def read_ef_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """patient -> row of the EF table in a folder; the EFs as numbers, None where empty. Empty without a table.
+
+    Raises:
+        EchoPlanError: the table lacks a column or holds something else.
+    """
+    file = next((folder / name for name in EF_FILES if (folder / name).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+        numbers = ("ef_percent", "reference_ef_percent")
+        return {
+            row["patient"]: row | {name: float(row[name]) if row[name] else None for name in numbers} for row in rows
+        }
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise EchoPlanError(f"this is no EF table: {error!r}", file=file, remedy="make the report again") from error
+
+
+def _find_models(results: Path, trainers: Sequence[str] | None) -> dict[Path, str]:
+    """Model folder -> the method's name: the trainer's, or the folder's where a trainer occurs twice."""
+    there = sorted(path.parent for path in results.glob("*__*__*/plans.json"))
+    if trainers is None:
+        chosen = [model for model in there if _validated_folds(model)]
+    else:
+        untrained = sorted(path.parent for path in results.glob("zero_shot/*/zero_shot.json"))
+        chosen = list(dict.fromkeys(_find_model(results, [*there, *untrained], name) for name in trainers))
+    if len(chosen) < 2:
+        names = ", ".join(model.name for model in there) or "none"
+        raise EchoPlanError(
+            f"a comparison needs two methods, there is {'one' if chosen else 'none'} (trained: {names})",
+            file=results,
+            remedy=f"train another, as in echoplan_train {dataset_name(results)} all -tr PKEchoNetTrainer",
+        )
+    times = Counter(_trainer(model) for model in chosen)
+    return {model: _trainer(model) if times[_trainer(model)] == 1 else model.name for model in chosen}
+
+
+def _find_model(results: Path, there: Sequence[Path], name: str) -> Path:
+    trainer = name.rpartition(":")[2]  # path/to/file.py:Class
+    fitting = [model for model in there if trainer in (model.name, _trainer(model))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise EchoPlanError(
+            f"{len(fitting)} models are of {name}",
+            file=results,
+            remedy=f"name the folder instead: {', '.join(model.name for model in fitting)}",
+        )
+    raise EchoPlanError(
+        f"{name} is not trained (trained: {', '.join(model.name for model in there) or 'none'})",
+        file=results,
+        remedy=f"echoplan_train {dataset_name(results)} all -tr {name}",
+    )
+
+
+def _trainer(model: Path) -> str:
+    return model.name.split("__")[0]
+
+
+def _validated_folds(model: Path) -> dict[int, Path]:
+    """Fold -> its validation folder, where a finished validation lies."""
+    found = {}
+    for file in model.glob(f"fold_*/validation/{layout.SUMMARY_FILE}"):
+        number = file.parent.parent.name.removeprefix("fold_")
+        if number.isdecimal():
+            found[int(number)] = file.parent
+    return found
+
+
+def _current_summary(folder: Path, references: Path, structures: Mapping[str, int]) -> dict[str, Any] | None:
+    """The folder's summary.json, None where it is missing or must be made again."""
+    file = folder / layout.SUMMARY_FILE
+    if not file.is_file():
+        return None
+    truths = find_masks(references)
+    written = file.stat().st_mtime
+    if any(mask.stat().st_mtime > written for mask in (*truths.values(), *find_masks(folder).values())):
+        return None
+    summary = read_summary(file)
+    judged = {*summary["per_case"], *_unjudged(summary)}
+    has_labels = structures.items() <= summary["labels"].items()
+    return summary if has_labels and judged == set(truths) else None
+
+
+def _unjudged(summary: Mapping[str, Any]) -> list[str]:
+    return sorted({*summary["missing"], *summary["failures"]})
+
+
+def _with_phases(found: Mapping[str, Any], phases: tuple[int | None, int | None] | None) -> Mapping[str, Any]:
+    return found if phases is None else {**found, "ed_frame": phases[0], "es_frame": phases[1]}
+
+
+def _reference_frames(method: MethodResults, structure: str) -> dict[str, list[tuple[int, int]]]:
+    """case -> (frame, size of the reference) of every frame judged."""
+    try:
+        return {
+            case: [(frame["frame"], frame[structure]["reference_pixels"]) for frame in found["frames"]]
+            for case, found in method.per_case.items()
+        }
+    except KeyError as error:
+        raise EchoPlanError(
+            f"{method.name} has no figures of {error}", file=method.source, remedy="name another --structure"
+        ) from error
+
+
+def _named(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:_NAMED]) + (", ..." if len(cases) > _NAMED else "")

@@ -1,0 +1,387 @@
+"""report.html: pages without a network, for people who look at hearts."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from echoplan import __version__, layout
+from echoplan.files import write_text
+
+from ..comparison.subgroups import subgroup_agreement
+from ..ejection import ef_agreement
+from ..measurements import CaseMeasurement
+from ..ventricle.contour import Points
+from ..ventricle.volumes import VOLUME_RULES
+from .thumbnails import PICTURES, Film, Marks, Still, marked_beats
+
+if TYPE_CHECKING:
+    from .figures import Plot
+
+CASES_A_PAGE = 100
+TABLE_ROWS = 1000  # of more patients the table shows a part at a time
+_NOTE_LETTERS = 600
+_TEMPLATES = Path(__file__).parent / "templates"
+_MEASURES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
+_STATISTICS = {
+    "pearson_r": "Pearson r",
+    "spearman_r": "Spearman r",
+    "icc_2_1": "ICC(2,1)",
+    "bias": "Bias",
+    "sd_of_differences": "SD of differences",
+    "limits_of_agreement_low": "Lower limit of agreement",
+    "limits_of_agreement_high": "Upper limit of agreement",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean square error",
+}
+_UNITLESS = ("pearson_r", "spearman_r", "icc_2_1")
+_SUBGROUP_STATISTICS = ("pearson_r", "bias", "sd_of_differences", "mae")
+
+
+def write_report(
+    path: str | Path,
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    measurements: Sequence[CaseMeasurement] = (),
+    films: Sequence[Film] = (),
+    title: str = "Ejection fraction report",
+    subtitle: str = "",
+    agreement: Mapping[str, Mapping[str, Any]] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write self-contained HTML: summary, agreement, patient table, and each clip's player and area curve.
+
+    The first page has the summary and the table of all patients; each page has 100 clips, in less than 30 MB, and the
+    pages after the first, <name>_2.html and so on, are linked with it both ways. Pages that a larger report left are
+    removed. Of more than 1000 patients the table shows 200 rows at a time, sorted and searched all together, and clips
+    begin on the second page. Plots of more than 1000 points show how many lie where.
+
+    Args:
+        path: the HTML file.
+        rows: of `measure_patients`; intervals (`ef_low_percent` ...) and `quality` are shown where they are there.
+        measurements: of `measure_case`, a clip each, in the order to show.
+        films: of `make_film`, at most one a clip.
+        title, subtitle: the page's heading.
+        agreement: of `ef_agreement`; worked out from the rows if not given.
+        details: what else to record at the foot, such as the model's name; plain words and numbers.
+
+    Returns:
+        the files written.
+    """
+    path = Path(path)
+    shown = measurements[:PICTURES]
+    parts = _pages(len(shown), len(rows))
+    files = [path, *(_page_file(path, number) for number in range(2, len(parts) + 1))]
+    content = {
+        "title": title,
+        "subtitle": subtitle,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+        "pages": [file.name for file in files],
+        "shown": len(shown),
+        "left_out": len(measurements) - len(shown),
+        "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
+        "details": dict(details or {}),
+        "csv": layout.EF_REPORT_CSV if path.with_name(layout.EF_REPORT_CSV).is_file() else "",
+        "style": _source("report.css"),
+        "scripts": [_source("table.js"), _source("player.js")],
+        **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
+    }
+    template = _environment().get_template("report.html.j2")
+    by_case, by_patient = {film.case: film for film in films}, {row["patient"]: row for row in rows}
+    for page, places in enumerate(parts):
+        clips = [
+            _clip(place + 1, shown[place], by_case.get(shown[place].case), by_patient.get(shown[place].patient))
+            for place in places
+        ]
+        write_text(files[page], template.render(content, page=page, clips=clips))
+    _remove_later_pages(path, len(parts))
+    return files
+
+
+def _pages(clips: int, patients: int) -> list[range]:
+    """The clips on each page, by their places; where the table is long, the first page has none."""
+    parts = [range(clips)[start : start + CASES_A_PAGE] for start in range(0, clips, CASES_A_PAGE)]
+    return parts if parts and patients <= TABLE_ROWS else [range(0), *parts]
+
+
+def _links(shown: Sequence[CaseMeasurement], parts: Sequence[range], files: Sequence[Path]) -> dict[str, str]:
+    """Patient -> where the first of the patient's clips is, as seen from the first page."""
+    links: dict[str, str] = {}
+    for page, places in enumerate(parts):
+        for place in places:
+            links.setdefault(shown[place].patient, f"{files[page].name if page else ''}#case-{place + 1}")
+    return links
+
+
+def _summary(
+    rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None, links: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the first page shows before the clips."""
+    long = len(rows) > TABLE_ROWS
+    return {
+        "rows": rows,
+        "links": links,
+        "table": _table(rows, links, with_references=agreement is not None) if long else None,
+        "tiles": _tiles(rows, agreement),
+        "flagged": sum(_to_check(row) for row in rows),
+        "with_references": agreement is not None,
+        "agreement": _agreement_table(agreement or {}),
+        "subgroups": _subgroups(rows) if agreement else [],
+        "figures": _figures(rows),
+    }
+
+
+def _page_file(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
+def _remove_later_pages(path: Path, pages: int) -> None:
+    for number in count(pages + 1):
+        file = _page_file(path, number)
+        if not file.is_file():
+            return
+        file.unlink()
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": _number, "interval": _interval, "data_uri": _data_uri, "line": _line, "method": _method,
+                     "flag": _flag, "frames": _frames, "brief": _brief, "difference": _difference}  # fmt: skip
+    made.tests["to_check"] = _to_check
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return made
+
+
+def _source(name: str) -> Markup:
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the template shows of one clip."""
+    from .figures import area_curve
+
+    curve = area_curve(measured) if len(measured.area) else None
+    return {
+        "number": number,
+        "measured": measured,
+        "marked": len(marked_beats(measured.phases)),
+        "row": row,
+        "curve": None if curve is None else Markup(curve.svg),
+        "stills": [] if film is None else film.stills,
+        "film": film,
+        "sheet": None if film is None or film.sheet is None else _base64(film.sheet.webp),
+        "player": None if film is None or film.sheet is None else _player(measured, film),
+    }
+
+
+def _player(measured: CaseMeasurement, film: Film) -> dict[str, Any]:
+    """What the player's script reads; the sheet itself stands apart, so that it is decoded only when it is needed."""
+    from .figures import shown_area
+
+    sheet = film.sheet
+    area, unit = shown_area(measured)
+    return {
+        "width": film.width,
+        "height": film.height,
+        "sheet": {"columns": sheet.columns, "width": sheet.width, "height": sheet.height},
+        "frames": sheet.frames,
+        "outlines": _base64(sheet.outlines),
+        "marks": {str(frame): _lines(marks) for frame, marks in film.marks.items()},
+        "beats": marked_beats(measured.phases),
+        "frame_time_ms": measured.frame_time_ms,
+        "area": [round(float(area[frame]), 3) for frame in sheet.frames] if len(area) else [],
+        "unit": unit,
+    }
+
+
+def _lines(marks: Marks) -> dict[str, Any]:
+    return {name: getattr(marks, name).round(1).tolist() for name in ("base", "axis", "discs")}
+
+
+def _tiles(
+    rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None
+) -> list[tuple[str, str, str]]:
+    """(figure, what it is, small print) of the summary."""
+    ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
+    methods = Counter(row["method"] for row in rows if row["method"])
+    words = ", ".join(f"{number} {_method(name)}" for name, number in methods.most_common())
+    tiles = [(str(len(rows)), "patient" if len(rows) == 1 else "patients", words)]
+    if ef:
+        small = f"SD {stdev(ef):.1f}, range {min(ef):.0f} to {max(ef):.0f}" if len(ef) > 1 else ""
+        tiles.append((f"{fmean(ef):.1f} %", "mean ejection fraction", small))
+    failed = sum(1 for row in rows if row["failure"])
+    tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
+    if any(row.get("quality") for row in rows):
+        doubtful = sum(1 for row in rows if row.get("quality") == "check")
+        tiles.append((str(doubtful), "to check by eye", "reasons in the table" if doubtful else "nothing stood out"))
+    statistics = (agreement or {}).get("ef_percent")
+    if statistics and statistics["mae"] is not None:
+        tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}"))
+        if statistics["pearson_r"] is not None:
+            tiles.append((f"{statistics['pearson_r']:.3f}", "Pearson r, EF", _bootstrap(statistics, "pearson_r", 3)))
+    return tiles
+
+
+def _agreement_table(agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Column headings, and one line a statistic with its value and interval in each column."""
+    lines = []
+    for key, words in _STATISTICS.items():
+        digits = 3 if key in _UNITLESS else 1
+        cells = [(_number(values[key], digits), _bootstrap(values, key, digits)) for values in agreement.values()]
+        lines.append((words, cells))
+    heads = [(f"{_MEASURES[name][0]}, {_MEASURES[name][1]}", _counts(values)) for name, values in agreement.items()]
+    return {"heads": heads, "lines": lines}
+
+
+def _counts(statistics: Mapping[str, Any]) -> str:
+    failures = statistics["failures"]
+    return f"n = {statistics['n']}" + (f", {failures} not measured" if failures else "")
+
+
+def _subgroups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """(grouping, group, cells): n and the statistics of EF."""
+    return [
+        (group["by"], group["group"], [str(group["n"]), *(
+            _number(group[name], 3 if name in _UNITLESS else 1) for name in _SUBGROUP_STATISTICS
+        )])
+        for group in subgroup_agreement(rows)
+    ]  # fmt: skip
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Agreement plots of every measure with references, and the distribution of EF; `patients` names the points."""
+    from .figures import POINTS, bland_altman, ef_distribution, scatter
+
+    figures = []
+    for key, (name, unit) in _MEASURES.items():
+        pairs = [row for row in rows if row[key] is not None and row[f"reference_{key}"] is not None]
+        if pairs:
+            predicted, reference = ([row[column] for row in pairs] for column in (key, f"reference_{key}"))
+            bounds = [_bounds(row, key) for row in pairs]
+            patients = [row["patient"] for row in pairs] if len(pairs) <= POINTS else []
+            for plot in (
+                scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
+                bland_altman(predicted, reference, name=name, unit=unit),
+            ):
+                figures.append(_figure(plot, key, patients))
+    ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
+    if ef:
+        known = [row["reference_ef_percent"] for row in rows if row["reference_ef_percent"] is not None]
+        place = 2 if figures and figures[0]["measure"] == "ef_percent" else 0
+        figures.insert(place, _figure(ef_distribution(ef, known), "ef_percent", []))
+    return figures
+
+
+def _figure(plot: Plot, measure: str, patients: list[str]) -> dict[str, Any]:
+    return {"svg": Markup(plot.svg), "measure": measure, "patients": patients}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], links: Mapping[str, str], *, with_references: bool) -> dict[str, Any]:
+    """What table.js makes the rows of: the patient, its clips, whether to check it, and every cell as it is shown.
+
+    A cell is its text, or its text and the small print; the last one has a flag, what was flagged, and the note.
+    """
+
+    def cell(row: Mapping[str, Any], measure: str) -> str | tuple[str, str]:
+        text, interval = _number(row[measure]), _interval(row, measure)
+        return (text, interval) if interval else text
+
+    lines = []
+    for row in rows:
+        cells = [cell(row, "ef_percent")]
+        if with_references:
+            cells += [cell(row, "reference_ef_percent"), _number(_difference(row))]
+        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), _method(row["method"]), str(row["beats"] or "–")]
+        cells += [_frames(row["ed_frames"]), _frames(row["es_frames"])]
+        _, flag, reason = _flag(row)
+        last = (flag, _brief(reason), _brief(row["note"]))
+        lines.append((row["patient"], row["cases"], int(_to_check(row)), *cells, last))
+    return {"links": links, "rows": lines}
+
+
+def _difference(row: Mapping[str, Any]) -> float | None:
+    """Predicted minus reference EF, in points."""
+    predicted, reference = row["ef_percent"], row["reference_ef_percent"]
+    return None if predicted is None or reference is None else predicted - reference
+
+
+def _flag(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(class, words, reason) of what is said of a row in the last column; empty where there is nothing to say."""
+    if row["failure"]:
+        return "flag", "▲ Not measured", row["failure"]
+    if _to_check(row):
+        return "flag", "▲ Check", row.get("quality_reasons") or ""
+    return ("good", f"✓ {row['quality']}", "") if row.get("quality") else ("", "", "")
+
+
+def _to_check(row: Mapping[str, Any]) -> bool:
+    return bool(row["failure"]) or row.get("quality") == "check"
+
+
+def _bounds(row: Mapping[str, Any], measure: str) -> tuple[float, float] | None:
+    """The interval of a row's "ef_percent", "edv_ml" or "esv_ml", where it has one."""
+    name, _, unit = measure.partition("_")
+    low, high = (row.get(f"{name}_{end}_{unit}") for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
+
+
+def _interval(row: Mapping[str, Any], measure: str) -> str:
+    bounds = _bounds(row, measure)
+    return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
+
+
+def _bootstrap(statistics: Mapping[str, Any], key: str, digits: int) -> str:
+    bounds = statistics["intervals_95"].get(key)
+    return f"{_number(bounds[0], digits)} to {_number(bounds[1], digits)}" if bounds else ""
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    if value is None:
+        return "–"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # adding 0 makes -0.0 a plain 0
+
+
+def _method(name: str | None) -> str:
+    """`single plane A4C` of single_plane_a4c."""
+    words = (name or "–").replace("_", " ")
+    return words.replace(" a2c", " A2C").replace(" a4c", " A4C")
+
+
+def _frames(numbers: str | None) -> str:
+    """`3 · 21` of 3;21."""
+    return (numbers or "–").replace(";", " · ")
+
+
+def _brief(words: str | None) -> str:
+    """A note without what makes it longer than a page can bear; the whole is in ef_report.csv."""
+    words = words or ""
+    return words if len(words) <= _NOTE_LETTERS else words[:_NOTE_LETTERS].rstrip() + "… (shortened)"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _data_uri(still: Still) -> str:
+    return f"data:image/webp;base64,{_base64(still.webp)}"
+
+
+def _line(points: Sequence[Points] | Points, *, closed: bool = False) -> str:
+    """An SVG path through each of several lines (N, 2)."""
+    return "".join("M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in line) + ("Z" if closed else "") for line in points)

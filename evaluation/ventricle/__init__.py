@@ -1,0 +1,1 @@
+"""The left ventricle in a mask: contour, mitral plane, volumes, beats."""

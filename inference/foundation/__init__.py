@@ -1,0 +1,1 @@
+"""Foundation models as they are published, untrained on echocardiography."""

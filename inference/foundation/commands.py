@@ -1,0 +1,101 @@
+"""echoplan_zero_shot"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.dataset import EchoDataset
+from echoplan.device import choose_device
+
+from ...evaluation.folder import summarise
+from ...training.prompts import LABEL_KINDS, without_begun
+from .networks import NATIVE_SIZE, FoundationModel
+from .zero_shot import run_zero_shot
+
+_PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES"}
+_METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd95": "HD95", "assd": "ASSD"}
+
+
+@command
+def zero_shot(arguments: Sequence[str]) -> int:
+    """echoplan_zero_shot DATASET -m sam|medsam|sam2"""
+    made = parser(
+        "echoplan_zero_shot",
+        "Segment a dataset's labelled frames with a foundation model that was not trained on it, told by the labels "
+        "where the structure is: the untrained row of a comparison.",
+    )
+    made.add_argument("dataset", metavar="DATASET", help="a raw dataset: name, id or folder name")
+    made.add_argument("-m", dest="model", choices=("sam", "medsam", "sam2"), required=True, help="the model")
+    made.add_argument(
+        "--prompt", choices=LABEL_KINDS, default="box", help="what the labels tell; points and masks: sam2"
+    )
+    made.add_argument("--split", choices=("train", "test"), default="train", help="which of the labelled cases")
+    made.add_argument(
+        "-f", dest="folds", nargs="+", type=int, metavar="FOLD", help="only these folds' validation cases"
+    )
+    made.add_argument("--variant", default="", help="sam: vit_b, vit_l, vit_h; sam2: tiny, small, base_plus, large; "
+                      "the first if not given")  # fmt: skip
+    made.add_argument(
+        "--size", type=int, default=NATIVE_SIZE, help="side of the model's input; less is faster and worse"
+    )
+    made.add_argument("-weights", type=existing_path, metavar="FILE", help="where the usual places do not have them")
+    made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
+    made.add_argument("--overwrite", action="store_true", help="do again what is there already")
+    add_processes(made)
+    add_device(made)
+    options = made.parse_args(arguments)
+    chosen = FoundationModel(options.model, options.prompt, options.variant, options.size, options.weights)
+    where = folders()
+    run = run_zero_shot(
+        where,
+        options.dataset,
+        chosen,
+        split=options.split,
+        folds=options.folds,
+        device=choose_device(options.device),
+        overwrite=options.overwrite,
+        continue_run=options.continue_prediction,
+        processes=options.np,
+    )
+    if run.summary:
+        target = EchoDataset.read(where.find_raw(options.dataset)).description.target
+        kept = f", {len(run.kept)} of them finished before" if run.kept else ""
+        print(f"{chosen.name}, {target}: {run.summary['cases']} cases{kept}; each frame's mean ± SD")
+        print("\n".join(_table(_judged(run.summary, target, chosen.prompt), target)))
+        if chosen.prompt == "mask":
+            print("The mask is the answer in the frame that it is given in; these frames are left out here.")
+        print(f"written: {run.folder}")
+    return report_failures(run.failures, work="segmenting")
+
+
+def _judged(summary: Mapping[str, Any], target: str, prompt: str) -> Mapping[str, Any]:
+    """The cases to show; with a mask as prompt without the frame in which it was given."""
+    cases = summary["per_case"]
+    if prompt != "mask":
+        return cases
+    shown = {
+        case: [frame["frame"] for frame in found["frames"] if frame[target]["reference_pixels"]]
+        for case, found in cases.items()
+    }
+    return without_begun(cases, {case: frames[0] for case, frames in shown.items() if frames})
+
+
+def _table(cases: Mapping[str, Any], target: str) -> Iterator[str]:
+    means = summarise(cases.values(), target)
+    units = sorted({key.rpartition("_")[2] for found in means.values() for key in found if key.startswith("hd95_")})
+    columns = [("dice", "", 100), ("iou", "", 100)]
+    columns += [(name, f"_{unit}", 1) for unit in units for name in ("hd95", "assd")]
+    heads = [_METRICS[name] + (f", {unit[1:]}" if unit else "") for name, unit, _ in columns]
+    yield f"{'frames':>11}" + "".join(f"{head:>16}" for head in heads)
+    for group, found in means.items():
+        cells = [_cell(found.get(name + unit), scale) for name, unit, scale in columns]
+        yield f"{_PHASES[group]:<4}{found['frames']:>7}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _cell(values: Mapping[str, Any] | None, scale: int) -> str:
+    if values is None:
+        return "–"
+    sd = "" if values["sd"] is None else f" ± {scale * values['sd']:.2f}"
+    return f"{scale * values['mean']:.2f}{sd}"

@@ -1,0 +1,198 @@
+"""Foundation models as they were published, told by labels where the structure is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks import build_network
+from echoplan.networks.e3sam2 import Prompts
+
+from ...training.prompts import BOX_KINDS, LABEL_KINDS, boxes_of_frames, case_draw, prompt_from_label
+
+NATIVE_SIZE = 1024  # of all three
+_BATCH = 4  # frames that SAM sees at once
+_RGB_MEAN, _RGB_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of SAM2's training images, ImageNet's
+_WHITE = 255.0
+
+
+@dataclass(frozen=True)
+class FoundationModel:
+    """Which network, and what it is told.
+
+    Attributes:
+        model: "sam", "medsam" or "sam2".
+        prompt: what it is told of the labels: "box" or "jittered_box" of every labelled frame (SAM, MedSAM), or a
+            "point", "jittered", "box", "jittered_box" or "mask" of the first one (SAM2).
+        variant: of its trunk; empty is the usual one.
+        size: the side that images are resized to.
+        weights: their file; None looks in the usual places.
+    """
+
+    model: str
+    prompt: str = "box"
+    variant: str = ""
+    size: int = NATIVE_SIZE
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.model not in _VARIANTS:
+            raise EchoPlanError(f"there is no model {self.model!r}", remedy=f"choose one of {', '.join(_VARIANTS)}")
+        kinds = LABEL_KINDS if self.model == "sam2" else BOX_KINDS
+        for setting, value, choices in (
+            ("prompt", self.prompt, kinds),
+            ("variant", self.variant, ("", *_VARIANTS[self.model])),
+        ):
+            if value not in choices:
+                known = ", ".join(filter(None, choices))
+                raise EchoPlanError(f"{self.model} takes no {setting} {value!r}", remedy=f"choose one of {known}")
+
+    @property
+    def name(self) -> str:
+        """<model>_<prompt>, with what is not usual: its results' folder."""
+        size = "" if self.size == NATIVE_SIZE else str(self.size)
+        return "_".join(part for part in (self.model, self.variant, size, self.prompt) if part)
+
+    def load(self, device: torch.device | str = "cpu") -> ZeroShot:
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            EchoPlanError: a size it cannot take, or weights that cannot be had.
+        """
+        variant, pretrained = self.variant or _VARIANTS[self.model][0], self.weights or True
+        size = (self.size, self.size)
+        if self.model == "sam2":
+            network = build_network("sam2", size=size, pretrained=pretrained, variant=variant, multimask="sam2")
+            return FollowedClip(network.to(device).eval(), prompt=self.prompt)
+        network = build_network(
+            "sam", size=size, pretrained=pretrained, model=self.model, encoder=variant, encoder_size=self.size
+        )
+        return BoxedFrames(network.to(device).eval(), prompt=self.prompt)
+
+
+_VARIANTS = {
+    "sam": ("vit_b", "vit_l", "vit_h"),
+    "medsam": ("vit_b",),
+    "sam2": ("tiny", "small", "base_plus", "large"),
+}
+
+
+class ZeroShot(Protocol):
+    """A network that segments a clip as the labels tell it."""
+
+    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
+        """The structure in a clip.
+
+        Args:
+            frames: (T, H, W).
+            masks: labelled frame -> (H, W), the structure.
+            case: its name fixes the chance in what is jittered.
+
+        Returns:
+            (T, H, W) bool. Frames that the labels say nothing of stay empty, also where no structure is to be told of.
+        """
+        ...
+
+
+class BoxedFrames:
+    """SAM or MedSAM, with a box in every labelled frame that shows the structure (Chao et al.'s protocol).
+
+    Args:
+        network: `echoplan.networks.sam.SAM`, on its device.
+        prompt: "box" or "jittered_box".
+    """
+
+    def __init__(self, network: nn.Module, *, prompt: str) -> None:
+        self.network, self.prompt = network, prompt
+
+    @torch.inference_mode()
+    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
+        """See `ZeroShot`."""
+        boxes = boxes_of_frames(masks, len(frames), kind=self.prompt, case=case)
+        shown = [frame for frame in sorted(masks) if masks[frame].any()]
+        device = next(self.network.parameters()).device
+        found = np.zeros(frames.shape, bool)
+        for start in range(0, len(shown), _BATCH):
+            some = shown[start : start + _BATCH]
+            clip = torch.from_numpy(frames[some])[None, :, None].to(device, torch.float32)
+            logits = self.network(clip, boxes[some][None].to(device))
+            found[some] = (logits[0, :, 0] > 0).cpu().numpy()
+        return found
+
+
+class FollowedClip:
+    """SAM2, told of the first labelled frame that shows the structure, which it follows from there.
+
+    It sees the frames from the first labelled one to the last: enough to be judged, and far fewer than there are in a
+    clip of many beats.
+
+    Args:
+        network: `echoplan.networks.e3sam2.plain_sam2`, on its device.
+        prompt: of `LABEL_KINDS`.
+    """
+
+    def __init__(self, network: nn.Module, *, prompt: str) -> None:
+        self.network, self.prompt = network, prompt
+
+    @torch.inference_mode()
+    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
+        """See `ZeroShot`."""
+        found = np.zeros(frames.shape, bool)
+        shown = [frame for frame in sorted(masks) if masks[frame].any()]
+        if not shown:
+            return found
+        first, last = min(masks), max(masks)
+        told = prompt_from_label(masks[shown[0]], kind=self.prompt, frame=shown[0] - first, draw=case_draw(case))
+        size = self.network.size
+        seen = EnlargedFrames(frames[first : last + 1], size)
+        for index, logits in self.network.stream(seen, rescale_prompts(told, frames.shape[1:], size)):
+            native = F.interpolate(logits[None], size=frames.shape[1:], mode="bilinear")
+            found[first + index] = (native[0, 0] > 0).cpu().numpy()
+        return found
+
+
+class EnlargedFrames:
+    """What a `StreamingNetwork` reads of a clip, enlarged and coloured as SAM2 wants it only when it is asked for.
+
+    Args:
+        frames: (T, H, W).
+        size: side of the square that they are stretched to, as SAM2 does.
+    """
+
+    def __init__(self, frames: NDArray[np.uint8], size: int) -> None:
+        self.frames = frames
+        self.shape = (len(frames), 3, size, size)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, indices: slice | list[int]) -> Tensor:
+        """``(n, 3, size, size)``, standardised by ImageNet's mean and deviation."""
+        grey = torch.from_numpy(self.frames[indices])[:, None].float() / _WHITE
+        resized = F.interpolate(grey, self.shape[2:], mode="bilinear", antialias=True)
+        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (_RGB_MEAN, _RGB_DEVIATION))
+        return (resized - mean) / deviation
+
+
+def rescale_prompts(prompts: Prompts, old: tuple[int, int], size: int) -> Prompts:
+    """Prompts in pixel centres of images (H, W), when these are resized to `size` x `size`."""
+    ratio = torch.tensor([size / old[1], size / old[0]])
+    masks = None
+    if prompts.masks is not None:
+        resized = F.interpolate(prompts.masks[:, None].float(), (size, size), mode="bilinear", antialias=True)
+        masks = resized[:, 0] >= 0.5
+    return replace(
+        prompts,
+        points=(prompts.points + 0.5) * ratio - 0.5,
+        boxes=None if prompts.boxes is None else (prompts.boxes + 0.5) * ratio.repeat(2) - 0.5,
+        masks=masks,
+    )

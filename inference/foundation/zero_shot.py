@@ -1,0 +1,201 @@
+"""The untrained row of a comparison: a foundation model on a raw dataset, judged like a trained method."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from echoplan import __version__, layout
+from echoplan.dataset import Case, EchoDataset
+from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_csv, write_json
+from echoplan.imageio import probe_clip, read_mask, write_mask
+from echoplan.labels import IGNORE
+from echoplan.parallel_map import run_cases
+from echoplan.paths import Folders
+
+from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ...preprocessing.clip import to_uint8
+from .networks import FoundationModel, ZeroShot
+
+FOLDER = "zero_shot"
+
+
+@dataclass
+class ZeroShotRun:
+    """What a run left.
+
+    Attributes:
+        folder: with <case>.nii.gz, summary.json, ef.csv and zero_shot.json; the labels that judged are in references/,
+            and fold_<k>/validation/ holds the figures of each fold's validation cases alone.
+        summary: of `evaluate_folder`, over all cases.
+        done, kept: cases segmented now, and by an earlier run.
+        failures: case -> reason.
+    """
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_zero_shot(
+    folders: Folders,
+    dataset: str,
+    chosen: FoundationModel,
+    *,
+    split: str = "train",
+    folds: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    continue_run: bool = False,
+    processes: int = 0,
+) -> ZeroShotRun:
+    """Segment the labelled cases of a raw dataset with a foundation model that nobody trained on it, and judge it.
+
+    Clips are read as they are, resized to what the model wants, and the masks brought back to the clips' own grid. The
+    labels tell the model where the structure is, so the figures are not those of an automatic method.
+
+    Args:
+        folders: raw and results; preprocessed, where the folds are known.
+        dataset: name, id or folder name.
+        chosen: the model.
+        split: "train" (whose cases are cross-validated elsewhere) or "test".
+        folds: only the validation cases of these folds.
+        device: where to compute.
+        overwrite, continue_run: do again, or keep, what is there already.
+        processes: worker processes for judging; 0 works in this one.
+
+    Raises:
+        EchoPlanError: there is no such dataset or labelled case, the folds are not known, results are there already, or
+            the model cannot be had.
+    """
+    raw = EchoDataset.read(folders.find_raw(dataset))
+    splits = _splits(folders, raw) if split == "train" else []
+    cases = _labelled(raw, split, folds, splits)
+    name = chosen.name if split == "train" else f"{chosen.name}_{split}"
+    run = ZeroShotRun(folders.results / raw.folder.name / FOLDER / name)
+    settings = _check_folder(run.folder, chosen, overwrite=overwrite, continue_run=continue_run)
+    todo = [case for case in cases if overwrite or not (run.folder / layout.mask_file(case.case)).is_file()]
+    run.kept = [case.case for case in cases if case not in todo]
+    network = chosen.load(device) if todo else None  # before anything is thrown away
+    if overwrite and run.folder.exists():
+        shutil.rmtree(run.folder)
+    write_json(run.folder / layout.ZERO_SHOT_FILE, settings)
+    results = run_cases(
+        _segment_case,
+        {case.case: (raw, case, network, run.folder) for case in todo},
+        processes=0,  # one network on one device
+        description=chosen.name,
+    )
+    run.done, run.failures = list(results.done), dict(results.failures)
+    finished = [case for case in cases if case.case not in run.failures]
+    if not finished:
+        return run
+    run.summary = _judge(raw, finished, run.folder, run.folder, processes)
+    for fold, validated in enumerate(splits):
+        own = [case for case in finished if case.case in set(validated["val"])]
+        if own and (folds is None or fold in folds):
+            _judge(raw, own, run.folder, run.folder / layout.fold_folder(fold) / layout.VALIDATION, processes)
+    return run
+
+
+def _splits(folders: Folders, raw: EchoDataset) -> list[dict[str, Any]]:
+    """The folds of a dataset that is planned; none otherwise."""
+    file = folders.preprocessed / raw.folder.name / layout.SPLITS_FILE
+    return read_json(file) if file.is_file() else []
+
+
+def _labelled(
+    raw: EchoDataset, split: str, folds: Sequence[int] | None, splits: Sequence[Mapping[str, Any]]
+) -> list[Case]:
+    cases = [case for case in (raw.test_cases() if split == "test" else raw.training_cases()) if case.label is not None]
+    if folds is not None:
+        if not splits or not all(0 <= fold < len(splits) for fold in folds):
+            known = f"the folds are 0 to {len(splits) - 1}" if splits else "there are no folds of these cases"
+            raise EchoPlanError(
+                f"{known}, not {', '.join(map(str, folds))}",
+                file=raw.folder,
+                remedy="plan the dataset (echoplan_plan_and_preprocess), or leave -f out",
+            )
+        wanted = {name for fold in folds for name in splits[fold]["val"]}
+        cases = [case for case in cases if case.case in wanted]
+    if not cases:
+        raise EchoPlanError(f"there is no labelled case to segment ({split})", file=raw.folder / layout.CASES_FILE)
+    return cases
+
+
+def _check_folder(folder: Path, chosen: FoundationModel, *, overwrite: bool, continue_run: bool) -> dict[str, Any]:
+    """The settings to keep with the results, once it is clear that what is there may be kept or thrown away."""
+    weights = None if chosen.weights is None else str(chosen.weights.resolve())
+    settings = {**vars(chosen), "weights": weights}
+    file = folder / layout.ZERO_SHOT_FILE
+    if file.is_file() and not overwrite:
+        if not continue_run:
+            raise EchoPlanError(
+                "results of this model are there already",
+                file=folder,
+                remedy="--continue_prediction keeps them and does the rest, --overwrite does all again",
+            )
+        before = read_json(file)
+        changed = [name for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            raise EchoPlanError(
+                f"what is there was made with other settings: {', '.join(changed)}", file=file, remedy="use --overwrite"
+            )
+    return {**settings, "versions": {"echoplan": __version__, "torch": torch.__version__}}
+
+
+def _segment_case(raw: EchoDataset, case: Case, network: ZeroShot, folder: Path) -> None:
+    clip = raw.load_clip(case)
+    labels = raw.load_mask(case, clip=clip)
+    value = raw.description.labels[raw.description.target]
+    labelled = np.flatnonzero((labels != IGNORE).any(axis=(1, 2))).tolist()
+    found = network.segment(to_uint8(clip.frames), {frame: labels[frame] == value for frame in labelled}, case.case)
+    write_mask(folder / layout.REFERENCES / layout.mask_file(case.case), labels, like=clip)
+    write_mask(
+        folder / layout.mask_file(case.case), found.astype(np.uint8) * value, like=clip
+    )  # last: the case is finished
+
+
+def _judge(raw: EchoDataset, cases: Sequence[Case], folder: Path, output: Path, processes: int) -> dict[str, Any]:
+    """Write summary.json and ef.csv of some cases, in the form of a trained fold's validation."""
+    target = raw.description.target
+    summary = evaluate_folder(
+        folder,
+        folder / layout.REFERENCES,
+        labels={target: raw.description.labels[target]},
+        cases=[case.case for case in cases],
+        phases={case.case: (case.ed_frame, case.es_frame) for case in cases},
+        output=output / layout.SUMMARY_FILE,
+        processes=processes,
+    )
+    write_csv(output / layout.EF_FILE, measure_patients(list(_measurable(cases, folder))), COLUMNS)
+    return summary
+
+
+def _measurable(cases: Iterable[Case], folder: Path) -> Iterable[CaseMask]:
+    """The cases whose two phases are known; in the others most frames have no mask, and none could be found."""
+    for case in cases:
+        if case.ed_frame is None or case.es_frame is None:
+            continue
+        file = folder / layout.mask_file(case.case)
+        header = probe_clip(file)
+        yield CaseMask(
+            case=case.case,
+            patient=case.patient,
+            view=case.view,
+            mask=read_mask(file) > 0,
+            spacing_mm=header.spacing_mm,
+            frame_time_ms=header.frame_time_ms,
+            ed_frame=case.ed_frame,
+            es_frame=case.es_frame,
+            reference_ef_percent=case.ef_percent,
+        )

@@ -1,0 +1,1 @@
+"""What a training sample goes through before the network sees it."""

@@ -1,0 +1,276 @@
+"""Augmentation of one training sample: the same draw for every frame of a clip, labels moved with the pixels.
+
+Generic recipes move about the sector's apex and take their intensity transforms, on normalised intensities, from
+batchgenerators, with time in its channel axis so that one draw serves all frames. The ultrasound transforms
+(training.data.ultrasound) work on grey levels, before normalisation: they imitate what changes the picture itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from echoplan.errors import EchoPlanError
+
+from ..data.sampling import Sample
+from .ultrasound import (
+    CineSpeed,
+    DepthAttenuation,
+    DepthChange,
+    FieldOfView,
+    FrameDrop,
+    GaussianShadow,
+    Haze,
+    IntensityTransform,
+    MovingTransform,
+    PolarSpeckle,
+    Rotation,
+    SectorMove,
+    TimeGain,
+    TimingTransform,
+    Transform,
+    move_clip,
+)
+
+if TYPE_CHECKING:
+    from batchgenerators.transforms.abstract_transforms import AbstractTransform
+
+GENERIC = ("strong", "moderate", "light", "none")
+# In the order in which an examination comes about: time, probe and scanner's geometry, tissue, clutter, gain.
+ULTRASOUND: dict[str, type[Transform]] = {
+    "cine_speed": CineSpeed,
+    "frame_drop": FrameDrop,
+    "rotation": Rotation,
+    "depth": DepthChange,
+    "field_of_view": FieldOfView,
+    "speckle": PolarSpeckle,
+    "attenuation": DepthAttenuation,
+    "shadow": GaussianShadow,
+    "haze": Haze,
+    "time_gain": TimeGain,
+}
+THE_SIX = ("rotation", "depth", "attenuation", "shadow", "haze", "speckle")
+
+
+@dataclass(frozen=True)
+class SectorAffine:
+    """Turns and scales about the sector's apex, and mirrors left and right.
+
+    A scanner turns and rescales its image about the transducer, so that the apex stays where it is.
+
+    Args:
+        rotation_degrees: the largest rotation to either side.
+        scale: the range of scales.
+        mirror: whether left and right may be swapped (half of the draws).
+        probability: of a rotation, and independently of a scaling.
+    """
+
+    rotation_degrees: float
+    scale: tuple[float, float] = (1.0, 1.0)
+    mirror: bool = False
+    probability: float = 1.0
+
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """Random parameters."""
+        turned, scaled, mirrored = generator.random(3)
+        degrees = generator.uniform(-self.rotation_degrees, self.rotation_degrees)
+        # Uniform in the logarithm: halving is as likely as doubling.
+        scale = float(np.exp(generator.uniform(*np.log(self.scale))))
+        return SectorMove(
+            degrees=degrees if turned < self.probability else 0.0,
+            scale=scale if scaled < self.probability else 1.0,
+            mirror=self.mirror and mirrored < 0.5,
+        )
+
+
+class Augmentation:
+    """All random changes of a training sample, a function of the sample and one seed.
+
+    Args:
+        geometry: rotation, scale, mirror.
+        intensity: batchgenerators transforms on {"data": (1, T, H, W)} of normalised intensities.
+        ultrasound: transforms of training.data.ultrasound, in their order.
+    """
+
+    def __init__(
+        self,
+        geometry: SectorAffine | None,
+        intensity: Sequence[AbstractTransform] = (),
+        ultrasound: Sequence[Transform] = (),
+    ) -> None:
+        from batchgenerators.transforms.abstract_transforms import Compose
+
+        self.geometry = geometry
+        self.intensity = Compose(list(intensity)) if intensity else None
+        self.ultrasound = tuple(ultrasound)
+
+    def retime(self, sample: Sample, *, labelled: Sequence[int], native_frames: int, seed: Sequence[int]) -> Sample:
+        """The sample with other frames of its recording, as many, where time is augmented.
+
+        Args:
+            sample: before any frame is read.
+            labelled: the frames of the recording whose labels the training may see.
+            native_frames: the length of the recording.
+            seed: of the sample.
+        """
+        clip = {"frame_numbers": sample.frames, "labelled_frames": labelled, "native_frames": native_frames}
+        for transform, draw in self._drawn(TimingTransform, seed):
+            clip = transform.apply(draw, **clip)
+        return Sample(sample.case, clip["frame_numbers"])
+
+    def move(
+        self, frames: np.ndarray, labels: np.ndarray, *, apex: tuple[float, float], classes: int, seed: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All that happens to grey levels, where 0 is black: geometry in one resampling, then ultrasound's artefacts.
+
+        Args:
+            frames: (T, H, W).
+            labels: (T, H, W) uint8.
+            apex: (row, column) of the sector's apex, in pixels.
+            classes: label values 0 to classes - 1; 255 stays ignored.
+            seed: of the sample.
+
+        Returns:
+            float32 frames and uint8 labels of the same shapes.
+        """
+        move = SectorMove() if self.geometry is None else self.geometry.draw(np.random.default_rng([*seed, 0]))
+        for _, own in self._drawn(MovingTransform, seed):
+            move = move.then(own)
+        frames, labels = move_clip(move, frames, labels, apex=apex, classes=classes)
+        clip = {"frames": frames, "labels": labels, "apex": apex, "classes": classes}
+        for transform, draw in self._drawn(IntensityTransform, seed):
+            clip = transform.apply(draw, **clip)
+        return clip["frames"], labels
+
+    def colour(self, frames: np.ndarray, *, seed: Sequence[int]) -> np.ndarray:
+        """The generic intensity part, on normalised intensities (T, H, W) float32."""
+        if self.intensity is None:
+            return frames
+        with _global_seed(int(np.random.default_rng([*seed, 1]).integers(2**31))):
+            return self.intensity(data=frames[None])["data"][0].astype(np.float32)
+
+    def _drawn(self, kind: type[Transform], seed: Sequence[int]) -> Iterator[tuple[Any, Any]]:
+        """The transforms of one kind that act on this sample, with what was drawn for them."""
+        if not any(isinstance(transform, kind) for transform in self.ultrasound):
+            return
+        generator = np.random.default_rng([*seed, 2])
+        for transform in self.ultrasound:
+            # Drawn for all, whoever acts and whoever asks: so that each always gets the same.
+            acts, draw = generator.random() < transform.probability, transform.draw(generator)
+            if acts and isinstance(transform, kind):
+                yield transform, draw
+
+
+def augmentation_parts(kind: str) -> tuple[str, tuple[str, ...]]:
+    """A policy's name taken apart: its generic recipe, and its ultrasound transforms in the order they act.
+
+    Args:
+        kind: a generic recipe (`GENERIC`), "ultrasound" for `THE_SIX`, names of `ULTRASOUND`, or several of them joined
+            by "+", as "ultrasound+time_gain" or "strong+haze".
+
+    Raises:
+        EchoPlanError: there is no such part, or two generic recipes.
+    """
+    parts = kind.split("+")
+    generic = [part for part in parts if part in GENERIC]
+    chosen = {part for part in parts if part in ULTRASOUND} | set(THE_SIX if "ultrasound" in parts else ())
+    unknown = [part for part in parts if part not in (*GENERIC, *ULTRASOUND, "ultrasound")]
+    if unknown or len(generic) > 1 or ("none" in generic and chosen):
+        raise EchoPlanError(
+            f"there is no augmentation {kind!r}",
+            remedy=f"choose generic (the method's own), {', '.join(GENERIC)}, ultrasound, or single transforms: "
+            f"{', '.join(ULTRASOUND)}; a generic recipe and ultrasound transforms can be joined by +",
+        )
+    return (generic or ["flips"])[0], tuple(name for name in ULTRASOUND if name in chosen)
+
+
+def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> Augmentation:
+    """The augmentation called `kind`.
+
+    "strong": nnU-Net's 2D recipe (Isensee et al. 2021, supplement D) with a rotation that suits apical views.
+    "moderate": EchoForge's (gamma, scaling, rotation and contrast, each in half of the samples; the paper names no
+    ranges), and flips.
+    "light": PKEcho-Net's (flip, rotation, brightness and contrast by 15 %).
+    "none": the sample as it is.
+    "ultrasound": flips, and six transforms of ultrasound's own instead of a generic recipe (the number is Yao et al.'s,
+    arXiv 2511.05731, whose abstract does not name them; how often each acts is ours).
+
+    Args:
+        kind: one of these, or parts joined by "+", see `augmentation_parts`.
+        rotation_degrees: the largest rotation that suits the views.
+        mirror: whether left and right may be swapped.
+
+    Raises:
+        EchoPlanError: there is no such augmentation.
+    """
+    generic, chosen = augmentation_parts(kind)
+    if generic == "none":
+        return Augmentation(None)
+    ultrasound = [
+        Rotation(degrees=min(Rotation.degrees, rotation_degrees)) if name == "rotation" else ULTRASOUND[name]()
+        for name in chosen
+    ]
+    scale, probability = _GEOMETRY[generic]
+    degrees = 0.0 if generic == "flips" else rotation_degrees
+    geometry = SectorAffine(degrees, scale=scale, mirror=mirror, probability=probability)
+    return Augmentation(geometry, _intensity(generic), ultrasound)
+
+
+# Scales and the probability of each move.
+_GEOMETRY = {
+    "flips": ((1.0, 1.0), 1.0),
+    "light": ((1.0, 1.0), 1.0),
+    "moderate": ((0.8, 1.25), 0.5),
+    "strong": ((0.7, 1.4), 0.5),
+}
+
+
+def _intensity(generic: str) -> list[AbstractTransform]:
+    """A generic recipe's transforms of normalised intensities."""
+    # Half a second, which prediction, that knows trainers but augments nothing, need not wait for.
+    from batchgenerators.transforms.color_transforms import (
+        BrightnessMultiplicativeTransform,
+        ContrastAugmentationTransform,
+        GammaTransform,
+    )
+    from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+    from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
+
+    if generic == "light":
+        return [
+            BrightnessMultiplicativeTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
+            ContrastAugmentationTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
+        ]
+    if generic == "moderate":
+        return [
+            GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.5),
+            ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.5),
+        ]
+    if generic == "strong":
+        return [
+            GaussianNoiseTransform((0, 0.1), p_per_sample=0.1),
+            GaussianBlurTransform((0.5, 1.0), different_sigma_per_channel=False, p_per_sample=0.2),
+            BrightnessMultiplicativeTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
+            ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
+            SimulateLowResolutionTransform((0.5, 1), order_upsample=1, p_per_sample=0.25),
+            GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.3),
+        ]
+    return []
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """batchgenerators draws from the global generators: seed them for one sample and put them back."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

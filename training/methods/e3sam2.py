@@ -1,0 +1,194 @@
+"""SAM2 fine-tuned on echocardiography, and E3SAM2 (Zheng et al.), which adapts it by entropy and edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks import ClipOutput, build_network
+
+from ..data import Batch
+from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
+from ..prompts import LABEL_KINDS, draw_prompts
+from ..recipe import Recipe, TrainerNeeds
+from .base import EchoTrainer
+
+
+@dataclass(frozen=True)
+class SAM2Recipe(Recipe):
+    """E3SAM2's recipe, for plain SAM2 too: AdamW 1e-4, 200 epochs, ten frames, from SAM 2.1's weights.
+
+    The paper names neither weight decay nor schedule: AdamW's usual 0.01, and poly 0.9 as the other clip methods.
+
+    Attributes:
+        variant: "tiny", "small", "base_plus" or "large".
+        pretrained: start from the published weights of SAM 2.1.
+        trainable: what learns, see `echoplan.networks.e3sam2`; "auto" is everything but the trunk, and with
+            `pretrained` off everything.
+        prompt: how a clip begins when nobody prompts: "auto" (point and box of the coarse head), "point", "box", "mask"
+            (the coarse head's mask), "none".
+        windows: sides of the trunk's attention windows, "sam2" or "light".
+        point_share, jittered_share, box_share, jittered_box_share, mask_share: shares of the training clips that begin
+            with a prompt from the labels: the deepest point inside or one near it, the box or one with its sides moved,
+            the mask of one frame. The others begin by themselves, as at test time.
+        segmentation_weight: of Dice and cross-entropy (equation 8's alpha).
+        coarse_weight, quality_weight, presence_weight: of the coarse head's mask, of SAM2's IoU head (L1 to the true
+            IoU) and of its object score; the paper does not name them.
+    """
+
+    epochs: int = 200
+    optimiser: str = "adamw"
+    weight_decay: float = 0.01
+    variant: str = "tiny"
+    pretrained: bool = True
+    trainable: str = "auto"
+    prompt: str = "auto"
+    windows: str = "sam2"
+    point_share: float = 0.25
+    jittered_share: float = 0.25
+    box_share: float = 0.0
+    jittered_box_share: float = 0.0
+    mask_share: float = 0.0
+    segmentation_weight: float = 0.8
+    coarse_weight: float = 0.2
+    quality_weight: float = 0.1
+    presence_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = self.label_shares
+        if min(shares.values()) < 0 or sum(shares.values()) > 1:
+            names = ", ".join(f"{kind}_share" for kind in shares)
+            raise EchoPlanError(f"the settings {names} must be shares that add up to 1 at most")
+
+    @property
+    def label_shares(self) -> dict[str, float]:
+        """Kind of prompt from labels -> share of the training clips."""
+        return {kind: getattr(self, f"{kind}_share") for kind in LABEL_KINDS}
+
+    @property
+    def learning_part(self) -> str:
+        """`trainable` with "auto" resolved."""
+        if self.trainable != "auto":
+            return self.trainable
+        return "all_but_trunk" if self.pretrained else "all"
+
+
+@dataclass(frozen=True)
+class E3SAM2Recipe(SAM2Recipe):
+    """The paper's: equation 8 with 0.8, 0.1 and 0.2.
+
+    Attributes:
+        memory: "confidence" (kept frames are sure and differ) or "fifo" (plain SAM2: the latest).
+        attention: of the adapters' global branch: "ega" (equation 3, certainty of the key), "ega_query", "ega_column"
+            (its other readings), "self", "topk", "mask" (table 4).
+        edge_supervision: whether the edge module learns (table 3).
+        entropy_regularisation: whether equation 5 counts (table 3).
+        entropy_weight, edge_weight: equation 8's beta and delta.
+    """
+
+    memory: str = "confidence"
+    attention: str = "ega"
+    edge_supervision: bool = True
+    entropy_regularisation: bool = True
+    entropy_weight: float = 0.1
+    edge_weight: float = 0.2
+
+
+@dataclass(frozen=True)
+class E3SAM2SmallRecipe(E3SAM2Recipe):
+    """The same on the small trunk."""
+
+    variant: str = "small"
+
+
+class SAM2Trainer(EchoTrainer):
+    """Plain SAM 2.1, fine-tuned with the data and prompts of E3SAM2: the baseline of its table 3."""
+
+    configuration: ClassVar[str] = "clip"
+    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+        batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, square=True, multi_structure=False
+    )
+    recipe_class: ClassVar[type[Recipe]] = SAM2Recipe
+
+    @classmethod
+    def make_network(
+        cls, recipe: SAM2Recipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
+    ) -> nn.Module:
+        """See `EchoTrainer.make_network`."""
+        return build_network("sam2", size=size, classes=classes, pretrained=pretrained, **_common(recipe))
+
+    def forward(self, batch: Batch) -> ClipOutput:
+        """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
+        prompts = draw_prompts(batch["labels"], automatic=self.recipe.prompt, shares=self.recipe.label_shares)
+        return self.model(batch["clip"], prompts)
+
+    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+        """Equation 8, and what keeps SAM2's own heads and the coarse head in training; means over frames throughout."""
+        total = torch.zeros((), device=output.logits.device)
+        for name, (weight, value) in self.terms(output, batch["labels"]).items():
+            self.recorded.add(**{f"loss_{name}": value})
+            total = total + weight * value
+        return total
+
+    def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """The loss's terms by name, each with its weight."""
+        recipe, found = self.recipe, output.auxiliary
+        coarse = found["coarse"]
+        return {
+            "segmentation": (recipe.segmentation_weight, dice_ce_loss(output.logits, labels)),
+            "coarse": (recipe.coarse_weight, dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]))),
+            "quality": (recipe.quality_weight, mask_quality_loss(found["iou"], found["masks"], labels)),
+            "presence": (recipe.presence_weight, presence_loss(found["object_score"], labels)),
+        }
+
+
+class E3SAM2Trainer(SAM2Trainer):
+    """E3SAM2 on SAM 2.1 tiny."""
+
+    recipe_class: ClassVar[type[Recipe]] = E3SAM2Recipe
+
+    @classmethod
+    def make_network(
+        cls, recipe: E3SAM2Recipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
+    ) -> nn.Module:
+        """See `EchoTrainer.make_network`."""
+        return build_network(
+            "e3sam2",
+            size=size,
+            classes=classes,
+            pretrained=pretrained,
+            attention=recipe.attention,
+            memory=recipe.memory,
+            edge_supervision=recipe.edge_supervision,
+            **_common(recipe),
+        )
+
+    def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Equation 8's three terms, as far as they are on, and those of SAM2's own heads."""
+        recipe, terms = self.recipe, super().terms(output, labels)
+        if recipe.entropy_regularisation:
+            terms["entropy"] = recipe.entropy_weight, entropy_loss(output.auxiliary["entropies"], labels)
+        if recipe.edge_supervision:
+            terms["edges"] = recipe.edge_weight, edge_loss(output.auxiliary["edges"], labels)
+        return terms
+
+
+class E3SAM2SmallTrainer(E3SAM2Trainer):
+    """E3SAM2 on SAM 2.1 small."""
+
+    recipe_class: ClassVar[type[Recipe]] = E3SAM2SmallRecipe
+
+
+def _common(recipe: SAM2Recipe) -> dict[str, Any]:
+    return {
+        "variant": recipe.variant,
+        "trainable": recipe.learning_part,
+        "prompt": recipe.prompt,
+        "windows": recipe.windows,
+    }
