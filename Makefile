@@ -7,7 +7,7 @@ EXTRAS ?= test
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
-.PHONY: help install demo test coverage lint bench clean
+.PHONY: help install demo test coverage lint types bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ coverage: $(INSTALLED)  ## the test suite, slower, with the lines that it runs
 lint: $(INSTALLED)  ## ruff
 	$(BIN)/python -m ruff check .
 
+types: $(INSTALLED)  ## mypy
+	$(BIN)/python -m mypy
+
 bench: $(INSTALLED)  ## speed and memory beside peers, a table each
 	@start=$$(date +%s); for benchmark in tests/benchmarks/bench_*.py; do \
 		echo; echo "== $$benchmark"; own=$$(date +%s); $(BIN)/python $$benchmark || exit 1; \
@@ -42,4 +45,4 @@ bench: $(INSTALLED)  ## speed and memory beside peers, a table each
 	done; echo; echo "All benchmarks took $$(($$(date +%s) - start)) s"
 
 clean:  ## remove what was built here
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

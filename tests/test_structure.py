@@ -192,6 +192,13 @@ def test_setup_lists_every_package_on_disk():
     assert set(listed) == packages
 
 
+def test_mypy_sees_every_stage_under_its_installed_name():
+    links = {path.name: path.resolve() for path in (ROOT / ".mypy" / "echoplan").iterdir()}
+    assert links == {stage: ROOT / stage for stage in STAGES}
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+    assert set(re.findall(r'"(.*?)"', listed)) == {"echoplan"} | {f"echoplan.{stage}" for stage in STAGES}
+
+
 def test_every_package_the_code_imports_is_required():
     setup = setup_cfg()
     extras = [line for name, text in setup["options.extras_require"].items() if name != "test" for line in lines(text)]
