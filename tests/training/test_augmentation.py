@@ -14,7 +14,6 @@ from echoplan.training.augmentation.policy import (
     build_augmentation,
 )
 from echoplan.training.augmentation.ultrasound import DepthChange, FieldOfView, FrameDrop, SectorMove, move_clip
-from echoplan.training.data import Sample
 from echoplan.training.methods import trainer_registry
 from echoplan.training.recipe import Recipe
 
@@ -206,15 +205,13 @@ def test_generic_recipes_leave_grey_levels_to_batchgenerators() -> None:
 
 
 def test_only_timing_transforms_choose_other_frames() -> None:
-    sample = Sample("case", (0, 2, 4, 6, 8))
+    frames = (0, 2, 4, 6, 8)
     about = {"labelled": [0, 8], "native_frames": 20}
     for seed in range(20):
-        assert (
-            build_augmentation("ultrasound", rotation_degrees=9, mirror=True).retime(sample, seed=(seed,), **about)
-            == sample
-        )
+        unchanged = build_augmentation("ultrasound", rotation_degrees=9, mirror=True)
+        assert unchanged.retime(frames, seed=(seed,), **about) == frames
     dropped = Augmentation(None, (), [FrameDrop(share=(1, 1), probability=1)])
-    assert dropped.retime(sample, labelled=[4, 5], native_frames=20, seed=(0,)).frames == (0, 0, 4, 4, 4)
+    assert dropped.retime(frames, labelled=[4, 5], native_frames=20, seed=(0,)) == (0, 0, 4, 4, 4)
     played = build_augmentation("cine_speed", rotation_degrees=9, mirror=True)
-    samples = {played.retime(sample, seed=(seed,), **about).frames for seed in range(40)}
-    assert sample.frames in samples and len(samples) > 8 and all(len(frames) == 5 for frames in samples)
+    samples = {played.retime(frames, seed=(seed,), **about) for seed in range(40)}
+    assert frames in samples and len(samples) > 8 and all(len(numbers) == 5 for numbers in samples)

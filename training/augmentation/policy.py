@@ -17,7 +17,6 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 
-from ..data.sampling import Sample
 from .ultrasound import (
     CineSpeed,
     DepthAttenuation,
@@ -109,19 +108,21 @@ class Augmentation:
         self.intensity = Compose(list(intensity)) if intensity else None
         self.ultrasound = tuple(ultrasound)
 
-    def retime(self, sample: Sample, *, labelled: Sequence[int], native_frames: int, seed: Sequence[int]) -> Sample:
-        """The sample with other frames of its recording, as many, where time is augmented.
+    def retime(
+        self, frames: Sequence[int], *, labelled: Sequence[int], native_frames: int, seed: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Other frames of a sample's recording, as many, where time is augmented.
 
         Args:
-            sample: before any frame is read.
+            frames: the sample's, before any is read.
             labelled: the frames of the recording whose labels the training may see.
             native_frames: the length of the recording.
             seed: of the sample.
         """
-        clip = {"frame_numbers": sample.frames, "labelled_frames": labelled, "native_frames": native_frames}
+        clip = {"frame_numbers": tuple(frames), "labelled_frames": labelled, "native_frames": native_frames}
         for transform, draw in self._drawn(TimingTransform, seed):
             clip = transform.apply(draw, **clip)
-        return Sample(sample.case, clip["frame_numbers"])
+        return clip["frame_numbers"]
 
     def move(
         self, frames: np.ndarray, labels: np.ndarray, *, apex: tuple[float, float], classes: int, seed: Sequence[int]

@@ -61,12 +61,13 @@ class SampleReader:
         about = self.store.properties(sample.case)
         augmentation = self._augmentation(sample.case)
         if augmentation is not None:
-            sample = augmentation.retime(
-                sample,
+            frame_numbers = augmentation.retime(
+                sample.frames,
                 labelled=visible_frames(about, self.supervision),
                 native_frames=about["native_frames"],
                 seed=seed,
             )
+            sample = Sample(sample.case, frame_numbers)
         frames = self.store.frames(sample.case, sample.frames)
         labels = self.store.labels(sample.case, sample.frames)
         if augmentation is not None:
