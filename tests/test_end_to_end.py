@@ -119,7 +119,7 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
     project.run("echoplan_preprocess", "-d", "Phantom", "-tr", *trainers, "-np", 0)
     own = tmp_path / "mine.py"
     own.write_text(
-        "from echoplan.training.trainers.pkechonet import PKEchoNetR18Trainer\n\n"
+        "from echoplan.training.methods.pkechonet import PKEchoNetR18Trainer\n\n"
         "class MyTrainer(PKEchoNetR18Trainer):\n    '''One of a user's own.'''\n"
     )
     small = ["--epochs", 1, "--set", "batch_size=2", "-np", 0]

@@ -18,7 +18,7 @@ from echoplan.paths import Folders
 from .termination import Termination
 from .train_fold import FoldJob
 
-_LAUNCH = "from echoplan.training.launcher import launch; launch()"
+_LAUNCH = "from echoplan.training.torchrun import launch; launch()"
 _LOOK_EVERY_SECONDS = 0.2
 _LAST_LINES = 30
 

@@ -10,7 +10,7 @@ import time
 
 from echoplan.cli import RESUMABLE
 
-_RANK = "from echoplan.training.launcher import train_under; train_under({launcher})"
+_RANK = "from echoplan.training.torchrun import train_under; train_under({launcher})"
 _LOOK_EVERY_SECONDS = 0.5
 
 

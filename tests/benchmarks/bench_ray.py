@@ -37,7 +37,7 @@ TRAINER = "BenchTrainer"
 TRAINER_FILE = """
 from torch import nn
 from torch.nn.functional import avg_pool2d
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 
 class Dark(nn.Module):

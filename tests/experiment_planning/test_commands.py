@@ -90,7 +90,7 @@ def test_a_trainer_of_the_users_own_is_planned(planned, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from echoplan.training.recipe import TrainerNeeds\n"
-        "from echoplan.training.trainers.unet import UNetTrainer\n\n"
+        "from echoplan.training.methods.unet import UNetTrainer\n\n"
         "class MyTrainer(UNetTrainer):\n"
         "    needs = TrainerNeeds(batch_size=3, learning_rate=0.5, paper_size=64, square=True)\n"
     )

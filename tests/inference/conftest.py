@@ -25,7 +25,7 @@ TRAINER_FILE = """
 import torch
 from torch import nn
 from echoplan.training.recipe import TrainerNeeds
-from echoplan.training.trainers import EchoTrainer
+from echoplan.training.methods import EchoTrainer
 
 
 class Bright(nn.Module):

@@ -61,7 +61,9 @@ def test_an_interrupted_overwriting_loses_nothing(step, error, pair, monkeypatch
     assert not (there.results / HOME / BRIGHT / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("place", ["archive.ModelArchive._extract_file", "install.check_unpacked", "placing.os.rename"])
+@pytest.mark.parametrize(
+    "place", ["archive.ModelArchive._extract_file", "install.check_unpacked", "atomic_install.os.rename"]
+)
 def test_an_interrupted_installation_leaves_nothing_half(place, pair, tmp_path, monkeypatch):
     file, calls = pair[0], []
     there = Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "fresh")

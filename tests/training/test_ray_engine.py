@@ -38,7 +38,7 @@ import os
 import signal
 from pathlib import Path
 
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 
 class Struck(UNetTrainer):
@@ -59,7 +59,7 @@ import os
 import signal
 from pathlib import Path
 
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 
 class Wrapped(UNetTrainer):
@@ -82,7 +82,7 @@ HELD = """
 import time
 from pathlib import Path
 
-from echoplan.training.trainers.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetTrainer
 
 
 class Held(UNetTrainer):

@@ -185,7 +185,7 @@ def test_trainers_are_found_by_name_and_by_file(tmp_path) -> None:
         find_trainer("PkEchoNetTrainer")
     own = tmp_path / "mine.py"
     own.write_text(
-        "from echoplan.training.trainers.unet import UNetTrainer\n\nclass Mine(UNetTrainer):\n    '''Mine.'''\n"
+        "from echoplan.training.methods.unet import UNetTrainer\n\nclass Mine(UNetTrainer):\n    '''Mine.'''\n"
     )
     assert issubclass(find_trainer(f"{own}:Mine"), UNetTrainer)
     for spec in (f"{own}:Other", f"{tmp_path / 'none.py'}:Mine"):

@@ -101,5 +101,5 @@ def _checked(candidate: object, where: str) -> type[EchoTrainer]:
     raise EchoPlanError(
         f"{candidate!r} is no trainer",
         file=where,
-        remedy="derive it from echoplan.training.trainers.EchoTrainer and give it make_network and loss",
+        remedy="derive it from echoplan.training.methods.EchoTrainer and give it make_network and loss",
     )
