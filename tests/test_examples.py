@@ -1,0 +1,56 @@
+"""Each public function of the packages that users import has a runnable example, and the examples are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("echoplan.imageio", "echoplan.evaluation", "echoplan.inference", "echoplan.networks")
+BEING_WRITTEN = PACKAGES
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def public_names() -> list[tuple[str, str]]:
+    """(package, name) of every function and class that a package offers."""
+    return [
+        (package, name)
+        for package in PACKAGES
+        for name in importlib.import_module(package).__all__
+        if inspect.isroutine(item := getattr(importlib.import_module(package), name)) or inspect.isclass(item)
+    ]
+
+
+def examples_of(package: str, name: str) -> list[doctest.DocTest]:
+    """The examples of a function, or of a class and its methods. They see nothing but what they import."""
+    item = getattr(importlib.import_module(package), name)
+    return [test for test in doctest.DocTestFinder().find(item, name, globs={}) if test.examples]
+
+
+WITH_EXAMPLES = [
+    (package, name) for package, name in public_names() if package not in BEING_WRITTEN and examples_of(package, name)
+]
+
+
+def test_every_public_function_has_an_example() -> None:
+    """Records are shown by the functions that return them."""
+    missing = [
+        f"{package}.{name}"
+        for package, name in public_names()
+        if (package, name) not in WITH_EXAMPLES
+        and not dataclasses.is_dataclass(getattr(importlib.import_module(package), name))
+    ]
+    assert [name for name in missing if not name.startswith(BEING_WRITTEN)] == []
+
+
+@pytest.mark.parametrize(("package", "name"), WITH_EXAMPLES)
+def test_examples_run(package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report: list[str] = []
+    for test in examples_of(package, name):
+        doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=report.append)
+    assert "".join(report) == ""
