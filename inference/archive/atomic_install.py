@@ -6,10 +6,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from echoplan.errors import EchoPlanError
@@ -26,54 +26,38 @@ _PREFIX = ".installing-"
 _JOURNAL, _LOCK = "pieces.json", "lock"
 
 
+@dataclass(frozen=True)
 class Placing:
-    """A folder beside the final places, in which files are made ready; `commit` moves them into place.
+    """Things that are made ready beside their final places: `new` is laid out like `root`.
 
-    On an error, Ctrl-C or SIGTERM everything is as it was before. After a kill or a power cut it is so as soon as the
-    next `Placing` in the same folder begins.
-
-    Args:
-        root: where the pieces go; made where it is missing.
+    Attributes:
+        root: where the pieces go.
+        folder: the hidden folder in it that holds what is new, what was there before, and the journal.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
+    folder: Path
 
     @property
     def new(self) -> Path:
-        """The folder to make things ready in, laid out like the root."""
-        return self._folder / "new"
-
-    def __enter__(self) -> Placing:
-        self.root.mkdir(parents=True, exist_ok=True)
-        put_right(self.root)
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
-        try:
-            self.new.mkdir()
-            unlocked = self._folder / f"{_LOCK}.new"
-            self._lock = open(unlocked, "w")  # held as long as the folder lives
-            _take(self._lock)
-            os.replace(unlocked, self._folder / _LOCK)  # only now others look at it
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-        return self
+        """The folder to make things ready in."""
+        return self.folder / "new"
 
     def commit(self, pieces: Sequence[str], *, overwrite: bool) -> list[str]:
         """Move pieces into place, one after another; those that took the place of another are returned.
 
         Args:
-            pieces: paths below the root and below `new`; files or folders.
+            pieces: paths below `root` and below `new`; files or folders.
             overwrite: whether they may take the place of another.
 
         Raises:
             EchoPlanError: something is there and may not be replaced.
         """
         # First what is to be done, so that it can be undone whenever it stops; without this file it is done.
-        write_json(self._folder / _JOURNAL, list(pieces))
+        write_json(self.folder / _JOURNAL, list(pieces))
         replaced = []
         for piece in pieces:
-            target, old = self.root / piece, self._folder / "old" / piece
+            target, old = self.root / piece, self.folder / "old" / piece
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
                 if not overwrite:
@@ -82,17 +66,49 @@ class Placing:
                 os.rename(target, old)
                 replaced.append(piece)
             os.rename(self.new / piece, target)
-        (self._folder / _JOURNAL).unlink()
+        (self.folder / _JOURNAL).unlink()
         return replaced
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            _undo(self._folder, self.root)
-        finally:
-            self._lock.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def undo(self) -> None:
+        """Put back what the journal says was moved; without a journal there is nothing to undo."""
+        journal = self.folder / _JOURNAL
+        if not journal.is_file():
+            return
+        for piece in reversed(read_json(journal)):
+            target, new, old = self.root / piece, self.new / piece, self.folder / "old" / piece
+            if not os.path.lexists(new) and os.path.lexists(target):
+                os.rename(target, new)
+            if os.path.lexists(old):
+                os.rename(old, target)
+            with suppress(OSError):  # a folder that was made for it, unless others use it
+                if target.parent != self.root:
+                    target.parent.rmdir()
+        journal.unlink()
+
+
+@contextmanager
+def placing(root: Path) -> Iterator[Placing]:
+    """Inside the block a `Placing` in `root`, which is made where it is missing.
+
+    On an error, Ctrl-C or SIGTERM everything is as it was before. After a kill or a power cut it is so as soon as the
+    next block in the same folder begins.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    put_right(root)
+    made = Placing(root, Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root)))
+    try:
+        made.new.mkdir()
+        unlocked = made.folder / f"{_LOCK}.new"
+        with open(unlocked, "w") as lock:  # held as long as the folder lives
+            _take(lock)
+            os.replace(unlocked, made.folder / _LOCK)  # only now others look at it
+            try:
+                yield made
+            finally:
+                made.undo()
+    finally:
+        if not (made.folder / _JOURNAL).exists():  # else it is for the next one to put right
+            shutil.rmtree(made.folder, ignore_errors=True)
 
 
 def put_right(root: Path) -> None:
@@ -103,25 +119,8 @@ def put_right(root: Path) -> None:
                 continue
             if (folder / _JOURNAL).is_file():
                 logger.warning("an installation that was cut off is undone in %s", root)
-            _undo(folder, root)
+            Placing(root, folder).undo()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _undo(folder: Path, root: Path) -> None:
-    """Put back what the journal says was moved; without a journal there is nothing to undo."""
-    journal = folder / _JOURNAL
-    if not journal.is_file():
-        return
-    for piece in reversed(read_json(journal)):
-        target, new, old = root / piece, folder / "new" / piece, folder / "old" / piece
-        if not os.path.lexists(new) and os.path.lexists(target):
-            os.rename(target, new)
-        if os.path.lexists(old):
-            os.rename(old, target)
-        with suppress(OSError):  # a folder that was made for it, unless others use it
-            if target.parent != root:
-                target.parent.rmdir()
-    journal.unlink()
 
 
 def _take(lock: IO[str]) -> bool:

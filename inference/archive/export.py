@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Mapping
@@ -12,26 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
+from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain, read_json
 from echoplan.parallel_map import progress
 from echoplan.plans import Plan
 
 from ...training.checkpoint import load_checkpoint, pack_checkpoint
+from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
 from ..calibration import Calibration
 from ..model_selection import BY_EXPORT, ModelChoice
 from ..postprocessing import read_postprocessing
 from ..predictor import EchoPredictor
-from .archive import is_model_archive
+from .install import is_model_archive
 from .manifest import CALIBRATION, ArchivedFile, ArchivedModel, Manifest
-from .names import find_names, find_paths, names_of_cases
-from .trainer_code import TrainerOrigin, files_beside
+from .trainer_code import modules_beside
 
 # What a checkpoint keeps: what inference reads, and what a training that starts from it asks (-pretrained_weights).
 _KEPT = ("version", "trainer", "settings", "size", "classes", "plan", "epochs", "seed", "dataset", "network")
 _KEPT_OF_START = ("kind", "trainer", "dataset", "epochs", "size", "classes", "left_new")  # not the weights' path
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
+_FEWEST_LETTERS = 4  # shorter names of patients are words of every text
 
 Content = bytes | memoryview
 
@@ -53,37 +56,6 @@ class ExportedModel:
     notes: tuple[str, ...]
 
 
-@dataclass
-class _Parts:
-    """What goes into the archive: by name, how to make it; and the models and notes collected on the way."""
-
-    contents: dict[str, Callable[[], Content]] = field(default_factory=dict)
-    models: list[ArchivedModel] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
-
-    def add(self, name: str, content: bytes) -> None:
-        """A small file, which is searched for names of cases and patients."""
-        self.contents[name] = lambda: content
-        self.look_for_names(name, content.decode(errors="replace"))
-
-    def add_json(self, name: str, content: Any) -> None:
-        """A JSON file."""
-        self.add(name, _json(content))
-
-    def look_for_names(self, where: str, text: str) -> None:
-        """Note the names of cases and patients in a text."""
-        found = find_names(text, self.names)
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            self.note(f"{where} names cases or patients ({', '.join(found[:3])}{more}): see whether it may leave")
-
-    def note(self, note: str) -> None:
-        """Keep a note once."""
-        if note not in self.notes:
-            self.notes.append(note)
-
-
 def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: str = "final") -> ExportedModel:
     """Write what `choice` predicts with to one file. The same model gives the same bytes.
 
@@ -98,7 +70,12 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         EchoPlanError: these models cannot predict (as `EchoPredictor` says), a trainer's file needs others beside it,
             a name could not be a file's name elsewhere, or the disk is full.
     """
-    _check_output(out)
+    if out.is_dir():
+        raise EchoPlanError("this is a folder", file=out, remedy="name a file, such as model.zip")
+    if out.exists() and not is_model_archive(out):
+        raise EchoPlanError(
+            "there is a file of that name that is no archive of a model", file=out, remedy="choose another name"
+        )
     # The way of echoplan_predict: what cannot predict here is not exported.
     predictor = EchoPredictor.from_model_folders(
         choice.members,
@@ -110,152 +87,204 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
     members = [(member.model, member.folds) for member in predictor.members]
     steps, trust, description = predictor.postprocessing, predictor.trust, predictor.description
     del predictor  # its networks
-    parts = _Parts()
+    export = _Export(checkpoint)
     for model, folds in members:
-        _add_model(parts, model, folds, checkpoint)
+        export.add_model(model, folds)
     if trust.calibration is None:
-        parts.note(f"without intervals of EF and volumes: {trust.why_none}")
-    _add_whole(parts, choice, dataset, steps, trust.calibration)
-    manifest = _write(out, parts, dataset, description.licence, description.reference, checkpoint)
-    return ExportedModel(out, manifest, choice.reason, tuple(parts.notes))
+        export.note(f"without intervals of EF and volumes: {trust.why_none}")
+    export.add_choice(choice, dataset, steps, trust.calibration)
+    manifest = export.write(out, dataset, description)
+    return ExportedModel(out, manifest, choice.reason, tuple(export.notes))
 
 
-def _check_output(out: Path) -> None:
-    if out.is_dir():
-        raise EchoPlanError("this is a folder", file=out, remedy="name a file, such as model.zip")
-    if out.exists() and not is_model_archive(out):
-        raise EchoPlanError(
-            "there is a file of that name that is no archive of a model", file=out, remedy="choose another name"
-        )
+@dataclass
+class _Export:
+    """What goes into the archive.
+
+    Attributes:
+        checkpoint: "final" or "best".
+        models: those added.
+        contents: by name: a small file's bytes, or how to make a large one's.
+        texts: by name, what of a file is searched for names of cases and patients.
+        notes: for the user, each once.
+        names: of the cases and patients that the models know.
+    """
+
+    checkpoint: str
+    models: list[ArchivedModel] = field(default_factory=list)
+    contents: dict[str, bytes | Callable[[], Content]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def note(self, note: str) -> None:
+        """Keep a note."""
+        self.notes[note] = None
+
+    def add(self, name: str, content: bytes) -> None:
+        """A small file."""
+        self.contents[name], self.texts[name] = content, content.decode(errors="replace")
+
+    def add_json(self, name: str, content: Any) -> None:
+        """A JSON file."""
+        self.add(name, _json(content))
+
+    def add_model(self, model: ModelFolder, folds: tuple[int, ...]) -> None:
+        """A model folder: of each file what is known to be needed, whatever else a hand may have added."""
+        home, folder = model.path, model.path.resolve().name
+        if folder.casefold() in {other.folder.casefold() for other in self.models}:
+            raise EchoPlanError(
+                f"two models are called {folder}", file=home, remedy="export them one by one, into two archives"
+            )
+        self.names |= _names_of_cases(home)
+        sources = [self._add_checkpoint(model, folder, fold) for fold in folds]
+        code = self._add_code(folder, sorted({file for _, file in sources if file is not None}))
+        packages = sorted(filter(None, (offering_package(source) for source, file in sources if file is None)))
+        plan = Plan.read(home / layout.MODEL_PLAN_FILE)
+        trainers = {name: trainer for name, trainer in plan.trainers.items() if name == model.trainer}
+        self.add_json(f"{folder}/{layout.MODEL_PLAN_FILE}", replace(plan, trainers=trainers, hardware={}).to_dict())
+        self.add_json(f"{folder}/{layout.DATASET_FILE}", model.description.to_dict())
+        if (home / layout.FINGERPRINT_FILE).is_file():
+            fingerprint = read_json(home / layout.FINGERPRINT_FILE)
+            if "summary" in fingerprint:
+                told = {"dataset": plan.dataset, "cases": {}, "summary": fingerprint["summary"], "failed_cases": {}}
+                self.add_json(f"{folder}/{layout.FINGERPRINT_FILE}", told)
+        if (home / layout.POSTPROCESSING_FILE).is_file():
+            steps = read_postprocessing(home / layout.POSTPROCESSING_FILE)
+            self.add_json(f"{folder}/{layout.POSTPROCESSING_FILE}", {"steps": list(steps)})
+        if self.checkpoint == "final" and (home / CALIBRATION).is_file():
+            self.add_json(f"{folder}/{CALIBRATION}", Calibration.read(home / CALIBRATION).to_dict())
+        try:
+            self.models.append(ArchivedModel(folder, model.trainer, folds, packages[0] if packages else None, code))
+        except ValueError as error:
+            raise _cannot_be_installed(error, home) from error
+
+    def _add_checkpoint(self, model: ModelFolder, folder: str, fold: int) -> tuple[str, Path | None]:
+        """A fold's weights; how the archive names its trainer, and the user's file that holds it."""
+        file = model.path / layout.fold_folder(fold) / layout.checkpoint_file(self.checkpoint)
+        state = load_checkpoint(file, mapped=True)
+        source = model.trainer_source(state)
+        path, _, class_name = source.rpartition(":")
+        code = Path(path).expanduser() if path.endswith(".py") else None
+        if code is not None:
+            source = f"{code.name}:{class_name}"
+        left = sorted(set(state) - {*_KEPT, "format", "trainer_source", "started_from"})
+        if left:
+            self.note(f"left out of the checkpoints, as inference does not need it: {', '.join(left)}")
+        settings = state["settings"].items()
+        paths = [f"{key}={value}" for key, value in settings if isinstance(value, str) and re.search(r"[/\\]", value)]
+        if paths:
+            self.note(f"settings of {model.trainer} look like paths of this machine: {', '.join(paths)}")
+        name = f"{folder}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
+        words = {key: value for key, value in _shared_state(state, source).items() if key != "network"}
+        self.texts[name] = json.dumps(plain(words), ensure_ascii=False)
+        self.contents[name] = lambda: pack_checkpoint(_shared_state(load_checkpoint(file, mapped=True), source))
+        return source, code
+
+    def _add_code(self, folder: str, files: list[Path]) -> tuple[str, ...]:
+        """The files of a user's own trainer; their names."""
+        code: dict[str, bytes] = {}
+        for file in files:
+            beside = modules_beside(file)
+            if beside:
+                raise EchoPlanError(
+                    f"the trainer's file imports {beside[0].name}, which lies beside it and would be missing elsewhere",
+                    file=file,
+                    remedy="put what the trainer needs into its own file, or make it a package with an entry point "
+                    "(docs/trainers.md)",
+                )
+            content = file.read_bytes()
+            if code.setdefault(file.name, content) != content:
+                raise EchoPlanError(
+                    f"the folds were trained by different files of that name: {', '.join(map(str, files))}",
+                    file=file,
+                    remedy="choose folds of one of them with -f",
+                )
+        for name, content in code.items():
+            self.add(f"{folder}/{name}", content)
+            self.note(f"{folder}/{name} goes as it is: see that no name, path or password stands in it")
+        return tuple(sorted(code))
+
+    def add_choice(
+        self,
+        choice: ModelChoice,
+        dataset: str,
+        steps: tuple[dict[str, Any], ...],
+        calibration: Calibration | None,
+    ) -> None:
+        """What holds for all models together: the best configuration, or what makes them an ensemble; calibration."""
+        name = "___".join(model.folder for model in self.models)
+        file = f"{name}/{CALIBRATION}" if len(self.models) == 1 else f"ensembles/{name}/{CALIBRATION}"
+        if calibration is not None:
+            self.add_json(file, calibration.to_dict())
+        else:  # a model's own does not hold for what was chosen
+            self.contents.pop(file, None)
+            self.texts.pop(file, None)
+        if choice.best is None and len(self.models) == 1:
+            return
+        best = {"chosen_by": BY_EXPORT} if choice.best is None else read_json(choice.best)
+        scores = [row for row in best.get("scores", ()) if row.get("name") == name]
+        content = {
+            "dataset": dataset,
+            "name": name,
+            "members": [{"model": model.folder, "folds": list(model.folds)} for model in self.models],
+            "postprocessing": {"steps": list(steps)},
+            "calibration": None if calibration is None else file,
+            **{key: best[key] for key in ("score", "chosen_by") if key in best},
+            **({"scores": scores} if scores else {}),
+        }
+        self.add_json(layout.BEST_CONFIGURATION_FILE, content)
+
+    def write(self, out: Path, dataset: str, data: DatasetDescription) -> Manifest:
+        """Write the archive: its files by name, the manifest, which has their hashes, last."""
+        for name, text in self.texts.items():
+            words = (word for word in self.names if word in text)
+            found = sorted(word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text))
+            if found:
+                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+                self.note(f"{name} names cases or patients ({', '.join(found[:3])}{more}): see whether it may leave")
+        files = {}
+        with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name in progress(sorted(self.contents), description="exporting", unit="file"):
+                content = self.contents[name]
+                content = content() if callable(content) else content
+                files[name] = ArchivedFile(len(content), hashlib.sha256(content).hexdigest())
+                _add_entry(archive, name, content)
+            try:
+                manifest = Manifest(dataset, data.licence, data.reference, self.checkpoint, tuple(self.models), files)
+            except ValueError as error:
+                raise _cannot_be_installed(error) from error
+            _add_entry(archive, layout.MANIFEST_FILE, _json(manifest.to_dict()))
+        return manifest
 
 
-def _add_model(parts: _Parts, model: ModelFolder, folds: tuple[int, ...], checkpoint: str) -> None:
-    """A model folder's checkpoints, plan, labels, and its own postprocessing and calibration."""
-    folder = model.path.resolve().name
-    if folder.casefold() in {other.folder.casefold() for other in parts.models}:
-        raise EchoPlanError(
-            f"two models are called {folder}", file=model.path, remedy="export them one by one, into two archives"
-        )
-    parts.names |= names_of_cases(model.path)
-    origins = [_add_checkpoint(parts, model, folder, fold, checkpoint) for fold in folds]
-    code = _add_code(parts, folder, {origin.file for origin in origins if origin.file is not None})
-    plan = Plan.read(model.path / layout.MODEL_PLAN_FILE)
-    own = {name: trainer for name, trainer in plan.trainers.items() if name == model.trainer}
-    parts.add_json(f"{folder}/{layout.MODEL_PLAN_FILE}", replace(plan, trainers=own, hardware={}).to_dict())
-    parts.add_json(f"{folder}/{layout.DATASET_FILE}", model.description.to_dict())
-    fingerprint = (
-        read_json(model.path / layout.FINGERPRINT_FILE) if (model.path / layout.FINGERPRINT_FILE).is_file() else {}
-    )
-    if "summary" in fingerprint:
-        told = {"dataset": plan.dataset, "cases": {}, "summary": fingerprint["summary"], "failed_cases": {}}
-        parts.add_json(f"{folder}/{layout.FINGERPRINT_FILE}", told)
-    if (model.path / layout.POSTPROCESSING_FILE).is_file():
-        steps = read_postprocessing(model.path / layout.POSTPROCESSING_FILE)
-        parts.add_json(f"{folder}/{layout.POSTPROCESSING_FILE}", {"steps": list(steps)})
-    if checkpoint == "final" and (model.path / CALIBRATION).is_file():
-        parts.add_json(f"{folder}/{CALIBRATION}", Calibration.read(model.path / CALIBRATION).to_dict())
-    packages = sorted({origin.package for origin in origins if origin.package is not None})
-    package = packages[0] if packages else None
-    try:
-        parts.models.append(ArchivedModel(folder, model.trainer, folds, package, tuple(sorted(code))))
-    except ValueError as error:
-        raise EchoPlanError(
-            f"this cannot be installed elsewhere: {error}", file=model.path, remedy="rename it"
-        ) from error
-
-
-def _add_checkpoint(parts: _Parts, model: ModelFolder, folder: str, fold: int, checkpoint: str) -> TrainerOrigin:
-    file = model.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
-    state = load_checkpoint(file, mapped=True)
-    origin = TrainerOrigin.of(model.trainer_source(state))
-    left = sorted(set(state) - {*_KEPT, "format", "trainer_source", "started_from"})
-    if left:
-        parts.note(f"left out of the checkpoints, as inference does not need it: {', '.join(left)}")
-    paths = find_paths(state["settings"])
-    if paths:
-        parts.note(f"settings of {model.trainer} look like paths of this machine: {', '.join(paths)}")
-    name = f"{folder}/fold_{fold}/checkpoint_final.pth"
-    about = {key: value for key, value in _shared_state(state, origin).items() if key != "network"}
-    parts.look_for_names(name, json.dumps(plain(about), ensure_ascii=False))
-    parts.contents[name] = lambda: pack_checkpoint(_shared_state(load_checkpoint(file, mapped=True), origin))
-    return origin
-
-
-def _shared_state(state: Mapping[str, Any], origin: TrainerOrigin) -> dict[str, Any]:
+def _shared_state(state: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What of a checkpoint is passed on."""
     start = state.get("started_from") or {}
     return {
         **{key: state[key] for key in _KEPT if key in state},
-        "trainer_source": origin.source,
+        "trainer_source": source,
         "started_from": {"file": None, **{key: start[key] for key in _KEPT_OF_START if key in start}} if start else {},
     }
 
 
-def _add_code(parts: _Parts, folder: str, files: set[Path]) -> set[str]:
-    """The files of a user's own trainer; their names."""
-    code: dict[str, bytes] = {}
-    for file in sorted(files):
-        beside = files_beside(file)
-        if beside:
-            raise EchoPlanError(
-                f"the trainer's file imports {beside[0].name}, which lies beside it and would be missing elsewhere",
-                file=file,
-                remedy="put what the trainer needs into its own file, or make it a package with an entry point "
-                "(docs/trainers.md)",
-            )
-        content = file.read_bytes()
-        if code.setdefault(file.name, content) != content:
-            raise EchoPlanError(
-                f"the folds were trained by different files of that name: {', '.join(map(str, sorted(files)))}",
-                file=file,
-                remedy="choose folds of one of them with -f",
-            )
-    for name, content in code.items():
-        parts.add(f"{folder}/{name}", content)
-        parts.note(f"{folder}/{name} goes as it is: see that no name, path or password stands in it")
-    return set(code)
+def _names_of_cases(model: Path) -> set[str]:
+    """The cases and patients that a model folder knows: those of its fingerprint, and of its folds."""
+    names: set[str] = set()
+    if (model / layout.FINGERPRINT_FILE).is_file():
+        content = read_json(model / layout.FINGERPRINT_FILE)
+        cases = content.get("cases", {})
+        names |= {*cases, *content.get("failed_cases", {})}
+        names |= {str(case.get("patient", "")) for case in cases.values()}
+    for _, file in layout.folds_with(model, layout.DEBUG_FILE):
+        content = read_json(file)
+        names |= {*content.get("train", ()), *content.get("val", ())}
+    names |= {name.partition("__")[2] for name in names}  # a joint's bear their dataset's name in front
+    return {name for name in names if len(name) >= _FEWEST_LETTERS}
 
 
-def _add_whole(
-    parts: _Parts, choice: ModelChoice, dataset: str, steps: tuple[dict[str, Any], ...], calibration: Calibration | None
-) -> None:
-    """What holds for all models together: the best configuration, or what makes an ensemble of them; calibration."""
-    name = "___".join(model.folder for model in parts.models)
-    file = f"{name}/{CALIBRATION}" if len(parts.models) == 1 else f"ensembles/{name}/{CALIBRATION}"
-    if calibration is not None:
-        parts.add_json(file, calibration.to_dict())
-    else:
-        parts.contents.pop(file, None)  # it does not hold for what was chosen
-    if choice.best is None and len(parts.models) == 1:
-        return
-    found = {"chosen_by": BY_EXPORT} if choice.best is None else read_json(choice.best)
-    scores = [row for row in found.get("scores", ()) if row.get("name") == name]
-    content = {
-        "dataset": dataset,
-        "name": name,
-        "members": [{"model": model.folder, "folds": list(model.folds)} for model in parts.models],
-        "postprocessing": {"steps": list(steps)},
-        "calibration": None if calibration is None else file,
-        **{key: found[key] for key in ("score", "chosen_by") if key in found},
-        **({"scores": scores} if scores else {}),
-    }
-    parts.add_json(layout.BEST_CONFIGURATION_FILE, content)
-
-
-def _write(out: Path, parts: _Parts, dataset: str, licence: str, reference: str, checkpoint: str) -> Manifest:
-    """Write the archive: its files by name, the manifest, which has their hashes, last."""
-    files = {}
-    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name in progress(sorted(parts.contents), description="exporting", unit="file"):
-            content = parts.contents[name]()
-            files[name] = ArchivedFile(len(content), hashlib.sha256(content).hexdigest())
-            _add_entry(archive, name, content)
-        try:
-            manifest = Manifest(dataset, licence, reference, checkpoint, tuple(parts.models), files)
-        except ValueError as error:
-            raise EchoPlanError(f"this cannot be installed elsewhere: {error}", remedy="rename it") from error
-        _add_entry(archive, layout.MANIFEST_FILE, _json(manifest.to_dict()))
-    return manifest
+def _cannot_be_installed(error: ValueError, file: Path | None = None) -> EchoPlanError:
+    return EchoPlanError(f"this cannot be installed elsewhere: {error}", file=file, remedy="rename it")
 
 
 def _add_entry(archive: zipfile.ZipFile, name: str, content: Content) -> None:

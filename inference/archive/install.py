@@ -1,26 +1,48 @@
-"""Installing an archive of a model: nothing of it runs or leaves its folder, and it is there whole or not at all."""
+"""Installing an archive that anybody may have made: nothing of it runs, and it is there whole or not at all.
+
+An archive holds the files that its manifest names, and a manifest names only files that a model has: so no other name,
+and no path that leads out of a folder, is ever written to.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shlex
 import shutil
-from collections.abc import Sequence
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import naming_full_disk
+from echoplan.files import naming_full_disk, read_json
+from echoplan.parallel_map import progress
 from echoplan.paths import Folders, dataset_folders, dataset_name
 
+from ...training.checkpoint import load_checkpoint
 from ...training.methods.registry import offering_package
+from ...training.model_folder import ModelFolder
+from ..calibration import Calibration
 from ..model_selection import choose_models, command_for
-from .archive import ModelArchive
-from .atomic_install import Placing
-from .check import check_unpacked
-from .manifest import Manifest
-from .trainer_code import packages_missing
+from ..postprocessing import check_steps, read_postprocessing
+from .atomic_install import placing
+from .manifest import ASK_AGAIN, CALIBRATION, ArchivedFile, ArchivedModel, Manifest, printable
+from .trainer_code import missing_packages
+
+_LARGEST_MANIFEST = 2**20  # bytes; one of a hundred checkpoints has 20 kB
+_LARGEST_RATIO = 100  # of a file to its packed size: weights hardly shrink, and plans not so much
+_CHUNK = 2**20
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError)
+_KINDS = {"trainer_source": str, "settings": dict, "size": list, "classes": int, "network": dict}
 
 
 @dataclass(frozen=True)
@@ -59,9 +81,15 @@ def install_model(
         EchoPlanError: the archive is damaged or not as it should be, holds code that was not trusted, or a model is
             there already. Then nothing has changed.
     """
-    with ModelArchive.open(file) as archive:
-        manifest = archive.manifest
-        _check_trust(manifest, file, trust_code)
+    with _opened(file) as (archive, manifest):
+        if manifest.code_files and not trust_code:
+            raise EchoPlanError(
+                f"the archive holds code, {', '.join(manifest.code_files)}, which runs whenever the model is used, "
+                "with all that you may do",
+                file=file,
+                remedy=f"read it ({shlex.join(['unzip', '-p', str(file), manifest.code_files[0]])}), and install with "
+                "--trust_code if you trust it",
+            )
         home = folders.home_of_installed(manifest.dataset, name=name)
         beside = home.is_dir()
         if home.exists() and not beside:
@@ -69,30 +97,18 @@ def install_model(
         pieces = list(manifest.pieces())
         there = [piece for piece in pieces if (home / piece).exists()]
         if there and not overwrite:
-            raise _is_there(home, there, manifest)
+            raise _is_there(home, there)
         root = home if beside else folders.results
-        with Placing(root) as placing, naming_full_disk(root):
-            _check_space(root, manifest)
-            unpacked = placing.new if beside else placing.new / home.name
-            archive.extract(unpacked)
+        with placing(root) as prepared, naming_full_disk(root):
+            unpacked = prepared.new if beside else prepared.new / home.name
+            _unpack(archive, manifest, file, unpacked)
             check_unpacked(unpacked, manifest, file)
-            notes = [*_notes(manifest, unpacked, home, beside, folders), *_stale_choice(home, manifest, there)]
-            replaced = placing.commit(pieces if beside else [home.name], overwrite=beside and overwrite)
+            notes = [*_notes(manifest, unpacked, home, folders), *_stale_choice(home, manifest, there)]
+            replaced = prepared.commit(pieces if beside else [home.name], overwrite=beside and overwrite)
     return InstalledModel(home, manifest, tuple(replaced), tuple(notes), _command(folders, home, manifest))
 
 
-def _check_trust(manifest: Manifest, file: Path, trust_code: bool) -> None:
-    if manifest.code_files and not trust_code:
-        raise EchoPlanError(
-            f"the archive holds code, {', '.join(manifest.code_files)}, which runs whenever the model is used, "
-            "with all that you may do",
-            file=file,
-            remedy=f"read it ({shlex.join(['unzip', '-p', str(file), manifest.code_files[0]])}), and install with "
-            "--trust_code if you trust it",
-        )
-
-
-def _is_there(home: Path, there: Sequence[str], manifest: Manifest) -> EchoPlanError:
+def _is_there(home: Path, there: Sequence[str]) -> EchoPlanError:
     trained = [piece for piece in there if any((home / piece).glob("fold_*/checkpoint_latest.pth"))]
     told = f", and {', '.join(trained)} was trained here" if trained else ""
     return EchoPlanError(
@@ -103,39 +119,219 @@ def _is_there(home: Path, there: Sequence[str], manifest: Manifest) -> EchoPlanE
     )
 
 
-def _check_space(root: Path, manifest: Manifest) -> None:
-    free = shutil.disk_usage(root).free
+# The zip file --------------------------------------------------------------------------------------------------------
+
+
+def is_model_archive(file: Path) -> bool:
+    """Whether a file looks like an archive of a model."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return layout.MANIFEST_FILE in archive.namelist()
+    except (OSError, *_BROKEN):
+        return False
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
+    """An archive whose names and sizes are checked, and its manifest; hashes are checked when it is unpacked."""
+    with _naming(file):
+        archive = zipfile.ZipFile(file)
+    with archive:
+        with _naming(file):
+            manifest = _read_manifest(archive, file)
+            _check_entries(archive, manifest, file)
+        yield archive, manifest
+
+
+def _read_manifest(archive: zipfile.ZipFile, file: Path) -> Manifest:
+    if layout.MANIFEST_FILE not in archive.namelist():
+        raise EchoPlanError(
+            f"this zip file is no archive of a model: it has no {layout.MANIFEST_FILE}",
+            file=file,
+            remedy="give an archive that echoplan_export_model wrote",
+        )
+    with archive.open(layout.MANIFEST_FILE) as stream:
+        text = stream.read(_LARGEST_MANIFEST + 1)
+    if len(text) > _LARGEST_MANIFEST:
+        raise _refused(file, f"{layout.MANIFEST_FILE} is larger than any manifest")
+    try:
+        content = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise _refused(file, f"{layout.MANIFEST_FILE} is not valid JSON") from error
+    return Manifest.from_dict(content, source=file)
+
+
+def _check_entries(archive: zipfile.ZipFile, manifest: Manifest, file: Path) -> None:
+    """The archive holds each file of the manifest once, plain and of its size, and nothing else."""
+    missing = {**manifest.files, layout.MANIFEST_FILE: None}
+    for entry in archive.infolist():
+        name = entry.filename
+        if name not in missing:
+            known = name in manifest.files or name == layout.MANIFEST_FILE
+            raise _refused(file, f"{name!r} is in the archive {'twice' if known else ', but not in its manifest'}")
+        problem = _problem(entry, missing.pop(name))
+        if problem:
+            raise _refused(file, f"{name} {problem}")
+    for name in missing:
+        raise _refused(file, f"{name} is in the manifest, but not in the archive")
+    if manifest.total_bytes > _LARGEST_RATIO * file.stat().st_size + _CHUNK:  # entries may lie over one another
+        raise _refused(file, f"{file.stat().st_size} bytes would unpack to {manifest.total_bytes}")
+
+
+def _problem(entry: zipfile.ZipInfo, expected: ArchivedFile | None) -> str:
+    """Why an entry is not the plain file that the manifest names; empty if it is."""
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "is a link, a folder or a device, no plain file"
+    if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is encrypted, or packed in an unusual way"
+    if expected is not None and entry.file_size != expected.bytes:
+        return f"has {entry.file_size} bytes, and {expected.bytes} by the manifest"
+    if entry.file_size > _LARGEST_RATIO * entry.compress_size + _CHUNK:
+        return f"would unpack from {entry.compress_size} bytes to {entry.file_size}"
+    return ""
+
+
+def _unpack(archive: zipfile.ZipFile, manifest: Manifest, file: Path, folder: Path) -> None:
+    """Write all files but the manifest to a folder; an EchoPlanError if one is not what the manifest says."""
+    free = shutil.disk_usage(folder.parent).free
     if manifest.total_bytes > free:
         raise EchoPlanError(
             f"the model needs {manifest.total_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
-            file=root,
+            file=folder.parent,
             remedy="free some space, or set echoplan_results to a folder on another disk",
         )
+    with _naming(file):
+        for name in progress(sorted(manifest.files), description="unpacking", unit="file"):
+            path = folder.joinpath(*name.split("/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if _extract(archive, name, path, manifest.files[name].bytes) != manifest.files[name]:
+                raise _refused(file, f"{name} is not the file that was exported (its SHA-256 differs)")
 
 
-def _notes(manifest: Manifest, unpacked: Path, home: Path, beside: bool, folders: Folders) -> list[str]:
+def _extract(archive: zipfile.ZipFile, name: str, path: Path, at_most: int) -> ArchivedFile:
+    """Write one file; its size and hash. More than `at_most` bytes are not unpacked."""
+    digest, size = hashlib.sha256(), 0
+    with archive.open(name) as source, open(path, "xb") as target:
+        while size <= at_most and (chunk := source.read(_CHUNK)):
+            size += len(chunk)
+            digest.update(chunk)
+            target.write(chunk)
+        target.flush()
+        os.fsync(target.fileno())  # before it is moved into place: a power cut must not leave an empty file there
+    return ArchivedFile(size, digest.hexdigest())
+
+
+def _refused(file: Path, problem: str) -> EchoPlanError:
+    return EchoPlanError(f"the archive is not installed: {printable(problem)}", file=file, remedy=ASK_AGAIN)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn what broken zip files raise into an error for people."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise EchoPlanError(f"this is no whole zip file: {printable(error)}", file=file, remedy=ASK_AGAIN) from error
+
+
+# What was unpacked, read as data -------------------------------------------------------------------------------------
+
+
+def check_unpacked(folder: Path, manifest: Manifest, archive: Path) -> None:
+    """Check that unpacked files make a model. Nothing of them runs.
+
+    Args:
+        folder: the archive's root, unpacked.
+        manifest: of the archive.
+        archive: for errors.
+
+    Raises:
+        EchoPlanError: a file is not what its name says, or names something outside the archive.
+    """
+    for model in manifest.models:
+        with _blaming(f"{model.folder}/{layout.MODEL_PLAN_FILE} or {layout.DATASET_FILE}", archive):
+            for plan in ModelFolder.read(folder / model.folder).plan.each().values():
+                # What prediction asks of a plan; in a joint, of each dataset's.
+                _ = plan.size, plan.frames, plan.window_stride, plan.crop, plan.protocol, plan.normalisation
+                _ = plan.mirror_axes
+        for fold in model.folds:
+            with _blaming(model.checkpoint(fold), archive):
+                _check_checkpoint(folder / model.checkpoint(fold), model)
+    for name in sorted(manifest.files):
+        with _blaming(name, archive):
+            if name.endswith(CALIBRATION):
+                Calibration.read(folder / name)
+            elif name.endswith(f"/{layout.POSTPROCESSING_FILE}"):
+                read_postprocessing(folder / name)
+            elif name.endswith(f"/{layout.FINGERPRINT_FILE}"):
+                read_json(folder / name)
+            elif name == layout.BEST_CONFIGURATION_FILE:
+                _check_best(read_json(folder / name), manifest)
+
+
+def _check_checkpoint(file: Path, model: ArchivedModel) -> None:
+    with zipfile.ZipFile(file) as packed:
+        entries = packed.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it would unpack to more than it is")
+    state = load_checkpoint(file, mapped=True)
+    for key, kind in _KINDS.items():
+        if not isinstance(state[key], kind):
+            raise TypeError(f"{key!r} is no {kind.__name__}")
+    # The trainer goes by its name, or lies in the archive: no other file may come to run.
+    source, separator, class_name = state["trainer_source"].rpartition(":")
+    if separator and (source not in model.code or not class_name.isidentifier()):
+        raise ValueError(f"it names the trainer {state['trainer_source']!r}, which is not in the archive")
+
+
+def _check_best(content: Mapping[str, Any], manifest: Manifest) -> None:
+    """The choice must name the archive's own models, folds and calibration."""
+    folds = {model.folder: set(model.folds) for model in manifest.models}
+    members = {item["model"]: set(item["folds"]) for item in content["members"]}
+    if content["name"] != manifest.name or members.keys() != folds.keys():
+        raise ValueError("it names other models than the archive's")
+    if not all(members.values()) or any(not members[name] <= folds[name] for name in folds):
+        raise ValueError("it names folds that the archive does not have")
+    if content["calibration"] is not None and content["calibration"] not in manifest.files:
+        raise ValueError("it names a calibration that the archive does not have")
+    check_steps(content["postprocessing"]["steps"])
+
+
+@contextmanager
+def _blaming(name: str, archive: Path) -> Iterator[None]:
+    """Whatever a file's content makes its readers raise becomes an error that names the archive."""
+    try:
+        yield
+    except Exception as error:  # content made to harm can make readers stumble in any way
+        reason = error.problem if isinstance(error, EchoPlanError) else f"{type(error).__name__}: {error}"
+        raise _refused(archive, f"{name}: {reason}") from error
+
+
+# What to tell --------------------------------------------------------------------------------------------------------
+
+
+def _notes(manifest: Manifest, unpacked: Path, home: Path, folders: Folders) -> Iterator[str]:
     """What is worth knowing about a model that is fit to be installed."""
-    notes = []
     if manifest.echoplan != __version__:
-        notes.append(f"it was exported by EchoPlan {manifest.echoplan}; this is {__version__}")
+        yield f"it was exported by EchoPlan {manifest.echoplan}; this is {__version__}"
     others = {path.name for root in (folders.raw, folders.preprocessed) for path in dataset_folders(root)}
-    if beside or home.name in others:
-        notes.append(
+    if home.is_dir() or home.name in others:
+        yield (
             f"a dataset {dataset_name(home)} is here already, and the model lies among its results; if that is other "
             "data of the same name, remove the model and install it with -d OTHER_NAME"
         )
     elif home.name != manifest.dataset:
-        notes.append(f"it is called {home.name} here, and was {manifest.dataset} where it was trained")
+        yield f"it is called {home.name} here, and was {manifest.dataset} where it was trained"
     for model in manifest.models:
         if not (model.code or _offers(model.package, model.trainer)):
             remedy = "update EchoPlan" if model.package == "echoplan" else f"install the package {model.package}"
-            notes.append(f"the trainer {model.trainer} is not here: before you predict, {remedy}")
-        for name, path in zip(model.code, model.code_files, strict=True):
-            notes.append(f"{path} is code: it runs whenever the model is used")
-            missing = packages_missing((unpacked / path).read_bytes())
+            yield f"the trainer {model.trainer} is not here: before you predict, {remedy}"
+        for name in model.code_files:
+            yield f"{name} is code: it runs whenever the model is used"
+            missing = missing_packages(unpacked / name)
             if missing:
-                notes.append(f"{name} imports what is not installed here: {', '.join(missing)}")
-    return notes
+                yield f"{Path(name).name} imports what is not installed here: {', '.join(missing)}"
 
 
 def _offers(package: str | None, trainer: str) -> bool:
@@ -148,18 +344,16 @@ def _offers(package: str | None, trainer: str) -> bool:
         return False
 
 
-def _stale_choice(home: Path, manifest: Manifest, there: Sequence[str]) -> list[str]:
+def _stale_choice(home: Path, manifest: Manifest, there: Sequence[str]) -> Iterator[str]:
     """A note where an earlier choice of this dataset names a model that is another one now."""
     file = home / layout.BEST_CONFIGURATION_FILE
-    if layout.BEST_CONFIGURATION_FILE in manifest.files or not file.is_file():
-        return []
-    named = {piece for piece in there if piece in file.read_text(encoding="utf-8")}
-    if not named:
-        return []
-    return [
-        f"{file} was found with the {', '.join(sorted(named))} that was there before: remove it, or run "
-        f"echoplan_find_best_configuration {dataset_name(home)} again"
-    ]
+    if layout.BEST_CONFIGURATION_FILE not in manifest.files and file.is_file():
+        named = {piece for piece in there if piece in file.read_text(encoding="utf-8")}
+        if named:
+            yield (
+                f"{file} was found with the {', '.join(sorted(named))} that was there before: remove it, or run "
+                f"echoplan_find_best_configuration {dataset_name(home)} again"
+            )
 
 
 def _command(folders: Folders, home: Path, manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""manifest.json: what an archive of a model says of itself, and which files may stand in it."""
+"""manifest.json: what an archive of a model says of itself. It names every file, and only files that a model has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name, is_joint
 
 FORMAT = 1
-CALIBRATION = f"crossval_results/{layout.CALIBRATION_FILE}"
+CALIBRATION = f"{layout.CROSS_VALIDATION}/{layout.CALIBRATION_FILE}"
 ASK_AGAIN = "ask whoever made the archive to export the model again, or copy it again if it was damaged on its way"
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
@@ -62,20 +62,27 @@ class ArchivedModel:
 
     def checkpoint(self, fold: int) -> str:
         """The name of a fold's checkpoint in the archive."""
-        return f"{self.folder}/fold_{fold}/checkpoint_final.pth"
+        return f"{self.folder}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
 
     @property
     def code_files(self) -> tuple[str, ...]:
         """The names of `code` in the archive."""
         return tuple(f"{self.folder}/{name}" for name in self.code)
 
-    def needed_files(self) -> set[str]:
-        """What must be in the archive."""
-        needed = {f"{self.folder}/{layout.MODEL_PLAN_FILE}", f"{self.folder}/{layout.DATASET_FILE}", *self.code_files}
-        return needed | {self.checkpoint(fold) for fold in self.folds}
+    @property
+    def needed(self) -> set[str]:
+        """The files that must be in the archive."""
+        checkpoints = (self.checkpoint(fold) for fold in self.folds)
+        return {
+            f"{self.folder}/{layout.MODEL_PLAN_FILE}",
+            f"{self.folder}/{layout.DATASET_FILE}",
+            *self.code_files,
+            *checkpoints,
+        }
 
-    def further_files(self) -> set[str]:
-        """What may be in the archive besides."""
+    @property
+    def optional(self) -> set[str]:
+        """The files that may be in the archive besides."""
         return {f"{self.folder}/{name}" for name in (layout.FINGERPRINT_FILE, layout.POSTPROCESSING_FILE, CALIBRATION)}
 
 
@@ -111,15 +118,14 @@ class Manifest:
             raise ValueError(f"the checkpoint is {self.checkpoint!r}")
         if not self.models or len({model.folder.casefold() for model in self.models}) < len(self.models):
             raise ValueError("it names no model, or a model twice")
-        needed = set.union(*(model.needed_files() for model in self.models))
-        further = set.union(*(model.further_files() for model in self.models))
-        further.add(layout.BEST_CONFIGURATION_FILE)
+        needed = set.union(*(model.needed for model in self.models))
+        optional = set.union(*(model.optional for model in self.models), {layout.BEST_CONFIGURATION_FILE})
         if len(self.models) > 1:
             needed.add(layout.BEST_CONFIGURATION_FILE)
-            further.add(self.ensemble_calibration)
+            optional.add(self.ensemble_calibration)
         for name in sorted(needed - set(self.files)):
             raise ValueError(f"{name} is missing")
-        for name in sorted(set(self.files) - needed - further):
+        for name in sorted(set(self.files) - needed - optional):
             raise ValueError(f"{name!r} is no file of a model")
 
     @property
@@ -179,30 +185,24 @@ class Manifest:
                 remedy="install a newer EchoPlan, or the one that wrote it",
             )
         try:
-            data = content["dataset"]
             return cls(
-                dataset=data["folder"],
-                licence=printable(data["licence"]),
-                reference=printable(data["reference"]),
+                dataset=content["dataset"]["folder"],
+                licence=printable(content["dataset"]["licence"]),
+                reference=printable(content["dataset"]["reference"]),
                 checkpoint=content["checkpoint"],
-                models=tuple(
-                    ArchivedModel(
-                        item["folder"],
-                        item["trainer"],
-                        tuple(item["folds"]),
-                        None if item["package"] is None else printable(item["package"]),
-                        tuple(item["code"]),
-                    )
-                    for item in content["models"]
-                ),
+                models=tuple(_model(item) for item in content["models"]),
                 files={name: ArchivedFile(item["bytes"], item["sha256"]) for name, item in content["files"].items()},
                 echoplan=printable(content["echoplan"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{printable(error.args[0])!r} is missing" if isinstance(error, KeyError) else printable(error)
-            raise EchoPlanError(
-                f"the manifest is not as it should be: {reason}", file=source, remedy=ASK_AGAIN
-            ) from error
+            problem = f"the manifest is not as it should be: {reason}"
+            raise EchoPlanError(problem, file=source, remedy=ASK_AGAIN) from error
+
+
+def _model(item: Mapping[str, Any]) -> ArchivedModel:
+    package = None if item["package"] is None else printable(item["package"])
+    return ArchivedModel(item["folder"], item["trainer"], tuple(item["folds"]), package, tuple(item["code"]))
 
 
 def check_name(name: str) -> str:

@@ -107,6 +107,15 @@ def named(name):
     return change
 
 
+def listed(name):
+    """A file that the manifest names too, with its size and hash."""
+
+    def change(forged):
+        forged.content[name] = b"x"
+
+    return change
+
+
 def kind(mode):
     def change(forged):
         forged.kind[f"{UNET}/plans.json"] = mode
@@ -171,21 +180,29 @@ def unusual(forged):
 
 
 REFUSED = {
-    "absolute path": (named("/etc/passwd"), "is an absolute path"),
-    "drive letter": (named("C:x.json"), "is an absolute path"),
-    "drive and backslash": (named("C:\\x.json"), "is an absolute path"),
-    "UNC": (named("\\\\host\\x"), "is an absolute path"),
-    "parent": (named("../x"), "leads out of the folder"),
-    "parent within": (named(f"{UNET}/../../x"), "leads out of the folder"),
-    "parent by backslash": (named("a\\..\\..\\x"), "leads out of the folder"),
-    "backslash": (named("a\\x"), "no name for a file"),
-    "control character": (named("a\x1b[2Jx"), "no name for a file"),
-    "empty part": (named("a//x"), "around in it"),
-    "folder": (named("a/"), "no plain file"),
-    "symlink": (kind(stat.S_IFLNK | 0o777), "symbolic link"),
+    "absolute path": (named("/etc/passwd"), "not in its manifest"),
+    "drive letter": (named("C:x.json"), "not in its manifest"),
+    "drive and backslash": (named("C:\\x.json"), "not in its manifest"),
+    "UNC": (named("\\\\host\\x"), "not in its manifest"),
+    "parent": (named("../x"), "not in its manifest"),
+    "parent within": (named(f"{UNET}/../../x"), "not in its manifest"),
+    "parent by backslash": (named("a\\..\\..\\x"), "not in its manifest"),
+    "backslash": (named("a\\x"), "not in its manifest"),
+    "control character": (named("a\x1b[2Jx"), "not in its manifest"),
+    "empty part": (named("a//x"), "not in its manifest"),
+    "folder": (named("a/"), "not in its manifest"),
+    "absolute path in the manifest": (listed("/etc/passwd"), "is no file of a model"),
+    "drive letter in the manifest": (listed("C:x.json"), "is no file of a model"),
+    "parent in the manifest": (listed("../x"), "is no file of a model"),
+    "parent within, in the manifest": (listed(f"{UNET}/../../x"), "is no file of a model"),
+    "backslash in the manifest": (listed(f"{UNET}\\plans.json"), "is no file of a model"),
+    "control character in the manifest": (listed("a\x1b[2Jx"), "is no file of a model"),
+    "folder in the manifest": (listed(f"{UNET}/"), "is no file of a model"),
+    "symlink": (kind(stat.S_IFLNK | 0o777), "no plain file"),
     "device": (kind(stat.S_IFCHR | 0o666), "no plain file"),
     "pipe": (kind(stat.S_IFIFO | 0o666), "no plain file"),
-    "twice, by another case": (twice, "twice"),
+    "twice, by another case": (twice, "not in its manifest"),
+    "twice, by another case, in the manifest": (listed(f"{UNET}/Plans.json"), "is no file of a model"),
     "not in the manifest": (unlisted, "not in its manifest"),
     "not of a model": (stray, "is no file of a model"),
     "code that is not named": (hidden_code, "is no file of a model"),

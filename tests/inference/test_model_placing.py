@@ -11,8 +11,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.inference import choose_models
-from echoplan.inference.archive import atomic_install as placing
-from echoplan.inference.archive import export_model, install_model
+from echoplan.inference.archive import atomic_install, export_model, install_model
 from echoplan.paths import Folders
 
 BRIGHT, HOME = "BrightTrainer__EchoPlans__frame", "Dataset001_Phantom"
@@ -61,9 +60,7 @@ def test_an_interrupted_overwriting_loses_nothing(step, error, pair, monkeypatch
     assert not (there.results / HOME / BRIGHT / "mine.txt").exists()
 
 
-@pytest.mark.parametrize(
-    "place", ["archive.ModelArchive._extract_file", "install.check_unpacked", "atomic_install.os.rename"]
-)
+@pytest.mark.parametrize("place", ["install._extract", "install.check_unpacked", "atomic_install.os.rename"])
 def test_an_interrupted_installation_leaves_nothing_half(place, pair, tmp_path, monkeypatch):
     file, calls = pair[0], []
     there = Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "fresh")
@@ -83,9 +80,9 @@ def test_an_interrupted_installation_leaves_nothing_half(place, pair, tmp_path, 
 KILLED = """
 import importlib.util, os, signal, sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("placing", sys.argv[1])
-placing = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(placing)
+spec = importlib.util.spec_from_file_location("atomic_install", sys.argv[1])
+atomic_install = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic_install)
 steps, rename = [], os.rename
 
 def killed(source, target):
@@ -94,7 +91,7 @@ def killed(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target)
 
-with placing.Placing(Path(sys.argv[2])) as making:
+with atomic_install.placing(Path(sys.argv[2])) as making:
     for name in "abc":
         (making.new / name / "inner").mkdir(parents=True)
         (making.new / name / "inner" / "file").write_text("new")
@@ -106,7 +103,7 @@ with placing.Placing(Path(sys.argv[2])) as making:
 """
 
 
-@pytest.mark.skipif(placing.fcntl is None, reason="Windows does not say which processes live")
+@pytest.mark.skipif(atomic_install.fcntl is None, reason="Windows does not say which processes live")
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 6, 7, 20])
 def test_after_a_kill_the_next_installation_puts_things_right(step, tmp_path):
     root = tmp_path / "results"
@@ -115,10 +112,10 @@ def test_after_a_kill_the_next_installation_puts_things_right(step, tmp_path):
         (root / name / "old").write_text(f"old {name}")
     (root / "file").write_text("old")
     before = tree(root)
-    run = subprocess.run([sys.executable, "-c", KILLED, placing.__file__, str(root), str(step)], check=False)
+    run = subprocess.run([sys.executable, "-c", KILLED, atomic_install.__file__, str(root), str(step)], check=False)
     assert run.returncode == -9 and list(root.glob(".installing-*"))
-    with placing.Placing(root) as other:
-        placing.put_right(root)  # leaves one that is at work alone
+    with atomic_install.placing(root) as other:
+        atomic_install.put_right(root)  # leaves one that is at work alone
         assert other.new.is_dir() and len(list(root.glob(".installing-*"))) == 1
     if step < 20:
         assert tree(root) == before and not (root / "deep").exists()
@@ -128,7 +125,7 @@ def test_after_a_kill_the_next_installation_puts_things_right(step, tmp_path):
 
 
 def test_what_comes_to_be_there_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(EchoPlanError, match="meanwhile"), placing.Placing(tmp_path) as making:
+    with pytest.raises(EchoPlanError, match="meanwhile"), atomic_install.placing(tmp_path) as making:
         (making.new / "a").write_text("new")
         (tmp_path / "a").write_text("mine")
         making.commit(["a"], overwrite=False)
