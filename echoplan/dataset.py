@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip, read_mask
+from echoplan.imageio.clip import ClipInfo
 from echoplan.labels import IGNORE
 
 SPLITS = ("train", "val", "test", "")
@@ -93,7 +94,7 @@ class DatasetDescription:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of cases.csv: one clip. Frames count from 0; what is unknown is None or empty.
+    """What is known of one clip: a row of cases.csv. Frames count from 0; what is unknown is None or empty.
 
     Attributes:
         case: the clip's unique name.
@@ -109,8 +110,8 @@ class Case:
     """
 
     case: str
-    patient: str
-    image: str
+    patient: str = ""
+    image: str = ""
     label: str | None = None
     view: str = ""
     split: str = ""
@@ -131,6 +132,15 @@ class Case:
         if self.spacing_row_mm is None or self.spacing_col_mm is None:
             return None
         return self.spacing_row_mm, self.spacing_col_mm
+
+    def with_header(self, header: Clip | ClipInfo) -> Case:
+        """The case with its clip's spacing and frame time, in which cases.csv has had its say when it was read."""
+        row, column = header.spacing_mm or (None, None)
+        return replace(self, spacing_row_mm=row, spacing_col_mm=column, frame_time_ms=header.frame_time_ms)
+
+    def without_phases(self) -> Case:
+        """The case as if nobody had named its end-diastole and end-systole, so that they are found."""
+        return replace(self, ed_frame=None, es_frame=None)
 
 
 COLUMNS = (

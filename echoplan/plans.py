@@ -10,7 +10,7 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.paths import member_of
+from echoplan.paths import dataset_name
 
 KINDS = ("rule", "measured", "fixed")
 
@@ -45,7 +45,7 @@ class Configuration:
         name: its name.
         decisions: by name.
         inherits_from: another configuration.
-        datasets: of a joint, dataset -> the decisions that hold for that dataset's cases alone.
+        datasets: source dataset -> the decisions that hold for that dataset's cases alone, where there are several.
     """
 
     name: str
@@ -58,8 +58,14 @@ class Configuration:
 class ResolvedPlan:
     """All decisions that hold for one trainer, with inheritance worked out.
 
-    The typed properties are what the stages read; `value(name)` reads any other decision. In a joint some are made for
-    each of its `datasets` apart: `of` and `of_case` give what holds for one of them.
+    The typed properties are what the stages read; `value(name)` reads any other decision. A plan has one source dataset
+    or several; what belongs to a dataset (crop, stride, sampling, flips, rotation) is asked of the plan `of` it.
+
+    Attributes:
+        dataset: the folder that the plan is of: Dataset001_CAMUS, or CAMUS+EchoNet.
+        plans_name, configuration: their names.
+        decisions: those that hold for all cases.
+        datasets: source dataset -> its own decisions; a single dataset has none beside those that hold for all.
     """
 
     dataset: str
@@ -68,32 +74,39 @@ class ResolvedPlan:
     decisions: Mapping[str, Decision]
     datasets: Mapping[str, Mapping[str, Decision]] = field(default_factory=dict)
 
-    def of(self, dataset: str | None) -> ResolvedPlan:
-        """The plan as it holds for the cases of one of a joint's datasets; without datasets, or for None, as it is.
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            object.__setattr__(self, "datasets", {dataset_name(Path(self.dataset)): {}})
+
+    @property
+    def multi_dataset(self) -> bool:
+        """Whether there are several source datasets, which files then tell apart."""
+        return len(self.datasets) > 1
+
+    def of(self, dataset: str) -> ResolvedPlan:
+        """The plan as it holds for the cases of one of its source datasets.
 
         Raises:
-            EchoPlanError: the joint has no such dataset.
+            EchoPlanError: it has no such dataset.
         """
-        if dataset is None or not self.datasets:
-            return self
         if dataset not in self.datasets:
-            raise EchoPlanError(f"{self.dataset} has no dataset {dataset}", remedy=f"name {' or '.join(self.datasets)}")
-        return replace(self, decisions={**self.decisions, **self.datasets[dataset]}, datasets={})
+            raise EchoPlanError(
+                f"the plan {self.plans_name} of {self.dataset} has no dataset {dataset}, only "
+                f"{' and '.join(self.datasets)}",
+                remedy=f"plan and preprocess again: echoplan_plan_and_preprocess -d {self.dataset}",
+            )
+        return replace(self, decisions={**self.decisions, **self.datasets[dataset]}, datasets={dataset: {}})
 
-    def each(self) -> dict[str | None, ResolvedPlan]:
-        """What holds for each of a joint's datasets; without datasets, the plan alone, under None."""
-        return {name: self.of(name) for name in self.datasets or (None,)}
-
-    def of_case(self, case: str) -> ResolvedPlan:
-        """The plan as it holds for a training case."""
-        return self.of(member_of(case, self.datasets))
+    def each(self) -> dict[str, ResolvedPlan]:
+        """Source dataset -> the plan as it holds for its cases."""
+        return {name: self.of(name) for name in self.datasets}
 
     def value(self, name: str) -> Any:
         """The value of a decision; EchoPlanError if the plan does not hold it."""
         if any(name in own for own in self.datasets.values()) and name not in self.decisions:
             raise EchoPlanError(
                 f"the plan {self.plans_name} decides {name!r} for each of {', '.join(self.datasets)} apart",
-                remedy="ask for it with plan.of(dataset) or plan.of_case(case)",
+                remedy="ask for it with plan.of(dataset)",
             )
         if name not in self.decisions:
             raise EchoPlanError(
@@ -167,7 +180,10 @@ class ResolvedPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored in checkpoints and model folders."""
-        return _without_empty_datasets(asdict(self))
+        content = asdict(self)
+        if not any(self.datasets.values()):
+            del content["datasets"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ResolvedPlan:

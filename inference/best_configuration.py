@@ -16,7 +16,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_csv, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.parallel_map import run_cases
-from echoplan.paths import Folders, dataset_name, member_of
+from echoplan.paths import Folders, dataset_name
+from echoplan.plans import ResolvedPlan
 
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
@@ -89,9 +90,11 @@ def find_best_configuration(
     candidates = [Candidate((model,)) for model in models]
     if ensembles:
         candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
-    structures, target, datasets = _common_labels(models)
+    structures, target, plan = _common_labels(models)
+    store = ClipStore(crossval.preprocessed / plan.store)
+    dataset_of = {case: store.case(case).dataset for case in crossval.cases} if plan.multi_dataset else None
     rows = score_candidates(crossval, candidates, structures, processes=processes)
-    scores = {candidate.name: summarise(rows[candidate.name], target, datasets) for candidate in candidates}
+    scores = {candidate.name: summarise(rows[candidate.name], target, dataset_of) for candidate in candidates}
     for candidate in candidates:
         content = {"folds": list(crossval.folds), **scores[candidate.name], "per_frame": rows[candidate.name]}
         write_json(_home(crossval, candidate) / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
@@ -118,23 +121,26 @@ def find_best_configuration(
     return BestConfiguration(best, table, postprocessing, left_out, file)
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], target: str, datasets: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], target: str, dataset_of: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Mean and SD over labelled frames: Dice over all structures, and Dice and HD95 of the target.
 
-    HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed. In a
-    joint of several datasets the mean Dice is the mean of theirs, which are given too, so that each counts alike.
+    HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed. With
+    `dataset_of`, the source dataset of each case, the mean Dice is the mean of the datasets', which are given too, so
+    that each counts alike.
     """
     by_frame: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         by_frame.setdefault((row["case"], row["frame"]), []).append(row["dice"])
     dice = np.array([np.mean(values) for values in by_frame.values()])
-    of_frames = np.array([member_of(case, datasets) or "" for case, _ in by_frame])
+    of_frames = np.array(["" if dataset_of is None else dataset_of[case] for case, _ in by_frame])
     by_dataset = {str(name): float(dice[of_frames == name].mean()) for name in np.unique(of_frames)}
     of_target = [row for row in rows if row["structure"] == target]
     units = {row["distance_unit"] for row in of_target}
     summary: dict[str, Any] = {
         "mean_dice": float(np.mean(list(by_dataset.values()))),
-        **({"mean_dice_by_dataset": by_dataset} if datasets else {}),
+        **({"mean_dice_by_dataset": by_dataset} if dataset_of is not None else {}),
         "sd_dice": float(dice.std(ddof=1)) if len(dice) > 1 else None,
         "target_dice": float(np.mean([row["dice"] for row in of_target])),
         "frames": len(by_frame),
@@ -187,8 +193,8 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
     return complete, left_out
 
 
-def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, tuple[str, ...]]:
-    """The structures and the target that all models segment, and the datasets of a joint."""
+def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, ResolvedPlan]:
+    """The structures and the target that all models segment, and the plan of the first."""
     folders = {model: ModelFolder.read(model) for model in models}
     first = folders[models[0]].description
     for model, folder in folders.items():
@@ -200,7 +206,7 @@ def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, tuple[s
                 file=model / layout.DATASET_FILE,
                 remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
             )
-    return first.structures, first.target, tuple(folders[models[0]].plan.datasets)
+    return first.structures, first.target, folders[models[0]].plan
 
 
 def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str, str]) -> list[tuple[Path, ...]]:
@@ -295,18 +301,17 @@ def _write_final_mask(
     item = load_labelled(files, reference)
     mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms)
     case = path.name.removesuffix(".nii.gz")
-    about = store.properties(case)
-    spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
-    write_mask(path, mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
-    known = {
-        "case": case,
-        "patient": about["patient"],
-        "view": about["view"],
-        "spacing_mm": spacing,
-        "frame_time_ms": about["frame_time_ms"],
-        "ed_frame": about["ed_frame"],
-        "es_frame": about["es_frame"],
-        "reference_ef_percent": about["ef_percent"],
-    }
-    measured = measure_case(CaseMask(mask=mask == target, **known))
-    return CaseMask(mask=np.zeros((0, 0, 0), bool), **known), measured
+    stored = store.case(case)
+    write_mask(path, mask, like=Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case))
+    judged = CaseMask(
+        case=case,
+        mask=mask == target,
+        patient=stored.patient,
+        view=stored.view,
+        spacing_mm=stored.spacing_mm,
+        frame_time_ms=stored.frame_time_ms,
+        ed_frame=stored.ed_frame,
+        es_frame=stored.es_frame,
+        reference_ef_percent=stored.ef_percent,
+    )
+    return judged.without_pixels(), measure_case(judged)

@@ -18,7 +18,7 @@ from ..evaluation.conformal import EF, QUANTITIES, signed_error
 from ..evaluation.measurements import BeatVolumes
 from ..evaluation.quality import clip_measures, limits_from_crossval, patient_measures
 from ..evaluation.ventricle.volumes import volumes_of_beat
-from ..preprocessing.store import ClipStore
+from ..preprocessing.store import ClipStore, StoredCase
 from .calibration import Calibration, Group
 from .cross_validation import Candidate, CrossValidation, load_labelled
 from .postprocessing import Step, apply_postprocessing
@@ -75,12 +75,12 @@ def calibrate(
         target: the value that is measured.
         processes: worker processes; 0: none.
     """
-    patients: dict[str, list[tuple[str, Path, tuple[Path, ...], dict[str, Any]]]] = {}
+    patients: dict[str, list[tuple[StoredCase, Path, tuple[Path, ...]]]] = {}
     folds = {}
     for case, fold in crossval.cases.items():
-        about = store.properties(case)
-        name = about["patient"] or case
-        patients.setdefault(name, []).append((case, crossval.reference(case), candidate.files(crossval, case), about))
+        stored = store.case(case)
+        name = stored.patient or case
+        patients.setdefault(name, []).append((stored, crossval.reference(case), candidate.files(crossval, case)))
         folds[name] = fold
     arguments = {name: (folds[name], items, steps, dict(structures), target) for name, items in patients.items()}
     results = run_cases(_measure_patient, arguments, processes=processes, description="calibrating")
@@ -108,7 +108,7 @@ def calibrate(
 
 def _measure_patient(
     fold: int,
-    items: Sequence[tuple[str, Path, tuple[Path, ...], dict[str, Any]]],
+    items: Sequence[tuple[StoredCase, Path, tuple[Path, ...]]],
     steps: Sequence[Step],
     structures: Mapping[str, int],
     target: int,
@@ -116,19 +116,18 @@ def _measure_patient(
     patient = _Patient(fold)
     cases: dict[str, list[CaseMask]] = {"found": [], "given": [], "masks": []}
     measured: dict[str, list[CaseMeasurement]] = {"found": [], "given": [], "masks": []}
-    for case, reference, files, about in items:
+    for stored, reference, files in items:
         item = load_labelled(files, reference)
         mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms) == target
-        spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
         known = CaseMask(
-            case=case,
+            case=stored.case,
             mask=mask,
-            patient=about["patient"],
-            view=about["view"],
-            spacing_mm=spacing,
-            frame_time_ms=about["frame_time_ms"],
-            ed_frame=about["ed_frame"],
-            es_frame=about["es_frame"],
+            patient=stored.patient,
+            view=stored.view,
+            spacing_mm=stored.spacing_mm,
+            frame_time_ms=stored.frame_time_ms,
+            ed_frame=stored.ed_frame,
+            es_frame=stored.es_frame,
         )
         found = replace(known, ed_frame=None, es_frame=None)
         for way, clip in (
@@ -137,10 +136,9 @@ def _measure_patient(
             measured[way].append(measure_case(clip))
             cases[way].append(clip.without_pixels())
         patient.measures.append(clip_measures(mask, measured["found"][-1]))
-        row = {**about.get("source", {}).get("row", {}), **about}  # the store keeps the clip's row of cases.csv
         for quantity in QUANTITIES:
             if patient.dataset.get(quantity) is None:
-                patient.dataset[quantity] = row.get(quantity)
+                patient.dataset[quantity] = getattr(stored, quantity)
     for rule in VOLUME_RULES:
         for way in ("found", "given"):
             patient.rows += [(rule, way, row) for row in _rows(cases[way], measured[way], rule, way)]

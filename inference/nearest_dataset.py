@@ -27,8 +27,10 @@ def plan_for_clip(plan: ResolvedPlan, clip: Clip, like: str | None = None) -> Re
         clip: the clip.
         like: one of a joint's datasets, or None.
     """
-    if not plan.datasets or like in plan.datasets:
-        return plan.of(like if plan.datasets else None)
+    if not plan.multi_dataset:
+        (like,) = plan.datasets
+    if like in plan.datasets:
+        return plan.of(like)
     name = most_alike(plan, clip)
     logger.info("%s is treated as a clip of %s", clip.source, name)
     return plan.of(name)
@@ -40,7 +42,7 @@ def check_like(like: str | None, plans: Sequence[ResolvedPlan]) -> str | None:
     Raises:
         EchoPlanError: none was.
     """
-    known = sorted({name for plan in plans for name in plan.datasets})
+    known = sorted({name for plan in plans if plan.multi_dataset for name in plan.datasets})
     if like is not None and like not in known:
         raise EchoPlanError(
             f"no model was trained on {like} jointly with other datasets",

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from echoplan import layout
@@ -19,16 +18,15 @@ from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, sweep_partial_files, write_json
 from echoplan.imageio import write_mask
-from echoplan.imageio.clip import Clip
 from echoplan.joint import JointDataset, Member, home_name, members_of
 from echoplan.parallel_map import CaseResults, run_cases
-from echoplan.paths import Folders
+from echoplan.paths import Folders, dataset_name
 from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
 
 from .clip import preprocess_clip, sector_statistics, to_uint8
 from .labels import find_phases, labelled_frames, load_labels
-from .store import ClipStore
+from .store import ClipStore, StoredCase
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +39,23 @@ class StoreSettings:
         name: the store's folder.
         size: the network's grid (h, w).
         protocol: "aspect" or "stretch".
-        crop: whether clips are cropped; in a joint for each dataset.
+        crop: source dataset -> whether its clips are cropped.
     """
 
     name: str
     size: tuple[int, int]
     protocol: str
-    crop: bool | Mapping[str, bool]
+    crop: Mapping[str, bool]
 
     @classmethod
     def of_plan(cls, plan: ResolvedPlan) -> StoreSettings:
         """What the plan of a trainer asks for."""
-        crop = {name: plan.of(name).crop for name in plan.datasets} if plan.datasets else plan.crop
+        crop = {name: own.crop for name, own in plan.each().items()}
         return cls(plan.store, plan.size, plan.protocol, crop)
 
-    def crops(self, dataset: str) -> bool:
-        """Whether clips of a dataset are cropped; "" is the dataset that is alone."""
-        return self.crop[dataset] if isinstance(self.crop, Mapping) else self.crop
-
     def to_dict(self) -> dict[str, Any]:
-        """As store.json holds it."""
-        crop = dict(self.crop) if isinstance(self.crop, Mapping) else self.crop
+        """As store.json holds it: of a single dataset, `crop` alone."""
+        crop = dict(self.crop) if len(self.crop) > 1 else next(iter(self.crop.values()))
         return {"size": list(self.size), "protocol": self.protocol, "crop": crop}
 
 
@@ -160,37 +154,47 @@ def _preprocess_case(member: Member, target: Path, settings: Sequence[StoreSetti
     mask = None if case.label is None else member.relabelled(load_labels(dataset, case, clip))
     if mask is not None:
         write_mask(ground_truth, mask, like=clip)
-    properties = _properties(case, clip, mask, member.target) | {"source": source}
+    end_diastole, end_systole = find_phases(case, mask, member.target)
     clip = replace(clip, frames=to_uint8(clip.frames, source=clip.source))
-    crops = [item.crops(member.name) for item in missing]
+    name = member.name or dataset_name(dataset.folder)
+    crops = [item.crop[name] for item in missing]
     box = detect_sector(clip.frames) if any(crops) else None
     for item, crop in zip(missing, crops, strict=True):
         frames, geometry = preprocess_clip(clip, size=item.size, protocol=item.protocol, crop=crop, crop_box=box)
         labels = None if mask is None else geometry.labels_to_network(mask)
         mean, std = sector_statistics(frames)
-        stored = properties | {"geometry": geometry.to_dict(), "mean": mean, "std": std}
-        ClipStore(target / item.name).write(case.case, frames, labels, stored)
+        row_mm, column_mm = clip.spacing_mm or (None, None)
+        stored = StoredCase(
+            case=case.case,
+            patient=case.patient,
+            view=case.view,
+            ef_percent=case.ef_percent,
+            edv_ml=case.edv_ml,
+            esv_ml=case.esv_ml,
+            ed_frame=end_diastole,
+            es_frame=end_systole,
+            spacing_row_mm=row_mm,
+            spacing_col_mm=column_mm,
+            frame_time_ms=clip.frame_time_ms,
+            labelled_frames=() if mask is None else tuple(labelled_frames(mask)),
+            native_frames=len(clip),
+            dataset=name,
+            crop=crop,
+            geometry=geometry,
+            mean=mean,
+            std=std,
+            source=source,
+        )
+        ClipStore(target / item.name).write(stored, frames, labels)
     return True
 
 
-def _properties(case: Case, clip: Clip, mask: np.ndarray | None, target: int) -> dict[str, Any]:
-    end_diastole, end_systole = find_phases(case, mask, target)
-    return {
-        "case": case.case,
-        "patient": case.patient,
-        "view": case.view,
-        "ef_percent": case.ef_percent,
-        "ed_frame": end_diastole,
-        "es_frame": end_systole,
-        "labelled_frames": [] if mask is None else labelled_frames(mask),
-        "native_frames": len(clip),
-        "frame_time_ms": clip.frame_time_ms,
-        "spacing_mm": None if clip.spacing_mm is None else list(clip.spacing_mm),
-    }
-
-
 def _finished(store: ClipStore, case: Case, source: Mapping[str, Any]) -> bool:
-    return store.has(case.case) and store.properties(case.case).get("source") == source
+    """Whether a case is stored as it would be now; one that an earlier EchoPlan stored is not."""
+    try:
+        return store.has(case.case) and store.case(case.case).source == source
+    except EchoPlanError:
+        return False
 
 
 def _source(member: Member, case: Case) -> dict[str, Any]:

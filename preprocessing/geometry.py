@@ -47,6 +47,15 @@ class Geometry:
         top, bottom, left, right = self.padding
         return self.resized_shape[0] + top + bottom, self.resized_shape[1] + left + right
 
+    @property
+    def apex(self) -> tuple[float, float]:
+        """(row, column) of the sector's apex on the network's grid: the middle of the upper edge of the clip's area.
+
+        Apical views are shown with the transducer at the top.
+        """
+        top, _, left, _ = self.padding
+        return float(top), left + (self.resized_shape[1] - 1) / 2
+
     def to_network(self, frames: np.ndarray) -> np.ndarray:
         """Crop, resize (linear, with antialiasing where the image shrinks) and pad.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,84 @@ import blosc2
 import numpy as np
 
 from echoplan import layout
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path, read_json, write_json
+from echoplan.files import atomic_path, plain, read_json, write_json
 from echoplan.labels import IGNORE
 
+from .geometry import Geometry
+
+_KNOWN_OF_CLIP = ("patient", "view", "ed_frame", "es_frame", "frame_time_ms", "ef_percent", "edv_ml", "esv_ml")
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 _CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredCase(Case):
+    """A case as a store holds it: what is known of its clip, and how it lies on the network's grid.
+
+    Spacing and frame time are the clip's; end-diastole and end-systole are those that preprocessing found; `image` and
+    `label` stay empty, for nobody reads the raw files from here on.
+
+    Attributes:
+        dataset: the source dataset that the case is of: its plan is `plan.of(dataset)`.
+        crop: whether the clip was cropped to its sector.
+        labelled_frames: the frames with any label.
+        native_frames: T, the length of the clip.
+        geometry: how the clip lies on the network's grid.
+        mean, std: of the intensities inside the sector, see `sector_statistics`.
+        source: what it was made from, so that a change is noticed: row of cases.csv, files, labels.
+    """
+
+    dataset: str
+    crop: bool
+    labelled_frames: tuple[int, ...] = ()
+    native_frames: int
+    geometry: Geometry
+    mean: float
+    std: float
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `<case>.json` holds it, in plain types."""
+        return plain(
+            {
+                "case": self.case,
+                **{name: getattr(self, name) for name in _KNOWN_OF_CLIP},
+                "spacing_mm": self.spacing_mm,
+                "labelled_frames": self.labelled_frames,
+                "native_frames": self.native_frames,
+                "dataset": self.dataset,
+                "crop": self.crop,
+                "geometry": self.geometry.to_dict(),
+                "mean": self.mean,
+                "std": self.std,
+                "source": self.source,
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> StoredCase:
+        """The inverse of `to_dict`; KeyError where an earlier EchoPlan wrote it."""
+        row, column = content["spacing_mm"] or (None, None)
+        return cls(
+            case=content["case"],
+            **{name: content[name] for name in _KNOWN_OF_CLIP},
+            spacing_row_mm=row,
+            spacing_col_mm=column,
+            labelled_frames=tuple(content["labelled_frames"]),
+            native_frames=content["native_frames"],
+            dataset=content["dataset"],
+            crop=content["crop"],
+            geometry=Geometry.from_dict(content["geometry"]),
+            mean=content["mean"],
+            std=content["std"],
+            source=content["source"],
+        )
+
+
 class ClipStore:
-    """A folder of preprocessed clips: `<case>.b2nd` frames, `<case>_seg.b2nd` labels, `<case>.json` properties.
+    """A folder of preprocessed clips: `<case>.b2nd` frames, `<case>_seg.b2nd` labels, `<case>.json` a `StoredCase`.
 
     The JSON file is written last: a case is there when its JSON file is.
 
@@ -32,18 +101,18 @@ class ClipStore:
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def write(self, case: str, frames: np.ndarray, labels: np.ndarray | None, properties: Mapping[str, Any]) -> None:
+    def write(self, stored: StoredCase, frames: np.ndarray, labels: np.ndarray | None) -> None:
         """Write one case; an older one of that name is replaced.
 
         Args:
-            case: the case's name.
+            stored: what is known of it.
             frames: (T, h, w), uint8 or float16.
             labels: (T, h, w) uint8, `IGNORE` on frames without a label; None where the case has no labels.
-            properties: plain types.
 
         Raises:
             EchoPlanError: the disk is full, or the name is taken by the store's own file.
         """
+        case = stored.case
         if f"{case}.json" == layout.STORE_FILE:
             raise EchoPlanError(f"a case cannot be named {case!r}", remedy="rename the case in cases.csv")
         if labels is not None and labels.shape != frames.shape:
@@ -54,7 +123,7 @@ class ClipStore:
             self._path(case, "_seg.b2nd").unlink(missing_ok=True)
         else:
             _write_array(self._path(case, "_seg.b2nd"), labels)
-        write_json(self._path(case, ".json"), dict(properties))
+        write_json(self._path(case, ".json"), stored.to_dict())
 
     def frames(self, case: str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """(n, h, w) frames at `indices` (repeats allowed), or all of them.
@@ -76,16 +145,23 @@ class ClipStore:
         count, *shape = _open(self._path(case, ".b2nd")).shape
         return np.full((count if indices is None else len(indices), *shape), IGNORE, dtype=np.uint8)
 
-    def properties(self, case: str) -> dict[str, Any]:
-        """What was noted about the case: geometry, intensities, phases, patient.
+    def case(self, name: str) -> StoredCase:
+        """What was noted about a case: patient, phases, dataset, geometry, intensities.
 
         Raises:
-            EchoPlanError: the case is not in the store.
+            EchoPlanError: the case is not in the store, or an earlier EchoPlan stored it.
         """
-        path = self._path(case, ".json")
+        path = self._path(name, ".json")
         if not path.is_file():
             raise _missing(path)
-        return read_json(path)
+        try:
+            return StoredCase.from_dict(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise EchoPlanError(
+                f"this case was preprocessed by an earlier EchoPlan: {error} is missing",
+                file=path,
+                remedy="run echoplan_preprocess for the dataset, which makes such cases anew",
+            ) from error
 
     def has(self, case: str) -> bool:
         """Whether the case is there, whole."""

@@ -67,7 +67,7 @@ def typed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_plan_has_one_grid_and_each_datasets_own_geometry(root: Path) -> None:
     home = root / "preprocessed" / NAME
     plan = Plan.read(home / "EchoPlans.json").resolve("UNetTrainer")
-    camus, echonet = plan.of("CAMUS"), plan.of_case("EchoNet__patient0001_4CH")
+    camus, echonet = plan.of("CAMUS"), plan.of("EchoNet")
     assert plan.size == camus.size == echonet.size == (64, 64)
     assert (camus.crop, echonet.crop) == (False, True)
     assert camus.value("target_spacing_mm") != echonet.value("target_spacing_mm")
@@ -80,9 +80,10 @@ def test_the_plan_has_one_grid_and_each_datasets_own_geometry(root: Path) -> Non
     store = ClipStore(home / plan.store)
     assert read_json(store.folder / "store.json")["crop"] == {"CAMUS": False, "EchoNet": True}
     for case in store.cases():
-        geometry = store.properties(case)["geometry"]
-        height, width = geometry["native_shape"]
-        assert (geometry["crop_box"] == [0, height, 0, width]) is case.startswith("CAMUS")
+        stored = store.case(case)
+        height, width = stored.geometry.native_shape
+        assert (stored.geometry.crop_box == (0, height, 0, width)) is case.startswith("CAMUS")
+        assert case.startswith(f"{stored.dataset}__") and stored.crop is (stored.dataset == "EchoNet")
 
 
 def test_unshared_structures_are_background_and_shared_ones_keep_their_place(root: Path) -> None:

@@ -45,7 +45,7 @@ def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
     for name in _DECISIONS:
         values = {part: own.decisions[name].value for part, own in plan.each().items() if name in own.decisions}
         if values:
-            basis[name] = values.get(None, values)  # by dataset in a joint
+            basis[name] = values if plan.multi_dataset else next(iter(values.values()))
     if plan.frames == 1:
         basis.pop("frame_stride", None)  # between frames that a frame network never sees together
     return plain(basis)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from echoplan import layout
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
-from echoplan.paths import Folders, member_of
+from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 
-from ..preprocessing.store import ClipStore
+from ..preprocessing.store import ClipStore, StoredCase
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,13 @@ class FoldSetup:
         """The labels on the native grid."""
         return self.labels or self.preprocessed / layout.GROUND_TRUTH
 
-    def datasets_of(self, cases: Iterable[str]) -> list[str] | None:
-        """The dataset of each case, in a joint; None where there is no joint."""
-        return [self.dataset_of(case) or "" for case in cases] if self.plan.datasets else None
+    def stored_cases(self, names: Iterable[str]) -> list[StoredCase]:
+        """What the store knows of some cases, in their order."""
+        return [self.store.case(name) for name in names]
 
-    def dataset_of(self, case: str) -> str | None:
-        """The dataset of a case, in a joint; else None."""
-        return member_of(case, self.plan.datasets)
-
-    def properties(self, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """What the store knows of some cases, by name."""
-        return {case: self.store.properties(case) for case in cases}
+    def plan_of(self, case: StoredCase) -> ResolvedPlan:
+        """The plan as it holds for a case's source dataset."""
+        return self.plan.of(case.dataset)
 
 
 def model_folder_name(trainer: str, plan: ResolvedPlan) -> str:

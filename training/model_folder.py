@@ -66,13 +66,13 @@ class ModelFolder:
         return self.plan.frames
 
     @property
-    def stride(self) -> int | dict[str | None, int]:
+    def stride(self) -> int | dict[str, int]:
         """Frames from one of a window's frames to the next, so that a window spans what it spanned in training.
 
         Of a joint, for each of its datasets.
         """
         strides = {name: plan.window_stride for name, plan in self.plan.each().items()}
-        return strides.get(None, strides)
+        return strides if self.plan.multi_dataset else next(iter(strides.values()))
 
     def folds(self) -> tuple[int, ...]:
         """The folds whose training is finished."""

@@ -122,7 +122,7 @@ def prompt_of_case(store: ClipStore, case: str, *, kind: str, seed: int = 0) -> 
     """
     if kind == "automatic":
         return None
-    for frame in store.properties(case)["labelled_frames"]:
+    for frame in store.case(case).labelled_frames:
         mask = store.labels(case, [frame])[0] == 1
         if mask.any():
             draw = case_draw(case, seed=seed)
@@ -195,10 +195,10 @@ class CasePrompts:
             return prompts
         if self.kind == "automatic":
             return None
-        about = store.properties(case)
-        labelled = about["labelled_frames"]
-        masks = dict(zip(labelled, store.labels(case, labelled) == 1, strict=True))
-        return boxes_of_frames(masks, about["native_frames"], kind=self.kind, case=case)
+        stored = store.case(case)
+        labels = store.labels(case, stored.labelled_frames)
+        masks = dict(zip(stored.labelled_frames, labels == 1, strict=True))
+        return boxes_of_frames(masks, stored.native_frames, kind=self.kind, case=case)
 
 
 def without_begun(per_case: Mapping[str, Any], begun: Mapping[str, int]) -> dict[str, Any]:

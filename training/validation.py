@@ -19,8 +19,8 @@ from echoplan.parallel_map import progress
 from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
 from ..evaluation.folder import summarise
 from ..preprocessing.clip import normaliser
-from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
+from ..preprocessing.store import StoredCase
 from .fold import FoldSetup
 
 
@@ -53,19 +53,20 @@ def validate_fold(
     measured = []
     for case in progress(setup.val, description="validation"):
         told = None if prompt is None else prompt(case)
-        step = setup.plan.of_case(case).window_stride if stride is None else stride
-        mask, about = predict_stored_case(network, setup, case, stride=step, save_to=folder, prompts=told)
+        stored = setup.store.case(case)
+        step = setup.plan_of(stored).window_stride if stride is None else stride
+        mask = predict_stored_case(network, setup, stored, stride=step, save_to=folder, prompts=told)
         measured.append(
             CaseMask(
                 case=case,
-                patient=about["patient"],
-                view=about["view"],
+                patient=stored.patient,
+                view=stored.view,
                 mask=mask == setup.description.labels[setup.description.target],
-                spacing_mm=about["spacing_mm"],
-                frame_time_ms=about["frame_time_ms"],
-                ed_frame=about["ed_frame"],
-                es_frame=about["es_frame"],
-                reference_ef_percent=about["ef_percent"],
+                spacing_mm=stored.spacing_mm,
+                frame_time_ms=stored.frame_time_ms,
+                ed_frame=stored.ed_frame,
+                es_frame=stored.es_frame,
+                reference_ef_percent=stored.ef_percent,
             )
         )
     write_csv(folder / layout.EF_FILE, measure_patients(measured), COLUMNS)
@@ -73,7 +74,7 @@ def validate_fold(
     summary = evaluate_folder(
         folder, setup.references, labels=setup.description.structures, cases=setup.val, phases=phases
     )
-    if setup.plan.datasets:
+    if setup.plan.multi_dataset:
         summary["datasets"] = summarise_datasets(summary, setup)
     write_json(folder / layout.SUMMARY_FILE, summary)
     return summary
@@ -83,7 +84,7 @@ def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str
     """Means of the parts of a joint's validation: dataset -> `cases`, `frames`, `mean`, as in the whole summary."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for case, judged in summary["per_case"].items():
-        parts.setdefault(setup.dataset_of(case) or "", []).append(judged)
+        parts.setdefault(setup.store.case(case).dataset, []).append(judged)
     return {
         name: {
             "cases": len(judged),
@@ -95,28 +96,27 @@ def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str
 
 
 def predict_stored_case(
-    network: nn.Module, setup: FoldSetup, case: str, *, stride: int, save_to: Path, prompts: Any = None
-) -> tuple[np.ndarray, dict[str, Any]]:
+    network: nn.Module, setup: FoldSetup, stored: StoredCase, *, stride: int, save_to: Path, prompts: Any = None
+) -> np.ndarray:
     """Predict one preprocessed case and save mask and probabilities.
 
     Returns:
-        the label mask (T, H, W) on the native grid, and the case's properties.
+        the label mask (T, H, W) on the native grid.
     """
-    about = setup.store.properties(case)
-    geometry = Geometry.from_dict(about["geometry"])
+    case = stored.case
     probabilities = segment_clip(
         network,
         torch.from_numpy(setup.store.frames(case)),
-        normalise=normaliser(about["mean"], about["std"], setup.plan.normalisation),
+        normalise=normaliser(stored.mean, stored.std, setup.plan.normalisation),
         window=setup.plan.frames,
         stride=stride,
         classes=setup.description.classes,
         batch=setup.plan.batch_size if setup.plan.frames == 1 else 1,
         prompts=prompts,
     )
-    predicted = ClipProbabilities(probabilities, geometry)
+    predicted = ClipProbabilities(probabilities, stored.geometry)
     save_probabilities(save_to / layout.probabilities_file(case), predicted)
     mask = predicted.labels()
-    spacing = None if about["spacing_mm"] is None else tuple(about["spacing_mm"])
-    write_mask(save_to / layout.mask_file(case), mask, like=Clip(mask, spacing, about["frame_time_ms"], source=case))
-    return mask, about
+    like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case)
+    write_mask(save_to / layout.mask_file(case), mask, like=like)
+    return mask

@@ -109,8 +109,7 @@ class Study:
             # final, best, and latest with up to two numbers a weight of the optimiser's
             total += weights[key] * _BYTES * 5
             if training.fold not in frames:
-                abouts = setup.properties(setup.val).values()
-                frames[training.fold] = sum(about["native_frames"] for about in abouts)
+                frames[training.fold] = sum(case.native_frames for case in setup.stored_cases(setup.val))
             total += frames[training.fold] * setup.plan.size[0] * setup.plan.size[1] * setup.description.classes // 4
         return total
 
@@ -202,7 +201,7 @@ def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> 
     }
     first = next(iter(setups.values()))
     cases = dict.fromkeys(case for setup in setups.values() for case in (*setup.train, *setup.val))
-    patients = {case: first.store.properties(case)["patient"] for case in cases}
+    patients = {case: first.store.case(case).patient for case in cases}
     _check_sizes(request, setups, patients)
     for name in request.test_on:
         if where.find_raw(name).name == first.model_folder.parent.name:

@@ -36,7 +36,7 @@ from echoplan.labels import IGNORE
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.clip import sector_statistics
 from echoplan.preprocessing.geometry import plan_geometry
-from echoplan.preprocessing.store import ClipStore
+from echoplan.preprocessing.store import ClipStore, StoredCase
 from echoplan.training.data import Batch
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import EchoTrainer, trainer_registry
@@ -94,11 +94,11 @@ def _write_clip(store: ClipStore, case: str, number: int, size: int) -> None:
     labels[np.setdiff1d(range(CLIP_FRAMES), labelled)] = IGNORE
     geometry = plan_geometry((size, size), clip.spacing_mm, None, (size, size))
     mean, std = sector_statistics(clip.frames)
-    about = {
-        "geometry": geometry.to_dict(), "mean": mean, "std": std, "labelled_frames": labelled,
-        "ed_frame": clip.ed_frame, "es_frame": clip.es_frame, "native_frames": CLIP_FRAMES,
-    }  # fmt: skip
-    store.write(case, clip.frames, labels, about)
+    stored = StoredCase(
+        case, ed_frame=clip.ed_frame, es_frame=clip.es_frame, labelled_frames=tuple(labelled),
+        native_frames=CLIP_FRAMES, dataset="Bench", crop=False, geometry=geometry, mean=mean, std=std,
+    )  # fmt: skip
+    store.write(stored, clip.frames, labels)
 
 
 def make_trainer(

@@ -16,7 +16,14 @@ from echoplan.files import write_json
 from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
-from echoplan.preprocessing import ClipStore, Geometry, normalise, preprocess_clip, sector_statistics
+from echoplan.preprocessing import (
+    ClipStore,
+    Geometry,
+    StoredCase,
+    normalise,
+    preprocess_clip,
+    sector_statistics,
+)
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
 from echoplan.training.methods import find_trainer
 from echoplan.training.recipe import Recipe
@@ -160,12 +167,13 @@ def make_crossval(folders: Folders, make_model: Callable[..., Path]) -> Callable
             write_mask(preprocessed / "gt_segmentations" / f"{case}.nii.gz", truth, like=heart.clip)
             frames, geometry = preprocess_clip(heart.clip, size=size)
             mean, std = sector_statistics(frames)
-            about = {
-                "geometry": geometry.to_dict(), "mean": mean, "std": std, "labelled_frames": [0, heart.es_frame],
-                "ed_frame": 0, "es_frame": heart.es_frame, "frame_time_ms": heart.clip.frame_time_ms,
-                "spacing_mm": [1.0, 1.0], "patient": case[:8], "view": "A4C", "ef_percent": 50.0, "native_frames": 12,
-            }  # fmt: skip
-            store.write(case, frames, None, about)
+            stored = StoredCase(
+                case, case[:8], view="A4C", ef_percent=50.0, ed_frame=0, es_frame=heart.es_frame,
+                labelled_frames=(0, heart.es_frame), frame_time_ms=heart.clip.frame_time_ms, native_frames=12,
+                spacing_row_mm=1.0, spacing_col_mm=1.0, dataset="Phantom", crop=False, geometry=geometry,
+                mean=mean, std=std,
+            )  # fmt: skip
+            store.write(stored, frames, None)
             fold = 0 if i < 3 else 1
             if fold in folds:
                 values = 1 / (1 + np.exp(-40 * (normalise(frames, mean, std, "unit") - 0.5)))[None]

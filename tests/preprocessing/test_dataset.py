@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json
+from echoplan.files import read_json, write_json
 from echoplan.imageio import read_clip, read_mask
 from echoplan.plans import Configuration, Decision
-from echoplan.preprocessing import ClipStore, Geometry, preprocess_clip, sector_statistics
+from echoplan.preprocessing import ClipStore, preprocess_clip, sector_statistics
 from echoplan.preprocessing.dataset import preprocess_dataset, stores_of_plan
 from echoplan.sector import detect_sector
 
@@ -23,25 +23,26 @@ def test_stores_hold_what_prediction_would_see(project, fan_dataset, plan_with):
     assert sorted(path.name for path in target.iterdir()) == ["EchoPlans_64x64", "EchoPlans_96x128", "gt_segmentations"]
     store = ClipStore(target / "EchoPlans_96x128")
     frames, geometry = preprocess_clip(fan_dataset.load_clip(fan_dataset.case("c0")), size=(96, 128))
-    about = store.properties("c0")
+    stored = store.case("c0")
     assert np.array_equal(store.frames("c0"), frames)
-    assert Geometry.from_dict(about["geometry"]) == geometry
-    assert (about["mean"], about["std"]) == pytest.approx(sector_statistics(frames))
+    assert stored.geometry == geometry
+    assert (stored.mean, stored.std) == pytest.approx(sector_statistics(frames))
     assert read_json(store.folder / "store.json") == {"size": [96, 128], "protocol": "aspect", "crop": False}
 
 
-def test_properties(project, fan_dataset, plan_with):
+def test_what_is_known_of_a_case(project, fan_dataset, plan_with):
     preprocess_dataset(project, fan_dataset, plan_with(A=(64, 64)))
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
-    about = store.properties("c0")
-    assert about["labelled_frames"] == [0, 3] and about["native_frames"] == 4
-    assert (about["ed_frame"], about["es_frame"]) == (0, 3)
-    assert (about["patient"], about["view"], about["ef_percent"]) == ("p0", "A4C", 55.0)
-    assert about["spacing_mm"] == pytest.approx([0.8, 0.6], abs=1e-5)
-    assert about["frame_time_ms"] == pytest.approx(25.0, rel=1e-3)
+    stored = store.case("c0")
+    assert stored.labelled_frames == (0, 3) and stored.native_frames == 4
+    assert (stored.ed_frame, stored.es_frame) == (0, 3)
+    assert (stored.patient, stored.view, stored.ef_percent) == ("p0", "A4C", 55.0)
+    assert stored.spacing_mm == pytest.approx((0.8, 0.6), abs=1e-5)
+    assert stored.frame_time_ms == pytest.approx(25.0, rel=1e-3)
+    assert (stored.dataset, stored.crop) == ("FAN", False)
     # c1's table has end-diastole and end-systole the wrong way round; the areas know better.
-    assert (store.properties("c1")["ed_frame"], store.properties("c1")["es_frame"]) == (0, 3)
-    assert store.properties("c2")["labelled_frames"] == [] and (store.labels("c2") == 255).all()
+    assert (store.case("c1").ed_frame, store.case("c1").es_frame) == (0, 3)
+    assert store.case("c2").labelled_frames == () and (store.labels("c2") == 255).all()
 
 
 def test_labels_on_both_grids(project, fan_dataset, plan_with):
@@ -63,7 +64,7 @@ def test_crop_uses_each_cases_own_box(project, fan_dataset, plan_with):
     preprocess_dataset(project, fan_dataset, plan_with(crop=True, A=(64, 64)))
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
     box = detect_sector(fan_dataset.load_clip(fan_dataset.case("c1")).frames)
-    assert store.properties("c1")["geometry"]["crop_box"] == list(box) != [0, 150, 0, 200]
+    assert store.case("c1").geometry.crop_box == box != (0, 150, 0, 200)
 
 
 def test_only_the_trainers_asked_for(project, fan_dataset, plan_with):
@@ -86,6 +87,11 @@ def test_finished_cases_are_kept_until_something_changes(project, fan_dataset, p
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
     (store.folder / "c2.json").unlink()  # as after an interruption
     assert worked() == ["c2"]
+    older = {key: value for key, value in read_json(store.folder / "c1.json").items() if key != "dataset"}
+    write_json(store.folder / "c1.json", older)  # as an earlier EchoPlan wrote it
+    with pytest.raises(EchoPlanError, match="preprocessed by an earlier EchoPlan"):
+        store.case("c1")
+    assert worked() == ["c1"] and store.case("c1").dataset == "FAN"
     label = fan_dataset.folder / "labelsTr" / "c0.nii.gz"
     os.utime(label, (time.time(), label.stat().st_mtime + 60))  # a corrected label
     assert worked() == ["c0"]
@@ -94,7 +100,7 @@ def test_finished_cases_are_kept_until_something_changes(project, fan_dataset, p
         cases=tuple(replace(case, ef_percent=44.0) if case.case == "c1" else case for case in fan_dataset.cases),
     )
     assert worked() == ["c1"]
-    assert store.properties("c1")["ef_percent"] == 44.0
+    assert store.case("c1").ef_percent == 44.0
     (project.preprocessed / "Dataset007_FAN" / "gt_segmentations" / "c0.nii.gz").unlink()
     assert worked() == ["c0"]
 
@@ -104,7 +110,7 @@ def test_a_store_of_another_plan_is_not_reused(project, fan_dataset, plan_with):
     results = preprocess_dataset(project, fan_dataset, plan_with(crop=True, A=(64, 64)))
     assert all(results.done.values())
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
-    assert store.properties("c0")["geometry"]["crop_box"] != [0, 150, 0, 200]
+    assert store.case("c0").geometry.crop_box != (0, 150, 0, 200)
 
 
 def test_goes_on_past_a_broken_case(project, fan_dataset, plan_with):

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.preprocessing import ClipStore
+from echoplan.preprocessing import ClipStore, StoredCase, plan_geometry
+
+
+def stored(case, patient="", **known):
+    """What a store knows of a case, of which only some matters."""
+    geometry = plan_geometry((60, 90), (0.4, 0.4), None, (32, 48))
+    defaults = {"native_frames": 7, "dataset": "A", "crop": True, "geometry": geometry, "mean": 1.0, "std": 2.0}
+    return StoredCase(case, patient, **{**defaults, **known})
 
 
 @pytest.fixture
@@ -12,8 +19,8 @@ def filled(tmp_path):
     labels = np.full((7, 32, 48), 255, np.uint8)
     labels[[0, 4]] = rng.integers(0, 2, (2, 32, 48))
     store = ClipStore(tmp_path / "store")
-    store.write("a", frames, labels, {"patient": "p1", "mean": np.float32(3.5)})
-    store.write("b", frames[:1], None, {"patient": "p2"})
+    store.write(stored("a", "p1", mean=np.float32(3.5), labelled_frames=(0, 4), spacing_row_mm=0.5), frames, labels)
+    store.write(stored("b", "p2"), frames[:1], None)
     return store, frames, labels
 
 
@@ -22,9 +29,12 @@ def test_gives_back_what_was_written(filled):
     assert np.array_equal(store.frames("a"), frames)
     assert np.array_equal(store.labels("a"), labels)
     assert store.frames("a").dtype == store.labels("a").dtype == np.uint8
-    assert store.properties("a") == {"patient": "p1", "mean": 3.5}
-    assert store.cases() == ["a", "b"]
-    assert store.has("a") and not store.has("c")
+    assert store.case("a") == stored("a", "p1", mean=3.5, labelled_frames=(0, 4))  # one spacing of two is none
+    known = stored("c", "p3", spacing_row_mm=0.5, spacing_col_mm=0.4, ed_frame=3, esv_ml=41.0, source={"row": 1})
+    store.write(known, frames, labels)
+    assert store.case("c") == known
+    assert store.cases() == ["a", "b", "c"]
+    assert store.has("a") and not store.has("d")
 
 
 def test_picks_frames_in_any_order_and_repeats_them(filled):
@@ -46,13 +56,13 @@ def test_no_labels_reads_as_ignored(filled):
 
 def test_writing_again_replaces_everything(filled):
     store, frames, _ = filled
-    store.write("a", frames[:2], None, {"patient": "p9"})
+    store.write(stored("a", "p9"), frames[:2], None)
     assert store.frames("a").shape == (2, 32, 48)
     assert (store.labels("a") == 255).all()
-    assert store.properties("a") == {"patient": "p9"}
+    assert store.case("a") == stored("a", "p9")
 
 
-def test_nothing_partial_is_left_and_a_case_without_properties_is_not_there(filled):
+def test_nothing_partial_is_left_and_a_case_without_its_json_is_not_there(filled):
     store, _, _ = filled
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "a.b2nd",
@@ -68,7 +78,7 @@ def test_nothing_partial_is_left_and_a_case_without_properties_is_not_there(fill
 def test_float16_is_kept(tmp_path):
     frames = np.random.default_rng(0).random((3, 16, 16)).astype(np.float16)
     store = ClipStore(tmp_path)
-    store.write("x", frames, None, {})
+    store.write(stored("x"), frames, None)
     assert np.array_equal(store.frames("x", [2, 1]), frames[[2, 1]])
 
 
@@ -77,11 +87,11 @@ def test_errors_name_the_file(filled):
     with pytest.raises(EchoPlanError, match="not preprocessed"):
         store.frames("nobody")
     with pytest.raises(EchoPlanError, match="not preprocessed"):
-        store.properties("nobody")
+        store.case("nobody")
     (store.folder / "a.b2nd").write_bytes(b"garbage" * 50)
     with pytest.raises(EchoPlanError, match=r"a\.b2nd"):
         store.frames("a")
     with pytest.raises(EchoPlanError, match="store"):
-        store.write("store", frames, None, {})
+        store.write(stored("store"), frames, None)
     with pytest.raises(ValueError, match="shape"):
-        store.write("c", frames, frames[:2], {})
+        store.write(stored("c"), frames, frames[:2])

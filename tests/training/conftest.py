@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from echoplan.files import write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.geometry import plan_geometry
-from echoplan.preprocessing.store import ClipStore
+from echoplan.preprocessing.store import ClipStore, StoredCase
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import trainer_registry
 
@@ -48,17 +49,24 @@ def make_setup(
         labelled = list(range(FRAMES)) if dense else [0, LAST]
         labels[np.setdiff1d(range(FRAMES), labelled)] = 255
         geometry = plan_geometry((SIDE, SIDE), (1.0, 1.0), (0, SIDE, 0, SIDE), (SIDE, SIDE), "aspect")
-        store.write(case, clip, labels, {
-            "geometry": geometry.to_dict(), "mean": float(clip.mean()), "std": float(clip.std()),
-            "labelled_frames": labelled, "ed_frame": 0, "es_frame": LAST, "frame_time_ms": 40.0,
-            "spacing_mm": [1.0, 1.0], "patient": case[:2], "view": "A4C", "ef_percent": 50.0, "native_frames": FRAMES,
-        })  # fmt: skip
+        store.write(StoredCase(
+            case, case[:2], view="A4C", ef_percent=50.0, ed_frame=0, es_frame=LAST, labelled_frames=tuple(labelled),
+            spacing_row_mm=1.0, spacing_col_mm=1.0, frame_time_ms=40.0, native_frames=FRAMES, dataset="Toy", crop=False,
+            geometry=geometry, mean=float(clip.mean()), std=float(clip.std()),
+        ), clip, labels)  # fmt: skip
         write_mask(preprocessed / "gt_segmentations" / f"{case}.nii.gz", labels, like=Clip(labels, (1.0, 1.0), 40.0))
     return FoldSetup(
         fold=0, plan=plan, description=description, store=store, train=tuple(cases[:-1]), val=tuple(cases[-1:]),
         model_folder=folder / "results" / "Dataset001_Toy" / f"UNetTrainer__EchoPlans__{plan.configuration}",
         preprocessed=preprocessed,
     )  # fmt: skip
+
+
+def stored_case(name: str = "a", **known: Any) -> StoredCase:
+    """What a store knows of a case of the dataset Toy, of which only some matters."""
+    geometry = plan_geometry((SIDE, SIDE), None, None, (SIDE, SIDE))
+    defaults = {"native_frames": FRAMES, "dataset": "Toy", "crop": False, "geometry": geometry, "mean": 0.0, "std": 1.0}
+    return StoredCase(name, **{**defaults, **known})
 
 
 def toy_clip(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

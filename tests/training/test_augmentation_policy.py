@@ -26,8 +26,8 @@ EVERYTHING = "ultrasound+time_gain+field_of_view+cine_speed+frame_drop"
 
 def loader(setup: FoldSetup, processes: int) -> BatchLoader:
     augmentation = build_augmentation(EVERYTHING, rotation_degrees=20, mirror=True)
-    reader = SampleReader(setup.store, setup.plan, 1, augmentation)
-    samples = clip_samples(setup.properties(setup.train), setup.plan.frames)
+    reader = SampleReader(setup.store, setup.plan, 1, {"Toy": augmentation})
+    samples = clip_samples(setup.stored_cases(setup.train), setup.plan.frames)
     return BatchLoader(samples, reader, batch_size=2, batches_per_epoch=6, processes=processes, seed=3)
 
 
@@ -46,13 +46,13 @@ def test_labels_of_chosen_frames_come_with_them_and_hidden_ones_stay_hidden(tmp_
     setup = make_setup(tmp_path, frames=4, dense=True)
     case = setup.train[0]
     timing = [CineSpeed(speed=(0.5, 2), probability=1.0), FrameDrop(share=(0.5, 0.5), probability=1.0)]
-    reader = SampleReader(setup.store, setup.plan, 1, Augmentation(None, (), timing), supervision="ed_es")
-    truth, about = setup.store.labels(case), setup.store.properties(case)
+    reader = SampleReader(setup.store, setup.plan, 1, {"Toy": Augmentation(None, (), timing)}, supervision="ed_es")
+    truth, stored = setup.store.labels(case), setup.store.case(case)
     grey = setup.store.frames(case).astype(np.float32)
     orders = set()
     for seed in range(12):
         read = reader.read(Sample(case, (0, 2, 3, 5)), (seed,))
-        frames = np.rint(read["clip"][:, 0] * about["std"] + about["mean"])
+        frames = np.rint(read["clip"][:, 0] * stored.std + stored.mean)
         order = [int(np.abs(grey - frame).sum(axis=(1, 2)).argmin()) for frame in frames]
         orders.add(tuple(order))
         for place, number in enumerate(order):
@@ -67,15 +67,15 @@ def test_artefacts_come_before_normalisation_and_the_surroundings_stay_black(tmp
     case = setup.train[0]
     frames = setup.store.frames(case)
     frames[:, :, :9] = 0
-    setup.store.write(case, frames, setup.store.labels(case), setup.store.properties(case))
-    about = setup.store.properties(case)
+    stored = setup.store.case(case)
+    setup.store.write(stored, frames, setup.store.labels(case))
     augmentation = build_augmentation("haze+speckle", rotation_degrees=0, mirror=False)
     plain = SampleReader(setup.store, setup.plan, 1).read(Sample(case, (0, 1, 2, 3)), (0,))["clip"]
-    reader = SampleReader(setup.store, setup.plan, 1, augmentation)
+    reader = SampleReader(setup.store, setup.plan, 1, {"Toy": augmentation})
     changed = 0
     for seed in range(10):
         clip = reader.read(Sample(case, (0, 1, 2, 3)), (seed,))["clip"]
-        np.testing.assert_allclose(clip[..., :9], -about["mean"] / about["std"], atol=1e-6)
+        np.testing.assert_allclose(clip[..., :9], -stored.mean / stored.std, atol=1e-6)
         changed += bool((clip != plain).any())
     assert 2 <= changed <= 9
 

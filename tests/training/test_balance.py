@@ -18,7 +18,7 @@ from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.online_dice import OnlineDice
 from echoplan.training.recipe import Recipe
 
-from .conftest import make_setup
+from .conftest import make_setup, stored_case
 
 GROUPS = ["small"] * 3 + ["large"] * 10
 
@@ -59,19 +59,19 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 def joint_setup(folder):
     """The toy dataset, its first two cases of a dataset A that is flipped, the others of B that is not."""
     setup = make_setup(folder, frames=1)
-    cases = {case: f"{'A' if number < 2 else 'B'}__{case}" for number, case in enumerate((*setup.train, *setup.val))}
-    for old, new in cases.items():
-        store = setup.store
-        store.write(new, store.frames(old), store.labels(old), store.properties(old))
+    store, names = setup.store, []
+    for number, case in enumerate((*setup.train, *setup.val)):
+        dataset = "A" if number < 2 else "B"
+        stored = replace(store.case(case), case=f"{dataset}__{case}", dataset=dataset)
+        store.write(stored, store.frames(case), store.labels(case))
+        names.append(stored.case)
     own = {
         name: {"mirror_axes": Decision(mirror, "its own rule"), "rotation_degrees": Decision(0.0, "its own rule")}
         for name, mirror in (("A", ["horizontal"]), ("B", []))
     }
     kept = {key: value for key, value in setup.plan.decisions.items() if key not in own["A"]}
-    names = tuple(cases.values())
-    return replace(
-        setup, plan=replace(setup.plan, decisions=kept, datasets=own), train=(names[0], *names[2:]), val=names[1:3]
-    )
+    plan = replace(setup.plan, decisions=kept, datasets=own)
+    return replace(setup, plan=plan, train=(names[0], *names[2:]), val=tuple(names[1:3]))
 
 
 def test_the_loader_balances_resumes_within_an_epoch_and_shares_between_processes(tmp_path) -> None:
@@ -80,7 +80,7 @@ def test_the_loader_balances_resumes_within_an_epoch_and_shares_between_processe
     reader = SampleReader(setup.store, setup.plan, 1)
 
     def loader(**options):
-        groups = setup.datasets_of(sample.case for sample in samples)
+        groups = [case.dataset for case in setup.stored_cases(sample.case for sample in samples)]
         return BatchLoader(samples, reader, batch_size=4, batches_per_epoch=3, groups=groups, seed=5, **options)
 
     whole = [batch["case"] for batch in loader().epoch(3)]
@@ -145,20 +145,20 @@ def test_what_is_decided_for_each_dataset_is_not_given_for_all(tmp_path) -> None
 
 
 def test_windows_have_each_cases_own_stride() -> None:
-    about = {"labelled_frames": [0], "native_frames": 9}
-    samples = window_samples({"a": about, "b": about}, 3, stride={"a": 1, "b": 4})
+    cases = [stored_case(name, labelled_frames=(0,), native_frames=9, dataset=name) for name in "AB"]
+    samples = window_samples(cases, 3, stride=lambda case: {"A": 1, "B": 4}[case.dataset])
     assert [sample.frames for sample in samples if sample.frames[0] == 0] == [(0, 1, 2), (0, 4, 8)]
 
 
 def test_the_watched_dice_is_the_mean_over_datasets() -> None:
-    score = OnlineDice(1, lambda case: case[0])
+    score = OnlineDice(1)
     labels = torch.ones(3, 1, 4, 4, dtype=torch.uint8)
     logits = torch.full((3, 1, 1, 4, 4), 9.0)
     logits[2] = -9.0  # wrong in the only sample of B
-    score.add(logits, labels, ["A__1", "A__2", "B__1"])
+    score.add(logits, labels, ["A", "A", "B"])
     assert score.by_dataset() == {"A": 1.0, "B": 0.0} and score.mean() == 0.5
     alone = OnlineDice(1)
-    alone.add(logits, labels)
+    alone.add(logits, labels, ["A"] * 3)
     assert alone.mean() == pytest.approx(2 / 3) and OnlineDice(1).mean() is None
 
 

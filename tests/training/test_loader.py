@@ -21,11 +21,10 @@ from .conftest import make_setup
 def make_loader(
     setup: FoldSetup, *, processes: int = 0, reader: SampleReader | None = None, **options: object
 ) -> BatchLoader:
-    properties = setup.properties(setup.train)
-    count = setup.plan.frames
-    samples = frame_samples(properties) if count == 1 else clip_samples(properties, count)
+    cases, count = setup.stored_cases(setup.train), setup.plan.frames
+    samples = frame_samples(cases) if count == 1 else clip_samples(cases, count)
     augmentation = build_augmentation("strong", rotation_degrees=20, mirror=True)
-    reader = reader or SampleReader(setup.store, setup.plan, 1, augmentation)
+    reader = reader or SampleReader(setup.store, setup.plan, 1, {"Toy": augmentation})
     return BatchLoader(samples, reader, batch_size=2, processes=processes, seed=3, **options)
 
 
@@ -59,8 +58,8 @@ def test_epochs_differ_and_a_fixed_number_of_batches_is_kept(frame_setup: FoldSe
 def test_without_augmentation_the_clip_is_normalised_and_the_labels_are_the_stores(frame_setup: FoldSetup) -> None:
     loader = make_loader(frame_setup, reader=SampleReader(frame_setup.store, frame_setup.plan, 1), shuffle=False)
     batch = next(iter(loader.epoch(0)))
-    case, about = batch["case"][0], frame_setup.store.properties(batch["case"][0])
-    expected = (frame_setup.store.frames(case, [0])[0] - about["mean"]) / about["std"]
+    case, stored = batch["case"][0], frame_setup.store.case(batch["case"][0])
+    expected = (frame_setup.store.frames(case, [0])[0] - stored.mean) / stored.std
     np.testing.assert_allclose(batch["clip"][0, 0, 0].numpy(), expected, atol=1e-5)
     np.testing.assert_array_equal(batch["labels"][0].numpy(), frame_setup.store.labels(case, [0]))
 
@@ -100,7 +99,7 @@ def test_an_epoch_can_be_entered_in_its_middle(frame_setup: FoldSetup) -> None:
 
 def test_a_death_in_validation_names_the_case_validated(frame_setup):
     training, validation = (
-        BatchLoader(clip_samples(frame_setup.properties(cases), 1), reader, batch_size=2, processes=1)
+        BatchLoader(clip_samples(frame_setup.stored_cases(cases), 1), reader, batch_size=2, processes=1)
         for cases, reader in (
             (frame_setup.train, SampleReader(frame_setup.store, frame_setup.plan, 1)),
             (frame_setup.val, SampleReader(frame_setup.store, frame_setup.plan, 1)),
@@ -208,7 +207,7 @@ def test_a_worker_that_dies_ahead_of_its_epoch_is_named_too(frame_setup: FoldSet
 def test_hidden_labels_stand_apart_and_never_among_the_labels(tmp_path) -> None:
     setup = make_setup(tmp_path, frames=4, dense=True)
     reader = SampleReader(setup.store, setup.plan, 1, supervision="ed_es")
-    sample = clip_samples(setup.properties(setup.train), 4)[0]
+    sample = clip_samples(setup.stored_cases(setup.train), 4)[0]
     seen, whole = reader.read(sample, (0,)), SampleReader(setup.store, setup.plan, 1).read(sample, (0,))
     assert "hidden" not in whole
     np.testing.assert_array_equal(seen["labels"][[0, 3]], whole["labels"][[0, 3]])

@@ -269,9 +269,8 @@ def test_processes_wait_for_hours_and_part_in_order_unless_one_fails(
 
 
 def test_processes_share_each_batch_without_rest(frame_setup: FoldSetup) -> None:
-    properties = frame_setup.properties(frame_setup.train)
     reader = SampleReader(frame_setup.store, frame_setup.plan, 1)
-    samples = frame_samples(properties)  # 6
+    samples = frame_samples(frame_setup.stored_cases(frame_setup.train))  # 6
 
     def loader(rank: int, ranks: int) -> BatchLoader:
         return BatchLoader(samples, reader, batch_size=4, seed=1, rank=rank, ranks=ranks)

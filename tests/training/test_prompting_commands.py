@@ -60,8 +60,8 @@ def test_sam_is_compared_with_its_own_boxes_those_of_labels_and_those_near(
     assert torch.equal(near.isnan(), boxes.isnan()) and not torch.equal(near.nan_to_num(), boxes.nan_to_num())
 
     # What the network is told reaches it: the same masks as when it is asked directly, frame by frame.
-    about = trained.store.properties(case)
-    frames = torch.from_numpy((trained.store.frames(case).astype(np.float32) - about["mean"]) / about["std"])
+    stored = trained.store.case(case)
+    frames = torch.from_numpy((trained.store.frames(case).astype(np.float32) - stored.mean) / stored.std)
     with torch.inference_mode():
         alone = torch.cat([network(frames[t : t + 1, None][None], boxes[t : t + 1][None]) for t in range(len(frames))])
     together = segment_clip(network, frames, window=1, classes=1, batch=4, prompts=boxes)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,9 @@ from echoplan.training.data.sampling import (
     window_samples,
 )
 
-ABOUT = {"labelled_frames": [0, 17], "ed_frame": 0, "es_frame": 17}
+from .conftest import stored_case
+
+BOTH = {"labelled_frames": (0, 17), "ed_frame": 0, "es_frame": 17}
 
 
 @pytest.mark.parametrize(("first", "last", "count"), [(0, 17, 10), (3, 40, 10), (0, 9, 10), (5, 5, 3)])
@@ -29,18 +33,17 @@ def test_a_short_span_repeats_frames() -> None:
 
 
 def test_frame_samples_are_the_labelled_frames() -> None:
-    samples = frame_samples({"a": ABOUT, "b": {**ABOUT, "labelled_frames": []}})
+    samples = frame_samples([stored_case(**BOTH), stored_case("b", **{**BOTH, "labelled_frames": ()})])
     assert [(sample.case, sample.frames) for sample in samples] == [("a", (0,)), ("a", (17,))]
 
 
 def test_a_clip_from_end_systole_to_end_diastole_runs_forward_in_time() -> None:
-    (sample,) = clip_samples({"a": {"labelled_frames": [2, 12], "ed_frame": 12, "es_frame": 2}}, 6)
+    (sample,) = clip_samples([stored_case(labelled_frames=(2, 12), ed_frame=12, es_frame=2)], 6)
     assert sample.frames == (2, 4, 6, 8, 10, 12)
 
 
 def test_unknown_phases_fall_back_to_the_labelled_span_and_unlabelled_cases_are_left_out() -> None:
-    unknown = {"labelled_frames": [4, 8], "ed_frame": None, "es_frame": None}
-    (sample,) = clip_samples({"a": unknown, "b": {**unknown, "labelled_frames": []}}, 3)
+    (sample,) = clip_samples([stored_case(labelled_frames=(4, 8)), stored_case("b")], 3)
     assert sample.case == "a" and sample.frames == (4, 6, 8)
 
 
@@ -58,16 +61,17 @@ def test_batches_keep_the_remainder() -> None:
 
 
 def test_windows_show_a_labelled_frame_at_every_place_and_reflect_at_the_ends() -> None:
-    samples = window_samples({"a": {"labelled_frames": [0, 7], "native_frames": 8}}, 4, stride=2)
+    samples = window_samples([stored_case(labelled_frames=(0, 7), native_frames=8)], 4, stride=lambda case: 2)
     assert [sample.frames.index(0) for sample in samples[:4]] == [0, 1, 2, 3]
     assert [sample.frames[place] for place, sample in enumerate(samples[4:])] == [7, 7, 7, 7]
     assert samples[2].frames == (4, 2, 0, 2)  # two frames before the clip's start, reflected
     assert samples[4].frames == (7, 5, 3, 1)
-    assert window_samples({"a": {"labelled_frames": [0], "native_frames": 1}}, 3, stride=1)[1].frames == (0, 0, 0)
+    still = stored_case(labelled_frames=(0,), native_frames=1)
+    assert window_samples([still], 3, stride=lambda case: 1)[1].frames == (0, 0, 0)
 
 
 def test_the_semi_supervised_protocol_hides_what_is_between_the_phases():
-    about = {"labelled_frames": [0, 1, 2, 3], "ed_frame": 0, "es_frame": 3}
-    assert visible_frames(about, "all") == [0, 1, 2, 3]
-    assert visible_frames(about, "ed_es") == [0, 3]
-    assert visible_frames({**about, "es_frame": None}, "ed_es") == [0, 1, 2, 3]
+    case = stored_case(labelled_frames=(0, 1, 2, 3), ed_frame=0, es_frame=3)
+    assert visible_frames(case, "all") == (0, 1, 2, 3)
+    assert visible_frames(case, "ed_es") == (0, 3)
+    assert visible_frames(replace(case, es_frame=None), "ed_es") == (0, 1, 2, 3)

@@ -101,7 +101,7 @@ def test_validation_never_sees_a_label(frame_setup: FoldSetup) -> None:
     store = trainer.setup.store
     labels = store.labels(case)
     labels[labels != 255] = 1 - labels[labels != 255]
-    store.write(case, store.frames(case), labels, store.properties(case))
+    store.write(store.case(case), store.frames(case), labels)
     falsified = validate_fold(network, trainer.setup, stride=model.stride)
     np.testing.assert_array_equal(read_mask(trainer.setup.folder / "validation" / f"{case}.nii.gz"), honest)
     assert falsified["mean"] == summary["mean"]  # judged against the native labels, which nobody touched

@@ -17,17 +17,16 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.paths import member_of
 from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.clip import normalise
-from ...preprocessing.geometry import Geometry
 from ...preprocessing.store import ClipStore
 from ..augmentation.policy import Augmentation
 from .sampling import Sample, balanced_order, batches, epoch_order, visible_frames
 
 WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs
 Batch = dict[str, Any]
+_NAMES = ("case", "dataset")  # what a batch holds as lists of words
 Finish = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 _Key = tuple[int, int, int]  # of a sample, its place in the epoch, the epoch
 _Stream = Iterator[Batch | EchoPlanError]
@@ -41,7 +40,7 @@ class SampleReader:
         store: the compressed store.
         plan: normalisation.
         classes: K of the network (1: labels 0 and 1).
-        augmentation: None reads the sample as it is; a mapping has one for each of a joint's datasets.
+        augmentation: of each source dataset, what changes its samples at random; None reads samples as they are.
         finish: more targets made from the labels after augmentation (labels (T, H, W) -> named arrays).
         supervision: "all", or "ed_es": labels of other frames become 255, and stand under "hidden" for watching only.
     """
@@ -49,22 +48,22 @@ class SampleReader:
     store: ClipStore
     plan: ResolvedPlan
     classes: int
-    augmentation: Augmentation | Mapping[str | None, Augmentation] | None = None
+    augmentation: Mapping[str, Augmentation] | None = None
     finish: Finish | None = None
     supervision: str = "all"
 
     def read(self, sample: Sample, seed: Sequence[int]) -> Batch:
-        """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", and what `finish` adds.
+        """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", "dataset", and what `finish` adds.
 
         Where labels are hidden there is also "hidden" uint8 (T, H, W): those labels, 255 where the training sees them.
         """
-        about = self.store.properties(sample.case)
-        augmentation = self._augmentation(sample.case)
+        case = self.store.case(sample.case)
+        augmentation = None if self.augmentation is None else self.augmentation[case.dataset]
         if augmentation is not None:
             frame_numbers = augmentation.retime(
                 sample.frames,
-                labelled=visible_frames(about, self.supervision),
-                native_frames=about["native_frames"],
+                labelled=visible_frames(case, self.supervision),
+                native_frames=case.native_frames,
                 seed=seed,
             )
             sample = Sample(sample.case, frame_numbers)
@@ -72,31 +71,16 @@ class SampleReader:
         labels = self.store.labels(sample.case, sample.frames)
         if augmentation is not None:
             frames, labels = augmentation.move(
-                frames, labels, apex=sector_apex(about), classes=max(self.classes, 2), seed=seed
+                frames, labels, apex=case.geometry.apex, classes=max(self.classes, 2), seed=seed
             )
-        clip = normalise(frames, about["mean"], about["std"], self.plan.normalisation)
+        clip = normalise(frames, case.mean, case.std, self.plan.normalisation)
         if augmentation is not None:
             clip = augmentation.colour(clip, seed=seed)
-        batch: Batch = {"clip": clip[:, None], "labels": labels, "case": sample.case}
+        batch: Batch = {"clip": clip[:, None], "labels": labels, "case": sample.case, "dataset": case.dataset}
         if self.supervision != "all":
-            seen = np.isin(sample.frames, visible_frames(about, self.supervision))[:, None, None]
+            seen = np.isin(sample.frames, visible_frames(case, self.supervision))[:, None, None]
             batch |= {"labels": np.where(seen, labels, IGNORE), "hidden": np.where(seen, IGNORE, labels)}
         return batch if self.finish is None else {**batch, **self.finish(batch["labels"])}
-
-    def _augmentation(self, case: str) -> Augmentation | None:
-        if isinstance(self.augmentation, Mapping):
-            return self.augmentation[member_of(case, self.plan.datasets)]
-        return self.augmentation
-
-
-def sector_apex(properties: Mapping[str, Any]) -> tuple[float, float]:
-    """(row, column) of the sector's apex on the network's grid: the middle of the upper edge of the clip's own area.
-
-    Apical views are shown with the transducer at the top.
-    """
-    geometry = Geometry.from_dict(properties["geometry"])
-    top, _, left, _ = geometry.padding
-    return float(top), left + (geometry.resized_shape[1] - 1) / 2
 
 
 class BatchLoader:
@@ -157,7 +141,7 @@ class BatchLoader:
         return -(-self._draws // self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W) as tensors, "case" a list.
+        """The batches of one epoch: "clip" (B, T, 1, H, W), "labels" (B, T, H, W); "case", "dataset": lists.
 
         Args:
             epoch: its number.
@@ -244,7 +228,7 @@ def _order(
     """The samples of an epoch, one after another."""
     if not shuffle:
         return list(range(count))
-    if groups is None:
+    if groups is None or len(set(groups)) == 1:
         return epoch_order(count, draws, seed=seed, epoch=epoch)
     return balanced_order(groups, draws, batch_size, seed=seed, epoch=epoch)
 
@@ -345,8 +329,8 @@ def _collate(items: Sequence[Batch | EchoPlanError]) -> Batch | EchoPlanError:
         if isinstance(item, EchoPlanError):
             return item
         samples.append(item)
-    batch: Batch = {"case": [sample["case"] for sample in samples]}
-    for name in samples[0].keys() - {"case"}:
+    batch: Batch = {name: [sample[name] for sample in samples] for name in _NAMES}
+    for name in samples[0].keys() - _NAMES:
         batch[name] = torch.from_numpy(np.stack([sample[name] for sample in samples]))
     return batch
 

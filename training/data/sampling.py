@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from ...preprocessing.store import StoredCase
 
 
 @dataclass(frozen=True)
@@ -25,43 +26,43 @@ def uniform_frames(first: int, last: int, count: int) -> tuple[int, ...]:
     return tuple(int(frame) for frame in np.rint(np.linspace(first, last, count)))
 
 
-def visible_frames(about: Mapping[str, Any], supervision: str) -> list[int]:
+def visible_frames(case: StoredCase, supervision: str) -> tuple[int, ...]:
     """The labelled frames of a case that a training may see.
 
     Args:
-        about: the case's properties: "labelled_frames", and "ed_frame", "es_frame" where known.
+        case: as the store knows it.
         supervision: "all", or "ed_es": only those two, where both are known.
     """
-    labelled, phases = list(about["labelled_frames"]), (about.get("ed_frame"), about.get("es_frame"))
+    phases = (case.ed_frame, case.es_frame)
     if supervision == "all" or None in phases:
-        return labelled
-    return [frame for frame in labelled if frame in phases]
+        return case.labelled_frames
+    return tuple(frame for frame in case.labelled_frames if frame in phases)
 
 
-def frame_samples(properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+def frame_samples(cases: Iterable[StoredCase]) -> list[Sample]:
     """One sample for every labelled frame."""
-    return [Sample(case, (frame,)) for case, about in properties.items() for frame in about["labelled_frames"]]
+    return [Sample(case.case, (frame,)) for case in cases for frame in case.labelled_frames]
 
 
-def clip_samples(properties: Mapping[str, Mapping[str, Any]], count: int) -> list[Sample]:
+def clip_samples(cases: Iterable[StoredCase], count: int) -> list[Sample]:
     """One sample of `count` frames for every case that has a labelled frame.
 
     From end-diastole to end-systole where both are known; else over the span of the labelled frames. Time runs forward,
     so a clip that starts at end-systole is not played backwards.
     """
     samples = []
-    for case, about in properties.items():
-        if not about["labelled_frames"]:
+    for case in cases:
+        if not case.labelled_frames:
             continue
-        known = [about.get("ed_frame"), about.get("es_frame")]
-        ends = known if None not in known else about["labelled_frames"]
-        samples.append(Sample(case, uniform_frames(min(ends), max(ends), count)))
+        if case.ed_frame is None or case.es_frame is None:
+            ends = case.labelled_frames
+        else:
+            ends = (case.ed_frame, case.es_frame)
+        samples.append(Sample(case.case, uniform_frames(min(ends), max(ends), count)))
     return samples
 
 
-def window_samples(
-    properties: Mapping[str, Mapping[str, Any]], count: int, *, stride: int | Mapping[str, int]
-) -> list[Sample]:
+def window_samples(cases: Iterable[StoredCase], count: int, *, stride: Callable[[StoredCase], int]) -> list[Sample]:
     """For every labelled frame, one sample with that frame at each of the `count` places of a window.
 
     A network that mixes neighbouring frames learns nothing about the places where it never sees a label. With labels at
@@ -69,15 +70,14 @@ def window_samples(
     the last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
 
     Args:
-        properties: of each case.
+        cases: as the store knows them.
         count: T.
-        stride: frames from one of a window's frames to the next; a mapping has it for each case.
+        stride: of a case, frames from one of a window's frames to the next.
     """
-    steps = stride if isinstance(stride, Mapping) else dict.fromkeys(properties, stride)
     return [
-        Sample(case, _reflect(frame + (np.arange(count) - place) * steps[case], about["native_frames"]))
-        for case, about in properties.items()
-        for frame in about["labelled_frames"]
+        Sample(case.case, _reflect(frame + (np.arange(count) - place) * stride(case), case.native_frames))
+        for case in cases
+        for frame in case.labelled_frames
         for place in range(count)
     ]
 

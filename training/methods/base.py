@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from echoplan.networks.learning import describe_learning
 from echoplan.parallel_map import progress
 from echoplan.plans import ResolvedPlan
 
+from ...preprocessing.store import StoredCase
 from ..basis import folds_of_other_plans
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..compilation import CompiledModel
@@ -279,16 +281,17 @@ class EchoTrainer(ABC):
         """
         started = time.perf_counter()
         self.network.eval()
-        score = OnlineDice(self.classes, self.setup.dataset_of)
+        score = OnlineDice(self.classes)
         for batch in self.validation_batches.epoch(0) if self.world.leads else ():
             if self.termination.requested and self.world.size == 1:  # several must stop at the same step
                 self._save_terminated(self.epoch)
             batch = self.to_device(batch)
             with self.optimisation.autocast():
                 logits = self.network(batch["clip"])
-            score.add(logits, batch["labels"], batch["case"])
+            score.add(logits, batch["labels"], batch["dataset"])
         found = self.world.from_leader(score.by_dataset())
-        self.recorded.add(**{f"val_dice_{name}": found.get(name, np.nan) for name in self.setup.plan.datasets})
+        if self.setup.plan.multi_dataset:
+            self.recorded.add(**{f"val_dice_{name}": found.get(name, np.nan) for name in self.setup.plan.datasets})
         self.progress.spend(seconds=time.perf_counter() - started)
         return mean_over_datasets(found)
 
@@ -335,22 +338,22 @@ class EchoTrainer(ABC):
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """The samples to train on: single labelled frames, or clips of the plan's T."""
-        return self._samples(self.training_properties(cases))
+        return self._samples(self.training_cases(cases))
 
     def validation_samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """The samples to watch during training: every labelled frame once, alone or in its clip."""
-        return self._samples(self.setup.properties(cases))
+        return self._samples(self.setup.stored_cases(cases))
 
-    def training_properties(self, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    def training_cases(self, cases: tuple[str, ...]) -> list[StoredCase]:
         """What the store knows of training cases, without the labelled frames that `supervision` hides."""
-        return {
-            case: {**about, "labelled_frames": visible_frames(about, self.recipe.supervision)}
-            for case, about in self.setup.properties(cases).items()
-        }
+        return [
+            replace(case, labelled_frames=visible_frames(case, self.recipe.supervision))
+            for case in self.setup.stored_cases(cases)
+        ]
 
-    def _samples(self, properties: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+    def _samples(self, cases: Iterable[StoredCase]) -> list[Sample]:
         frames = self.setup.plan.frames
-        return frame_samples(properties) if frames == 1 else clip_samples(properties, frames)
+        return frame_samples(cases) if frames == 1 else clip_samples(cases, frames)
 
     def augmentation(self, plan: ResolvedPlan) -> Augmentation:
         """What changes training samples at random; in a joint, those of the dataset whose plan it is."""
@@ -380,7 +383,9 @@ class EchoTrainer(ABC):
             batches_per_epoch=self.recipe.iterations_per_epoch if training else None,
             epochs=self.recipe.epochs if training else 0,
             shuffle=training,
-            groups=self.setup.datasets_of(s.case for s in samples) if self.recipe.balance == "datasets" else None,
+            groups=[self.setup.store.case(sample.case).dataset for sample in samples]
+            if self.recipe.balance == "datasets"
+            else None,
             seed=self.seed,
             processes=self.processes,
             pin_memory=self.device.type == "cuda",

@@ -73,6 +73,7 @@ class UNet2DtTrainer(UNetTrainer):
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """Windows that show each labelled frame at each of their places."""
-        plan = self.setup.plan
-        stride = {case: plan.of_case(case).frame_stride for case in cases}
-        return window_samples(self.training_properties(cases), plan.frames, stride=stride)
+        setup = self.setup
+        return window_samples(
+            self.training_cases(cases), setup.plan.frames, stride=lambda case: setup.plan_of(case).frame_stride
+        )

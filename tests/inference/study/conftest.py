@@ -16,7 +16,7 @@ from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.inference.study.commands import study
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
-from echoplan.preprocessing import ClipStore, preprocess_clip, sector_statistics
+from echoplan.preprocessing import ClipStore, StoredCase, preprocess_clip, sector_statistics
 
 SIDE, FRAMES, LAST = 32, 7, 6
 PATIENTS = [f"p{number}" for number in range(6)]
@@ -75,12 +75,12 @@ def make_project(root: Path) -> Folders:
             clip, mask = disc(random)
             frames, geometry = preprocess_clip(clip, size=(SIDE, SIDE))
             mean, std = sector_statistics(frames)
-            about = {
-                "geometry": geometry.to_dict(), "mean": mean, "std": std, "labelled_frames": [0, LAST], "ed_frame": 0,
-                "es_frame": LAST, "frame_time_ms": 40.0, "spacing_mm": [1.0, 1.0], "patient": patient, "view": view,
-                "ef_percent": 60.0, "native_frames": FRAMES,
-            }  # fmt: skip
-            store.write(f"{patient}_{view}", frames, mask, about)
+            stored = StoredCase(
+                f"{patient}_{view}", patient, view=view, ef_percent=60.0, ed_frame=0, es_frame=LAST,
+                labelled_frames=(0, LAST), frame_time_ms=40.0, native_frames=FRAMES, spacing_row_mm=1.0,
+                spacing_col_mm=1.0, dataset="Toy", crop=False, geometry=geometry, mean=mean, std=std,
+            )  # fmt: skip
+            store.write(stored, frames, mask)
             write_mask(preprocessed / "gt_segmentations" / f"{patient}_{view}.nii.gz", mask, like=clip)
     names = [
         [f"{patient}_{view}" for patient in part for view in ("A2C", "A4C")] for part in (PATIENTS[:2], PATIENTS[2:])
