@@ -14,6 +14,7 @@ from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 
 from ..preprocessing.store import ClipStore, StoredCase
+from .data.sampling import Sample
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class FoldSetup:
     def stored_cases(self, names: Iterable[str]) -> list[StoredCase]:
         """What the store knows of some cases, in their order."""
         return [self.store.case(name) for name in names]
+
+    def datasets_of(self, samples: Iterable[Sample]) -> list[str]:
+        """The source dataset of each sample."""
+        return [self.store.case(sample.case).dataset for sample in samples]
 
     def plan_of(self, case: StoredCase) -> ResolvedPlan:
         """The plan as it holds for a case's source dataset."""

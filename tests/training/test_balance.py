@@ -80,7 +80,7 @@ def test_the_loader_balances_resumes_within_an_epoch_and_shares_between_processe
     reader = SampleReader(setup.store, setup.plan, 1)
 
     def loader(**options):
-        groups = [case.dataset for case in setup.stored_cases(sample.case for sample in samples)]
+        groups = setup.datasets_of(samples)
         return BatchLoader(samples, reader, batch_size=4, batches_per_epoch=3, groups=groups, seed=5, **options)
 
     whole = [batch["case"] for batch in loader().epoch(3)]

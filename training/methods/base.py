@@ -383,9 +383,7 @@ class EchoTrainer(ABC):
             batches_per_epoch=self.recipe.iterations_per_epoch if training else None,
             epochs=self.recipe.epochs if training else 0,
             shuffle=training,
-            groups=[self.setup.store.case(sample.case).dataset for sample in samples]
-            if self.recipe.balance == "datasets"
-            else None,
+            groups=self.setup.datasets_of(samples) if self.recipe.balance == "datasets" else None,
             seed=self.seed,
             processes=self.processes,
             pin_memory=self.device.type == "cuda",
