@@ -90,9 +90,7 @@ def find_best_configuration(
     candidates = [Candidate((model,)) for model in models]
     if ensembles:
         candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
-    structures, target, plan = _common_labels(models)
-    store = ClipStore(crossval.preprocessed / plan.store)
-    dataset_of = {case: store.case(case).dataset for case in crossval.cases} if plan.multi_dataset else None
+    structures, target, dataset_of = _common_labels(crossval, models)
     rows = score_candidates(crossval, candidates, structures, processes=processes)
     scores = {candidate.name: summarise(rows[candidate.name], target, dataset_of) for candidate in candidates}
     for candidate in candidates:
@@ -193,8 +191,10 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
     return complete, left_out
 
 
-def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, ResolvedPlan]:
-    """The structures and the target that all models segment, and the plan of the first."""
+def _common_labels(
+    crossval: CrossValidation, models: Sequence[Path]
+) -> tuple[dict[str, int], str, dict[str, str] | None]:
+    """The structures and the target that all models segment, and the source dataset of each case if there are more."""
     folders = {model: ModelFolder.read(model) for model in models}
     first = folders[models[0]].description
     for model, folder in folders.items():
@@ -206,7 +206,13 @@ def _common_labels(models: Sequence[Path]) -> tuple[dict[str, int], str, Resolve
                 file=model / layout.DATASET_FILE,
                 remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
             )
-    return first.structures, first.target, folders[models[0]].plan
+    return first.structures, first.target, _dataset_of_cases(crossval, folders[models[0]].plan)
+
+
+def _dataset_of_cases(crossval: CrossValidation, plan: ResolvedPlan) -> dict[str, str] | None:
+    """Case -> source dataset; None where there is one dataset, whose scores are nobody's part."""
+    store = ClipStore(crossval.preprocessed / plan.store)
+    return {case: store.case(case).dataset for case in crossval.cases} if plan.multi_dataset else None
 
 
 def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str, str]) -> list[tuple[Path, ...]]:
