@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from echoplan.errors import EchoPlanError
+from echoplan.imageio.bounds import check_size
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,12 @@ _FRAMES_MORE = 256  # that there is room for where a clip is longer than its hea
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what JPEG and every video grabber use
 
 
-def stack_frames(pictures: Iterable[np.ndarray], expected: int) -> np.ndarray:
+def stack_frames(pictures: Iterable[np.ndarray], expected: int, path: Path) -> np.ndarray:
     """(T, H, W) of pictures (H, W) of one type as they come, in memory once where `expected` is their number.
 
     Raises:
         ValueError: there are none, or they have several sizes.
+        EchoPlanError: together they take more memory than a clip may.
     """
     stack, count = np.empty((0, 0, 0), np.uint8), 0
     for picture in pictures:
@@ -33,6 +35,7 @@ def stack_frames(pictures: Iterable[np.ndarray], expected: int) -> np.ndarray:
             if count:
                 grown[:count] = stack
             stack = grown
+            check_size(path, (count + 1, *picture.shape), picture.itemsize)
         if picture.shape != stack.shape[1:]:
             raise ValueError("frames of several sizes")
         stack[count] = picture

@@ -90,7 +90,9 @@ def read(path: Path) -> Clip:
     try:
         with quiet():
             region = (slice(first_row, end_row), slice(first_column, end_column))
-            frames = stack_frames((_grey(pixels[region], header) for pixels in iter_pixels(header)), info.shape[0])
+            frames = stack_frames(
+                (_grey(pixels[region], header) for pixels in iter_pixels(header)), info.shape[0], path
+            )
     except MemoryError:
         raise
     except Exception as error:  # decoders raise what they like

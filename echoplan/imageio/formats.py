@@ -13,6 +13,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, naming_full_disk
 from echoplan.imageio import dicom, metaimage, nifti, pictures, video
 from echoplan.imageio.arrays import usable_spacing
+from echoplan.imageio.bounds import naming_file, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
 
 _HEAD_BYTES = 4096
@@ -65,17 +66,16 @@ def find_format(path: str | PathLike[str]) -> Format:
         EchoPlanError: there is nothing, it is empty, or no reader knows it.
     """
     path = Path(path)
-    if not path.exists():
-        raise EchoPlanError("there is no such file or folder", file=path)
     head = b""
-    if path.is_file():
-        with open(path, "rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-        if not head:
-            raise EchoPlanError("the file is empty", file=path, remedy="copy or export it again")
-    for known in FORMATS:
-        if known.matches(path, head):
-            return known
+    with naming_file(path):
+        if not path.is_dir():
+            with open_regular(path) as stream:
+                head = stream.read(_HEAD_BYTES)
+            if not head:
+                raise EchoPlanError("the file is empty", file=path, remedy="copy or export it again")
+        for known in FORMATS:
+            if known.matches(path, head):
+                return known
     names = ", ".join(known.name for known in FORMATS)
     raise EchoPlanError("this is no clip of a known format", file=path, remedy=f"convert it to one of: {names}")
 
@@ -103,7 +103,9 @@ def read_clip(
             none was given.
     """
     path = Path(path)
-    clip = find_format(path).read(path)
+    known = find_format(path)
+    with naming_file(path):
+        clip = known.read(path)
     spacing = _checked_spacing(spacing_mm or clip.spacing_mm, path)
     return replace(clip, spacing_mm=spacing, frame_time_ms=frame_time_ms or clip.frame_time_ms)
 
@@ -115,7 +117,9 @@ def probe_clip(path: str | PathLike[str]) -> ClipInfo:
         EchoPlanError: as `read_clip`, as far as the header shows it.
     """
     path = Path(path)
-    info = find_format(path).probe(path)
+    known = find_format(path)
+    with naming_file(path):
+        info = known.probe(path)
     return replace(info, spacing_mm=_checked_spacing(info.spacing_mm, path))
 
 
@@ -133,7 +137,8 @@ def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] |
     known = find_format(path)
     if known.read_labels is None:
         raise EchoPlanError(f"{known.name} files hold no labels", file=path, remedy="use .nii.gz, .mha or .png")
-    mask = known.read_labels(path)
+    with naming_file(path):
+        mask = known.read_labels(path)
     if frames_shape is not None and mask.shape != tuple(frames_shape):
         raise EchoPlanError(
             f"the mask is {mask.shape} and its clip {tuple(frames_shape)} (frames, rows, columns)",

@@ -1,33 +1,55 @@
-"""MetaImage clips (.mha, and .mhd with its .raw).
+"""MetaImage clips (.mha, and .mhd with its .raw or .zraw).
 
 Axes are (columns, rows, frames), so the array is (T, H, W). Files that EchoPlan wrote hold the frame time as the third
 spacing, in ms, and once more under the key `FrameTimeMs`; a third spacing without that key is not taken for a time.
 `SpacingUnknown = True` says that the spacing written is a stopgap.
+
+The format's own library follows a header wherever it points (patterns of file names, lists, other folders, devices),
+believes its numbers, and reads damaged or short data without a word. So header and pixels are read here: the data lie
+in the header's file, or in one file beside it.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import math
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_spacing, usable_time
+from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_time
+from echoplan.imageio.blocks import Block
+from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
 
 _FRAME_TIME_KEY = "FrameTimeMs"
 _NO_SPACING_KEY = "SpacingUnknown"
 _FIRST_LINE = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID)\s*=", re.IGNORECASE)
+_LAST_LINE = re.compile(rb"^ElementDataFile\s*=[^\n]*\n?", re.MULTILINE)
 _HEADER_LIMIT = 65536
-_BYTES = {"MET_UCHAR": 1, "MET_CHAR": 1, "MET_USHORT": 2, "MET_SHORT": 2, "MET_UINT": 4, "MET_INT": 4, "MET_FLOAT": 4,
-          "MET_DOUBLE": 8}  # fmt: skip
+_DTYPES = {
+    "MET_UCHAR": "u1", "MET_CHAR": "i1", "MET_USHORT": "u2", "MET_SHORT": "i2", "MET_UINT": "u4", "MET_INT": "i4",
+    "MET_ULONG": "u4", "MET_LONG": "i4", "MET_ULONG_LONG": "u8", "MET_LONG_LONG": "i8",
+    "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+_COMPRESSION = 3  # of 9, as for NIfTI
+
+
+@dataclass(frozen=True)
+class _Header:
+    size: tuple[int, ...]  # fastest axis first, as the file has it
+    channels: int
+    spacing_mm: tuple[float, float] | None
+    frame_time_ms: float | None
+    data: Block
+
+    @property
+    def info(self) -> ClipInfo:
+        shape = (math.prod(self.size[2:]), self.size[1], self.size[0])
+        return ClipInfo(shape, self.spacing_mm, self.frame_time_ms if shape[0] > 1 else None)
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -41,15 +63,13 @@ def read(path: Path) -> Clip:
     Raises:
         EchoPlanError: the data file is missing, truncated or damaged, or this is no 2D clip.
     """
-    info, image = _load(path)
-    values = sitk.GetArrayFromImage(image)
-    components = image.GetNumberOfComponentsPerPixel()
-    if components in (3, 4):
-        values = to_grey(values[..., :3])
-    elif components != 1:
-        raise EchoPlanError(f"pixels of {components} channels are not an ultrasound image", file=path)
+    header = _read_header(path)
+    if header.channels not in (1, 3, 4):
+        raise EchoPlanError(f"pixels of {header.channels} channels are not an ultrasound image", file=path)
+    values = header.data.read("MetaImage")
+    values = values[..., 0] if header.channels == 1 else to_grey(values[..., :3])
     frames = to_clip_dtype(as_frames(values, path), path)
-    return Clip(frames, info.spacing_mm, info.frame_time_ms, str(path))
+    return Clip(frames, header.info.spacing_mm, header.info.frame_time_ms, str(path))
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -58,10 +78,10 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         EchoPlanError: as `read`, or the values are not labels.
     """
-    _, image = _load(path)
-    if image.GetNumberOfComponentsPerPixel() != 1:
+    header = _read_header(path)
+    if header.channels != 1:
         raise EchoPlanError("a mask has one channel, this file has several", file=path)
-    return to_labels(as_frames(sitk.GetArrayFromImage(image), path), path)
+    return to_labels(as_frames(header.data.read("MetaImage")[..., 0], path), path)
 
 
 def probe(path: Path) -> ClipInfo:
@@ -70,108 +90,147 @@ def probe(path: Path) -> ClipInfo:
     Raises:
         EchoPlanError: the header cannot be understood, or its data file is missing or too short.
     """
-    try:
-        return _interpret(_read_header(path), path)
-    except (ValueError, KeyError) as error:
-        raise EchoPlanError(f"the MetaImage header cannot be understood: {error}", file=path) from error
-
-
-def _interpret(header: dict[str, str], path: Path) -> ClipInfo:
-    _check_data_file(path, header)
-    size = [int(value) for value in header["DimSize"].split()]
-    if len(size) < 2 or sum(length != 1 for length in size[2:]) > 1:
-        raise EchoPlanError(f"an image of size {header['DimSize']} is no 2D clip", file=path)
-    spacing = None if _NO_SPACING_KEY in header else header.get("ElementSpacing") or header.get("ElementSize")
-    column, row = (float(value) for value in spacing.split()[:2]) if spacing else (None, None)
-    frames = int(np.prod(size[2:], dtype=int))
-    time = usable_time(float(header.get(_FRAME_TIME_KEY, "nan"))) if frames > 1 else None
-    return ClipInfo((frames, size[1], size[0]), None if row is None else (row, column), time)
+    return _read_header(path).info
 
 
 def write(path: Path, clip: Clip) -> None:
     """Write the clip as one compressed .mha file; the third spacing is the frame time in ms where it is known."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
+    frames = clip.frames.astype(clip.frames.dtype.newbyteorder("<"), copy=False)
+    kind = next(name for name, code in _DTYPES.items() if np.dtype(code) == frames.dtype.newbyteorder("="))
+    engine = zlib.compressobj(_COMPRESSION)
+    pieces = [engine.compress(np.ascontiguousarray(frame).data) for frame in frames]
+    pieces.append(engine.flush())
     row, column = clip.spacing_mm or (1.0, 1.0)
-    image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
-    if clip.frame_time_ms:
-        image.SetMetaData(_FRAME_TIME_KEY, repr(float(clip.frame_time_ms)))
-    if clip.spacing_mm is None:
-        image.SetMetaData(_NO_SPACING_KEY, "True")
-    try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        _load(path)  # on a full disk the writer may leave a short file without a word
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-    except EchoPlanError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    lines = {
+        "ObjectType": "Image",
+        "NDims": 3,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": True,
+        "CompressedDataSize": sum(map(len, pieces)),
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
+        "Offset": "0 0 0",
+        "CenterOfRotation": "0 0 0",
+        "AnatomicalOrientation": "RAI",
+        "ElementSpacing": f"{float(column)!r} {float(row)!r} {float(clip.frame_time_ms or 1.0)!r}",
+        "DimSize": "{2} {1} {0}".format(*frames.shape),
+        **({_FRAME_TIME_KEY: repr(float(clip.frame_time_ms))} if clip.frame_time_ms else {}),
+        **({_NO_SPACING_KEY: True} if clip.spacing_mm is None else {}),
+        "ElementType": kind,
+        "ElementDataFile": "LOCAL",
+    }
+    with open(path, "wb") as stream:
+        stream.write("".join(f"{key} = {value}\n" for key, value in lines.items()).encode())
+        stream.writelines(pieces)
 
 
-def _load(path: Path) -> tuple[ClipInfo, sitk.Image]:
-    info = probe(path)
-    try:
-        with _readable_by_simpleitk(path, info) as readable:
-            return info, sitk.ReadImage(str(readable), imageIO="MetaImageIO")
-    except RuntimeError as error:
-        raise EchoPlanError(
-            "the MetaImage is truncated or damaged", file=path, remedy="copy or download it again"
-        ) from error
-
-
-def _header_text(path: Path) -> bytes:
-    """The header's bytes, its last line (ElementDataFile) included."""
-    with open(path, "rb") as stream:
+def _read_header(path: Path) -> _Header:
+    with open_regular(path) as stream:
         head = stream.read(_HEADER_LIMIT)
-    end = re.search(rb"^ElementDataFile\s*=[^\n]*\n?", head, re.MULTILINE)
-    if end is None:
+    last = _LAST_LINE.search(head)
+    if last is None:
         raise EchoPlanError("the MetaImage header has no ElementDataFile", file=path, remedy="copy it again")
-    return head[: end.end()]
+    lines = head[: last.end()].decode("utf-8", "surrogateescape").split("\n")
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    size = _size(fields, path)
+    channels = _number(fields, "ElementNumberOfChannels", 1, path)
+    kind = _DTYPES.get(fields.get("ElementType", ""))
+    if kind is None:
+        raise EchoPlanError("the MetaImage header names no known ElementType", file=path, remedy="save it as MET_UCHAR")
+    dtype = np.dtype(kind).newbyteorder(">" if _flag(fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB") else "<")
+    if not _flag(fields, "BinaryData", default=True):
+        raise EchoPlanError("pixels written as words are not read", file=path, remedy="save it with BinaryData = True")
+    check_size(path, (math.prod(size[2:]), size[1], size[0]), channels * dtype.itemsize)
+    shape = (*size[::-1], channels)
+    data = _data(path, fields, shape, dtype, last.end())
+    words = "" if _NO_SPACING_KEY in fields else fields.get("ElementSpacing") or fields.get("ElementSize") or ""
+    try:
+        spacing = [float(value) for value in words.split()]
+        time = usable_time(float(fields.get(_FRAME_TIME_KEY, "nan")))
+    except ValueError:
+        raise _not_understood(path, "ElementSpacing") from None
+    if words and len(spacing) < 2:
+        raise _not_understood(path, "ElementSpacing")
+    return _Header(size, channels, (spacing[1], spacing[0]) if words else None, time, data)
 
 
-def _read_header(path: Path) -> dict[str, str]:
-    lines = _header_text(path).decode("latin-1").splitlines()
-    pairs = (line.split("=", 1) for line in lines if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+def _size(fields: dict[str, str], path: Path) -> tuple[int, ...]:
+    """(columns, rows, ...) of an image that is 2D over time."""
+    words = fields.get("DimSize", "").split()
+    if not all(re.fullmatch("[0-9]{1,9}", word) for word in words) or fields.get("NDims") != str(len(words)):
+        raise _not_understood(path, "DimSize")
+    size = tuple(map(int, words))
+    if len(size) < 2 or sum(length != 1 for length in size[2:]) > 1:
+        raise EchoPlanError(f"an image of size {' x '.join(words)} is no 2D clip", file=path)
+    return size
 
 
-def _check_data_file(path: Path, header: dict[str, str]) -> None:
-    name = header["ElementDataFile"]
-    if name == "LOCAL" or name.startswith("LIST") or "%" in name:
-        return
+def _data(path: Path, fields: dict[str, str], shape: tuple[int, ...], dtype: np.dtype, header_end: int) -> Block:
+    """Where the pixels lie: behind the header, or in a file beside it.
+
+    Raises:
+        EchoPlanError: there is no such file, it is too short, or the header points elsewhere.
+    """
+    name = fields["ElementDataFile"]
+    compressed = _flag(fields, "CompressedData")
+    skip = _number(fields, "HeaderSize", 0, path)
+    size = math.prod(shape) * dtype.itemsize
+    if name.lower() == "local":
+        file, start = path, skip or header_end
+    else:
+        file, start = beside(path, name), skip
+    if skip < 0:
+        start = -size
+    length = _number(fields, "CompressedDataSize", 0, path) if compressed else 0
+    if length < 0 or skip < -1 or (skip < 0 and compressed):
+        raise _not_understood(path, "HeaderSize" if skip < 0 else "CompressedDataSize")
+    there, expected = file.stat().st_size, max(start, 0) + (length if compressed else size)
+    if there < expected:
+        if file == path:
+            raise damaged(path, "MetaImage")
+        raise EchoPlanError(
+            f"the data file {name} is truncated: {there} bytes of {expected}",
+            file=path,
+            remedy="copy or download it again",
+        )
+    return Block(file, start, shape, dtype, compressed, length or None)
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file of that plain name in the folder of `path`.
+
+    Raises:
+        EchoPlanError: the name is a path, a list or a pattern, or there is no such file.
+    """
+    plain = name not in ("", ".", "..", "LIST") and not name.startswith("LIST ") and name.isprintable()
+    if not plain or re.search(r"[/\\%:]", name) or len(name) > 255:
+        raise EchoPlanError(
+            "the header's data file is no plain file name: lists, patterns and other folders are not followed",
+            file=path,
+            remedy="put all pixels into one file beside the header, or save it as .mha",
+        )
     data = path.parent / name
     if not data.is_file():
         raise EchoPlanError(
             f"the header's data file {name} is missing",
             file=path,
-            remedy=f"put {name} beside it; a .mhd file holds no pixels itself",
+            remedy=f"put {name} beside it; the header's file holds no pixels itself",
         )
-    if header.get("CompressedData", "False").lower() == "true" or header.get("ElementType") not in _BYTES:
-        return
-    values = int(np.prod([int(length) for length in header["DimSize"].split()], dtype=int))
-    expected = values * _BYTES[header["ElementType"]] * int(header.get("ElementNumberOfChannels", 1))
-    if data.stat().st_size < expected:
-        raise EchoPlanError(
-            f"the data file {name} is truncated: {data.stat().st_size} bytes of {expected}",
-            file=path,
-            remedy="copy or download it again",
-        )
+    return data
 
 
-@contextmanager
-def _readable_by_simpleitk(path: Path, info: ClipInfo) -> Iterator[Path]:
-    """The file itself, or a copy with a mended header where SimpleITK would refuse its name or its spacing."""
-    spacing = info.spacing_mm or (1.0, 1.0)
-    if path.suffix.lower() in (".mha", ".mhd") and usable_spacing(spacing):
-        yield path
-        return
-    header = _header_text(path)
-    mended = re.sub(rb"^(ElementSpacing|ElementSize)\s*=[^\n]*\n", b"", header, flags=re.MULTILINE)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "clip.mha"
-        if re.search(rb"ElementDataFile\s*=\s*LOCAL", mended):
-            copy.write_bytes(mended + path.read_bytes()[len(header) :])
-        else:
-            beside = str(path.parent.resolve()).encode() + b"/"
-            copy.write_bytes(re.sub(rb"(ElementDataFile\s*=\s*)", lambda found: found[1] + beside, mended))
-        yield copy
+def _number(fields: dict[str, str], key: str, default: int, path: Path) -> int:
+    word = fields.get(key, str(default))
+    if not re.fullmatch("-?[0-9]{1,18}", word):
+        raise _not_understood(path, key)
+    return int(word)
+
+
+def _flag(fields: dict[str, str], *keys: str, default: bool = False) -> bool:
+    """True, true, T and 1 alike, as the format's library has it; of several keys the first that is there."""
+    word = next((fields[key] for key in keys if key in fields), str(default))
+    return word[:1] in ("T", "t", "1")
+
+
+def _not_understood(path: Path, key: str) -> EchoPlanError:
+    return EchoPlanError(f"the MetaImage header cannot be understood: {key}", file=path, remedy="export it again")

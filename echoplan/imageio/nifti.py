@@ -19,12 +19,14 @@ import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_time
+from echoplan.imageio.blocks import DEFLATE_AT_BEST, GZIP, Inflated, Stream, check_end, read_bytes
+from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
 
 _FRAME_TIME_NOTE = "EchoPlan: third spacing is the frame time in ms"
@@ -33,10 +35,10 @@ _GZIP = b"\x1f\x8b"
 _DATA_OFFSET = 352  # of the files written here: header, and no extension
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _RGB24, _RGBA32 = 128, 2304
-_DEFLATE_AT_BEST = 1032  # bytes out of one byte in
+_HEADER_BYTES, _HEADER_2_BYTES = 348, 540
+_LARGEST_OFFSET = 2**26  # of the pixels: what lies between is the header's extension
 _COMPRESSION = 3  # of 9: beyond it masks take twice the time, to save some kilobytes
 _LONGEST_AXIS = 32767
-_BYTES_AT_ONCE = 2**22
 _MM_AND_SECONDS = 2 + 8
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}  # second, millisecond, microsecond
@@ -68,7 +70,7 @@ class _Header:
 
     @property
     def frames(self) -> int:
-        return int(np.prod(self.shape[2:4], dtype=int))
+        return math.prod(self.shape[2:4])
 
     @property
     def frame_time_ms(self) -> float | None:
@@ -128,7 +130,7 @@ def read_labels(path: Path) -> np.ndarray:
 def probe(path: Path) -> ClipInfo:
     """Shape, spacing and frame time from the header alone."""
     with _open(path) as stream:
-        header = _read_header(stream, path)
+        header, _ = _read_header(stream, path)
     columns, rows = header.shape[:2]
     return ClipInfo((header.frames, rows, columns), header.spacing_mm, header.frame_time_ms)
 
@@ -182,18 +184,18 @@ def _header_of(clip: Clip) -> bytes:
     return bytes(header)
 
 
-def _open(path: Path) -> BinaryIO:
-    with open(path, "rb") as stream:
-        compressed = stream.read(2) == _GZIP
-    return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
-
-
 def _load(path: Path) -> tuple[_Header, np.ndarray]:
     """The header, and the values as (..., T, H, W, components) with the intensity scale applied."""
     with _open(path) as stream:
-        header = _read_header(stream, path)
-        count = math.prod(header.shape) * header.channels
-        content = _read(stream, header.offset, count * header.dtype.itemsize, path)
+        header, done = _read_header(stream, path)
+        length = math.prod(header.shape) * header.channels * header.dtype.itemsize
+        compressed = isinstance(stream, Inflated)
+        if length > path.stat().st_size * (DEFLATE_AT_BEST if compressed else 1):
+            raise damaged(path, "NIfTI file")  # before memory is asked for that a damaged header made up
+        read_bytes(stream, header.offset - done, path, "NIfTI file")
+        content = read_bytes(stream, length, path, "NIfTI file")
+        if compressed:
+            check_end(stream, path, "NIfTI file")
     values = content.view(header.dtype).astype(header.dtype.newbyteorder("="), copy=False)
     if header.channels > 1:
         values = values.reshape(*header.shape[::-1], header.channels)
@@ -201,49 +203,26 @@ def _load(path: Path) -> tuple[_Header, np.ndarray]:
         vector_last = np.moveaxis(values.reshape(header.vector, -1), 0, -1)
         values = vector_last.reshape(*header.shape[:4][::-1], header.vector)
     if (header.slope, header.intercept) != (1.0, 0.0):
-        values = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are told of further on
+            values = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
     return header, values
 
 
-def _read(stream: BinaryIO, start: int, length: int, path: Path) -> np.ndarray:
-    """So many bytes (length,) uint8 from a place of the file on; they are in memory once, not twice.
-
-    Raises:
-        EchoPlanError: the file is too short, or damaged anywhere.
-    """
-    if length > path.stat().st_size * (_DEFLATE_AT_BEST if isinstance(stream, gzip.GzipFile) else 1):
-        raise _truncated(path)  # before memory is asked for that a damaged header made up
-    content = np.empty(length, dtype=np.uint8)
-    view = memoryview(content)
-    try:
-        stream.seek(start)
-        done = 0
-        while done < length:
-            got = stream.readinto(view[done : done + _BYTES_AT_ONCE])  # type: ignore[attr-defined]
-            if not got:
-                raise _truncated(path)
-            done += got
-        while stream.read(_BYTES_AT_ONCE):  # to the end, so that gzip's own checksum is checked
-            pass
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _truncated(path) from error
-    return content
+def _open(path: Path) -> Stream:
+    stream = open_regular(path)
+    compressed = stream.read(2) == _GZIP
+    stream.seek(0)
+    return Inflated(stream, GZIP) if compressed else stream
 
 
-def _truncated(path: Path) -> EchoPlanError:
-    return EchoPlanError("the NIfTI file is truncated or damaged", file=path, remedy="copy or download it again")
-
-
-def _read_header(stream: BinaryIO, path: Path) -> _Header:
-    try:
-        head = stream.read(540)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _truncated(path) from error
-    if len(head) < 348:
-        raise _truncated(path)
+def _read_header(stream: Stream, path: Path) -> tuple[_Header, int]:
+    """The header, and how many bytes it took."""
+    head = read_bytes(stream, _HEADER_BYTES, path, "NIfTI file").tobytes()
+    if head[4:8] in (b"n+2\0", b"ni2\0"):
+        head += read_bytes(stream, _HEADER_2_BYTES - _HEADER_BYTES, path, "NIfTI file").tobytes()
     if b"ni1\0" in head[344:348] or b"ni2\0" in head[4:8]:
         raise EchoPlanError("NIfTI in two files (.hdr and .img) is not read", file=path, remedy="save it as .nii.gz")
-    order = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
+    order: Literal["<", ">"] = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
 
     def get(code: str, offset: int) -> tuple:
         return struct.unpack_from(order + code, head, offset)
@@ -256,16 +235,21 @@ def _read_header(stream: BinaryIO, path: Path) -> _Header:
         (offset,), scale, (units,), description = get("f", 108), get("2f", 112), get("B", 123), head[148:228]
     if not 2 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1 or max(dim[6 : dim[0] + 1], default=1) > 1:
         raise EchoPlanError(f"the header names impossible dimensions {dim}", file=path, remedy="export it again")
+    if not len(head) <= offset <= _LARGEST_OFFSET:  # NaN included
+        raise EchoPlanError("the header puts the pixels where none can be", file=path, remedy="export it again")
     channels = {_RGB24: 3, _RGBA32: 4}.get(datatype, 1)
     code = "u1" if channels > 1 else _DTYPES.get(datatype)
     if code is None:
         raise EchoPlanError(f"NIfTI data type {datatype} is no image", file=path, remedy="save it as uint8 or float32")
     usable = bool(np.isfinite(scale).all()) and scale[0] != 0  # a slope of 0 means: no scaling
     slope, intercept = scale if usable else (1.0, 0.0)
-    return _Header(
-        shape=tuple(int(length) for length in dim[1 : dim[0] + 1]),
+    dtype, shape = np.dtype(code).newbyteorder(order), tuple(int(length) for length in dim[1 : dim[0] + 1])
+    vector = math.prod(shape[4:])
+    check_size(path, (math.prod(shape[2:4]), shape[1], shape[0]), dtype.itemsize * channels * vector)
+    header = _Header(
+        shape=shape,
         pixdim=tuple(float(value) for value in pixdim[1:]),
-        dtype=np.dtype(code).newbyteorder(order),
+        dtype=dtype,
         channels=channels,
         offset=int(offset),
         slope=float(slope),
@@ -273,3 +257,4 @@ def _read_header(stream: BinaryIO, path: Path) -> _Header:
         units=int(units),
         description=description.split(b"\0")[0].decode("latin-1"),
     )
+    return header, len(head)

@@ -39,7 +39,7 @@ def read(path: Path) -> Clip:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
             pictures = (reformatter.reformat(frame, format="gray").to_ndarray() for frame in container.decode(stream))
-            frames = stack_frames(pictures, stream.frames)
+            frames = stack_frames(pictures, stream.frames, path)
             rate = stream.average_rate
     except (av.FFmpegError, EOFError, ValueError) as error:
         raise _damaged(path, error) from error

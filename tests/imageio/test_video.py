@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -107,7 +108,7 @@ def test_sound_alone_is_no_clip(tmp_path):
 @pytest.mark.parametrize("told", [0, 3, 7, 12, 10**15, 10**30])
 def test_frames_are_all_there_whatever_number_the_header_tells(told):
     pictures = np.random.default_rng(0).integers(0, 255, (7, 4, 5), dtype=np.uint8)
-    np.testing.assert_array_equal(stack_frames(iter(pictures), told), pictures)
+    np.testing.assert_array_equal(stack_frames(iter(pictures), told, Path("a")), pictures)
     for broken in ([], [pictures[0], pictures[1, :3]]):
         with pytest.raises(ValueError, match="frames"):
-            stack_frames(broken, told)
+            stack_frames(broken, told, Path("a"))
