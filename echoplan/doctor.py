@@ -17,7 +17,7 @@ from echoplan.device import choose_device
 from echoplan.paths import Folders
 
 _LIBRARIES = (
-    "torch", "torchvision", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
+    "torch", "torchvision", "batchgenerators", "acvl-utils", "numpy", "scipy",
     "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
     "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av", "sam2", "segment-anything",
 )  # fmt: skip
