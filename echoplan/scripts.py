@@ -5,7 +5,7 @@ from __future__ import annotations
 from echoplan.cli import script
 
 convert_dataset = script("echoplan.datasets.commands:convert_dataset")
-make_phantom = script("echoplan.datasets.phantom.commands:make_phantom")
+make_phantom = script("echoplan.datasets.commands:make_phantom")
 extract_fingerprint = script("echoplan.experiment_planning.commands:extract_fingerprint")
 plan_experiment = script("echoplan.experiment_planning.commands:plan_experiment")
 plan_and_preprocess = script("echoplan.experiment_planning.commands:plan_and_preprocess")

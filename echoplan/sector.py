@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
-
-from .morphology import closed_and_opened, dilated, opened, spread
 
 Box = tuple[int, int, int, int]  # first row, end row, first column, end column; ends excluded
 
@@ -143,8 +144,9 @@ def _shrunk(image: np.ndarray, step: int) -> np.ndarray:
         return image.astype(np.float32)
     padded = np.pad(image, ((0, -image.shape[0] % step), (0, -image.shape[1] % step)), mode="edge").astype(np.int32)
     # Row by row and column by column: several times as fast as a mean over axes of a few pixels.
-    rows = sum(padded[first::step] for first in range(step))
-    return (sum(rows[:, first::step] for first in range(step)) / step**2).astype(np.float32)
+    rows = np.stack([padded[first::step] for first in range(step)]).sum(axis=0, dtype=np.int32)
+    sums = np.stack([rows[:, first::step] for first in range(step)]).sum(axis=0, dtype=np.int32)
+    return (sums / step**2).astype(np.float32)
 
 
 def _weights(components: np.ndarray, count: int, moving: np.ndarray) -> np.ndarray:
@@ -153,3 +155,70 @@ def _weights(components: np.ndarray, count: int, moving: np.ndarray) -> np.ndarr
     areas = ndimage.sum_labels(np.ones_like(components), components, index)
     motion = ndimage.sum_labels(moving, components, index)
     return motion if motion.sum() >= 0.05 * areas.sum() else areas
+
+
+# Flat morphology on images of a few hundred pixels: the same pixels as scipy's and skimage's, ten times as fast, since
+# finding the sector took a third of preprocessing. A window's extremes are put together from ever wider ones; a disc is
+# a stack of rows, so that no distance transform is needed.
+
+
+def opened(image: np.ndarray, side: int) -> np.ndarray:
+    """Grey opening of (H, W) with a square of `side` pixels; edges are repeated outwards."""
+    before = side // 2
+    after = side - 1 - before
+    return _in_window(np.maximum, _in_window(np.minimum, image, before, after), after, before)
+
+
+def spread(mask: np.ndarray, reach: int) -> np.ndarray:
+    """(H, W) bool grown by `reach` pixels in rows and columns."""
+    return _in_window(np.logical_or, mask, reach, reach)
+
+
+def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
+    """(H, W) bool grown by a disc: what is at most `radius` pixels from the mask."""
+    height, width = mask.shape
+    row = np.zeros((height + 2 * radius, width + 2 * radius), bool)
+    row[radius : radius + height, radius : radius + width] = mask
+    grown, reach = np.zeros_like(mask), 0
+    for away in range(radius, -1, -1):  # from the disc's first row, the narrowest, to its middle
+        half = math.isqrt(radius**2 - away**2)
+        for _ in range(half - reach):
+            wider = row.copy()
+            wider[:, 1:] |= row[:, :-1]
+            wider[:, :-1] |= row[:, 1:]
+            row = wider
+        reach = half
+        for start in {radius - away, radius + away}:
+            grown |= row[start : start + height, radius : radius + width]
+    return grown
+
+
+def eroded(mask: np.ndarray, radius: int) -> np.ndarray:
+    """(H, W) bool without what is at most `radius` pixels from the background; outside the image there is none."""
+    return ~dilated(~mask, radius)
+
+
+def closed_and_opened(mask: np.ndarray, closing: int, opening: int) -> np.ndarray:
+    """(H, W) bool with gaps closed by a disc, then opened by another; the mask goes on beyond the image's edge."""
+    for radius, steps in ((closing, (dilated, eroded)), (opening, (eroded, dilated))):
+        border = radius + 1
+        mask = np.pad(mask, border, mode="edge")
+        for step in steps:
+            mask = step(mask, radius)
+        mask = mask[border:-border, border:-border]
+    return mask
+
+
+def _in_window(
+    reduce: Callable[[np.ndarray, np.ndarray], np.ndarray], image: np.ndarray, before: int, after: int
+) -> np.ndarray:
+    """The extreme from `before` pixels before each pixel to `after` behind it, along both axes."""
+    for axis in (0, 1):
+        values = np.moveaxis(image, axis, 0)
+        values = np.concatenate([values[:1]] * before + [values] + [values[-1:]] * after)
+        width = 1
+        while width <= before + after:
+            step = min(width, before + after + 1 - width)
+            values, width = reduce(values[:-step], values[step:]), width + step
+        image = np.moveaxis(values, 0, axis)
+    return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -91,8 +92,27 @@ def build_dataset(
 
 def places(case: str, split: str, *, image_ending: str = ".nii.gz") -> tuple[str, str]:
     """Where a case's image and label lie, relative to the dataset's folder."""
-    part = "Ts" if split == "test" else "Tr"
-    return f"images{part}/{case}{image_ending}", f"labels{part}/{case}.nii.gz"
+    images, labels = layout.TRAINING_IMAGES, layout.TRAINING_LABELS
+    if split == "test":
+        images, labels = layout.TEST_IMAGES, layout.TEST_LABELS
+    return f"{images}/{case}{image_ending}", f"{labels}/{layout.mask_file(case)}"
+
+
+def finite_number(table: Mapping[str, str], *keys: str) -> float | None:
+    """The value of the first key that holds a finite number; None where none does."""
+    for key in keys:
+        try:
+            value = float(table[key])
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(value):
+            return value
+    return None
+
+
+def frame_time(rate_hz: float | None) -> float | None:
+    """Milliseconds between two frames, None where no rate is given."""
+    return 1000 / rate_hz if rate_hz and rate_hz > 0 else None
 
 
 def keep_labels(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:

@@ -10,7 +10,6 @@ Labels: 1 left ventricle, 2 myocardium, 3 left atrium.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.datasets.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
+from echoplan.datasets.building import (
+    Converted,
+    build_dataset,
+    finite_number,
+    frame_time,
+    keep_labels,
+    labels_of,
+    places,
+    spread_labels,
+)
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask
 from echoplan.labels import IGNORE
@@ -92,22 +100,22 @@ def convert_camus(
 
 
 def _find_sources(source: Path) -> list[_Source]:
-    found: dict[str, Path] = {}
+    patients: dict[str, Path] = {}
     for folder in sorted([*source.glob("patient*"), *source.glob("*/patient*")]):
         if folder.is_dir() and re.fullmatch(r"patient\d+", folder.name):
-            if folder.name in found:
-                there = found[folder.name].parent
+            if folder.name in patients:
+                there = patients[folder.name].parent
                 raise EchoPlanError(
                     f"{folder.name} lies here and in {there}", file=folder, remedy="convert one of them"
                 )
-            found[folder.name] = folder
-    if not found:
+            patients[folder.name] = folder
+    if not patients:
         raise EchoPlanError(
             "there are no patient folders here", file=source, remedy="give the folder that holds patient0001, ..."
         )
     splits = _read_splits(source)
     sources = []
-    for patient, folder in sorted(found.items()):
+    for patient, folder in sorted(patients.items()):
         split = splits.get(patient, "test" if folder.parent.name == "testing" else "")
         views = [view for view in VIEWS if any(folder.glob(f"{patient}_{view}_*"))]
         sources += [_Source(folder, view, split) for view in views or VIEWS]
@@ -146,9 +154,9 @@ def _convert_case(destination: Path, source: _Source, labels: dict[str, int]) ->
         es_frame=labelled.es_frame,
         labelled_frames=labelled.labelled_frames,
         frame_time_ms=labelled.clip.frame_time_ms,
-        ef_percent=_number(info, "EF", "LVef"),
-        edv_ml=_number(info, "LVedv"),
-        esv_ml=_number(info, "LVesv"),
+        ef_percent=finite_number(info, "EF", "LVef"),
+        edv_ml=finite_number(info, "LVedv"),
+        esv_ml=finite_number(info, "LVesv"),
         quality=info.get("ImageQuality", ""),
     )
     return Converted(case, labelled.warnings)
@@ -163,8 +171,7 @@ def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
     path = source.find("half_sequence", "sequence")
     if path is None:
         raise EchoPlanError("there is no sequence file", file=source.folder)
-    rate = _number(info, "FrameRate")
-    clip = replace(read_clip(path), frame_time_ms=1000 / rate if rate and rate > 0 else None)
+    clip = replace(read_clip(path), frame_time_ms=frame_time(finite_number(info, "FrameRate")))
     phases = {phase: _frame_index(info, phase) for phase in ("ED", "ES")}
     if any(frame is not None and not 0 <= frame < len(clip) for frame in phases.values()):
         raise EchoPlanError(f"Info_{source.view}.cfg names frames outside the sequence's {len(clip)}", file=path)
@@ -179,8 +186,8 @@ def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
     files = {phase: path for phase in phases if (path := source.find(f"{phase}_gt")) is not None}
     if not files:
         return _Labelled(clip, None, phases["ED"], phases["ES"], None, warnings)
-    frames = [phases[phase] for phase in files]
-    if None in frames:
+    frames = [frame for phase in files if (frame := phases[phase]) is not None]
+    if len(frames) < len(files):
         raise EchoPlanError("Info does not say which frames ED and ES are", file=source.folder)
     labels = np.concatenate([read_mask(file, frames_shape=(1, *clip.frame_shape)) for file in files.values()])
     mask = spread_labels(labels, frames, clip.frames.shape, source=source.folder)
@@ -193,10 +200,10 @@ def _two_frames(source: _Source, warning: str) -> _Labelled:
     Raises:
         EchoPlanError: one of the two is missing or unreadable, or they do not fit together.
     """
-    paths = [source.find(phase) for phase in ("ED", "ES")]
-    if None in paths:
+    paths = [path for phase in ("ED", "ES") if (path := source.find(phase)) is not None]
+    if len(paths) < 2:
         raise EchoPlanError(f"ED or ES is missing; {warning}", file=source.folder, remedy="download the patient again")
-    end_diastole, end_systole = (read_clip(path) for path in paths)
+    end_diastole, end_systole = map(read_clip, paths)
     shapes = [clip.frames.shape for clip in (end_diastole, end_systole)]
     if shapes[0] != shapes[1] or len(end_diastole) != 1:
         raise EchoPlanError(
@@ -221,18 +228,7 @@ def _read_info(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def _number(info: dict[str, str], *keys: str) -> float | None:
-    for key in keys:
-        try:
-            value = float(info[key])
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(value):
-            return value
-    return None
-
-
 def _frame_index(info: dict[str, str], phase: str) -> int | None:
     """The phase's frame, from 0; Info counts from 1."""
-    number = _number(info, phase)
+    number = finite_number(info, phase)
     return None if number is None else int(number) - 1

@@ -17,7 +17,15 @@ import numpy as np
 from skimage.draw import polygon
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.datasets.building import Converted, build_dataset, labels_of, places, spread_labels
+from echoplan.datasets.building import (
+    Converted,
+    build_dataset,
+    finite_number,
+    frame_time,
+    labels_of,
+    places,
+    spread_labels,
+)
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import read_clip, write_mask
@@ -102,7 +110,7 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
     split = _SPLITS.get(source.row["Split"].strip().upper(), "")
     image, label = places(stem, split, image_ending=".avi")
     ed_frame = es_frame = None
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     frames = sorted(source.tracings)
     if frames:
         masks = np.stack([tracing_mask(source.tracings[frame], clip.frame_shape) for frame in frames])
@@ -117,7 +125,6 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
     else:
         warnings = (f"{len(frames)} of its frames are traced, so ED and ES are unknown",)
     _link_or_copy(source.video, destination / image)
-    rate = _number(source.row, "FPS")
     case = Case(
         case=stem,
         patient=stem,
@@ -128,10 +135,10 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
         ed_frame=ed_frame,
         es_frame=es_frame,
         labelled_frames=tuple(frames) or None,
-        frame_time_ms=1000 / rate if rate and rate > 0 else None,
-        ef_percent=_number(source.row, "EF"),
-        edv_ml=_number(source.row, "EDV"),
-        esv_ml=_number(source.row, "ESV"),
+        frame_time_ms=frame_time(finite_number(source.row, "FPS")),
+        ef_percent=finite_number(source.row, "EF"),
+        edv_ml=finite_number(source.row, "EDV"),
+        esv_ml=finite_number(source.row, "ESV"),
     )
     return Converted(case, warnings)
 
@@ -178,11 +185,3 @@ def _stem(name: str) -> str:
     """The video's name without .avi, which one release has in a list and another has not."""
     name = name.strip()
     return name[:-4] if name.lower().endswith(".avi") else name
-
-
-def _number(row: dict[str, str], key: str) -> float | None:
-    try:
-        value = float(row.get(key, ""))
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None

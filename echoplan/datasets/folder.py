@@ -87,13 +87,13 @@ def _common_ending(source: Path, cases: Sequence[Case]) -> str | None:
         if not path.exists():
             continue  # its own conversion will say so
         try:
-            known = find_format(path)
+            clip_format = find_format(path)
         except EchoPlanError:
             continue
-        found = ending(path)
-        if not known.one_file or found not in known.endings:  # a misleading name is not kept either
+        name_ends = ending(path)
+        if not clip_format.one_file or name_ends not in clip_format.endings:  # a misleading name is not kept either
             return None
-        endings.add(found)
+        endings.add(name_ends)
     return endings.pop() if len(endings) == 1 else None
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from echoplan.datasets.phantom import PhantomSettings, make_patient
-from echoplan.datasets.phantom.geometry import (
+from echoplan.datasets.phantom.heart import (
     Cut,
     Pose,
     contraction_curve,
@@ -15,9 +15,9 @@ from echoplan.datasets.phantom.geometry import (
     truncated_ellipse_area_mm2,
     truncated_ellipsoid_volume_ml,
 )
+from echoplan.datasets.phantom.polar_grid import PolarGrid
 from echoplan.datasets.phantom.render import Renderer, Scanner
 from echoplan.datasets.phantom.scatter import complex_noise
-from echoplan.datasets.phantom.sector import Sector
 from echoplan.errors import EchoPlanError
 
 SMALL = PhantomSettings(size=(112, 128), frames=6)
@@ -175,11 +175,11 @@ def correlation_width(image: np.ndarray, row: int, columns: slice) -> int:
 @pytest.fixture(scope="module")
 def renderer():
     rng = np.random.default_rng(2)
-    sector = Sector.fitting((256, 256), 150.0, np.deg2rad(38), None)
+    grid = PolarGrid.fitting((256, 256), 150.0, np.deg2rad(38), None)
     heart = random_heart(rng, ef_percent=60.0)
     pose = Pose(0.0, 15.0, 0.05, -2.0)
     cuts = [Cut(heart.state(contraction), "A4C", pose) for contraction in (0.0, 0.5)]
-    return Renderer(rng, sector, cuts[0], Scanner.random(rng, 0.8)), cuts
+    return Renderer(rng, grid, cuts[0], Scanner.random(rng, 0.8)), cuts
 
 
 def test_speckle_widens_with_depth(renderer):
@@ -187,7 +187,7 @@ def test_speckle_widens_with_depth(renderer):
     rng = np.random.default_rng(0)
     echo = np.stack([renderer.spread(complex_noise(rng, renderer.shape)) for _ in range(6)])
     assert (np.abs(echo) ** 2).mean() == pytest.approx(1.0, rel=0.05)
-    image = renderer.sector.scan_convert(np.log(np.abs(echo) ** 2 + 1e-6))
+    image = renderer.grid.scan_convert(np.log(np.abs(echo) ** 2 + 1e-6))
     near = correlation_width(image, 70, slice(105, 151))
     far = correlation_width(image, 190, slice(60, 196))
     assert far > 1.8 * near
@@ -196,10 +196,10 @@ def test_speckle_widens_with_depth(renderer):
 def test_speckle_moves_with_the_wall(renderer):
     renderer, cuts = renderer
     position, layer = np.meshgrid(np.linspace(-0.8, 0.8, 120), np.linspace(0.15, 0.85, 8))
-    echoes = [np.log(np.abs(renderer.spread(renderer.wall.splat(cut, renderer.sector))) + 0.02) for cut in cuts]
+    echoes = [np.log(np.abs(renderer.spread(renderer.wall.splat(cut, renderer.grid))) + 0.02) for cut in cuts]
 
     def seen(echo: np.ndarray, cut: Cut) -> np.ndarray:
-        index = renderer.sector.to_polar_index(*cut.to_image(*cut.wall_point(position, layer)))
+        index = renderer.grid.to_polar_index(*cut.to_image(*cut.wall_point(position, layer)))
         return map_coordinates(echo, index, order=1).ravel()
 
     following = np.corrcoef(seen(echoes[0], cuts[0]), seen(echoes[1], cuts[1]))[0, 1]

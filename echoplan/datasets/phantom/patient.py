@@ -8,9 +8,9 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 
-from .geometry import CAVITY, Cut, Heart, Pose, contraction_curve, random_heart
+from .heart import CAVITY, Cut, Heart, Pose, contraction_curve, random_heart
+from .polar_grid import PolarGrid
 from .render import Renderer, Scanner
-from .sector import Sector
 
 
 @dataclass(frozen=True)
@@ -142,30 +142,30 @@ def _make_clip(
     rng: np.random.Generator, heart: Heart, view: str, quality: float, timing: _Timing, settings: PhantomSettings
 ) -> PhantomClip:
     quality = float(np.clip(quality + rng.normal(0, 0.1), *settings.quality))
-    sector, pose = _place(rng, heart, view, settings)
+    grid, pose = _place(rng, heart, view, settings)
     cuts = tuple(
         Cut(heart.state(float(contraction), float(valve)), view, pose)
         for contraction, valve in zip(timing.contraction, timing.valve, strict=True)
     )
-    renderer = Renderer(rng, sector, cuts[timing.ed_frame], Scanner.random(rng, quality))
+    renderer = Renderer(rng, grid, cuts[timing.ed_frame], Scanner.random(rng, quality))
     frames = renderer.to_grey(np.stack([renderer.frame(cut) for cut in cuts]))
-    local = pose.to_local(*sector.pixel_xy)
+    local = pose.to_local(*grid.pixel_xy)
     return PhantomClip(
         view=view,
         frames=frames,
         labels=np.stack([cut.labels(*local) for cut in cuts]),
-        spacing_mm=(sector.spacing_mm, sector.spacing_mm),
+        spacing_mm=(grid.spacing_mm, grid.spacing_mm),
         frame_time_ms=timing.frame_ms,
         ed_frame=timing.ed_frame,
         es_frame=timing.es_frame,
         quality="Good" if quality > 0.6 else "Medium" if quality > 0.25 else "Poor",
-        sector_box=sector.box,
-        sector_apex=(-0.5, (sector.size[1] - 1) / 2),
+        sector_box=grid.box,
+        sector_apex=(-0.5, (grid.size[1] - 1) / 2),
         cuts=cuts,
     )
 
 
-def _place(rng: np.random.Generator, heart: Heart, view: str, settings: PhantomSettings) -> tuple[Sector, Pose]:
+def _place(rng: np.random.Generator, heart: Heart, view: str, settings: PhantomSettings) -> tuple[PolarGrid, Pose]:
     """A sector and a pose with the whole cavity in view; the heart is straightened and pushed down until it is."""
     start = heart.state(0.0)
     reach = start.c + start.apical_wall + start.h
@@ -177,16 +177,16 @@ def _place(rng: np.random.Generator, heart: Heart, view: str, settings: PhantomS
     bend = rng.normal(-3.0 if view == "A4C" else -1.0, 2.5)
     for trial in range(60):
         ease = 0.94**trial
-        sector = Sector.fitting(settings.size, depth + reach + behind, half_angle, settings.spacing_mm)
+        grid = PolarGrid.fitting(settings.size, depth + reach + behind, half_angle, settings.spacing_mm)
         pose = Pose(x * ease, depth + 0.6 * trial, tilt * ease, bend * ease)
         if settings.spacing_mm is None:
-            sector = Sector.fitting(settings.size, pose.depth + reach + behind, half_angle, None)
-        labels = Cut(start, view, pose).labels(*pose.to_local(*sector.pixel_xy))
+            grid = PolarGrid.fitting(settings.size, pose.depth + reach + behind, half_angle, None)
+        labels = Cut(start, view, pose).labels(*pose.to_local(*grid.pixel_xy))
         cavity = labels == CAVITY
         # The sector may reach beyond the frame where the pixels' size is given.
         border = np.concatenate([cavity[0], cavity[-1], cavity[:, 0], cavity[:, -1]])
-        if cavity.any() and not border.any() and not (cavity & ~sector.inside).any():
-            return sector, pose
+        if cavity.any() and not border.any() and not (cavity & ~grid.inside).any():
+            return grid, pose
     raise EchoPlanError(
         f"the phantom's heart does not fit a frame of {settings.size} pixels of {settings.spacing_mm} mm",
         remedy="give larger pixels, or none to have them fitted",

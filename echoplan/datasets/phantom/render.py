@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from .geometry import Cut
+from .heart import Cut
+from .polar_grid import PolarGrid
 from .scatter import complex_noise, decibel, smooth_curve, valve_points, wall_points
-from .sector import Sector
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Scanner:
 class Renderer:
     """Renders the frames of one clip; draw all randomness that lasts through the clip once, at end-diastole."""
 
-    def __init__(self, rng: np.random.Generator, sector: Sector, end_diastole: Cut, scanner: Scanner) -> None:
-        self.rng, self.sector, self.scanner = rng, sector, scanner
-        self.shape = (len(sector.radii), len(sector.angles))
-        step_r, step_angle = sector.polar_step
+    def __init__(self, rng: np.random.Generator, grid: PolarGrid, end_diastole: Cut, scanner: Scanner) -> None:
+        self.rng, self.grid, self.scanner = rng, grid, scanner
+        self.shape = (len(grid.radii), len(grid.angles))
+        step_r, step_angle = grid.polar_step
         self.blur = (max(scanner.axial_mm / step_r, 0.75), max(scanner.lateral_rad / step_angle, 0.75))
-        self.wall = wall_points(rng, end_diastole, sector, quality=scanner.quality, dropouts=scanner.dropouts)
-        self.valve = valve_points(rng, sector)
+        self.wall = wall_points(rng, end_diastole, grid, quality=scanner.quality, dropouts=scanner.dropouts)
+        self.valve = valve_points(rng, grid)
         self.static, self.blood, self.clutter = (complex_noise(rng, self.shape) for _ in range(3))
         self.right_heart = {name: rng.uniform(0.85, 1.25) for name in ("width", "length", "atrium")}
         self.background_db = self._background(end_diastole)
@@ -85,13 +85,13 @@ class Renderer:
         level, own_points = self._levels(cut)
         echo = np.where(level == self.blood_db, self.blood, self.static) * decibel(level).astype(np.float32)
         echo[own_points] = self.blood[own_points] * decibel(self.scanner.blood_db)
-        echo = echo + self.wall.splat(cut, self.sector) + self.valve.splat(cut, self.sector)
+        echo = echo + self.wall.splat(cut, self.grid) + self.valve.splat(cut, self.grid)
         echo = self.spread(echo)
         power = echo.real**2 + echo.imag**2
         power += self.scanner.side_lobe * gaussian_filter1d(power, self.blur[1] * 8, axis=1)
         power *= decibel(self.gain_db).astype(np.float32) ** 2
         power += self.haze_power
-        depth = self.sector.radii[:, None] / self.sector.depth_mm
+        depth = self.grid.radii[:, None] / self.grid.depth_mm
         receiver = np.abs(self.spread(complex_noise(self.rng, self.shape))) ** 2
         power += (receiver * decibel(self.scanner.noise_db - 14 * (1 - depth)) ** 2).astype(np.float32)
         power = gaussian_filter(power, (1.1 * self.blur[0], 0.7 * self.blur[1]))  # compounding of several looks
@@ -101,7 +101,7 @@ class Renderer:
         """Echo power in dB (T, R, B) -> grey image uint8 (T, H, W), black outside the sector."""
         scanner = self.scanner
         shade = np.clip(power_db / scanner.dynamic_range_db + scanner.zero_db_grey, 0.03, 1) ** scanner.gamma
-        image = self.sector.scan_convert((255 * shade).astype(np.float32))
+        image = self.grid.scan_convert((255 * shade).astype(np.float32))
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def spread(self, echo: np.ndarray) -> np.ndarray:
@@ -111,13 +111,13 @@ class Renderer:
 
     def _smooth_field(self, width_mm: float) -> np.ndarray:
         """Smooth noise of unit standard deviation on the polar grid."""
-        step_r, step_angle = self.sector.polar_step
-        beams = width_mm / (0.6 * self.sector.depth_mm * step_angle)
+        step_r, step_angle = self.grid.polar_step
+        beams = width_mm / (0.6 * self.grid.depth_mm * step_angle)
         field = gaussian_filter(self.rng.standard_normal(self.shape), (width_mm / step_r, 1.6 * beams), mode="wrap")
         return (field - field.mean()) / field.std()
 
     def _straight(self, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
-        return cut.straight(*cut.pose.to_local(*self.sector.polar_xy))
+        return cut.straight(*cut.pose.to_local(*self.grid.polar_xy))
 
     def _background(self, cut: Cut) -> np.ndarray:
         """Tissue around the heart, dB: patchy, bright beside the ring and behind the atrium, fading sideways."""
@@ -134,7 +134,7 @@ class Renderer:
         below = (z - state.h - state.atrium_length) / rng.uniform(5, 12)
         level += rng.uniform(5, 16) * np.exp(-((below - 0.6) ** 2))
         steps = np.repeat(rng.standard_normal(60), 5)  # streaks across the beams, as behind strong reflectors
-        level += 2.0 * np.interp(self.sector.radii, np.linspace(0, self.sector.depth_mm, 300), steps)[:, None]
+        level += 2.0 * np.interp(self.grid.radii, np.linspace(0, self.grid.depth_mm, 300), steps)[:, None]
         return level
 
     def _levels(self, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
@@ -178,15 +178,15 @@ class Renderer:
     def _gain(self) -> np.ndarray:
         """Attenuation along the beam, beams in shadow, weak beams at the sector's sides; dB on the polar grid."""
         rng, poor = self.rng, 1 - self.scanner.quality
-        radii, angles = self.sector.radii, self.sector.angles
-        depth = radii / self.sector.depth_mm
+        radii, angles = self.grid.radii, self.grid.angles
+        depth = radii / self.grid.depth_mm
         along = rng.uniform(-7, 3) * (depth - 0.5) + 1.5 * smooth_curve(rng, len(radii), len(radii) / 8)
-        side = np.abs(angles) / self.sector.half_angle
+        side = np.abs(angles) / self.grid.half_angle
         across = 1.3 * smooth_curve(rng, len(angles), len(angles) / 10)
         across -= rng.uniform(0, 5) * side**4
         shadow = np.zeros(self.shape)
         for _ in range(rng.poisson(0.5 + 2.5 * poor)):
-            place, width = rng.uniform(-1, 1) * self.sector.half_angle, np.deg2rad(rng.uniform(2, 7))
+            place, width = rng.uniform(-1, 1) * self.grid.half_angle, np.deg2rad(rng.uniform(2, 7))
             profile = np.exp(-(((angles - place) / width) ** 2))
             start = 1 / (1 + np.exp(-(radii - rng.uniform(5, 60)) / 6))
             shadow -= rng.uniform(3, 8 + 7 * poor) * np.outer(start, profile)
@@ -195,7 +195,7 @@ class Renderer:
     def _haze(self) -> np.ndarray:
         """Power of what does not come from where it seems to: near-field clutter, reverberations, haze."""
         rng, scanner = self.rng, self.scanner
-        radii = self.sector.radii
+        radii = self.grid.radii
         haze = decibel(scanner.haze_db - radii / rng.uniform(5, 14) + 2 * smooth_curve(rng, len(radii), 12)) ** 2
         near = decibel(rng.uniform(-2, 6)) ** 2 * np.exp(-((radii / rng.uniform(5, 10)) ** 2))
         rings = 1 + 0.8 * np.sin(radii * 2 * np.pi / rng.uniform(2.5, 5))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from .geometry import Cut
-from .sector import Sector, bilinear
+from .heart import Cut
+from .polar_grid import PolarGrid, bilinear
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class WallPoints:
     layer: np.ndarray
     amplitude: np.ndarray
 
-    def splat(self, cut: Cut, sector: Sector) -> np.ndarray:
+    def splat(self, cut: Cut, grid: PolarGrid) -> np.ndarray:
         """The points' reflectivity on the polar grid at this moment, complex64 (R, B)."""
-        return splat(*cut.to_image(*cut.wall_point(self.position, self.layer)), self.amplitude, sector)
+        return splat(*cut.to_image(*cut.wall_point(self.position, self.layer)), self.amplitude, grid)
 
 
-def splat(x: np.ndarray, y: np.ndarray, amplitude: np.ndarray, sector: Sector) -> np.ndarray:
+def splat(x: np.ndarray, y: np.ndarray, amplitude: np.ndarray, grid: PolarGrid) -> np.ndarray:
     """Spread complex points at (x, y) mm onto the polar grid, bilinearly; points outside are left out."""
-    row, column = sector.to_polar_index(x, y)
-    shape = (len(sector.radii), len(sector.angles))
+    row, column = grid.to_polar_index(x, y)
+    shape = (len(grid.radii), len(grid.angles))
     kept = (row >= 0) & (row <= shape[0] - 1) & (column >= 0) & (column <= shape[1] - 1)
     cells, weights = bilinear(row[kept], column[kept], shape)
     values = weights * amplitude[kept]
@@ -59,7 +59,7 @@ def smooth_curve(rng: np.random.Generator, count: int, width: float) -> np.ndarr
     return ((curve - curve.mean()) / curve.std())[:count]
 
 
-def wall_points(rng: np.random.Generator, cut: Cut, sector: Sector, *, quality: float, dropouts: float) -> WallPoints:
+def wall_points(rng: np.random.Generator, cut: Cut, grid: PolarGrid, *, quality: float, dropouts: float) -> WallPoints:
     """Draw the wall's scatterers at end-diastole.
 
     Args:
@@ -67,18 +67,18 @@ def wall_points(rng: np.random.Generator, cut: Cut, sector: Sector, *, quality: 
         dropouts: 0 none to 1 strong: how far whole segments of the wall fade.
     """
     parts = [
-        _muscle(rng, cut, sector, quality, dropouts),
+        _muscle(rng, cut, grid, quality, dropouts),
         _trabeculae(rng),
-        _pericardium(rng, cut, sector),
+        _pericardium(rng, cut, grid),
     ]
     return WallPoints(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _spread(cut: Cut, sector: Sector, position: np.ndarray, layer: np.ndarray) -> np.ndarray:
+def _spread(cut: Cut, grid: PolarGrid, position: np.ndarray, layer: np.ndarray) -> np.ndarray:
     """Polar cells that a unit of (position, layer) covers: evenly drawn points must be louder where they thin out."""
 
     def index(p: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return sector.to_polar_index(*cut.to_image(*cut.wall_point(p, f)))
+        return grid.to_polar_index(*cut.to_image(*cut.wall_point(p, f)))
 
     step = 1e-3
     row, column = index(position, layer)
@@ -89,9 +89,9 @@ def _spread(cut: Cut, sector: Sector, position: np.ndarray, layer: np.ndarray) -
 
 
 def _muscle(
-    rng: np.random.Generator, cut: Cut, sector: Sector, quality: float, dropouts: float
+    rng: np.random.Generator, cut: Cut, grid: PolarGrid, quality: float, dropouts: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    count = int(0.35 * len(sector.radii) * len(sector.angles))
+    count = int(0.35 * len(grid.radii) * len(grid.angles))
     samples = 400
     place = np.linspace(-1, 1, samples)
     position, share = rng.uniform(-1, 1, count), rng.uniform(0, 1, count)
@@ -112,7 +112,7 @@ def _muscle(
     along += 3.5 * (1 - running)
     layers = np.array([2.5, 0.5, -1.0, -0.5, 0.5]) + rng.normal(0, 0.8, 5)
     loudness = np.interp(position, place, along) + np.interp(layer, np.linspace(0, 1, 5), layers)
-    amplitude = decibel(loudness) * np.sqrt(2 * _spread(cut, sector, position, layer) / count)
+    amplitude = decibel(loudness) * np.sqrt(2 * _spread(cut, grid, position, layer) / count)
     return position, layer, amplitude * complex_noise(rng, count)
 
 
@@ -133,11 +133,12 @@ def _trabeculae(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     side = rng.uniform(0.35, 0.7)  # a papillary muscle on the free wall, sometimes one on the other side
     muscle = _clusters(rng, int(rng.integers(0, 22)), (side - 0.13, side + 0.13), (-0.9, 0.0), (-3, 6))
     other = _clusters(rng, int(rng.integers(0, 8)), (-0.7, -0.3), (-0.7, 0.0), (-4, 6))
-    return tuple(np.concatenate(values) for values in zip(rim, muscle, other, strict=True))
+    position, layer, amplitude = (np.concatenate(values) for values in zip(rim, muscle, other, strict=True))
+    return position, layer, amplitude
 
 
-def _pericardium(rng: np.random.Generator, cut: Cut, sector: Sector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    count = int(0.12 * len(sector.radii) * len(sector.angles))
+def _pericardium(rng: np.random.Generator, cut: Cut, grid: PolarGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    count = int(0.12 * len(grid.radii) * len(grid.angles))
     position, layer = rng.uniform(-1.02, 1.02, count), rng.uniform(0.97, 1.2, count)
     samples = np.linspace(-1.02, 1.02, 300)
     level = rng.uniform(0, 9) + 4.5 * smooth_curve(rng, 300, 14)
@@ -146,7 +147,7 @@ def _pericardium(rng: np.random.Generator, cut: Cut, sector: Sector) -> tuple[np
         level -= 14 * np.clip(-samples * 4, 0, 1)  # the septum has none
     level -= 8 * np.exp(-((samples / 0.2) ** 2))
     amplitude = decibel(np.interp(position, samples, level)) * np.sqrt(
-        0.23 * 2.04 * _spread(cut, sector, position, layer) / count
+        0.23 * 2.04 * _spread(cut, grid, position, layer) / count
     )
     return position, layer, amplitude * complex_noise(rng, count)
 
@@ -169,7 +170,7 @@ class ValvePoints:
     amplitude: np.ndarray
     tenting: float
 
-    def splat(self, cut: Cut, sector: Sector) -> np.ndarray:
+    def splat(self, cut: Cut, grid: PolarGrid) -> np.ndarray:
         """The valve's reflectivity on the polar grid, complex64 (R, B)."""
         state = cut.state
         ring = state.short_axis(cut.view) * np.sqrt(1 - (state.h / state.c) ** 2)
@@ -180,10 +181,10 @@ class ValvePoints:
         sag = 2.0 * np.sin(np.pi * self.share) * (1 - state.valve)
         u = self.side * (ring - reach * np.cos(angle)) + self.side * self.thickness * np.sin(angle)
         z = state.h - reach * np.sin(angle) + sag + self.thickness * np.cos(angle)
-        return splat(*cut.to_image(u, z), self.amplitude, sector)
+        return splat(*cut.to_image(u, z), self.amplitude, grid)
 
 
-def valve_points(rng: np.random.Generator, sector: Sector) -> ValvePoints:
+def valve_points(rng: np.random.Generator, grid: PolarGrid) -> ValvePoints:
     """Draw the valve's scatterers; loud at the ring and where the leaflets meet."""
     count = 500
     share = rng.uniform(-0.12, 1.0, count)

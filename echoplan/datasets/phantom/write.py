@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.datasets.building import STRUCTURES
+from echoplan.datasets.building import STRUCTURES, places
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_csv, write_text
 from echoplan.imageio import Clip, write_clip, write_mask
@@ -17,7 +17,7 @@ from echoplan.labels import IGNORE
 from echoplan.parallel_map import CaseResults, run_cases
 from echoplan.paths import dataset_name
 
-from .geometry import CAVITY, Cut
+from .heart import CAVITY, Cut
 from .patient import PhantomClip, PhantomPatient, PhantomSettings, make_patient
 
 LAYOUTS = ("raw", "camus", "echonet_dynamic")
@@ -25,6 +25,19 @@ LABELS = ("dense", "ed_es")
 DISCS = 20
 ECHONET_SIZE = (112, 112)
 _CAMUS_VIEWS = {"A2C": "2CH", "A4C": "4CH"}
+
+
+@dataclass(frozen=True)
+class _EchoNetVideo:
+    """A video's row of FileList.csv, and its rows of VolumeTracings.csv."""
+
+    row: dict[str, str | float]
+    tracings: list[dict[str, str | float]]
+
+
+# What a patient leaves for the tables at the end: rows of cases.csv, videos, or (CAMUS has no tables) nothing.
+_Tables = list[Case] | list[_EchoNetVideo]
+_Writer = Callable[[Path, str, str, PhantomPatient, str, str], _Tables]
 
 
 def make_phantom_dataset(
@@ -59,18 +72,19 @@ def make_phantom_dataset(
         EchoPlanError: an option is unknown, no patient is asked for, or not one patient could be made.
     """
     choices = {"layout": (layout, LAYOUTS), "labels": (labels, LABELS), "structures": (structures, STRUCTURES)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise EchoPlanError(f"the phantom's {name} cannot be {value!r}", remedy=f"choose one of {', '.join(known)}")
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            remedy = f"choose one of {', '.join(allowed)}"
+            raise EchoPlanError(f"the phantom's {name} cannot be {value!r}", remedy=remedy)
     if patients < 1 or test_patients < 0:
         raise EchoPlanError("a phantom dataset needs at least one patient")
     folder, settings = Path(destination), settings or PhantomSettings()
     if layout == "echonet_dynamic":
         settings = replace(settings, size=ECHONET_SIZE, whole_beat=True, views=("A4C",))
     splits = _splits(patients, test_patients, validation=layout == "echonet_dynamic")
-    write = {"raw": _write_raw, "camus": _write_camus, "echonet_dynamic": _write_echonet}[layout]
+    writers: dict[str, _Writer] = {"raw": _write_raw, "camus": _write_camus, "echonet_dynamic": _write_echonet}
     jobs = {
-        f"patient{number:04d}": (write, folder, number, split, seed, settings, labels, structures)
+        f"patient{number:04d}": (writers[layout], folder, number, split, seed, settings, labels, structures)
         for number, split in enumerate(splits, start=1)
     }
     results = run_cases(_make_and_write, jobs, processes=processes, description="phantom")
@@ -78,8 +92,12 @@ def make_phantom_dataset(
         raise EchoPlanError(f"no phantom patient could be made: {next(iter(results.failures.values()))}", file=folder)
     rows = [row for patient in jobs if patient in results.done for row in results.done[patient]]
     if layout == "raw":
-        terms = {"licence": "CC0", "reference": "EchoPlan phantom, simulated"}
-        description = DatasetDescription(dataset_name(folder), dict(STRUCTURES[structures]), **terms)
+        description = DatasetDescription(
+            dataset_name(folder),
+            dict(STRUCTURES[structures]),
+            licence="CC0",
+            reference="EchoPlan phantom, simulated",
+        )
         EchoDataset(folder, description, tuple(rows)).write()
     elif layout == "echonet_dynamic":
         _write_echonet_tables(folder, rows)
@@ -92,9 +110,9 @@ def _splits(patients: int, test_patients: int, *, validation: bool) -> list[str]
 
 
 def _make_and_write(
-    write: Callable[..., list], folder: Path, number: int, split: str, seed: int, settings: PhantomSettings,
+    write: _Writer, folder: Path, number: int, split: str, seed: int, settings: PhantomSettings,
     labels: str, structures: str,
-) -> list:  # fmt: skip
+) -> _Tables:  # fmt: skip
     patient = make_patient(np.random.default_rng([seed, number]), settings)
     return write(folder, f"patient{number:04d}", split, patient, labels, structures)
 
@@ -110,11 +128,10 @@ def _masks(clip: PhantomClip, labels: str, structures: str) -> np.ndarray:
 def _write_raw(
     folder: Path, name: str, split: str, patient: PhantomPatient, labels: str, structures: str
 ) -> list[Case]:
-    suffix = "Ts" if split == "test" else "Tr"
     cases = []
     for clip in patient.clips:
         case = f"{name}_{_CAMUS_VIEWS[clip.view]}"
-        image, label = f"images{suffix}/{case}.nii.gz", f"labels{suffix}/{case}.nii.gz"
+        image, label = places(case, split)
         written = Clip(clip.frames, clip.spacing_mm, clip.frame_time_ms)
         write_clip(folder / image, written)
         write_mask(folder / label, _masks(clip, labels, structures), like=written)
@@ -132,7 +149,7 @@ def _write_raw(
 
 def _write_camus(
     folder: Path, name: str, split: str, patient: PhantomPatient, labels: str, structures: str
-) -> list[str]:
+) -> list[Case]:
     for clip in patient.clips:
         view = _CAMUS_VIEWS[clip.view]
         stem = folder / name / f"{name}_{view}"
@@ -153,12 +170,12 @@ def _write_camus(
             "EF": round(patient.ef_percent), "FrameRate": round(patient.frame_rate_hz, 1),
         }  # fmt: skip
         write_text(folder / name / f"Info_{view}.cfg", "".join(f"{key}: {value}\n" for key, value in info.items()))
-    return [name]
+    return []
 
 
 def _write_echonet(
     folder: Path, name: str, split: str, patient: PhantomPatient, labels: str, structures: str
-) -> list[dict]:
+) -> list[_EchoNetVideo]:
     clip = patient.clip("A4C")
     video = f"0X{name[-4:]}"
     write_clip(folder / "Videos" / f"{video}.avi", Clip(clip.frames, None, clip.frame_time_ms))
@@ -172,12 +189,12 @@ def _write_echonet(
         "FrameHeight": clip.frames.shape[1], "FrameWidth": clip.frames.shape[2], "FPS": round(patient.frame_rate_hz),
         "NumberOfFrames": len(clip.frames), "Split": split.upper(),
     }  # fmt: skip
-    return [{"file": row, "tracings": tracings}]
+    return [_EchoNetVideo(row, tracings)]
 
 
-def _write_echonet_tables(folder: Path, rows: list[dict]) -> None:
-    files = [row["file"] for row in rows]
-    tracings = [line for row in rows for line in row["tracings"]]
+def _write_echonet_tables(folder: Path, videos: list[_EchoNetVideo]) -> None:
+    files = [video.row for video in videos]
+    tracings = [line for video in videos for line in video.tracings]
     write_csv(folder / "FileList.csv", files, list(files[0]))
     write_csv(folder / "VolumeTracings.csv", tracings, list(tracings[0]))
 

@@ -1,4 +1,4 @@
-"""The scanner's sector: beams from one point, and the scan conversion to square pixels."""
+"""The scanner's polar grid: beams from one point, and the scan conversion to square pixels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BEAMS_PER_PIXEL = 0.7  # at full depth, where the beams are farthest apart
 
 
 @dataclass(frozen=True)
-class Sector:
-    """A sector with its point in the middle of the top row.
+class PolarGrid:
+    """Samples along the beams of a sector whose point lies in the middle of the top row.
 
     Attributes:
         size: (H, W) of the image.
@@ -29,7 +29,7 @@ class Sector:
     half_angle: float
 
     @classmethod
-    def fitting(cls, size: tuple[int, int], depth_mm: float, half_angle: float, spacing_mm: float | None) -> Sector:
+    def fitting(cls, size: tuple[int, int], depth_mm: float, half_angle: float, spacing_mm: float | None) -> PolarGrid:
         """The sector that fills an image of `size`, or that lies in it at `spacing_mm`, then cut off by its borders."""
         if spacing_mm is None:
             spacing_mm = max(depth_mm / (size[0] - 1), 2 * depth_mm * np.sin(half_angle) / (size[1] - 2))
@@ -89,8 +89,7 @@ class Sector:
         cells, weights = bilinear(row, column, shape)
         count = row.size
         indices = (np.tile(np.arange(count), 4), cells.ravel())
-        matrix = csr_matrix((weights.ravel(), indices), shape=(count, shape[0] * shape[1]), dtype=np.float32)
-        return matrix
+        return csr_matrix((weights.ravel(), indices), shape=(count, shape[0] * shape[1]), dtype=np.float32)
 
     def scan_convert(self, polar: np.ndarray) -> np.ndarray:
         """(T, R, B) float32 -> (T, H, W) float32, bilinear, 0 outside the sector."""
