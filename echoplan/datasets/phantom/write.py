@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,11 +71,9 @@ def make_phantom_dataset(
     Raises:
         EchoPlanError: an option is unknown, no patient is asked for, or not one patient could be made.
     """
-    choices = {"layout": (layout, LAYOUTS), "labels": (labels, LABELS), "structures": (structures, STRUCTURES)}
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            remedy = f"choose one of {', '.join(allowed)}"
-            raise EchoPlanError(f"the phantom's {name} cannot be {value!r}", remedy=remedy)
+    _check_choice("layout", layout, LAYOUTS)
+    _check_choice("labels", labels, LABELS)
+    _check_choice("structures", structures, STRUCTURES)
     if patients < 1 or test_patients < 0:
         raise EchoPlanError("a phantom dataset needs at least one patient")
     folder, settings = Path(destination), settings or PhantomSettings()
@@ -92,16 +90,18 @@ def make_phantom_dataset(
         raise EchoPlanError(f"no phantom patient could be made: {next(iter(results.failures.values()))}", file=folder)
     rows = [row for patient in jobs if patient in results.done for row in results.done[patient]]
     if layout == "raw":
-        description = DatasetDescription(
-            dataset_name(folder),
-            dict(STRUCTURES[structures]),
-            licence="CC0",
-            reference="EchoPlan phantom, simulated",
-        )
+        reference = "EchoPlan phantom, simulated"
+        labels_kept = dict(STRUCTURES[structures])
+        description = DatasetDescription(dataset_name(folder), labels_kept, licence="CC0", reference=reference)
         EchoDataset(folder, description, tuple(rows)).write()
     elif layout == "echonet_dynamic":
         _write_echonet_tables(folder, rows)
     return results
+
+
+def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise EchoPlanError(f"the phantom's {name} cannot be {value!r}", remedy=f"choose one of {', '.join(allowed)}")
 
 
 def _splits(patients: int, test_patients: int, *, validation: bool) -> list[str]:
