@@ -167,9 +167,9 @@ class ResolvedPlan:
         return float(self.value("rotation_degrees"))
 
     @property
-    def supervision(self) -> str:
-        """ "dense" or "ed_es"."""
-        return str(self.value("supervision"))
+    def sampling(self) -> str:
+        """How training samples are taken: "labelled_frames", "uniform_ed_es" or "windows"."""
+        return str(self.value("sampling"))
 
     @property
     def store(self) -> str:

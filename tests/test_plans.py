@@ -20,7 +20,7 @@ def plan():
     """frame <- clip <- PKTrainer, frame <- UTrainer; each level overrules something."""
     frame = decisions(
         size=[256, 192], frames=1, frame_stride=1, batch_size=8, crop=True, protocol="aspect", normalisation="clip",
-        mirror_axes=["horizontal"], rotation_degrees=15, supervision="ed_es",
+        mirror_axes=["horizontal"], rotation_degrees=15, sampling="windows",
     )  # fmt: skip
     return Plan(
         dataset="CAMUS",
@@ -55,7 +55,7 @@ def test_typed_properties(plan):
     assert resolved.crop is True
     assert resolved.mirror_axes == ("horizontal",)
     assert resolved.rotation_degrees == 15.0
-    assert (resolved.protocol, resolved.normalisation, resolved.supervision) == ("aspect", "clip", "ed_es")
+    assert (resolved.protocol, resolved.normalisation, resolved.sampling) == ("aspect", "clip", "windows")
     assert resolved.configuration == "frame"
 
 

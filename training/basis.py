@@ -24,6 +24,7 @@ _DECISIONS = {
     "normalisation": "the normalisation",
     "mirror_axes": "the flips of the augmentation",
     "rotation_degrees": "the rotation of the augmentation",
+    "sampling": "how training samples are taken",
 }
 _WORDS = {
     **_DECISIONS,
@@ -35,7 +36,7 @@ _WORDS = {
     "train": "the training cases",
     "val": "the validation cases",
 }
-_OF_TRAINING_ALONE = ("mirror_axes", "rotation_degrees")
+_OF_TRAINING_ALONE = ("mirror_axes", "rotation_degrees", "sampling")
 _MOST_LETTERS = 60  # of a value in a message
 
 

@@ -110,7 +110,7 @@ def _made_up_plan(kind: type[EchoTrainer], size: tuple[int, int], frames: int, b
     decisions = {
         "size": list(size), "frames": frames, "frame_stride": 1, "batch_size": batch_size, "protocol": "aspect",
         "crop": False, "normalisation": "zscore_sector", "mirror_axes": [], "rotation_degrees": 0.0,
-        "supervision": "ed_es", "learning_rate": kind.needs.learning_rate,
+        "sampling": "labelled_frames", "learning_rate": kind.needs.learning_rate,
     }  # fmt: skip
     return ResolvedPlan(
         "rehearsal",

@@ -66,7 +66,7 @@ def make_model(folder: Path, size: int, features: int) -> Path:
     description = DatasetDescription("Bench")
     values = {
         "size": [size, size], "frames": 1, "frame_stride": 1, "batch_size": 4, "crop": False, "protocol": "aspect",
-        "normalisation": "unit", "mirror_axes": [], "rotation_degrees": 0.0, "supervision": "dense",
+        "normalisation": "unit", "mirror_axes": [], "rotation_degrees": 0.0, "sampling": "labelled_frames",
     }  # fmt: skip
     frame = Configuration("frame", {name: Decision(value, "for the benchmark") for name, value in values.items()})
     Plan("Dataset001_Bench", "EchoPlans", {"frame": frame}, {TRAINER: Configuration(TRAINER, {}, "frame")}).write(

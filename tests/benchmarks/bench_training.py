@@ -72,7 +72,7 @@ def make_setup(folder: Path, trainer: type[EchoTrainer], *, size: int, frames: i
     values = {
         "size": [size, size], "frames": frames, "frame_stride": 1, "batch_size": 4, "crop": False, "protocol": "aspect",
         "normalisation": "zscore_sector", "mirror_axes": ["horizontal"], "rotation_degrees": 20.0,
-        "supervision": "ed_es", "learning_rate": 1e-4,
+        "sampling": "labelled_frames" if trainer.needs.frames == 1 else "uniform_ed_es", "learning_rate": 1e-4,
     }  # fmt: skip
     decisions = {name: Decision(value, "for this benchmark") for name, value in values.items()}
     kind = trainer.configuration

@@ -120,7 +120,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         values = {
             "size": list(size), "frames": frames, "frame_stride": 2, "batch_size": 4, "crop": False,
             "protocol": "aspect", "normalisation": "unit", "mirror_axes": ["horizontal"], "rotation_degrees": 15.0,
-            "supervision": "dense",
+            "sampling": "labelled_frames",
         }  # fmt: skip
         frame = Configuration("frame", {name: Decision(value, "for the test") for name, value in values.items()})
         plan = Plan(dataset, plans_name, {"frame": frame}, {trainer: Configuration(trainer, {}, "frame")})

@@ -26,7 +26,7 @@ def make_setup(
     values = {
         "size": [SIDE, SIDE], "frames": frames, "frame_stride": 1, "batch_size": batch_size, "crop": False,
         "protocol": "aspect", "normalisation": "zscore_sector", "mirror_axes": ["horizontal"], "rotation_degrees": 20.0,
-        "supervision": "ed_es", "learning_rate": 1e-3,
+        "sampling": "labelled_frames" if frames == 1 else "uniform_ed_es", "learning_rate": 1e-3,
     }  # fmt: skip
     decisions = {name: Decision(value, "made for tests", kind="fixed") for name, value in values.items()}
     kind = "frame" if frames == 1 else "clip"

@@ -12,13 +12,13 @@ from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.data import BatchLoader, Sample, SampleReader, build_augmentation
-from echoplan.training.data.sampling import balanced_order, window_samples
+from echoplan.training.data.sampling import balanced_order
 from echoplan.training.log import read_metrics
 from echoplan.training.methods.unet import UNetTrainer
 from echoplan.training.online_dice import OnlineDice
 from echoplan.training.recipe import Recipe
 
-from .conftest import make_setup, stored_case
+from .conftest import make_setup
 
 GROUPS = ["small"] * 3 + ["large"] * 10
 
@@ -142,12 +142,6 @@ def test_what_is_decided_for_each_dataset_is_not_given_for_all(tmp_path) -> None
         plan.value("mirror_axes")
     with pytest.raises(EchoPlanError, match="has no dataset C"):
         plan.of("C")
-
-
-def test_windows_have_each_cases_own_stride() -> None:
-    cases = [stored_case(name, labelled_frames=(0,), native_frames=9, dataset=name) for name in "AB"]
-    samples = window_samples(cases, 3, stride=lambda case: {"A": 1, "B": 4}[case.dataset])
-    assert [sample.frames for sample in samples if sample.frames[0] == 0] == [(0, 1, 2), (0, 4, 8)]
 
 
 def test_the_watched_dice_is_the_mean_over_datasets() -> None:

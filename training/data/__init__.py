@@ -2,7 +2,7 @@
 
 from ..augmentation.policy import Augmentation, build_augmentation
 from .loader import Batch, BatchLoader, SampleReader, split_batch
-from .sampling import Sample, clip_samples, frame_samples, visible_frames, window_samples
+from .sampling import Sample, clip_samples, frame_samples, planned_samples, visible_frames, window_samples
 
 __all__ = [
     "Augmentation",
@@ -13,6 +13,7 @@ __all__ = [
     "build_augmentation",
     "clip_samples",
     "frame_samples",
+    "planned_samples",
     "split_batch",
     "visible_frames",
     "window_samples",

@@ -299,7 +299,7 @@ class _AtWork:
         return [(pid, index) for pid, index in self._shared.tolist() if index >= 0]
 
 
-class _Reading(Dataset[Batch]):
+class _Reading(Dataset["Batch | EchoPlanError"]):
     def __init__(self, samples: list[Sample], reader: SampleReader, seed: int, at_work: _AtWork) -> None:
         self.samples = samples
         self.reader = reader

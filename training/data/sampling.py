@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from echoplan.errors import EchoPlanError
+from echoplan.plans import ResolvedPlan
+
 from ...preprocessing.store import StoredCase
+
+Item = TypeVar("Item")
+SAMPLINGS = ("labelled_frames", "uniform_ed_es", "windows")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,40 @@ def visible_frames(case: StoredCase, supervision: str) -> tuple[int, ...]:
     return tuple(frame for frame in case.labelled_frames if frame in phases)
 
 
+def planned_samples(cases: Iterable[StoredCase], plan: ResolvedPlan, *, every_place: bool = True) -> list[Sample]:
+    """The samples that the plan's `sampling` makes of some cases; each case by the decision of its own dataset.
+
+    "labelled_frames": every labelled frame alone. "uniform_ed_es": T frames evenly from end-diastole to end-systole;
+    where a case's phases are unknown, from its first labelled frame to its last. "windows": the same where both phases
+    are known, and else windows of the clip around each labelled frame. A single labelled frame without phases is seen
+    in windows by either, for T times the same frame would show no motion. Cases without a labelled frame have none.
+
+    Args:
+        cases: as the store knows them; their labelled frames are those that may be seen.
+        plan: with T and the stride of windows.
+        every_place: whether windows show a labelled frame at each of their places, or in their middle alone.
+
+    Raises:
+        EchoPlanError: the plan names another sampling.
+    """
+    samples = []
+    for case in cases:
+        own, labelled = plan.of(case.dataset), case.labelled_frames
+        known = case.ed_frame is not None and case.es_frame is not None
+        if own.sampling not in SAMPLINGS:
+            raise EchoPlanError(
+                f"the plan {plan.plans_name} samples by {own.sampling!r}", remedy=f"choose {', '.join(SAMPLINGS)} in it"
+            )
+        if own.sampling == "labelled_frames":
+            samples += frame_samples([case])
+        elif not known and (len(labelled) == 1 or own.sampling == "windows"):
+            places = range(own.frames) if every_place else (own.frames // 2,)
+            samples += window_samples(case, own.frames, stride=own.frame_stride, places=places)
+        else:
+            samples += clip_samples([case], own.frames)
+    return samples
+
+
 def frame_samples(cases: Iterable[StoredCase]) -> list[Sample]:
     """One sample for every labelled frame."""
     return [Sample(case.case, (frame,)) for case in cases for frame in case.labelled_frames]
@@ -62,23 +103,23 @@ def clip_samples(cases: Iterable[StoredCase], count: int) -> list[Sample]:
     return samples
 
 
-def window_samples(cases: Iterable[StoredCase], count: int, *, stride: Callable[[StoredCase], int]) -> list[Sample]:
-    """For every labelled frame, one sample with that frame at each of the `count` places of a window.
+def window_samples(case: StoredCase, count: int, *, stride: int, places: Sequence[int] | None = None) -> list[Sample]:
+    """For every labelled frame of a case, one sample with that frame at each place of a window of `count` frames.
 
     A network that mixes neighbouring frames learns nothing about the places where it never sees a label. With labels at
     end-diastole and end-systole alone, and clips from the one to the other, those would be all places but the first and
     the last. A window that leaves the clip is reflected back into it: at both phases the heart turns round anyway.
 
     Args:
-        cases: as the store knows them.
+        case: as the store knows it.
         count: T.
-        stride: of a case, frames from one of a window's frames to the next.
+        stride: frames from one of a window's frames to the next.
+        places: only these; None: all.
     """
     return [
-        Sample(case.case, _reflect(frame + (np.arange(count) - place) * stride(case), case.native_frames))
-        for case in cases
+        Sample(case.case, _reflect(frame + (np.arange(count) - place) * stride, case.native_frames))
         for frame in case.labelled_frames
-        for place in range(count)
+        for place in (range(count) if places is None else places)
     ]
 
 
@@ -134,6 +175,6 @@ def _in_passes(samples: np.ndarray, places: np.ndarray, *, seed: list[int]) -> n
     return found
 
 
-def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches(order: Sequence[Item], batch_size: int) -> list[list[Item]]:
     """The order cut into batches; the last one may be smaller."""
     return [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]

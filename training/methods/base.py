@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +33,7 @@ from ..data import (
     Sample,
     SampleReader,
     build_augmentation,
-    clip_samples,
-    frame_samples,
+    planned_samples,
     visible_frames,
 )
 from ..distributed import World
@@ -337,12 +336,12 @@ class EchoTrainer(ABC):
         return self.setup.description.classes
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
-        """The samples to train on: single labelled frames, or clips of the plan's T."""
-        return self._samples(self.training_cases(cases))
+        """The samples to train on, as the plan's `sampling` says: labelled frames, clips, or windows of T frames."""
+        return planned_samples(self.training_cases(cases), self.setup.plan)
 
     def validation_samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """The samples to watch during training: every labelled frame once, alone or in its clip."""
-        return self._samples(self.setup.stored_cases(cases))
+        return planned_samples(self.setup.stored_cases(cases), self.setup.plan, every_place=False)
 
     def training_cases(self, cases: tuple[str, ...]) -> list[StoredCase]:
         """What the store knows of training cases, without the labelled frames that `supervision` hides."""
@@ -350,10 +349,6 @@ class EchoTrainer(ABC):
             replace(case, labelled_frames=visible_frames(case, self.recipe.supervision))
             for case in self.setup.stored_cases(cases)
         ]
-
-    def _samples(self, cases: Iterable[StoredCase]) -> list[Sample]:
-        frames = self.setup.plan.frames
-        return frame_samples(cases) if frames == 1 else clip_samples(cases, frames)
 
     def augmentation(self, plan: ResolvedPlan) -> Augmentation:
         """What changes training samples at random; in a joint, those of the dataset whose plan it is."""

@@ -74,6 +74,8 @@ class UNet2DtTrainer(UNetTrainer):
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:
         """Windows that show each labelled frame at each of their places."""
         setup = self.setup
-        return window_samples(
-            self.training_cases(cases), setup.plan.frames, stride=lambda case: setup.plan_of(case).frame_stride
-        )
+        return [
+            sample
+            for case in self.training_cases(cases)
+            for sample in window_samples(case, setup.plan.frames, stride=setup.plan_of(case).frame_stride)
+        ]

@@ -39,10 +39,13 @@ def make_plan() -> Plan:
         return {name: Decision(value, "made for tests", kind="fixed") for name, value in values.items()}
 
     frame = decide(size=[SIDE, SIDE], frames=1, frame_stride=1, batch_size=2, crop=False, protocol="aspect",
-                   normalisation="zscore_sector", mirror_axes=[], rotation_degrees=5.0, supervision="ed_es",
+                   normalisation="zscore_sector", mirror_axes=[], rotation_degrees=5.0, sampling="labelled_frames",
                    learning_rate=1e-2)  # fmt: skip
     evidence = {"ed_es_distance_frames": {"median": 6.0}, "frames": 4}
-    clip = {**decide(frames=4), "frame_stride": Decision(2, "spans the median distance", evidence)}
+    clip = {
+        **decide(frames=4, sampling="uniform_ed_es"),
+        "frame_stride": Decision(2, "spans the median distance", evidence),
+    }
     return Plan(
         "Dataset001_Toy",
         "EchoPlans",
