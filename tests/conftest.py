@@ -17,7 +17,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from echoplan.networks.sam.parts import VARIANTS, Variant
+from echoplan.networks.sam.settings import VARIANTS, Variant
 
 torch.set_num_threads(1)  # tests share the machine with each other's worker processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background

@@ -126,10 +126,10 @@ def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 def _other_settings(trainer: EchoTrainer, state: Mapping[str, Any]) -> str:
     """The settings of the method, not of its training, in which the checkpoint differs."""
     common = {field.name for field in fields(Recipe)} | {"pretrained"}
-    mine, theirs = trainer.recipe.to_dict(), state["settings"]
+    mine, theirs = trainer.recipe.to_dict(), type(trainer.recipe)().to_dict() | state["settings"]
     other = [
-        f"{name}={theirs.get(name)} there, {mine[name]} here"
+        f"{name}={theirs[name]} there, {mine[name]} here"
         for name in mine
-        if name not in common and theirs.get(name) != mine[name]
+        if name not in common and theirs[name] != mine[name]
     ]
     return f"its settings differ ({'; '.join(other)})" if other else "it was made by another version of EchoPlan"

@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.e3sam2 import Prompts
+from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.streaming import StreamingNetwork
 
 from ..preprocessing.store import ClipStore

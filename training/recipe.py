@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 from echoplan.errors import EchoPlanError
+from echoplan.networks.settings import NetworkSettings, check_kinds, setting_kinds
 
 from .augmentation.policy import augmentation_parts
 
@@ -62,6 +62,8 @@ class Recipe:
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
         balance: of a joint's datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
             once, so that the largest dataset has the most).
+        network: the settings of the method's network. `with_settings` and `to_dict` know them by their own names,
+            beside the others.
     """
 
     epochs: int = 50
@@ -81,6 +83,7 @@ class Recipe:
     compile: bool = False
     supervision: str = "all"
     balance: str = "datasets"
+    network: NetworkSettings = field(default_factory=NetworkSettings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate"):
@@ -110,24 +113,25 @@ class Recipe:
         Raises:
             EchoPlanError: a setting does not exist (the nearest names are offered) or has another type.
         """
-        kinds = get_type_hints(type(self))
-        for name, value in settings.items():
-            if name not in kinds:
-                near = difflib.get_close_matches(name, kinds, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(kinds)}"
-                raise EchoPlanError(f"there is no setting {name!r}", remedy=hint)
-            if not _fits(value, kinds[name]):
-                expected = getattr(kinds[name], "__name__", kinds[name])
-                raise EchoPlanError(f"the setting {name} must be {expected}, not {value!r}")
+        kinds, of_network = setting_kinds(type(self)), setting_kinds(type(self.network))
+        del kinds["network"]
+        check_kinds(settings, kinds | of_network)
         if settings.get("augmentation") == "generic":
             # Named in full from here on: a checkpoint says what was done. A method without its own takes nnU-Net's.
             own = type(self)().augmentation
             settings = {**settings, "augmentation": "strong" if own == "none" else own}
-        return replace(self, **settings)
+        network = replace(self.network, **{name: settings[name] for name in settings if name in of_network})
+        return replace(self, network=network, **{name: settings[name] for name in settings if name in kinds})
+
+    def network_settings(self) -> NetworkSettings:
+        """What the network is built with: `network`, with what follows from the other settings."""
+        return self.network
 
     def to_dict(self) -> dict[str, Any]:
-        """As checkpoints keep it."""
-        return asdict(self)
+        """As checkpoints keep it: every setting by its name, the network's too."""
+        settings = asdict(self)
+        of_network = settings.pop("network")
+        return settings | of_network
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
@@ -149,10 +153,3 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 _JSON_WORDS = {"None": "null", "True": "true", "False": "false"}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    allowed = get_args(kind) or (kind,)
-    if isinstance(value, bool):
-        return bool in allowed
-    return isinstance(value, allowed) or (float in allowed and isinstance(value, int))

@@ -80,7 +80,8 @@ def restore_training(trainer: EchoTrainer, state: Mapping[str, Any]) -> None:
         EchoPlanError: the training was started with other settings, or from another plan or other cases.
     """
     mine = plain_settings(trainer.recipe.to_dict())
-    changed = [name for name, value in mine.items() if state["settings"].get(name) != value]
+    before = plain_settings(type(trainer.recipe)().to_dict()) | state["settings"]  # an older EchoPlan's lack the newest
+    changed = [name for name, value in mine.items() if before[name] != value]
     changed += ["seed"] if state["seed"] != trainer.seed else []
     changed += ["number of processes (torchrun)"] if len(state["random"]) != trainer.world.size else []
     if changed:

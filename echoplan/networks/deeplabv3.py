@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
-from torchvision.models.segmentation import deeplabv3_resnet50
 
-from echoplan.errors import EchoPlanError
+from echoplan.networks.settings import NetworkSettings, check_choice
 from echoplan.networks.weights import find_weights, load_weights
 
 _RGB = 3
+
+
+@dataclass(frozen=True)
+class DeepLabV3Settings(NetworkSettings):
+    """Of `DeepLabV3`.
+
+    Attributes:
+        bottleneck_stride: "3x3" for torchvision's ImageNet weights, "1x1" for weights of the original ResNet. Only the
+            second stage is strided, the later ones are dilated.
+    """
+
+    bottleneck_stride: str = "3x3"
+
+    def __post_init__(self) -> None:
+        check_choice("bottleneck_stride", self.bottleneck_stride, ("3x3", "1x1"))
 
 
 class DeepLabV3(nn.Module):
@@ -21,30 +36,30 @@ class DeepLabV3(nn.Module):
     are.
 
     Args:
+        settings: see `DeepLabV3Settings`.
         size: the frames' height and width; any.
         classes: output channels K.
         pretrained: ImageNet weights for the backbone: True finds them, a path names their file. EchoNet-Dynamic's
             published network was trained without.
-        bottleneck_stride: see `ResNetBackbone`; here only the second stage is strided, the later ones are dilated.
 
     Raises:
-        EchoPlanError: a setting it cannot take, or weights that cannot be had.
+        EchoPlanError: weights that cannot be had.
     """
 
     def __init__(
         self,
+        settings: DeepLabV3Settings,
         *,
         size: tuple[int, int],
         classes: int = 1,
         pretrained: bool | str | Path = False,
-        bottleneck_stride: str = "3x3",
     ) -> None:
         super().__init__()
-        if bottleneck_stride not in ("3x3", "1x1"):
-            raise EchoPlanError(f"bottleneck_stride cannot be {bottleneck_stride!r}", remedy="choose 3x3 or 1x1")
+        from torchvision.models.segmentation import deeplabv3_resnet50  # who trains another method need not wait for it
+
         whole = deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=False, num_classes=classes)
         self.backbone, self.classifier = whole.backbone, whole.classifier
-        if bottleneck_stride == "1x1":
+        if settings.bottleneck_stride == "1x1":
             first = self.backbone.layer2[0]
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
         if pretrained:

@@ -4,31 +4,51 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.networks.deeplabv3 import DeepLabV3Settings
+from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
+from echoplan.networks.echoforge.settings import EchoForgeSettings
+from echoplan.networks.pkechonet.settings import PKEchoNetSettings
+from echoplan.networks.sam.settings import SAMSettings
+from echoplan.networks.settings import NetworkSettings, check_kinds, setting_kinds
+from echoplan.networks.unet import SpaceTimeUNetSettings, UNetSettings
 
-# name -> (module, class or function). Imported when asked for: one method's libraries are no burden to the others.
-_BUILDERS: dict[str, tuple[str, str]] = {
-    "deeplabv3": ("echoplan.networks.deeplabv3", "DeepLabV3"),
-    "echoforge": ("echoplan.networks.echoforge", "EchoForge"),
-    "e3sam2": ("echoplan.networks.e3sam2", "E3SAM2"),
-    "pkechonet": ("echoplan.networks.pkechonet", "PKEchoNet"),
-    "sam": ("echoplan.networks.sam", "SAM"),
-    "sam2": ("echoplan.networks.e3sam2", "plain_sam2"),
-    "unet": ("echoplan.networks.unet", "FrameUNet"),
-    "unet_2dt": ("echoplan.networks.unet", "SpaceTimeUNet"),
+
+class _Entry(NamedTuple):
+    """A network's module below this package, its class there, its settings, and whether weights are published."""
+
+    module: str
+    network: str
+    settings: type[NetworkSettings]
+    has_weights: bool = True
+
+
+# The classes are imported when asked for: one method's libraries are no burden to the others.
+_NETWORKS: dict[str, _Entry] = {
+    "deeplabv3": _Entry("deeplabv3", "DeepLabV3", DeepLabV3Settings),
+    "e3sam2": _Entry("e3sam2.network", "E3SAM2", E3SAM2Settings),
+    "echoforge": _Entry("echoforge.network", "EchoForge", EchoForgeSettings),
+    "pkechonet": _Entry("pkechonet.network", "PKEchoNet", PKEchoNetSettings),
+    "sam": _Entry("sam.network", "SAM", SAMSettings),
+    "sam2": _Entry("e3sam2.network", "E3SAM2", SAM2Settings),
+    "unet": _Entry("unet", "FrameUNet", UNetSettings, has_weights=False),
+    "unet_2dt": _Entry("unet", "SpaceTimeUNet", SpaceTimeUNetSettings, has_weights=False),
 }
 
 
 def network_names() -> list[str]:
-    """The names `build_network` knows, sorted."""
-    return sorted(_BUILDERS)
+    """The names `build_network` knows, sorted.
+
+    Example:
+        >>> network_names()
+        ['deeplabv3', 'e3sam2', 'echoforge', 'pkechonet', 'sam', 'sam2', 'unet', 'unet_2dt']
+    """
+    return sorted(_NETWORKS)
 
 
 def build_network(
@@ -47,38 +67,31 @@ def build_network(
         classes: number of output channels: 1 for one structure (sigmoid), else the number of labels (softmax).
         pretrained: True looks for the method's pretrained weights (see `echoplan.networks.weights.find_weights`); a
             path names the file.
-        settings: the network's own settings.
+        settings: the network's own settings, those of its dataclass (`UNetSettings`, `PKEchoNetSettings`, ...).
 
     Raises:
-        EchoPlanError: unknown name or setting, a size the network cannot take, or weights that cannot be had.
+        EchoPlanError: unknown name or setting, a value or a size the network cannot take, or weights that cannot be
+            had.
 
     Example:
-        >>> network = build_network("pkechonet", backbone="resnet18", size=(256, 256), classes=1)
+        >>> import torch
+        >>> network = build_network("pkechonet", backbone="resnet18", size=(64, 64), classes=3)
+        >>> network.eval()(torch.zeros(1, 2, 1, 64, 64)).shape
+        torch.Size([1, 2, 3, 64, 64])
     """
-    if name not in _BUILDERS:
+    if name not in _NETWORKS:
+        near = difflib.get_close_matches(name, _NETWORKS, n=3, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise EchoPlanError(
-            f"there is no network called {name!r}{_nearest(name, _BUILDERS)}",
+            f"there is no network called {name!r}{hint}",
             remedy=f"choose one of {', '.join(network_names())}",
         )
     if classes < 1:
         raise EchoPlanError(f"a network needs at least one output channel, not {classes}")
-    module, attribute = _BUILDERS[name]
-    builder = getattr(importlib.import_module(module), attribute)
-    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    own = [parameter for parameter in known if parameter not in ("size", "classes", "pretrained")]
-    for setting in settings:
-        if setting not in own:
-            raise EchoPlanError(
-                f"the network {name} has no setting {setting!r}{_nearest(setting, own)}",
-                remedy=f"its settings are {', '.join(own) or 'none'}",
-            )
-    if "pretrained" in known:
-        settings["pretrained"] = pretrained
-    elif pretrained:
+    entry = _NETWORKS[name]
+    check_kinds(settings, setting_kinds(entry.settings), of=f"the network {name}")
+    if pretrained and not entry.has_weights:
         raise EchoPlanError(f"there are no pretrained weights for the network {name}", remedy="leave `pretrained` off")
-    return builder(size=tuple(size), classes=classes, **settings)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    network = getattr(importlib.import_module(f"echoplan.networks.{entry.module}"), entry.network)
+    weights = {"pretrained": pretrained} if entry.has_weights else {}
+    return network(entry.settings(**settings), size=tuple(size), classes=classes, **weights)

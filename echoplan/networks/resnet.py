@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from echoplan.errors import EchoPlanError
+from echoplan.networks.settings import check_choice
 from echoplan.networks.weights import find_weights, load_weights
 
 _CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
@@ -21,7 +22,6 @@ class ResNetBackbone(nn.Module):
 
     Args:
         name: "resnet18", "resnet34" or "resnet50".
-        in_channels: channels of the input; pretrained weights need 1 or 3.
         pretrained: True finds ImageNet weights, a path names their file, False starts at random.
         input_range: what the input holds, see `grey_first_convolution`; only matters for pretrained weights.
         bottleneck_stride: which convolution of ResNet-50's bottleneck is strided: "3x3" as torchvision has it, or "1x1"
@@ -38,18 +38,17 @@ class ResNetBackbone(nn.Module):
         self,
         name: str = "resnet18",
         *,
-        in_channels: int = 1,
         pretrained: bool | str | Path = False,
         input_range: str = "standardised",
         bottleneck_stride: str = "3x3",
     ) -> None:
         super().__init__()
-        _check_choice("backbone", name, tuple(_CHANNELS))
-        _check_choice("input_range", input_range, ("standardised", "unit"))
-        _check_choice("bottleneck_stride", bottleneck_stride, ("3x3", "1x1"))
+        check_choice("backbone", name, _CHANNELS)
+        check_choice("input_range", input_range, ("standardised", "unit"))
+        check_choice("bottleneck_stride", bottleneck_stride, ("3x3", "1x1"))
         network = getattr(torchvision.models, name)(weights=None)
         self.channels = _CHANNELS[name]
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1, self.relu, self.maxpool = network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = (
@@ -63,17 +62,10 @@ class ResNetBackbone(nn.Module):
                 layer[0].conv1.stride, layer[0].conv2.stride = layer[0].conv2.stride, layer[0].conv1.stride
         if pretrained:
             path = find_weights(name, path=None if pretrained is True else pretrained)
-            load_weights(
-                self,
-                path,
-                ignore=("fc.",),
-                adapt=lambda state: (
-                    grey_first_convolution(state, input_range=input_range) if in_channels == 1 else state
-                ),
-            )
+            load_weights(self, path, ignore=("fc.",), adapt=partial(grey_first_convolution, input_range=input_range))
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Frames ``(N, C, H, W)`` -> four maps ``(N, channels[i], H / s, W / s)``, s = 4, 8, 16, 32."""
+        """Frames ``(N, 1, H, W)`` -> four maps ``(N, channels[i], H / s, W / s)``, s = 4, 8, 16, 32."""
         features = self.maxpool(self.relu(self.bn1(self.conv1(frames))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -105,8 +97,3 @@ def grey_first_convolution(state: dict[str, Tensor], *, input_range: str) -> dic
         "conv1.weight": (kernel / std).sum(dim=1, keepdim=True),
         "bn1.running_mean": state["bn1.running_mean"] - constant,
     }
-
-
-def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")

@@ -7,15 +7,48 @@ full size, and pads time with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.output import ClipOutput
+from echoplan.networks.settings import NetworkSettings
 
 _SMALLEST_EDGE = 4
 _SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class UNetSettings(NetworkSettings):
+    """Of `FrameUNet`.
+
+    Attributes:
+        base_features: channels of the first stage, doubled at each.
+        max_features: the most channels a stage has.
+        deep_supervision: in training mode also give logits at lower resolutions.
+    """
+
+    base_features: int = 32
+    max_features: int = 512
+    deep_supervision: bool = True
+
+
+@dataclass(frozen=True)
+class SpaceTimeUNetSettings(UNetSettings):
+    """Of `SpaceTimeUNet`.
+
+    Attributes:
+        max_features: the most channels a stage has (320: nnU-Net's for volumes).
+        flat_stages: how many of the first (finest) stages convolve in the frame only, kernel 1 x 3 x 3; the others
+            have 3 x 3 x 3. Motion between frames shows at lower resolutions too, and the finest stage costs most.
+    """
+
+    max_features: int = 320
+    flat_stages: int = 1
 
 
 def pooling_steps(size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -124,18 +157,17 @@ class _UNet(nn.Module):
 
     def __init__(
         self,
+        settings: UNetSettings,
         *,
-        in_channels: int,
         classes: int,
-        features: list[int],
-        kernels: list[tuple[int, ...]],
-        strides: list[tuple[int, ...]],
-        deep_supervision: bool,
+        kernels: Sequence[tuple[int, ...]],
+        strides: Sequence[tuple[int, ...]],
     ) -> None:
         super().__init__()
-        flat, depth = len(kernels[0]) == 2, len(features)
+        flat, depth = len(kernels[0]) == 2, len(kernels)
+        features = [min(settings.base_features * 2**i, settings.max_features) for i in range(depth)]
         pointwise, transposed = (nn.Conv2d, nn.ConvTranspose2d) if flat else (nn.Conv3d, nn.ConvTranspose3d)
-        before = [in_channels, *features]
+        before = [1, *features]
         self.encoder = nn.ModuleList(
             _Stage(before[i], features[i], kernels[i], strides[i - 1] if i else (1,) * len(kernels[0]))
             for i in range(depth)
@@ -147,7 +179,7 @@ class _UNet(nn.Module):
             _Stage(2 * features[i], features[i], kernels[i], (1,) * len(kernels[0])) for i in range(depth - 1)
         )
         self.head = pointwise(features[0], classes, 1)
-        supervised = range(1, depth - 2) if deep_supervision else ()
+        supervised = range(1, depth - 2) if settings.deep_supervision else ()
         self.supervision_heads = nn.ModuleList(pointwise(features[i], classes, 1) for i in supervised)
         self.apply(_initialise)
 
@@ -174,34 +206,20 @@ class FrameUNet(nn.Module):
     """`unet`: every frame by itself.
 
     Args:
+        settings: see `UNetSettings`.
         size: the frames' height and width; each axis must be divisible by the strides `pooling_steps` gives it.
         classes: output channels K.
-        in_channels: input channels C.
-        base_features: channels of the first stage, doubled at each.
-        max_features: the most channels a stage has.
-        deep_supervision: in training mode also give logits at lower resolutions.
     """
 
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int],
-        classes: int = 1,
-        in_channels: int = 1,
-        base_features: int = 32,
-        max_features: int = 512,
-        deep_supervision: bool = True,
-    ) -> None:
+    def __init__(self, settings: UNetSettings, *, size: tuple[int, int], classes: int = 1) -> None:
         super().__init__()
         self.strides = pooling_steps(size)
         depth = len(self.strides) + 1
         self.network = _UNet(
-            in_channels=in_channels,
+            settings,
             classes=classes,
-            features=_widths(base_features, max_features, depth),
             kernels=[(3, 3)] * depth,
             strides=self.strides,
-            deep_supervision=deep_supervision,
         )
 
     def forward(self, clip: Tensor) -> Tensor | ClipOutput:
@@ -217,33 +235,19 @@ class SpaceTimeUNet(nn.Module):
     """`unet_2dt`: convolutions over time and space; time is never pooled, so any number of frames will do.
 
     Args:
-        size, classes, in_channels, base_features, deep_supervision: as for `FrameUNet`.
-        max_features: the most channels a stage has (320: nnU-Net's for volumes).
-        flat_stages: how many of the first (finest) stages convolve in the frame only, kernel 1 x 3 x 3; the others
-            have 3 x 3 x 3. Motion between frames shows at lower resolutions too, and the finest stage costs most.
+        settings: see `SpaceTimeUNetSettings`.
+        size, classes: as for `FrameUNet`.
     """
 
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int],
-        classes: int = 1,
-        in_channels: int = 1,
-        base_features: int = 32,
-        max_features: int = 320,
-        deep_supervision: bool = True,
-        flat_stages: int = 1,
-    ) -> None:
+    def __init__(self, settings: SpaceTimeUNetSettings, *, size: tuple[int, int], classes: int = 1) -> None:
         super().__init__()
         self.strides = pooling_steps(size)
         depth = len(self.strides) + 1
         self.network = _UNet(
-            in_channels=in_channels,
+            settings,
             classes=classes,
-            features=_widths(base_features, max_features, depth),
-            kernels=[(1 if i < flat_stages else 3, 3, 3) for i in range(depth)],
+            kernels=[(1 if i < settings.flat_stages else 3, 3, 3) for i in range(depth)],
             strides=[(1, *step) for step in self.strides],
-            deep_supervision=deep_supervision,
         )
 
     def forward(self, clip: Tensor) -> Tensor | ClipOutput:
@@ -251,10 +255,6 @@ class SpaceTimeUNet(nn.Module):
         _check_divisible(clip, self.strides)
         logits, lower = self.network(clip.transpose(1, 2))
         return _output(self, *([volume.transpose(1, 2) for volume in volumes] for volumes in ([logits], lower)))
-
-
-def _widths(base: int, most: int, depth: int) -> list[int]:
-    return [min(base * 2**i, most) for i in range(depth)]
 
 
 def _output(network: nn.Module, logits: list[Tensor], lower: list[Tensor]) -> Tensor | ClipOutput:

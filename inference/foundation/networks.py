@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
-from echoplan.networks.e3sam2 import Prompts
+from echoplan.networks.e3sam2.prompts import Prompts
 
 from ...training.prompts import BOX_KINDS, LABEL_KINDS, boxes_of_frames, case_draw, prompt_from_label
 
@@ -107,7 +107,7 @@ class BoxedFrames:
     """SAM or MedSAM, with a box in every labelled frame that shows the structure (Chao et al.'s protocol).
 
     Args:
-        network: `echoplan.networks.sam.SAM`, on its device.
+        network: `echoplan.networks.sam.network.SAM`, on its device.
         prompt: "box" or "jittered_box".
     """
 
@@ -136,7 +136,7 @@ class FollowedClip:
     clip of many beats.
 
     Args:
-        network: `echoplan.networks.e3sam2.plain_sam2`, on its device.
+        network: `build_network("sam2", ...)`, on its device.
         prompt: of `LABEL_KINDS`.
     """
 

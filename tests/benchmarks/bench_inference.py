@@ -77,7 +77,8 @@ def segment_anything(options: argparse.Namespace) -> Predict:
     """SAM of the segment-anything package at the encoder's size, a box in every frame."""
     from segment_anything.modeling import ImageEncoderViT, Sam
 
-    from echoplan.networks.sam.parts import VARIANTS, build_mask_decoder, build_prompt_encoder, vit_settings
+    from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
+    from echoplan.networks.sam.settings import VARIANTS
 
     side = options.encoder_size
     encoder = ImageEncoderViT(**{**vit_settings(VARIANTS["vit_b"]), "img_size": side})

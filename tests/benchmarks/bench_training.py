@@ -20,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def make_trainer(
     single = kind.needs.frames == 1
     batch = options.batch * options.frames if single else options.batch
     recipe = kind.recipe_class()
-    wanted = {"pretrained": False, "trainable": getattr(recipe, "learning_part", None),
+    wanted = {"pretrained": False, "trainable": getattr(recipe.network, "learning_part", None),
               "encoder_size": options.encoder_size}  # fmt: skip
-    settings = {name: value for name, value in wanted.items() if name in {field.name for field in fields(recipe)}}
+    settings = {name: value for name, value in wanted.items() if name in recipe.to_dict()}
     settings |= {"epochs": options.repeats + 1, "iterations_per_epoch": batches, "batch_size": batch}
     setup = make_setup(folder, kind, size=size, frames=1 if single else options.frames)
     trainer = kind(setup, recipe.with_settings(settings), processes=workers)

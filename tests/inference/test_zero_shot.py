@@ -18,9 +18,11 @@ from echoplan.imageio import read_mask, write_clip, write_mask
 from echoplan.inference.foundation.commands import zero_shot
 from echoplan.inference.foundation.networks import BoxedFrames, EnlargedFrames, FoundationModel, rescale_prompts
 from echoplan.inference.foundation.zero_shot import run_zero_shot
-from echoplan.networks.e3sam2 import Prompts, plain_sam2
+from echoplan.networks import build_network
+from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.e3sam2.weights import _NAMES
-from echoplan.networks.sam.parts import VARIANTS, build_mask_decoder, build_prompt_encoder, vit_settings
+from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
+from echoplan.networks.sam.settings import VARIANTS
 from echoplan.paths import Folders
 from echoplan.training.boxes import box_of
 
@@ -69,7 +71,7 @@ def sam2_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     published = {new: old for old, new in _NAMES.items()}
     state = {}
-    for name, value in plain_sam2(size=(SIZE, SIZE)).state_dict().items():
+    for name, value in build_network("sam2", size=(SIZE, SIZE)).state_dict().items():
         new = next((part for part in published if name.startswith(part)), None)
         if new is not None:
             state[published[new] + name.removeprefix(new)] = value

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.learning import describe_learning, learning_parts
-from echoplan.networks.sam import SAM
 from echoplan.networks.sam.locator import found_boxes, largest_region_box, rescale_boxes
-from echoplan.networks.sam.parts import VARIANTS, build_mask_decoder, build_prompt_encoder, vit_settings
+from echoplan.networks.sam.network import SAM
+from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
+from echoplan.networks.sam.settings import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("tiny_sam")
 BOX = torch.tensor([[300.0, 180.0, 700.0, 905.0]])

@@ -13,7 +13,7 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
-from echoplan.networks.e3sam2 import Prompts
+from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.e3sam2.sam2_parts import VARIANTS
 from echoplan.networks.weights import SOURCES, find_weights
 

@@ -209,9 +209,9 @@ def test_switches_reach_the_network_and_the_loss(clip_setup: FoldSetup) -> None:
     terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels)
     assert set(terms) == {"segmentation", "coarse", "quality", "presence"}
     assert plain.make_network(plain.recipe, size=(32, 32), classes=1).edges is None
-    assert SAM2Trainer.recipe_class().learning_part == "all_but_trunk"
-    assert make_trainer(SAM2Trainer, clip_setup).recipe.learning_part == "all"  # from scratch
-    assert make_trainer(SAM2Trainer, clip_setup, trainable="decoder").recipe.learning_part == "decoder"
+    assert SAM2Trainer.recipe_class().network_settings().trainable == "auto"  # all but the trunk
+    assert make_trainer(SAM2Trainer, clip_setup).recipe.network_settings().trainable == "all"  # from scratch
+    assert make_trainer(SAM2Trainer, clip_setup, trainable="decoder").recipe.network_settings().trainable == "decoder"
     with pytest.raises(EchoPlanError, match="add up to 1"):
         make_trainer(SAM2Trainer, clip_setup, point_share=0.8, jittered_share=0.4)
 
@@ -224,7 +224,7 @@ def test_the_recipes_are_the_papers() -> None:
         assert find_trainer(trainer.__name__) is trainer
     recipe = E3SAM2Trainer.recipe_class()
     assert (recipe.segmentation_weight, recipe.entropy_weight, recipe.edge_weight) == (0.8, 0.1, 0.2)
-    assert E3SAM2SmallTrainer.recipe_class().variant == "small"
+    assert E3SAM2SmallTrainer.recipe_class().network.variant == "small"
 
 
 def test_prompts_are_compared_as_typed(trained, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

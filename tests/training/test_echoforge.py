@@ -146,8 +146,13 @@ def test_clips_with_all_their_labels_train_without_pseudo_labels(dense_setup: Fo
 def test_the_recipe_is_the_papers() -> None:
     assert trainer_registry()["EchoForgeTrainer"] is EchoForgeTrainer
     recipe, needs = EchoForgeTrainer.recipe_class(), EchoForgeTrainer.needs
-    assert (recipe.epochs, recipe.optimiser, recipe.poly_power, recipe.backbone) == (50, "adam", 0.9, "resnet50")
-    assert (recipe.anchors, recipe.neighbours, recipe.pretrained) == (2, 16, True)
+    assert (recipe.epochs, recipe.optimiser, recipe.poly_power, recipe.network.backbone) == (
+        50,
+        "adam",
+        0.9,
+        "resnet50",
+    )
+    assert (recipe.network.anchors, recipe.network.neighbours, recipe.pretrained) == (2, 16, True)
     assert (needs.batch_size, needs.learning_rate, needs.frames, needs.paper_size) == (4, 1e-4, 10, 256)
     rise = recipe.schedule()
     assert [rise.weight_at(epoch) for epoch in (5, 30)] == [0, 1] and rise.threshold_at(50) == 0.80

@@ -40,10 +40,12 @@ def test_the_recipe_is_the_papers() -> None:
     recipe, needs = SAMRecipe(), SAMTrainer.needs
     assert (recipe.epochs, recipe.optimiser, recipe.weight_decay, recipe.augmentation) == (27, "adam", 0.0, "none")
     assert (needs.learning_rate, recipe.final_learning_rate, needs.batch_size) == (2e-5, 3e-6, 8)
-    assert (needs.paper_size, recipe.encoder_size, recipe.encoder) == (112, 1024, "vit_b")
+    assert (needs.paper_size, recipe.network.encoder_size, recipe.network.encoder) == (112, 1024, "vit_b")
     assert needs.paper_size % needs.size_multiple == 0 and not needs.multi_structure
-    assert recipe.learning_part == "decoder" and SAMRecipe(pretrained=False).learning_part == "all"
-    assert SAMRecipe(trainable="all_but_prompt_encoder").learning_part == "all_but_prompt_encoder"
+    assert recipe.network_settings().trainable == "auto"  # the decoder
+    assert SAMRecipe(pretrained=False).network_settings().trainable == "all"
+    chosen = SAMRecipe().with_settings({"pretrained": False, "trainable": "all_but_prompt_encoder"})
+    assert chosen.network_settings().trainable == "all_but_prompt_encoder"
     assert {"SAMTrainer", "MedSAMTrainer"} <= trainer_registry().keys()
 
 
@@ -65,7 +67,7 @@ def test_the_rate_falls_in_a_straight_line_to_its_end() -> None:
 
 @pytest.mark.usefixtures("tiny_sam")
 def test_the_locator_has_a_rate_of_its_own() -> None:
-    recipe = SAMRecipe(pretrained=False, encoder_size=32)
+    recipe = SAMRecipe().with_settings({"pretrained": False, "encoder_size": 32})
     network = SAMTrainer.build_network(size=(32, 32), classes=1, settings=recipe.to_dict())
     optimisation = Optimisation(network, recipe, learning_rate=2e-5, iterations=11, device=torch.device("cpu"))
     rates = []

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -166,10 +166,21 @@ def test_settings_of_a_recipe_without_postponed_annotations_are_checked_too() ->
         recipe.with_settings({"width": "wide"})
 
 
+@pytest.mark.parametrize("name", sorted(trainer_registry()))
+def test_the_networks_settings_are_among_the_recipes_own(name: str) -> None:
+    recipe = trainer_registry()[name].recipe_class()
+    flat, of_network = recipe.to_dict(), asdict(recipe.network)
+    assert of_network and of_network.items() <= flat.items()
+    assert len(flat) == len(fields(recipe)) - 1 + len(of_network)  # no name means two things
+    assert recipe.with_settings(flat) == recipe
+    with pytest.raises(EchoPlanError, match="no setting 'network'"):
+        recipe.with_settings({"network": of_network})
+
+
 def test_the_recipes_are_the_papers() -> None:
     unet, pkecho = UNetTrainer.recipe_class(), PKEchoNetR18Trainer.recipe_class()
     assert (unet.epochs, unet.iterations_per_epoch, unet.optimiser, unet.momentum) == (1000, 250, "sgd", 0.99)
-    assert (pkecho.epochs, pkecho.optimiser, pkecho.poly_power, pkecho.stages) == (50, "adam", 0.9, 3)
+    assert (pkecho.epochs, pkecho.optimiser, pkecho.poly_power, pkecho.network.stages) == (50, "adam", 0.9, 3)
     assert PKEchoNetR18Trainer.needs.batch_size == 8 and PKEchoNetR18Trainer.needs.learning_rate == 1e-3
 
 

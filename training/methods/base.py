@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from echoplan import layout
 from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError, Terminated
-from echoplan.networks import ClipOutput
+from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.learning import describe_learning
 from echoplan.parallel_map import progress
 from echoplan.plans import ResolvedPlan
@@ -69,6 +69,7 @@ class EchoTrainer(ABC):
     configuration: ClassVar[str] = "frame"
     needs: ClassVar[TrainerNeeds]
     recipe_class: ClassVar[type[Recipe]] = Recipe
+    network_name: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -110,11 +111,10 @@ class EchoTrainer(ABC):
     # What a method states -------------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def make_network(
         cls, recipe: Any, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
     ) -> nn.Module:
-        """The method's network.
+        """The method's network: `network_name` with the settings of the recipe, unless a method builds its own.
 
         Args:
             recipe: the method's settings, of its `recipe_class`.
@@ -122,6 +122,8 @@ class EchoTrainer(ABC):
             classes: K output channels.
             pretrained: whether to load pretrained weights; a path names their file.
         """
+        settings = asdict(recipe.network_settings())
+        return build_network(cls.network_name, size=size, classes=classes, pretrained=pretrained, **settings)
 
     @abstractmethod
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
@@ -26,29 +26,20 @@ class SAM2Recipe(Recipe):
     The paper names neither weight decay nor schedule: AdamW's usual 0.01, and poly 0.9 as the other clip methods.
 
     Attributes:
-        variant: "tiny", "small", "base_plus" or "large".
         pretrained: start from the published weights of SAM 2.1.
-        trainable: what learns, see `echoplan.networks.e3sam2`; "auto" is everything but the trunk, and with
-            `pretrained` off everything.
-        prompt: how a clip begins when nobody prompts: "auto" (point and box of the coarse head), "point", "box", "mask"
-            (the coarse head's mask), "none".
-        windows: sides of the trunk's attention windows, "sam2" or "light".
         point_share, jittered_share, box_share, jittered_box_share, mask_share: shares of the training clips that begin
             with a prompt from the labels: the deepest point inside or one near it, the box or one with its sides moved,
             the mask of one frame. The others begin by themselves, as at test time.
         segmentation_weight: of Dice and cross-entropy (equation 8's alpha).
         coarse_weight, quality_weight, presence_weight: of the coarse head's mask, of SAM2's IoU head (L1 to the true
             IoU) and of its object score; the paper does not name them.
+        network: see `SAM2Settings`.
     """
 
     epochs: int = 200
     optimiser: str = "adamw"
     weight_decay: float = 0.01
-    variant: str = "tiny"
     pretrained: bool = True
-    trainable: str = "auto"
-    prompt: str = "auto"
-    windows: str = "sam2"
     point_share: float = 0.25
     jittered_share: float = 0.25
     box_share: float = 0.0
@@ -58,6 +49,7 @@ class SAM2Recipe(Recipe):
     coarse_weight: float = 0.2
     quality_weight: float = 0.1
     presence_weight: float = 0.05
+    network: SAM2Settings = field(default_factory=SAM2Settings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,12 +63,10 @@ class SAM2Recipe(Recipe):
         """Kind of prompt from labels -> share of the training clips."""
         return {kind: getattr(self, f"{kind}_share") for kind in LABEL_KINDS}
 
-    @property
-    def learning_part(self) -> str:
-        """`trainable` with "auto" resolved."""
-        if self.trainable != "auto":
-            return self.trainable
-        return "all_but_trunk" if self.pretrained else "all"
+    def network_settings(self) -> SAM2Settings:
+        """See `Recipe.network_settings`: from random weights everything learns, unless told otherwise."""
+        from_scratch = self.network.trainable == "auto" and not self.pretrained
+        return replace(self.network, trainable="all") if from_scratch else self.network
 
 
 @dataclass(frozen=True)
@@ -84,27 +74,22 @@ class E3SAM2Recipe(SAM2Recipe):
     """The paper's: equation 8 with 0.8, 0.1 and 0.2.
 
     Attributes:
-        memory: "confidence" (kept frames are sure and differ) or "fifo" (plain SAM2: the latest).
-        attention: of the adapters' global branch: "ega" (equation 3, certainty of the key), "ega_query", "ega_column"
-            (its other readings), "self", "topk", "mask" (table 4).
-        edge_supervision: whether the edge module learns (table 3).
         entropy_regularisation: whether equation 5 counts (table 3).
         entropy_weight, edge_weight: equation 8's beta and delta.
+        network: see `E3SAM2Settings`.
     """
 
-    memory: str = "confidence"
-    attention: str = "ega"
-    edge_supervision: bool = True
     entropy_regularisation: bool = True
     entropy_weight: float = 0.1
     edge_weight: float = 0.2
+    network: E3SAM2Settings = field(default_factory=E3SAM2Settings)
 
 
 @dataclass(frozen=True)
 class E3SAM2SmallRecipe(E3SAM2Recipe):
     """The same on the small trunk."""
 
-    variant: str = "small"
+    network: E3SAM2Settings = field(default_factory=lambda: E3SAM2Settings(variant="small"))
 
 
 class SAM2Trainer(EchoTrainer):
@@ -115,17 +100,11 @@ class SAM2Trainer(EchoTrainer):
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, square=True, multi_structure=False
     )
     recipe_class: ClassVar[type[Recipe]] = SAM2Recipe
-
-    @classmethod
-    def make_network(
-        cls, recipe: SAM2Recipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network("sam2", size=size, classes=classes, pretrained=pretrained, **_common(recipe))
+    network_name: ClassVar[str] = "sam2"
 
     def forward(self, batch: Batch) -> ClipOutput:
         """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
-        prompts = draw_prompts(batch["labels"], automatic=self.recipe.prompt, shares=self.recipe.label_shares)
+        prompts = draw_prompts(batch["labels"], automatic=self.recipe.network.prompt, shares=self.recipe.label_shares)
         return self.model(batch["clip"], prompts)
 
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
@@ -152,29 +131,14 @@ class E3SAM2Trainer(SAM2Trainer):
     """E3SAM2 on SAM 2.1 tiny."""
 
     recipe_class: ClassVar[type[Recipe]] = E3SAM2Recipe
-
-    @classmethod
-    def make_network(
-        cls, recipe: E3SAM2Recipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            "e3sam2",
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            attention=recipe.attention,
-            memory=recipe.memory,
-            edge_supervision=recipe.edge_supervision,
-            **_common(recipe),
-        )
+    network_name: ClassVar[str] = "e3sam2"
 
     def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Equation 8's three terms, as far as they are on, and those of SAM2's own heads."""
         recipe, terms = self.recipe, super().terms(output, labels)
         if recipe.entropy_regularisation:
             terms["entropy"] = recipe.entropy_weight, entropy_loss(output.auxiliary["entropies"], labels)
-        if recipe.edge_supervision:
+        if recipe.network.edge_supervision:
             terms["edges"] = recipe.edge_weight, edge_loss(output.auxiliary["edges"], labels)
         return terms
 
@@ -183,12 +147,3 @@ class E3SAM2SmallTrainer(E3SAM2Trainer):
     """E3SAM2 on SAM 2.1 small."""
 
     recipe_class: ClassVar[type[Recipe]] = E3SAM2SmallRecipe
-
-
-def _common(recipe: SAM2Recipe) -> dict[str, Any]:
-    return {
-        "variant": recipe.variant,
-        "trainable": recipe.learning_part,
-        "prompt": recipe.prompt,
-        "windows": recipe.windows,
-    }

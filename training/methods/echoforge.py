@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
@@ -24,36 +24,23 @@ class EchoForgeRecipe(Recipe):
 
     Attributes:
         pretrained: start from ImageNet weights.
-        backbone: "resnet50", or "resnet34" or "resnet18" for small machines.
-        temporal_fusion, anchor_recalibration, reforging: the paper's three modules (its table 3).
         flame_rise: whether pseudo-labels come in gradually; if not, with `pseudo_weight` and `last_threshold` at once.
-        anchors, neighbours: of the anchor recalibration (table 4, figure 7).
-        channels, fusion_layers, query_layers, memory, label_reference: see `EchoForge`.
         rise_start, rise_end: E0 and E1 as shares of the epochs.
         pseudo_weight: lambda_max.
         first_threshold, last_threshold: tau_0 and tau_1.
+        network: see `EchoForgeSettings`.
     """
 
     epochs: int = 50
     augmentation: str = "moderate"
     pretrained: bool = True
-    backbone: str = "resnet50"
-    temporal_fusion: bool = True
-    anchor_recalibration: bool = True
-    reforging: bool = True
     flame_rise: bool = True
-    anchors: int = 2
-    neighbours: int = 16
-    channels: int = 256
-    fusion_layers: int = 2
-    query_layers: int = 9
-    memory: int = 3
-    label_reference: float = 0.5
     rise_start: float = 0.1
     rise_end: float = 0.6
     pseudo_weight: float = 1.0
     first_threshold: float = 0.95
     last_threshold: float = 0.80
+    network: EchoForgeSettings = field(default_factory=EchoForgeSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,29 +70,7 @@ class EchoForgeTrainer(EchoTrainer):
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, multi_structure=False
     )
     recipe_class: ClassVar[type[Recipe]] = EchoForgeRecipe
-
-    @classmethod
-    def make_network(
-        cls, recipe: EchoForgeRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            "echoforge",
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            backbone=recipe.backbone,
-            temporal_fusion=recipe.temporal_fusion,
-            anchor_recalibration=recipe.anchor_recalibration,
-            reforging=recipe.reforging,
-            anchors=recipe.anchors,
-            neighbours=recipe.neighbours,
-            channels=recipe.channels,
-            fusion_layers=recipe.fusion_layers,
-            query_layers=recipe.query_layers,
-            memory=recipe.memory,
-            label_reference=recipe.label_reference,
-        )
+    network_name: ClassVar[str] = "echoforge"
 
     @cached_property
     def schedule(self) -> FlameRise:

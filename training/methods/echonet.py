@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.deeplabv3 import DeepLabV3Settings
 
 from ..data import Batch
 from ..losses import cross_entropy_loss
@@ -27,9 +27,9 @@ class EchoNetRecipe(Recipe):
 
     Attributes:
         pretrained: start from ImageNet weights.
-        bottleneck_stride: "3x3" for torchvision's ImageNet weights, "1x1" for weights of the original ResNet.
         loss_scale: times the mean cross-entropy of a pixel. 20 x 112 x 112 makes it the authors' sum over a batch, to
             which their learning rate belongs, whatever the size and the batch here.
+        network: see `DeepLabV3Settings`.
     """
 
     epochs: int = 50
@@ -39,8 +39,8 @@ class EchoNetRecipe(Recipe):
     poly_power: float = 0.0
     augmentation: str = "none"
     pretrained: bool = False
-    bottleneck_stride: str = "3x3"
     loss_scale: float = float(_BATCH * _SIDE * _SIDE)
+    network: DeepLabV3Settings = field(default_factory=DeepLabV3Settings)
 
 
 class EchoNetTrainer(EchoTrainer):
@@ -56,19 +56,7 @@ class EchoNetTrainer(EchoTrainer):
         batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
     )
     recipe_class: ClassVar[type[Recipe]] = EchoNetRecipe
-
-    @classmethod
-    def make_network(
-        cls, recipe: EchoNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            "deeplabv3",
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            bottleneck_stride=recipe.bottleneck_stride,
-        )
+    network_name: ClassVar[str] = "deeplabv3"
 
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
         """The cross-entropy, summed as the authors do (`loss_scale`); "cross_entropy" in the log is a pixel's mean."""

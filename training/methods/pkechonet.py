@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 
 from ..data import Batch
 from ..losses import boundary_loss, signed_distance_maps, soft_dice_loss
@@ -24,19 +24,29 @@ class PKEchoNetRecipe(Recipe):
 
     Attributes:
         pretrained: start from ImageNet weights.
-        stages: kernel refinements S (the paper's table 5: 3 is best).
-        cross_video: "off", or "train": the paper's attention over the clips of a batch, in training only.
         boundary_weight: of the boundary loss beside Dice (equation 6: 1).
-        bottleneck_stride: "3x3" for torchvision's ImageNet weights, "1x1" for weights of the original ResNet.
+        network: see `PKEchoNetSettings`.
     """
 
     epochs: int = 50
     augmentation: str = "light"
     pretrained: bool = True
-    stages: int = 3
-    cross_video: str = "off"
     boundary_weight: float = 1.0
-    bottleneck_stride: str = "3x3"
+    network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet50"))
+
+
+@dataclass(frozen=True)
+class PKEchoNetR34Recipe(PKEchoNetRecipe):
+    """The same on ResNet-34."""
+
+    network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet34"))
+
+
+@dataclass(frozen=True)
+class PKEchoNetR18Recipe(PKEchoNetRecipe):
+    """The same on ResNet-18."""
+
+    network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet18"))
 
 
 class PKEchoNetTrainer(EchoTrainer):
@@ -47,23 +57,7 @@ class PKEchoNetTrainer(EchoTrainer):
         batch_size=8, learning_rate=1e-3, frames=10, paper_size=320, square=True
     )
     recipe_class: ClassVar[type[Recipe]] = PKEchoNetRecipe
-    backbone: ClassVar[str] = "resnet50"
-
-    @classmethod
-    def make_network(
-        cls, recipe: PKEchoNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            "pkechonet",
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            backbone=cls.backbone,
-            stages=recipe.stages,
-            cross_video=recipe.cross_video,
-            bottleneck_stride=recipe.bottleneck_stride,
-        )
+    network_name: ClassVar[str] = "pkechonet"
 
     def finish_sample(self) -> Any:
         """The signed distance maps of the boundary loss, made by the loader's workers after augmentation."""
@@ -82,13 +76,13 @@ class PKEchoNetTrainer(EchoTrainer):
 class PKEchoNetR34Trainer(PKEchoNetTrainer):
     """PKEcho-Net with ResNet-34."""
 
-    backbone: ClassVar[str] = "resnet34"
+    recipe_class: ClassVar[type[Recipe]] = PKEchoNetR34Recipe
 
 
 class PKEchoNetR18Trainer(PKEchoNetTrainer):
     """PKEcho-Net with ResNet-18."""
 
-    backbone: ClassVar[str] = "resnet18"
+    recipe_class: ClassVar[type[Recipe]] = PKEchoNetR18Recipe
 
 
 def _distance_targets(labels: np.ndarray, *, classes: int) -> dict[str, np.ndarray]:

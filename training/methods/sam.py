@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.sam.settings import SAMSettings
 
 from ..boxes import BOX_REACH, boxes_of_labels, jitter_boxes
 from ..data import Batch
@@ -30,15 +30,11 @@ class SAMRecipe(Recipe):
 
     Attributes:
         pretrained: start from the published weights.
-        encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
-        encoder_size: the longest side that frames are enlarged to; 1024 is SAM's own and the paper's.
-        trainable: what learns beside the locator: "decoder", "all_but_prompt_encoder", "all"; "auto" is the decoder,
-            and with `pretrained` off everything.
         training_boxes: "jittered" (from labels, each side moved by chance), "truth" (from labels, the paper's) or
             "automatic" (the locator's, as at test time).
         box_reach: of the jitter, see `training.boxes.jittered_box`.
-        box_margin: by which the locator's box is widened at each side.
         locator_learning_rate: of the locator, which starts from random weights; it falls in the same proportion.
+        network: see `SAMSettings`.
     """
 
     epochs: int = 27
@@ -47,13 +43,10 @@ class SAMRecipe(Recipe):
     poly_power: float = 1.0
     augmentation: str = "none"
     pretrained: bool = True
-    encoder: str = "vit_b"
-    encoder_size: int = 1024
-    trainable: str = "auto"
     training_boxes: str = "jittered"
     box_reach: float = BOX_REACH
-    box_margin: float = 0.05
     locator_learning_rate: float = 1e-3
+    network: SAMSettings = field(default_factory=SAMSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,16 +59,21 @@ class SAMRecipe(Recipe):
         if self.locator_learning_rate <= 0:
             raise EchoPlanError(f"locator_learning_rate must be more than 0, not {self.locator_learning_rate}")
 
-    @property
-    def learning_part(self) -> str:
-        """`trainable` with "auto" resolved."""
-        if self.trainable != "auto":
-            return self.trainable
-        return "decoder" if self.pretrained else "all"
+    def network_settings(self) -> SAMSettings:
+        """See `Recipe.network_settings`: from random weights everything learns, unless told otherwise."""
+        from_scratch = self.network.trainable == "auto" and not self.pretrained
+        return replace(self.network, trainable="all") if from_scratch else self.network
 
     def rate_factors(self) -> dict[str, float]:
         """See `Recipe.rate_factors`."""
         return {"locator.": self.locator_learning_rate / (self.learning_rate or _RATE)}
+
+
+@dataclass(frozen=True)
+class MedSAMRecipe(SAMRecipe):
+    """The same from MedSAM's weights, with MedSAM's pixels."""
+
+    network: SAMSettings = field(default_factory=lambda: SAMSettings(model="medsam"))
 
 
 class SAMTrainer(EchoTrainer):
@@ -86,24 +84,7 @@ class SAMTrainer(EchoTrainer):
         batch_size=8, learning_rate=_RATE, paper_size=112, size_multiple=16, multi_structure=False
     )
     recipe_class: ClassVar[type[Recipe]] = SAMRecipe
-    model_name: ClassVar[str] = "sam"
-
-    @classmethod
-    def make_network(
-        cls, recipe: SAMRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            "sam",
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            model=cls.model_name,
-            encoder=recipe.encoder,
-            encoder_size=recipe.encoder_size,
-            trainable=recipe.learning_part,
-            box_margin=recipe.box_margin,
-        )
+    network_name: ClassVar[str] = "sam"
 
     def forward(self, batch: Batch) -> ClipOutput:
         """With boxes as `training_boxes` says; a frame that shows no structure gets the locator's box, as later on."""
@@ -130,4 +111,4 @@ class SAMTrainer(EchoTrainer):
 class MedSAMTrainer(SAMTrainer):
     """The same from MedSAM's weights, with MedSAM's pixels."""
 
-    model_name: ClassVar[str] = "medsam"
+    recipe_class: ClassVar[type[Recipe]] = MedSAMRecipe

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from echoplan.networks import ClipOutput, build_network
+from echoplan.networks import ClipOutput
+from echoplan.networks.unet import SpaceTimeUNetSettings, UNetSettings
 
 from ..data import Batch, Sample, window_samples
 from ..losses import deep_supervision_loss, dice_ce_loss
@@ -21,8 +21,7 @@ class UNetRecipe(Recipe):
     """nnU-Net's: 1000 rounds of 250 batches, SGD with Nesterov momentum, poly schedule, strong augmentation.
 
     Attributes:
-        base_features: channels of the first stage.
-        deep_supervision: losses at lower resolutions too.
+        network: see `UNetSettings`.
     """
 
     epochs: int = 1000
@@ -32,8 +31,14 @@ class UNetRecipe(Recipe):
     weight_decay: float = 3e-5
     gradient_clip: float | None = 12.0
     augmentation: str = "strong"
-    base_features: int = 32
-    deep_supervision: bool = True
+    network: UNetSettings = field(default_factory=UNetSettings)
+
+
+@dataclass(frozen=True)
+class UNet2DtRecipe(UNetRecipe):
+    """The same; its network has nnU-Net's channels for volumes, see `SpaceTimeUNetSettings`."""
+
+    network: SpaceTimeUNetSettings = field(default_factory=SpaceTimeUNetSettings)
 
 
 class UNetTrainer(EchoTrainer):
@@ -43,20 +48,6 @@ class UNetTrainer(EchoTrainer):
     needs: ClassVar[TrainerNeeds] = TrainerNeeds(batch_size=32, learning_rate=1e-2)
     recipe_class: ClassVar[type[Recipe]] = UNetRecipe
     network_name: ClassVar[str] = "unet"
-
-    @classmethod
-    def make_network(
-        cls, recipe: UNetRecipe, *, size: tuple[int, int], classes: int, pretrained: bool | Path = False
-    ) -> nn.Module:
-        """See `EchoTrainer.make_network`."""
-        return build_network(
-            cls.network_name,
-            size=size,
-            classes=classes,
-            pretrained=pretrained,
-            base_features=recipe.base_features,
-            deep_supervision=recipe.deep_supervision,
-        )
 
     def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
         """Dice and cross-entropy in an unweighted sum, at every supervised resolution."""
@@ -69,6 +60,7 @@ class UNet2DtTrainer(UNetTrainer):
 
     configuration: ClassVar[str] = "clip"
     needs: ClassVar[TrainerNeeds] = TrainerNeeds(batch_size=4, learning_rate=1e-2, frames=10)
+    recipe_class: ClassVar[type[Recipe]] = UNet2DtRecipe
     network_name: ClassVar[str] = "unet_2dt"
 
     def samples(self, cases: tuple[str, ...]) -> list[Sample]:

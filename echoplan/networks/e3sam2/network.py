@@ -1,4 +1,4 @@
-"""E3SAM2 put together, and plain SAM2 beside it."""
+"""E3SAM2 put together; without its own parts it is SAM2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
 from echoplan.networks.e3sam2.memory import Memory
 from echoplan.networks.e3sam2.prompting import Prompting
 from echoplan.networks.e3sam2.prompts import Prompts, StartPrompt
-from echoplan.networks.e3sam2.sam2_parts import VARIANTS, WINDOWS
+from echoplan.networks.e3sam2.sam2_parts import VARIANTS
+from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
 from echoplan.networks.e3sam2.tracking import Track, Tracker, Visit, enlarge, visiting_order
 from echoplan.networks.e3sam2.trainable import set_trainable
 from echoplan.networks.e3sam2.weights import load_sam2_weights
@@ -26,7 +27,7 @@ from echoplan.networks.streaming import StreamedFrames
 _STRIDE = 32
 _CANDIDATES = 32  # frames among which the start frame is chosen
 _CHUNK = 8  # frames that are encoded together at inference
-_MULTIMASK = ("always", "sam2")
+_NOTHING_OF_OURS = E3SAM2Settings(adapters=False, edge_supervision=False, memory="fifo")
 
 
 class E3SAM2(nn.Module):
@@ -37,41 +38,23 @@ class E3SAM2(nn.Module):
     of the clip, then from the same frame back to its beginning. SAM2 segments one object, so `classes` must be 1.
 
     Args:
+        settings: see `E3SAM2Settings`; with `SAM2Settings` it is SAM2 as it is: no adapters, no edges, and the last six
+            frames in memory. The coarse head that makes the prompts is then all it has beside SAM2.
         size: the frames' height and width: equal, and multiples of 32.
         classes: 1.
         pretrained: SAM 2.1's weights: True finds them, a path names their file.
-        variant: size of the trunk: "tiny", "small" (the paper's), "base_plus" or "large".
-        attention: of the adapters: "ega" (the paper's), or another of `EntropyGuidedAttention`'s (its table 4).
-        adapters: whether there are Global-Local Adapters.
-        edge_supervision: whether edges are predicted in training (table 3).
-        memory: "confidence" (see `ConfidentFrames`) or "fifo", the last six frames as in SAM2.
-        prompt: what the network gives itself: "auto" (a point and a box), "point", "box", "mask" or "none".
-        trainable: which parameters learn: "adapters" (all that SAM2 does not have), "decoder", "memory",
-            "all_but_trunk", "last_stage" or "all", each with those before it.
-        windows: of the trunk's attention: "sam2", or "light", which pads less at 256 x 256 and so saves a quarter of
-            the encoder's work; both take the same weights.
-        multimask: "always" takes the best of three masks in every frame; "sam2" has the single mask that SAM2 makes for
-            a prompt that leaves no doubt, a box: what weights that were never fine-tuned expect.
 
     Raises:
-        EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
+        EchoPlanError: a size or a number of classes it cannot take, or weights that cannot be had.
     """
 
     def __init__(
         self,
+        settings: SAM2Settings,
         *,
         size: tuple[int, int],
         classes: int = 1,
         pretrained: bool | str | Path = False,
-        variant: str = "tiny",
-        attention: str = "ega",
-        adapters: bool = True,
-        edge_supervision: bool = True,
-        memory: str = "confidence",
-        prompt: str = "auto",
-        trainable: str = "all_but_trunk",
-        windows: str = "sam2",
-        multimask: str = "always",
     ) -> None:
         super().__init__()
         _check_size(size)
@@ -79,22 +62,22 @@ class E3SAM2(nn.Module):
             raise EchoPlanError(
                 f"SAM2 segments one object, not {classes} classes", remedy="convert the dataset with one structure"
             )
-        named = {"variant": (variant, tuple(VARIANTS)), "windows": (windows, WINDOWS)}
-        named["multimask"] = multimask, _MULTIMASK
-        for setting, (value, choices) in named.items():
-            if value not in choices:
-                raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
+        ours = settings if isinstance(settings, E3SAM2Settings) else _NOTHING_OF_OURS
         self.size = size[0]
-        self.bank = bank_class(memory)
-        self.sure_boxes = multimask == "sam2"
-        self.encoder = Encoder(VARIANTS[variant], windows=windows, attention=attention if adapters else None)
-        self.edges = EdgeHead((self.encoder.channels[0], self.encoder.channels[2])) if edge_supervision else None
-        self.prompting = Prompting(self.size, automatic=prompt)
+        self.bank = bank_class(ours.memory)
+        self.sure_boxes = settings.multimask == "sam2"
+        self.encoder = Encoder(
+            VARIANTS[settings.variant],
+            windows=settings.windows,
+            attention=ours.attention if ours.adapters else None,
+        )
+        self.edges = EdgeHead((self.encoder.channels[0], self.encoder.channels[2])) if ours.edge_supervision else None
+        self.prompting = Prompting(self.size, automatic=settings.prompt)
         self.memory = Memory(self.size // 16)
         self.decoder = Decoder()
-        set_trainable(self, trainable)
+        set_trainable(self, settings.learning_part)
         if pretrained:
-            load_sam2_weights(self, variant, pretrained)
+            load_sam2_weights(self, settings.variant, pretrained)
 
     def forward(self, clip: Tensor, prompts: Prompts | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
@@ -218,36 +201,6 @@ class E3SAM2(nn.Module):
             for index, answer in enumerate(tracker.visit(visits)):
                 answers[index][orders[index][step]] = answer
         return [[answer[frame] for frame in range(length)] for answer in answers]
-
-
-def plain_sam2(
-    *,
-    size: tuple[int, int],
-    classes: int = 1,
-    pretrained: bool | str | Path = False,
-    variant: str = "tiny",
-    prompt: str = "auto",
-    trainable: str = "all_but_trunk",
-    windows: str = "sam2",
-    multimask: str = "always",
-) -> E3SAM2:
-    """`sam2`: SAM2 as it is, with the same prompts: no adapters, no edges, and the last six frames in memory.
-
-    The coarse head that makes the prompts is all it has beside SAM2. For the settings see `E3SAM2`.
-    """
-    return E3SAM2(
-        size=size,
-        classes=classes,
-        pretrained=pretrained,
-        variant=variant,
-        adapters=False,
-        edge_supervision=False,
-        memory="fifo",
-        prompt=prompt,
-        trainable=trainable,
-        windows=windows,
-        multimask=multimask,
-    )
 
 
 def _check_size(size: tuple[int, int], built_for: int | None = None) -> None:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoplan.errors import EchoPlanError
-from echoplan.networks.e3sam2.prompts import AUTOMATIC, GIVEN, GIVEN_BOX, GIVEN_MASK, Prompts, StartPrompt
+from echoplan.networks.e3sam2.prompts import GIVEN, GIVEN_BOX, GIVEN_MASK, Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder
 
 _STRIDE = 4  # of the map in which the coarse head's answer is searched
@@ -27,8 +26,6 @@ class Prompting(nn.Module):
 
     def __init__(self, size: int, *, automatic: str) -> None:
         super().__init__()
-        if automatic not in AUTOMATIC:
-            raise EchoPlanError(f"prompt cannot be {automatic!r}", remedy=f"choose one of {', '.join(AUTOMATIC)}")
         self.automatic = automatic
         self.locator = nn.Sequential(
             nn.Conv2d(WIDTH, _LOCATOR_WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_LOCATOR_WIDTH, 1, 1)

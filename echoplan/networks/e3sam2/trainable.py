@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from echoplan.errors import EchoPlanError
+from echoplan.networks.e3sam2.settings import LEARNING_PARTS
 
 
 def _last_stage(network: Any) -> list[nn.Module]:
@@ -15,8 +15,7 @@ def _last_stage(network: Any) -> list[nn.Module]:
     return [block.attn for block in trunk.blocks[trunk.stage_ends[-2] + 1 :]]
 
 
-# Each with those before it.
-_STEPS: dict[str, Callable[[Any], list[nn.Module | None]]] = {
+_PARTS: dict[str, Callable[[Any], list[nn.Module | None]]] = {
     "adapters": lambda network: [network.encoder.adapters, network.edges, network.prompting.locator],
     "decoder": lambda network: [network.decoder],
     "memory": lambda network: [network.memory],
@@ -26,25 +25,18 @@ _STEPS: dict[str, Callable[[Any], list[nn.Module | None]]] = {
 }
 
 
-def set_trainable(network: nn.Module, trainable: str) -> None:
+def set_trainable(network: nn.Module, part: str) -> None:
     """Let a named part of an `E3SAM2` learn, and nothing else.
 
     Args:
         network: changed in place.
-        trainable: "adapters" (adapters, edges and coarse head), "decoder" (and the mask decoder), "memory" (and memory
-            attention and encoder), "all_but_trunk", "last_stage" (and the attention of the trunk's last stage), "all".
-
-    Raises:
-        EchoPlanError: there is no such part.
+        part: of `LEARNING_PARTS`, see `SAM2Settings`.
     """
-    names = list(_STEPS)
-    if trainable not in names:
-        raise EchoPlanError(f"trainable cannot be {trainable!r}", remedy=f"choose one of {', '.join(names)}")
     network.requires_grad_(False)
-    for name in names[: names.index(trainable) + 1]:
-        for part in _STEPS[name](network):
-            if part is not None:
-                part.requires_grad_(True)
+    for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
+        for module in _PARTS[name](network):
+            if module is not None:
+                module.requires_grad_(True)
     # Masks that are given are believed, and need no more than SAM2 learned of them.
     network.prompting.shrink.requires_grad_(False)
     if network.prompting.automatic != "mask":

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.resnet import ResNetBackbone
 
 _GROUPS = 8  # of GroupNorm: frames are normalised one by one, so that none depends on its batch mates
@@ -16,16 +17,17 @@ class Pyramid(nn.Module):
     """A ResNet whose maps at strides 8, 16 and 32 meet top-down: L3 + up(L4 + up(L5)), then 3 x 3 and a norm.
 
     Args:
-        backbone: see `ResNetBackbone`, as for `in_channels`, `pretrained` and `input_range`.
-        channels: d.
+        settings: see `EchoForgeSettings`.
+        pretrained: see `ResNetBackbone`.
     """
 
-    def __init__(
-        self, backbone: str, *, channels: int, in_channels: int, pretrained: bool | str | Path, input_range: str
-    ) -> None:
+    def __init__(self, settings: EchoForgeSettings, *, pretrained: bool | str | Path) -> None:
         super().__init__()
+        channels = settings.channels
         self.backbone = ResNetBackbone(
-            backbone, in_channels=in_channels, pretrained=pretrained, input_range=input_range
+            settings.backbone,
+            pretrained=pretrained,
+            input_range=settings.input_range,
         )
         self.laterals = nn.ModuleList(conv_norm(width, channels, kernel=1) for width in self.backbone.channels)
         self.smooth = conv_norm(channels, channels, kernel=3)

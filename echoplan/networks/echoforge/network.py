@@ -17,6 +17,7 @@ from echoplan.networks.echoforge.backbone import PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_tokens
 from echoplan.networks.echoforge.labelled import LabelledEnds
 from echoplan.networks.echoforge.reforging import Reforging
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.output import ClipOutput
 from echoplan.networks.streaming import StreamedFrames
 
@@ -47,68 +48,48 @@ class EchoForge(nn.Module):
     at random another, labelled frame with its mask, or earlier frames with their own predictions, as at inference.
 
     Args:
+        settings: see `EchoForgeSettings`.
         size: (H, W), multiples of 32.
         classes: 1; the method segments one structure.
-        pretrained, backbone, in_channels, input_range: see `ResNetBackbone`.
-        temporal_fusion: TSF; without it each frame is decoded alone by a 1 x 1 convolution.
-        anchor_recalibration: ARC; without it features stay as they are.
-        reforging: CPR, which only works in training.
-        anchors: 1 to 4, the foreground's first (see `AnchorMaps`).
-        neighbours: K, pixel features that each anchor looks at.
-        channels: d, a multiple of 8.
-        fusion_layers: Transformer blocks of the in-context fusion.
-        query_layers: layers of the learned queries; the mask of each is supervised.
-        heads, feed_forward: of attention and FFN.
-        memory: frames whose tokens are kept: the first one and the latest ones.
-        label_reference: share of the training frames whose reference is a labelled frame.
+        pretrained: ImageNet weights for the backbone: True finds them, a path names their file.
 
     Raises:
-        EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
+        EchoPlanError: a size it cannot take, or weights that cannot be had.
     """
 
     def __init__(
         self,
+        settings: EchoForgeSettings,
         *,
         size: tuple[int, int],
         classes: int = 1,
         pretrained: bool | str | Path = False,
-        backbone: str = "resnet50",
-        in_channels: int = 1,
-        input_range: str = "standardised",
-        temporal_fusion: bool = True,
-        anchor_recalibration: bool = True,
-        reforging: bool = True,
-        anchors: int = 2,
-        neighbours: int = 16,
-        channels: int = 256,
-        fusion_layers: int = 2,
-        query_layers: int = 9,
-        heads: int = 8,
-        feed_forward: int = 2048,
-        memory: int = 3,
-        label_reference: float = 0.5,
     ) -> None:
         super().__init__()
         _check_multiple(size)
-        _check_settings(
-            classes=classes, anchors=anchors, neighbours=neighbours, channels=channels, heads=heads, memory=memory
-        )
-        self.memory, self.label_reference = memory, label_reference
-        attention = {"heads": heads, "hidden": feed_forward}
-        self.pyramid = Pyramid(
-            backbone, channels=channels, in_channels=in_channels, pretrained=pretrained, input_range=input_range
-        )
-        self.anchor_maps = AnchorMaps(channels, anchors=anchors)
+        if classes != 1:
+            raise EchoPlanError(
+                f"EchoForge segments one structure, not {classes} classes",
+                remedy="convert the dataset with one structure",
+            )
+        self.memory, self.label_reference = settings.memory, settings.label_reference
+        channels, attention = settings.channels, {"heads": settings.heads, "hidden": settings.feed_forward}
+        self.pyramid = Pyramid(settings, pretrained=pretrained)
+        self.anchor_maps = AnchorMaps(channels, anchors=settings.anchors)
         self.recalibration = (
-            Recalibration(channels, neighbours=neighbours, **attention) if anchor_recalibration else None
-        )
-        self.fusion = (
-            TemporalFusion(channels, fusion_layers=fusion_layers, query_layers=query_layers, **attention)
-            if temporal_fusion
+            Recalibration(channels, neighbours=settings.neighbours, **attention)
+            if settings.anchor_recalibration
             else None
         )
-        self.decoder = None if temporal_fusion else _FrameDecoder(channels)
-        self.reforging = Reforging(channels) if reforging else None
+        self.fusion = (
+            TemporalFusion(
+                channels, fusion_layers=settings.fusion_layers, query_layers=settings.query_layers, **attention
+            )
+            if settings.temporal_fusion
+            else None
+        )
+        self.decoder = None if settings.temporal_fusion else _FrameDecoder(channels)
+        self.reforging = Reforging(channels) if settings.reforging else None
         self._initialise()
 
     def forward(self, clip: Tensor, labels: Tensor | None = None) -> Tensor | ClipOutput:
@@ -266,18 +247,3 @@ def _check_multiple(size: tuple[int, int]) -> None:
             f"EchoForge takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",
             remedy="resize or pad the frames",
         )
-
-
-def _check_settings(*, classes: int, anchors: int, neighbours: int, channels: int, heads: int, memory: int) -> None:
-    if classes != 1:
-        raise EchoPlanError(
-            f"EchoForge segments one structure, not {classes} classes", remedy="convert the dataset with one structure"
-        )
-    for name, value, least, most in (
-        ("anchors", anchors, 1, 4), ("neighbours", neighbours, 1, None), ("memory", memory, 1, None),
-    ):  # fmt: skip
-        if value < least or (most is not None and value > most):
-            allowed = f"from {least} to {most}" if most else f"{least} or more"
-            raise EchoPlanError(f"{name} must be {allowed}, not {value}")
-    if channels % 8 or channels % heads:
-        raise EchoPlanError(f"channels must be a multiple of 8 and of heads ({heads}), not {channels}")

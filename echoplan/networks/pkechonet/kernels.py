@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 
 _PHASES = 10  # the papers' clips have ten frames; other lengths interpolate between these
 _TINY = 1e-6
@@ -37,10 +42,9 @@ class Attention(nn.Module):
 class HybridUpdate(nn.Module):
     """Equation 2: grouped features attend to kernels and kernels to them, each with its residual; then the sum."""
 
-    def __init__(self, channels: int, *, head_channels: int, dropout: float) -> None:
+    def __init__(self, attention: Callable[[], Attention]) -> None:
         super().__init__()
-        self.to_kernel = Attention(channels, head_channels=head_channels, dropout=dropout)
-        self.to_feature = Attention(channels, head_channels=head_channels, dropout=dropout)
+        self.to_kernel, self.to_feature = attention(), attention()
 
     def forward(self, grouped: Tensor, kernels: Tensor) -> Tensor:
         return self.to_kernel(grouped, kernels) + self.to_feature(kernels, grouped)
@@ -69,27 +73,18 @@ class GatedUpdate(nn.Module):
 class KernelRefinement(nn.Module):
     """One iteration of the refinement (equations 1 to 4)."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        head_channels: int,
-        ffn_ratio: int,
-        dropout: float,
-        kernel_update: str,
-        temporal_attention: bool,
-        cross_video: str,
-    ) -> None:
+    def __init__(self, settings: PKEchoNetSettings) -> None:
         super().__init__()
-        attention = {"head_channels": head_channels, "dropout": dropout}
-        self.update = HybridUpdate(channels, **attention) if kernel_update == "hybrid" else GatedUpdate(channels)
-        self.temporal = Attention(channels, **attention) if temporal_attention else None
-        self.cross_video = Attention(channels, **attention) if cross_video == "train" else None
+        channels, inner, dropout = settings.channels, settings.ffn_ratio * settings.channels, settings.dropout
+        attention = partial(Attention, channels, head_channels=settings.head_channels, dropout=dropout)
+        self.update = HybridUpdate(attention) if settings.kernel_update == "hybrid" else GatedUpdate(channels)
+        self.temporal = attention() if settings.temporal_attention else None
+        self.cross_video = attention() if settings.cross_video == "train" else None
         self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn_ratio * channels),
+            nn.Linear(channels, inner),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(ffn_ratio * channels, channels),
+            nn.Linear(inner, channels),
             nn.Dropout(dropout),
         )
         self.norm = nn.LayerNorm(channels)
@@ -119,27 +114,14 @@ class KernelSegmentation(nn.Module):
     """The predictor and the iterations: features of the last layer -> coarse mask logits of each stage.
 
     Args:
+        settings: see `PKEchoNetSettings`.
         in_channels: channels of the last layer.
         classes: masks a frame, c in the paper.
-        channels: channels after reduction, d in the paper.
-        stages: number of refinements, S in the paper; settings: see `PKEchoNet`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        classes: int,
-        channels: int,
-        stages: int,
-        head_channels: int,
-        ffn_ratio: int,
-        dropout: float,
-        kernel_update: str,
-        temporal_attention: bool,
-        cross_video: str,
-    ) -> None:
+    def __init__(self, settings: PKEchoNetSettings, in_channels: int, *, classes: int) -> None:
         super().__init__()
+        channels = settings.channels
         self.reduce = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
@@ -148,18 +130,7 @@ class KernelSegmentation(nn.Module):
         nn.init.kaiming_normal_(self.kernels, nonlinearity="relu")
         self.position = nn.Parameter(torch.empty(_PHASES, channels))
         nn.init.trunc_normal_(self.position, std=0.02)
-        self.refinements = nn.ModuleList(
-            KernelRefinement(
-                channels,
-                head_channels=head_channels,
-                ffn_ratio=ffn_ratio,
-                dropout=dropout,
-                kernel_update=kernel_update,
-                temporal_attention=temporal_attention,
-                cross_video=cross_video,
-            )
-            for _ in range(stages)
-        )
+        self.refinements = nn.ModuleList(KernelRefinement(settings) for _ in range(settings.stages))
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """``(B, T, C, h, w)`` -> S + 1 mask logits ``(B, T, K, h, w)``: the predictor's, then each refinement's."""

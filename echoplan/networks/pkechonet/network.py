@@ -12,6 +12,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks.output import ClipOutput
 from echoplan.networks.pkechonet.kernels import KernelSegmentation
 from echoplan.networks.pkechonet.region_proxy import AffinityEstimator, upsample_by_affinity
+from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 from echoplan.networks.resnet import ResNetBackbone
 
 _STRIDE = 32
@@ -26,84 +27,40 @@ class PKEchoNet(nn.Module):
     batch is off unless asked for.
 
     Args:
+        settings: see `PKEchoNetSettings`.
         size: the frames' height and width, multiples of 32.
         classes: output channels K (the paper's c).
         pretrained: ImageNet weights for the backbone: True finds them, a path names their file.
-        backbone: "resnet18", "resnet34" or "resnet50".
-        in_channels: input channels C.
-        stages: kernel refinements S; 3 is the paper's best (table 5).
-        channels: channels d of the reduced features and of the kernels.
-        head_channels: channels of an attention head; it divides `channels`.
-        ffn_ratio: inner width of the feed-forward network over its outer width.
-        dropout: after each attention and in the feed-forward network.
-        cross_video: "off", or "train": kernels attend across the batch's videos in training (the paper's) and to
-            their own video alone at inference.
-        kernel_update: "hybrid" (equation 2), or "gating" as in the paper's ablation (table 4).
-        temporal_attention: whether kernels attend over time (table 4).
-        region_proxy: whether affinities upsample the masks (table 3); otherwise bilinear interpolation does.
-        input_range, bottleneck_stride: see `ResNetBackbone`.
 
     Raises:
-        EchoPlanError: a setting or size it cannot take, or weights that cannot be had.
+        EchoPlanError: a size it cannot take, or weights that cannot be had.
     """
 
     def __init__(
         self,
+        settings: PKEchoNetSettings,
         *,
         size: tuple[int, int],
         classes: int = 1,
         pretrained: bool | str | Path = False,
-        backbone: str = "resnet18",
-        in_channels: int = 1,
-        stages: int = 3,
-        channels: int = 32,
-        head_channels: int = 32,
-        ffn_ratio: int = 4,
-        dropout: float = 0.1,
-        cross_video: str = "off",
-        kernel_update: str = "hybrid",
-        temporal_attention: bool = True,
-        region_proxy: bool = True,
-        input_range: str = "standardised",
-        bottleneck_stride: str = "3x3",
     ) -> None:
         super().__init__()
         _check_multiple(size)
-        for setting, value, choices in (
-            ("cross_video", cross_video, ("off", "train")),
-            ("kernel_update", kernel_update, ("hybrid", "gating")),
-        ):
-            if value not in choices:
-                raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
-        if channels % head_channels:
-            raise EchoPlanError(f"head_channels ({head_channels}) must divide channels ({channels})")
         self.backbone = ResNetBackbone(
-            backbone,
-            in_channels=in_channels,
+            settings.backbone,
             pretrained=pretrained,
-            input_range=input_range,
-            bottleneck_stride=bottleneck_stride,
+            input_range=settings.input_range,
+            bottleneck_stride=settings.bottleneck_stride,
         )
         self.affinities = (
             nn.ModuleList(
                 AffinityEstimator(width, factor=factor)
                 for width, factor in zip(self.backbone.channels, _FACTORS, strict=True)
             )
-            if region_proxy
+            if settings.region_proxy
             else None
         )
-        self.segmentation = KernelSegmentation(
-            self.backbone.channels[-1],
-            classes=classes,
-            channels=channels,
-            stages=stages,
-            head_channels=head_channels,
-            ffn_ratio=ffn_ratio,
-            dropout=dropout,
-            kernel_update=kernel_update,
-            temporal_attention=temporal_attention,
-            cross_video=cross_video,
-        )
+        self.segmentation = KernelSegmentation(settings, self.backbone.channels[-1], classes=classes)
         for part in (self.affinities, self.segmentation):
             if part is not None:
                 part.apply(_initialise)

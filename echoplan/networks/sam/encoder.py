@@ -10,7 +10,8 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 from torch import Tensor
 
-from echoplan.networks.sam.parts import Variant, vit_settings
+from echoplan.networks.sam.parts import vit_settings
+from echoplan.networks.sam.settings import Variant
 
 
 class ImageEncoder(ImageEncoderViT):

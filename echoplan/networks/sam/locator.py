@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from echoplan.networks.output import ClipOutput
-from echoplan.networks.unet import FrameUNet
+from echoplan.networks.unet import FrameUNet, UNetSettings
 
 GRID = (128, 128)  # on which the structure is looked for, whatever the frames' size
 
@@ -24,7 +24,7 @@ class Locator(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.unet = FrameUNet(size=GRID, base_features=width, deep_supervision=False)
+        self.unet = FrameUNet(UNetSettings(base_features=width, deep_supervision=False), size=GRID)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Standardised frames ``(B, T, C, H, W)`` -> logits ``(B, T, 1, 128, 128)`` of the structure."""

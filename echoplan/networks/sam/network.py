@@ -13,11 +13,11 @@ from echoplan.networks.output import ClipOutput
 from echoplan.networks.sam.decoder import decode_mask
 from echoplan.networks.sam.encoder import ImageEncoder
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_boxes
-from echoplan.networks.sam.parts import NATIVE_SIZE, PATCH, VARIANTS, build_mask_decoder, build_prompt_encoder
+from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder
+from echoplan.networks.sam.settings import VARIANTS, SAMSettings
 from echoplan.networks.sam.trainable import set_trainable
 from echoplan.networks.weights import find_weights, load_weights
 
-MODELS = ("sam", "medsam")
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
 _WHITE = 255.0
 _CHUNK = 8  # frames that go through the encoder together at inference
@@ -37,46 +37,42 @@ class SAM(nn.Module):
     clip where the video used its full range; then SAM's own mean and deviation. MedSAM's: the same range as 0 to 1.
 
     Args:
+        settings: see `SAMSettings`.
         size: the frames' height and width; any.
         classes: 1.
-        pretrained: True finds the weights of `model`, a path names their file.
-        model: "sam" or "medsam": whose weights, and so whose pixels.
-        encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
-        encoder_size: the longest side that frames are resized to, a multiple of 16. Less than 1024 is faster and not
-            SAM as it was trained: position embeddings are interpolated.
-        trainable: what learns beside the locator: "decoder", "all_but_prompt_encoder" or "all".
-        box_margin: by which the locator's box is widened at each side, as a share of its width or height.
+        pretrained: True finds the weights of the model, a path names their file.
 
     Raises:
-        EchoPlanError: a setting it cannot take, or weights that cannot be had.
+        EchoPlanError: a number of classes it cannot take, or weights that cannot be had.
     """
 
     def __init__(
         self,
+        settings: SAMSettings,
         *,
         size: tuple[int, int],
         classes: int = 1,
         pretrained: bool | str | Path = False,
-        model: str = "sam",
-        encoder: str = "vit_b",
-        encoder_size: int = NATIVE_SIZE,
-        trainable: str = "decoder",
-        box_margin: float = 0.05,
     ) -> None:
         super().__init__()
-        _check(size, classes=classes, model=model, encoder=encoder, encoder_size=encoder_size, box_margin=box_margin)
-        self.model = model
-        self.encoder_size = encoder_size
-        self.box_margin = box_margin
-        self.image_encoder = ImageEncoder(VARIANTS[encoder])
-        self.prompt_encoder = build_prompt_encoder(encoder_size)
+        if classes != 1:
+            raise EchoPlanError(
+                f"SAM segments one object, not {classes} classes", remedy="convert the dataset with one structure"
+            )
+        if min(size) < 1:
+            raise EchoPlanError(f"frames of {size[0]} x {size[1]} pixels are not possible")
+        self.model = settings.model
+        self.encoder_size = settings.encoder_size
+        self.box_margin = settings.box_margin
+        self.image_encoder = ImageEncoder(VARIANTS[settings.encoder])
+        self.prompt_encoder = build_prompt_encoder(settings.encoder_size)
         self.mask_decoder = build_mask_decoder()
         self.locator = Locator()
         self.register_buffer("pixel_mean", torch.tensor(_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_deviation", torch.tensor(_DEVIATION).view(-1, 1, 1), persistent=False)
-        set_trainable(self, trainable)
+        set_trainable(self, settings.learning_part)
         if pretrained:
-            path = find_weights(f"{model}_{encoder}", path=None if pretrained is True else pretrained)
+            path = find_weights(f"{settings.model}_{settings.encoder}", path=None if pretrained is True else pretrained)
             load_weights(self, path, new=_OURS)
 
     def forward(self, clip: Tensor, boxes: Tensor | None = None) -> Tensor | ClipOutput:
@@ -150,24 +146,3 @@ def _unit_range(frames: Tensor) -> Tensor:
     least, greatest = torch.aminmax(frames.flatten(1), dim=1)
     shape = (-1, 1, 1, 1)
     return (frames - least.view(shape)) / (greatest - least).clamp_min(1e-8).view(shape)
-
-
-def _check(
-    size: tuple[int, int], *, classes: int, model: str, encoder: str, encoder_size: int, box_margin: float
-) -> None:
-    if classes != 1:
-        raise EchoPlanError(
-            f"SAM segments one object, not {classes} classes", remedy="convert the dataset with one structure"
-        )
-    for setting, value, choices in (("model", model, MODELS), ("encoder", encoder, tuple(VARIANTS))):
-        if value not in choices:
-            raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
-    if encoder_size < 2 * PATCH or encoder_size % PATCH:
-        raise EchoPlanError(
-            f"encoder_size must be a multiple of {PATCH}, at least {2 * PATCH}, not {encoder_size}",
-            remedy=f"choose {NATIVE_SIZE}, SAM's own",
-        )
-    if box_margin < 0:
-        raise EchoPlanError(f"box_margin must be at least 0, not {box_margin}")
-    if min(size) < 1:
-        raise EchoPlanError(f"frames of {size[0]} x {size[1]} pixels are not possible")

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
-NATIVE_SIZE = 1024  # side of the images that SAM was trained on; its position tables have this size
-PATCH = 16
+from echoplan.networks.sam.settings import NATIVE_SIZE, PATCH, Variant
+
 WIDTH = 256  # channels of the image features and the prompts
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One size of the image encoder.
-
-    Attributes:
-        width: channels of a token.
-        depth: transformer blocks.
-        heads: attention heads.
-        global_blocks: the blocks that attend to the whole image; the others see windows of 14 x 14 tokens.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    global_blocks: tuple[int, ...]
-
-
-VARIANTS = {
-    "vit_b": Variant(768, 12, 12, (2, 5, 8, 11)),
-    "vit_l": Variant(1024, 24, 16, (5, 11, 17, 23)),
-    "vit_h": Variant(1280, 32, 16, (7, 15, 23, 31)),
-}
 
 
 def vit_settings(variant: Variant) -> dict[str, object]:
@@ -72,15 +47,3 @@ def build_mask_decoder() -> MaskDecoder:
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
-
-
-__all__ = [
-    "NATIVE_SIZE",
-    "PATCH",
-    "VARIANTS",
-    "ImageEncoderViT",
-    "Variant",
-    "build_mask_decoder",
-    "build_prompt_encoder",
-    "vit_settings",
-]

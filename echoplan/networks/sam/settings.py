@@ -1,0 +1,75 @@
+"""The settings of SAM and MedSAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from echoplan.errors import EchoPlanError
+from echoplan.networks.settings import NetworkSettings, check_choice
+
+NATIVE_SIZE = 1024  # side of the images that SAM was trained on; its position tables have this size
+PATCH = 16
+MODELS = ("sam", "medsam")
+LEARNING_PARTS = ("decoder", "all_but_prompt_encoder", "all")  # each with those before it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of the image encoder.
+
+    Attributes:
+        width: channels of a token.
+        depth: transformer blocks.
+        heads: attention heads.
+        global_blocks: the blocks that attend to the whole image; the others see windows of 14 x 14 tokens.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+VARIANTS = {
+    "vit_b": Variant(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": Variant(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": Variant(1280, 32, 16, (7, 15, 23, 31)),
+}
+
+
+@dataclass(frozen=True)
+class SAMSettings(NetworkSettings):
+    """Of `SAM`.
+
+    Attributes:
+        model: "sam" or "medsam": whose weights, and so whose pixels.
+        encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
+        encoder_size: the longest side that frames are enlarged to, a multiple of 16; 1024 is SAM's own and the paper's.
+            Less is faster and not SAM as it was trained: position embeddings are interpolated.
+        trainable: what learns beside the locator: "decoder", "all_but_prompt_encoder" or "all"; "auto" is the decoder
+            (and everything in a training that starts from random weights).
+        box_margin: by which the locator's box is widened at each side, as a share of its width or height.
+    """
+
+    model: str = "sam"
+    encoder: str = "vit_b"
+    encoder_size: int = NATIVE_SIZE
+    trainable: str = "auto"
+    box_margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_choice("model", self.model, MODELS)
+        check_choice("encoder", self.encoder, VARIANTS)
+        check_choice("trainable", self.trainable, (*LEARNING_PARTS, "auto"))
+        if self.encoder_size < 2 * PATCH or self.encoder_size % PATCH:
+            raise EchoPlanError(
+                f"encoder_size must be a multiple of {PATCH}, at least {2 * PATCH}, not {self.encoder_size}",
+                remedy=f"choose {NATIVE_SIZE}, SAM's own",
+            )
+        if self.box_margin < 0:
+            raise EchoPlanError(f"box_margin must be at least 0, not {self.box_margin}")
+
+    @property
+    def learning_part(self) -> str:
+        """`trainable` with "auto" resolved."""
+        return "decoder" if self.trainable == "auto" else self.trainable
