@@ -20,7 +20,7 @@ from echoplan.networks.unet import SpaceTimeUNetSettings, UNetSettings
 
 
 class _Entry(NamedTuple):
-    """A network's module below this package, its class there, its settings, and whether weights are published."""
+    """A network's module, its class there, its settings, and whether weights are published."""
 
     module: str
     network: str
@@ -30,14 +30,14 @@ class _Entry(NamedTuple):
 
 # The classes are imported when asked for: one method's libraries are no burden to the others.
 _NETWORKS: dict[str, _Entry] = {
-    "deeplabv3": _Entry("deeplabv3", "DeepLabV3", DeepLabV3Settings),
-    "e3sam2": _Entry("e3sam2.network", "E3SAM2", E3SAM2Settings),
-    "echoforge": _Entry("echoforge.network", "EchoForge", EchoForgeSettings),
-    "pkechonet": _Entry("pkechonet.network", "PKEchoNet", PKEchoNetSettings),
-    "sam": _Entry("sam.network", "SAM", SAMSettings),
-    "sam2": _Entry("e3sam2.network", "E3SAM2", SAM2Settings),
-    "unet": _Entry("unet", "FrameUNet", UNetSettings, has_weights=False),
-    "unet_2dt": _Entry("unet", "SpaceTimeUNet", SpaceTimeUNetSettings, has_weights=False),
+    "deeplabv3": _Entry("echoplan.networks.deeplabv3", "DeepLabV3", DeepLabV3Settings),
+    "e3sam2": _Entry("echoplan.networks.e3sam2.network", "E3SAM2", E3SAM2Settings),
+    "echoforge": _Entry("echoplan.networks.echoforge.network", "EchoForge", EchoForgeSettings),
+    "pkechonet": _Entry("echoplan.networks.pkechonet.network", "PKEchoNet", PKEchoNetSettings),
+    "sam": _Entry("echoplan.networks.sam.network", "SAM", SAMSettings),
+    "sam2": _Entry("echoplan.networks.e3sam2.network", "E3SAM2", SAM2Settings),
+    "unet": _Entry("echoplan.networks.unet", "FrameUNet", UNetSettings, has_weights=False),
+    "unet_2dt": _Entry("echoplan.networks.unet", "SpaceTimeUNet", SpaceTimeUNetSettings, has_weights=False),
 }
 
 
@@ -92,6 +92,6 @@ def build_network(
     check_kinds(settings, setting_kinds(entry.settings), of=f"the network {name}")
     if pretrained and not entry.has_weights:
         raise EchoPlanError(f"there are no pretrained weights for the network {name}", remedy="leave `pretrained` off")
-    network = getattr(importlib.import_module(f"echoplan.networks.{entry.module}"), entry.network)
+    network = getattr(importlib.import_module(entry.module), entry.network)
     weights = {"pretrained": pretrained} if entry.has_weights else {}
     return network(entry.settings(**settings), size=tuple(size), classes=classes, **weights)
