@@ -14,6 +14,7 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from echoplan import __version__
 from echoplan.errors import EchoPlanError, Terminated
@@ -101,6 +102,11 @@ def add_processes(to: argparse.ArgumentParser) -> None:
     to.add_argument("-np", type=_count, default=default, metavar="N", help="worker processes; 0: none")
 
 
+def add_folds(to: argparse.ArgumentParser, *options: str, help: str) -> None:
+    """The option that names folds: numbers as a sorted tuple; "all", like nothing, as None."""
+    to.add_argument(*options, dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds, help=help)
+
+
 def add_device(to: argparse.ArgumentParser) -> None:
     """--device: where networks run."""
     choices = ("auto", "cuda", "mps", "cpu")
@@ -139,3 +145,20 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not 0, 1, 2, ...")
     return int(text)
+
+
+def _fold(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fold: give numbers from 0, or all")
+    return int(text)
+
+
+class _Folds(argparse.Action):
+    def __call__(
+        self, to: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if "all" in values and len(values) > 1:
+            to.error(f"{option}: give numbers or all, not both")
+        setattr(namespace, self.dest, None if "all" in values else tuple(sorted(set(values))))

@@ -9,53 +9,47 @@ from .comparison.method_results import MethodResults, read_crossvalidation, read
 from .comparison.paired import holm, paired_test
 from .comparison.subgroups import ef_class, subgroup_agreement, subgroup_metrics
 from .comparison.tables import write_comparison
-from .ejection import (
-    COLUMNS,
-    VOLUME_RULES,
-    CaseMask,
-    CaseMeasurement,
-    ef_agreement,
-    measure_case,
-    measure_patients,
-    write_ef_report,
-)
-from .folder import evaluate_folder
+from .ejection import COLUMNS, PatientRow, ef_agreement, measure_patients, write_ef_report
+from .evaluate_cases import Evaluation, evaluate_cases
+from .measurements import CaseMeasurement, measure_case
 from .metrics import segmentation_metrics
 from .report.page import write_report
-from .report.thumbnails import Film, Picture, film_frames, make_film, picture_of
-from .ventricle.cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
-from .ventricle.contour import largest_component, lv_contour
-from .ventricle.landmarks import Landmarks, disc_segments, find_landmarks, find_landmarks_of_beat
-from .ventricle.rhythm import Rhythm
-from .ventricle.volumes import camus_biplane_volumes, ejection_fraction, lv_volume_biplane, lv_volume_single_plane
+from .report.thumbnails import Film, make_film
+from .ventricle.cardiac_cycle import PhaseErrors, Phases, Rhythm, find_phases, phase_errors
+from .ventricle.contour import lv_contour
+from .ventricle.landmarks import Landmarks, find_landmarks, find_landmarks_of_beat
+from .ventricle.volumes import (
+    VOLUME_RULES,
+    camus_biplane_volumes,
+    ejection_fraction,
+    lv_volume_biplane,
+    lv_volume_single_plane,
+)
 
 __all__ = [
     "COLUMNS",
     "VOLUME_RULES",
-    "CaseMask",
     "CaseMeasurement",
     "Comparison",
+    "Evaluation",
     "Film",
     "Landmarks",
     "MethodResults",
+    "PatientRow",
     "PhaseErrors",
     "Phases",
-    "Picture",
     "Rhythm",
     "agreement",
     "camus_biplane_volumes",
     "compare_methods",
-    "disc_segments",
     "ef_agreement",
     "ef_class",
     "ejection_fraction",
-    "evaluate_folder",
-    "film_frames",
+    "evaluate_cases",
     "find_landmarks",
     "find_landmarks_of_beat",
     "find_phases",
     "holm",
-    "largest_component",
     "lv_contour",
     "lv_volume_biplane",
     "lv_volume_single_plane",
@@ -64,7 +58,6 @@ __all__ = [
     "measure_patients",
     "paired_test",
     "phase_errors",
-    "picture_of",
     "read_crossvalidation",
     "read_predictions",
     "segmentation_metrics",

@@ -20,19 +20,13 @@ from .comparison.compare import compare_methods
 from .comparison.method_results import read_crossvalidation, read_predictions
 from .comparison.subgroups import subgroup_metrics
 from .comparison.tables import to_markdown, write_comparison
-from .ejection import (
-    VOLUME_RULES,
-    CaseMask,
-    CaseMeasurement,
-    VolumeRule,
-    measure_case,
-    measure_patients,
-    write_ef_report,
-)
-from .folder import evaluate_folder, find_masks
-from .report.overlays import OverlayJob, read_clip_and_mask, write_overlays
+from .ejection import measure_patients, write_ef_report
+from .evaluate_cases import cases_in, evaluate_cases, find_masks
+from .report.clips import ReportedClip, report_clip
+from .report.overlays import write_overlays
 from .report.page import write_report
-from .report.thumbnails import Film, Picture, make_film, picture_of
+from .report.thumbnails import Picture, picture_of
+from .ventricle.volumes import VOLUME_RULES, VolumeRule
 
 
 @command
@@ -49,13 +43,8 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     dataset = _dataset(chosen.dataset)
     labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
     output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
-    summary = evaluate_folder(
-        chosen.predictions,
-        chosen.references,
-        labels=labels,
-        phases=_phases(dataset),
-        processes=chosen.np,
-    )
+    cases = cases_in(chosen.references, dataset.cases if dataset else ())
+    summary = evaluate_cases(cases, chosen.predictions, chosen.references, labels=labels, processes=chosen.np).summary()
     if dataset:
         summary["subgroups"] = subgroup_metrics(summary["per_case"], dataset.cases, summary["labels"])
     write_json(output, summary)
@@ -94,9 +83,9 @@ def report_command(arguments: Sequence[str]) -> int:
                chosen.find_phases, picture_of(number))
         for number, name in enumerate(sorted(masks))
     }  # fmt: skip
-    results = run_cases(measure_files, work, processes=chosen.np, description="measuring")
-    cases, measurements, films = zip(*results.done.values(), strict=True) if results.done else ((), (), ())
-    rows = measure_patients(cases, method=chosen.method, measurements=measurements)
+    results = run_cases(_report_clip, work, processes=chosen.np, description="measuring")
+    measurements = [clip.measurement for clip in results.done.values()]
+    rows = measure_patients(measurements, method=chosen.method)
     chosen.output.mkdir(parents=True, exist_ok=True)
     source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
     write_ef_report(chosen.output, rows, method=chosen.method, details=source)
@@ -104,22 +93,18 @@ def report_command(arguments: Sequence[str]) -> int:
         chosen.output / layout.REPORT_PAGE,
         rows=rows,
         measurements=measurements,
-        films=[film for film in films if film is not None],
+        films=[clip.film for clip in results.done.values() if clip.film is not None],
         title=chosen.title,
         details=source,
     )
     if chosen.overlays:
-        jobs = {
-            measured.case: OverlayJob(clips[measured.case], masks[measured.case], value, measured, case.spacing_mm,
-                                      case.frame_time_ms)
-            for case, measured in zip(cases, measurements, strict=True)
-        }  # fmt: skip
-        videos = write_overlays(chosen.output / layout.OVERLAYS, jobs, processes=chosen.np)
+        measured = {item.name: (clips[item.name], masks[item.name], item) for item in measurements}
+        videos = write_overlays(chosen.output / layout.OVERLAYS, measured, value, processes=chosen.np)
         results.failures |= {f"overlay of {case}": reason for case, reason in videos.failures.items()}
     if results.failures:
         write_json(chosen.output / layout.FAILURES_FILE, results.failures)
     print(f"{len(rows)} patients: {chosen.output / 'ef_report.csv'} and {chosen.output / 'report.html'}")
-    unmeasured = {row["patient"]: row["failure"] for row in rows if row["failure"]}
+    unmeasured = {row.patient: row.failure for row in rows if row.failure}
     return report_failures(results.failures | unmeasured, work="report")
 
 
@@ -135,7 +120,7 @@ def compare_command(arguments: Sequence[str]) -> int:
             dict(chosen.predictions),
             chosen.references,
             labels=dataset.description.structures if dataset else {"LV": 1},
-            phases=_phases(dataset),
+            cases=dataset.cases if dataset else (),
             processes=chosen.np,
         )
     else:
@@ -186,45 +171,17 @@ def _check_compare_options(options: argparse.ArgumentParser, chosen: argparse.Na
         options.error("--predictions needs two or more folders, each with a NAME of its own")
 
 
-def measure_files(
+def _report_clip(
     case: Case, clip_file: Path | None, mask_file: Path, value: int, method: VolumeRule, find: bool, picture: Picture
-) -> tuple[CaseMask, CaseMeasurement, Film | None]:
-    """Read one clip and its mask, measure it, and film it; the mask itself is not returned, to save memory.
-
-    Raises:
-        EchoPlanError: a file is missing or cannot be read, or the grids differ.
-    """
+) -> ReportedClip:
     if clip_file is None:
         raise EchoPlanError("there is no clip of this name in the folder of the clips", file=mask_file)
-    known = {"spacing_mm": case.spacing_mm, "frame_time_ms": case.frame_time_ms}
-    clip, labels = read_clip_and_mask(clip_file, mask_file, **known)
-    mask = labels == value
-    measured_case = CaseMask(
-        case=case.case,
-        mask=mask,
-        patient=case.patient,
-        view=case.view,
-        spacing_mm=clip.spacing_mm,
-        frame_time_ms=clip.frame_time_ms,
-        ed_frame=None if find else case.ed_frame,
-        es_frame=None if find else case.es_frame,
-        reference_ef_percent=case.ef_percent,
-        reference_edv_ml=case.edv_ml,
-        reference_esv_ml=case.esv_ml,
-    )
-    measured = measure_case(measured_case, method=method)
-    film = None
-    if picture != "none":
-        film = make_film(measured, clip.frames, mask, clip.spacing_mm, player=picture == "player")
-    return measured_case.without_pixels(), measured, film
+    case = case.without_phases() if find else case
+    return report_clip(case, clip_file, mask_file, value, method=method, picture=picture)
 
 
 def _dataset(name: str | None) -> EchoDataset | JointDataset | None:
     return None if name is None else read_dataset(folders(), name)
-
-
-def _phases(dataset: EchoDataset | JointDataset | None) -> dict[str, tuple[int | None, int | None]]:
-    return {case.case: (case.ed_frame, case.es_frame) for case in dataset.cases} if dataset else {}
 
 
 def _known_cases(dataset: EchoDataset | JointDataset | None, clips: Path) -> dict[str, Case]:

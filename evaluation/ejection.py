@@ -1,21 +1,24 @@
-"""The ejection-fraction table: from masks over time to one row a patient, and its files."""
+"""The ejection-fraction table: from measured clips to one row a patient, and its files."""
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from echoplan import __version__, layout
+from echoplan.dataset import Case
 from echoplan.files import write_csv, write_json
 
 from .agreement import agreement
 from .comparison.subgroups import subgroup_agreement
-from .measurements import NEGATIVE_EF, NO_SPACING, BeatVolumes, CaseMask, CaseMeasurement, joined, measure_case
+from .measurements import NEGATIVE_EF, NO_SPACING, BeatVolumes, CaseMeasurement, joined
 from .ventricle.volumes import (
     DISCS,
     LARGEST_LENGTH_DIFFERENCE_PERCENT,
@@ -25,49 +28,116 @@ from .ventricle.volumes import (
     length_difference_percent,
     volumes_of_beat,
 )
-from .views import phase_finding, view_columns, view_notes
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (
-    "patient", "cases", "method", "volume_rule", "ef_percent", "edv_ml", "esv_ml", "ef_low_percent",
-    "ef_high_percent", "edv_low_ml", "edv_high_ml", "esv_low_ml", "esv_high_ml", "interval_coverage_percent",
-    "ef_fold_sd_percent", "quality", "quality_reasons", "beats", "ef_per_beat_percent",
-    "ef_a2c_percent", "ef_a4c_percent", "heart_rate_bpm", "ed_frames", "es_frames", "phases", "ed_error_ms",
-    "es_error_ms", "length_difference_percent", "reference_ef_percent", "reference_edv_ml", "reference_esv_ml",
-    "note", "failure",
-)  # fmt: skip
+# The single planes of one heart differ by their cut as much as by error; beyond this one of them deserves a look.
+LARGEST_EF_DIFFERENCE_POINTS = 15.0
+LARGEST_RATE_DIFFERENCE_PERCENT = 15.0
 
 
-def measure_patients(
-    cases: Sequence[CaseMask], *, method: VolumeRule = "simpson", measurements: Sequence[CaseMeasurement] | None = None
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class PatientRow:
+    """One row of ef.csv, ef_report.csv and ef_report.json; None where something is unknown.
+
+    Attributes:
+        cases: the clips measured, joined by ";", as are `ed_frames`, `es_frames`, `phases` (found or given) and the
+            phase errors; `ef_per_beat_percent` has the beats' own EFs.
+        method: biplane, single_plane_a4c, single_plane_a2c, single_plane_<view> or single_plane.
+        ef_low_percent, ..., interval_coverage_percent: the intervals, where a calibration gives them.
+        quality: "good" or "check", where it was asked for.
+        note: what a reader should know. failure: why there is no EF; empty if there is one.
+    """
+
+    patient: str
+    cases: str = ""
+    method: str | None = None
+    volume_rule: VolumeRule = "simpson"
+    ef_percent: float | None = None
+    edv_ml: float | None = None
+    esv_ml: float | None = None
+    ef_low_percent: float | None = None
+    ef_high_percent: float | None = None
+    edv_low_ml: float | None = None
+    edv_high_ml: float | None = None
+    esv_low_ml: float | None = None
+    esv_high_ml: float | None = None
+    interval_coverage_percent: float | None = None
+    ef_fold_sd_percent: float | None = None
+    quality: str | None = None
+    quality_reasons: str | None = None
+    beats: int | None = None
+    ef_per_beat_percent: str | None = None
+    ef_a2c_percent: float | None = None
+    ef_a4c_percent: float | None = None
+    heart_rate_bpm: float | None = None
+    ed_frames: str | None = None
+    es_frames: str | None = None
+    phases: str | None = None
+    ed_error_ms: str | None = None
+    es_error_ms: str | None = None
+    length_difference_percent: float | None = None
+    reference_ef_percent: float | None = None
+    reference_edv_ml: float | None = None
+    reference_esv_ml: float | None = None
+    note: str = ""
+    failure: str = ""
+
+    @classmethod
+    def unmeasured(cls, patient: str, cases: Sequence[Case], *, method: VolumeRule, failure: str) -> PatientRow:
+        """The row of a patient of whom nothing was measured: who is missing, why, and the reference values."""
+
+        def first(name: str) -> float | None:
+            return next((value for case in cases if (value := getattr(case, name)) is not None), None)
+
+        return cls(
+            patient,
+            ";".join(case.case for case in cases),
+            volume_rule=method,
+            reference_ef_percent=first("ef_percent"),
+            reference_edv_ml=first("edv_ml"),
+            reference_esv_ml=first("esv_ml"),
+            failure=failure,
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """Column -> value, in the tables' order."""
+        return asdict(self)
+
+
+COLUMNS = tuple(column.name for column in fields(PatientRow))
+
+
+def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeRule = "simpson") -> list[PatientRow]:
     """One row a patient, in order of first appearance: biplane where A2C and A4C are measurable, else single plane.
 
-    The fallback is named in the column `method`: biplane, single_plane_a4c, single_plane_a2c, single_plane_<view> or
-    single_plane. Of several clips of one view the first measurable one counts. Patients without any measurable clip
-    have a row with the reason in `failure`. The columns are `COLUMNS`; unknown is None.
+    The fallback is named in the column `method`. Of several clips of one view the first measurable one counts. Patients
+    without any measurable clip have a row with the reason in `failure`.
 
     Args:
-        cases: clips of any number of patients.
+        measurements: `measure_case` of clips of any number of patients, with the same method.
         method: "simpson" (ASE/EACVI), "camus" (one disc height for both phases) or "area_length", see `VOLUME_RULES`.
-        measurements: `measure_case` of each case, where they were made already with the same method.
 
     Raises:
         EchoPlanError: the method is not known.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.dataset import Case
+        >>> measured = measure_case(Case("a", "patient1", "a.nii.gz"), np.zeros((5, 64, 64)))
+        >>> [(row.patient, row.failure) for row in measure_patients([measured])]
+        [('patient1', 'a: no frame of the clip has a cavity')]
     """
     check_volume_rule(method)
-    if measurements is None:
-        measurements = [measure_case(case, method=method) for case in cases]
-    patients: dict[str, list[tuple[CaseMask, CaseMeasurement]]] = {}
-    for case, measured in zip(cases, measurements, strict=True):
-        patients.setdefault(measured.patient, []).append((case, measured))
+    patients: dict[str, list[CaseMeasurement]] = {}
+    for measured in measurements:
+        patients.setdefault(measured.patient, []).append(measured)
     return [_patient_row(patient, clips, method) for patient, clips in patients.items()]
 
 
 def write_ef_report(
     folder: str | Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[PatientRow],
     *,
     method: VolumeRule = "simpson",
     details: Mapping[str, Any] | None = None,
@@ -77,47 +147,75 @@ def write_ef_report(
     The JSON has `volume_rule`, `methods` (rows of each), `agreement` (of EF, EDV and ESV; null without references),
     `phase_finding` (found against given phases, null where none can be compared),
     `subgroups` (of EF, see `subgroup_agreement`; empty without references), `versions`, the caller's `details`, `rows`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_ef_report(folder, [PatientRow("patient1", failure="no mask")])["methods"]
+        {'failed': 1}
     """
     used: dict[str, int] = {}
     for row in rows:
-        name = row["method"] or "failed"
+        name = row.method or "failed"
         used[name] = used.get(name, 0) + 1
+    table = [row.to_row() for row in rows]
     content = {
         "volume_rule": {"name": method, "meaning": VOLUME_RULES[method], "discs": DISCS},
         "methods": used,
-        "failures": {row["patient"]: row["failure"] for row in rows if row["failure"]},
+        "failures": {row.patient: row.failure for row in rows if row.failure},
         "agreement": ef_agreement(rows),
         "phase_finding": phase_finding(rows),
-        "subgroups": subgroup_agreement(rows),
+        "subgroups": subgroup_agreement(table),
         "versions": {"echoplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
         "details": dict(details or {}),
-        "rows": [dict(row) for row in rows],
+        "rows": table,
     }
     folder = Path(folder)
-    write_csv(folder / layout.EF_REPORT_CSV, rows, COLUMNS)
+    write_csv(folder / layout.EF_REPORT_CSV, table, COLUMNS)
     write_json(folder / layout.EF_REPORT_JSON, content)
     return content
 
 
-def ef_agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]] | None:
-    """`agreement` of EF, EDV and ESV with the references there are; None where no row has one."""
-    found = {}
+def ef_agreement(rows: Sequence[PatientRow]) -> dict[str, dict[str, Any]] | None:
+    """`agreement` of EF, EDV and ESV with the references there are; None where no row has one.
+
+    Example:
+        >>> rows = [PatientRow("a", ef_percent=60.0, reference_ef_percent=58.0)]
+        >>> ef_agreement(rows)["ef_percent"]["bias"]
+        2.0
+    """
+    statistics = {}
     for name in ("ef_percent", "edv_ml", "esv_ml"):
-        reference = [row[f"reference_{name}"] for row in rows]
+        reference = [getattr(row, f"reference_{name}") for row in rows]
         if any(value is not None for value in reference):
-            found[name] = agreement([row[name] for row in rows], reference)
-    return found or None
+            statistics[name] = agreement([getattr(row, name) for row in rows], reference)
+    return statistics or None
 
 
-def _patient_row(patient: str, clips: Sequence[tuple[CaseMask, CaseMeasurement]], method: VolumeRule) -> dict[str, Any]:
-    row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "patient": patient, "volume_rule": method}
-    for column in ("reference_ef_percent", "reference_edv_ml", "reference_esv_ml"):
-        known = (getattr(case, column) for case, _ in clips)
-        row[column] = next((value for value in known if value is not None), None)
-    good = [measured for _, measured in clips if not measured.failure]
-    broken = [f"{measured.case}: {measured.failure}" for _, measured in clips if measured.failure]
+def phase_finding(rows: Iterable[PatientRow]) -> dict[str, dict[str, float]] | None:
+    """`n`, `mean`, `mean_absolute`, `largest_absolute` of the rows' phase errors in ms; None where there are none."""
+    rows = list(rows)
+    statistics = {}
+    for column in ("ed_error_ms", "es_error_ms"):
+        values = [float(value) for row in rows for value in (getattr(row, column) or "").split(";") if value]
+        if values:
+            absolute = [abs(value) for value in values]
+            statistics[column] = {
+                "n": len(values),
+                "mean": fmean(values),
+                "mean_absolute": fmean(absolute),
+                "largest_absolute": max(absolute),
+            }
+    return statistics or None
+
+
+def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeRule) -> PatientRow:
+    good = [measured for measured in clips if not measured.failure]
+    broken = [f"{measured.name}: {measured.failure}" for measured in clips if measured.failure]
+    row = PatientRow.unmeasured(
+        patient, [measured.case for measured in clips], method=method, failure="" if good else joined(broken)
+    )
     if not good:
-        row |= {"cases": ";".join(measured.case for _, measured in clips), "note": "", "failure": joined(broken)}
         return row
     by_view: dict[str, CaseMeasurement] = {}
     for measured in good:
@@ -126,22 +224,18 @@ def _patient_row(patient: str, clips: Sequence[tuple[CaseMask, CaseMeasurement]]
     if len(used) < 2:
         used = [by_view.get("A4C") or by_view.get("A2C") or good[0]]
     values, notes = _biplane(*used, method) if len(used) == 2 else _single_plane(used[0])
-    given = {c.case: "found" if None in (c.ed_frame, c.es_frame) else "given" for c, _ in clips}
-    unused = [measured.case for measured in good if measured not in used]
+    unused = [measured.name for measured in good if measured not in used]
     notes += [f"not usable: {joined(broken)}" if broken else "", f"not used: {', '.join(unused)}" if unused else ""]
-    row |= (
-        values
-        | view_columns(used)
-        | {
-            "cases": ";".join(measured.case for measured in used),
-            "ed_frames": ";".join(str(measured.ed_frame) for measured in used),
-            "es_frames": ";".join(str(measured.es_frame) for measured in used),
-            "phases": ";".join(given[measured.case] for measured in used),
-            "note": joined(notes),
-            "failure": "",
-        }
+    return replace(
+        row,
+        **values,
+        **_view_columns(used),
+        cases=";".join(measured.name for measured in used),
+        ed_frames=";".join(str(measured.ed_frame) for measured in used),
+        es_frames=";".join(str(measured.es_frame) for measured in used),
+        phases=";".join("found" if None in (m.case.ed_frame, m.case.es_frame) else "given" for m in used),
+        note=joined(notes),
     )
-    return row
 
 
 def _single_plane(measured: CaseMeasurement) -> tuple[dict[str, Any], list[str]]:
@@ -165,7 +259,7 @@ def _biplane(a2c: CaseMeasurement, a4c: CaseMeasurement, method: VolumeRule) -> 
         result.add(*volumes_of_beat(*zip(first, second, strict=True), method))
         differences += [length_difference_percent(a.length, b.length) for a, b in zip(first, second, strict=True)]
     notes = [f"{measured.view}: {note}" for measured in (a2c, a4c) if (note := _without_volumes(measured.note))]
-    notes += ["" if in_ml else NO_SPACING, result.note, *view_notes(a2c, a4c)]
+    notes += ["" if in_ml else NO_SPACING, result.note, *_view_notes(a2c, a4c)]
     # Lengths in the pixels of two clips cannot be compared.
     worst = max(differences) if in_ml else None
     if worst is not None and worst > LARGEST_LENGTH_DIFFERENCE_PERCENT:
@@ -180,6 +274,39 @@ def _biplane(a2c: CaseMeasurement, a4c: CaseMeasurement, method: VolumeRule) -> 
     return values, notes
 
 
+def _view_columns(used: Sequence[CaseMeasurement]) -> dict[str, Any]:
+    """The report's columns on the views one by one: single-plane EF, heart rate, found against given phases.
+
+    Phase errors are listed in the order of `cases`, in ms; None where nothing could be compared.
+    """
+    rates = [rate for measured in used if (rate := _heart_rate(measured)) is not None]
+    errors = [measured.phase_errors for measured in used]
+    ed = [None if error is None else error.ed_ms for error in errors]
+    es = [None if error is None else error.es_ms for error in errors]
+    return {
+        **{f"ef_{m.view.lower()}_percent": m.ef_percent for m in used if m.view in ("A2C", "A4C")},
+        "heart_rate_bpm": fmean(rates) if rates else None,
+        "ed_error_ms": _phase_errors(ed),
+        "es_error_ms": _phase_errors(es),
+    }
+
+
+def _view_notes(a2c: CaseMeasurement, a4c: CaseMeasurement) -> list[str]:
+    """What a reader should know of two views that do not agree."""
+    notes = []
+    if None not in (a2c.ef_percent, a4c.ef_percent):
+        difference = abs(a2c.ef_percent - a4c.ef_percent)
+        if difference > LARGEST_EF_DIFFERENCE_POINTS:
+            notes.append(
+                f"the single planes differ by {difference:.0f} EF points: A2C {a2c.ef_percent:.0f} %, "
+                f"A4C {a4c.ef_percent:.0f} %"
+            )
+    rates = _heart_rate(a2c), _heart_rate(a4c)
+    if None not in rates and 100 * abs(rates[0] - rates[1]) > LARGEST_RATE_DIFFERENCE_PERCENT * max(rates):
+        notes.append(f"the heart beats at {rates[0]:.0f} a minute in A2C and at {rates[1]:.0f} in A4C")
+    return notes
+
+
 def _without_volumes(note: str) -> str:
     # Single-plane EF and missing volumes are said once for the patient, not for each view.
     return "; ".join(part for part in note.split("; ") if part and part not in (NO_SPACING, NEGATIVE_EF))
@@ -187,3 +314,13 @@ def _without_volumes(note: str) -> str:
 
 def _listed(values: Sequence[float]) -> str:
     return ";".join(f"{value:.2f}" for value in values)
+
+
+def _heart_rate(measured: CaseMeasurement) -> float | None:
+    return measured.phases.heart_rate_bpm if measured.phases else None
+
+
+def _phase_errors(values: Sequence[float | None]) -> str | None:
+    if all(value is None for value in values):
+        return None
+    return ";".join("" if value is None else f"{value:.0f}" for value in values)

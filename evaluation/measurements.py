@@ -8,7 +8,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 
 from .metrics import check_spacing
@@ -24,54 +26,21 @@ _DENSE_FRAMES = 5
 
 
 @dataclass(frozen=True)
-class CaseMask:
-    """The masks of one clip and what is known of it.
-
-    Attributes:
-        case, patient: names; an empty patient counts as a patient of its own.
-        view: "A2C", "A4C" (2CH, 4CH are understood) or any other word.
-        mask: (T, H, W), 0 is background, anything else the ventricle's cavity.
-        spacing_mm: (row, col), None where unknown.
-        frame_time_ms: mean time between frames, None where unknown.
-        ed_frame, es_frame: given phases, used as they are; None to have them found.
-        reference_ef_percent, reference_edv_ml, reference_esv_ml: of the patient, where known.
-    """
-
-    case: str
-    mask: np.ndarray
-    patient: str = ""
-    view: str = ""
-    spacing_mm: tuple[float, float] | None = None
-    frame_time_ms: float | None = None
-    ed_frame: int | None = None
-    es_frame: int | None = None
-    reference_ef_percent: float | None = None
-    reference_edv_ml: float | None = None
-    reference_esv_ml: float | None = None
-
-    def without_pixels(self) -> CaseMask:
-        """What is known of the clip, without frames; the mask's memory can be let go."""
-        return replace(self, mask=np.zeros((0, *self.mask.shape[1:]), bool))  # a slice would hold it
-
-
-@dataclass(frozen=True)
 class CaseMeasurement:
     """What was measured on one clip.
 
     Attributes:
+        case: what is known of the clip, with the phases that were given.
         area: (T,) area of all foreground, in `area_unit` ("mm2", or "px" without spacing).
         phases: the beats; None where the clip has no cavity.
         beats: (end-diastole, end-systole) landmarks of every beat measured, in mm, or pixels without spacing.
         ef_percent, edv_ml, esv_ml: single plane, means over the beats; None where not measured.
         ef_per_beat_percent: the beats' own.
-        frame_time_ms: as given.
         note: what a reader should know. failure: why there is no EF; empty if there is one.
         phase_errors: found against given phases; None unless both are given and the clip has masks throughout.
     """
 
-    case: str
-    patient: str
-    view: str
+    case: Case
     area: np.ndarray
     area_unit: str
     phases: Phases | None = None
@@ -80,10 +49,29 @@ class CaseMeasurement:
     edv_ml: float | None = None
     esv_ml: float | None = None
     ef_per_beat_percent: tuple[float, ...] = ()
-    frame_time_ms: float | None = None
     note: str = ""
     failure: str = ""
     phase_errors: PhaseErrors | None = None
+
+    @property
+    def name(self) -> str:
+        """The case's name."""
+        return self.case.case
+
+    @property
+    def patient(self) -> str:
+        """Whose clip it is; one of nobody counts as a patient of its own."""
+        return self.case.patient or self.case.case
+
+    @property
+    def view(self) -> str:
+        """ "A2C" or "A4C", also where the case has it as 2CH or 4CH; else the case's own word."""
+        return _VIEWS.get(self.case.view.upper(), self.case.view)
+
+    @property
+    def frame_time_ms(self) -> float | None:
+        """Mean time between frames; None where unknown."""
+        return self.case.frame_time_ms
 
     @property
     def ed_frame(self) -> int | None:
@@ -119,25 +107,39 @@ class BeatVolumes:
         return NEGATIVE_EF if any(value < 0 for value in self.ef) else ""
 
 
-def measure_case(case: CaseMask, *, method: VolumeRule = "simpson") -> CaseMeasurement:
+def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson") -> CaseMeasurement:
     """Area curve, phases, and single-plane volumes and EF of one clip.
 
     Never raises for what the masks or the header hold: `failure` then says why there is no EF. Several beats give
     several EFs and their mean. Without spacing EF is measured in (square) pixels and volumes stay None.
+
+    Args:
+        case: the spacing and the frame time of the clip, where known; given phases, used as they are, None to have them
+            found.
+        mask: (T, H, W), 0 is background, anything else the ventricle's cavity.
+        method: one of `VOLUME_RULES`.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.dataset import Case
+        >>> y, x = np.mgrid[:100, :100]
+        >>> inside = [((y - 70) / length) ** 2 + ((x - 50) / 20) ** 2 < 1 for length in (60, 58, 50)]
+        >>> mask = np.stack(inside) & (y < 70)  # half-ellipses: a base, an apex
+        >>> case = Case("a", "patient1", "a.nii.gz", view="A4C", spacing_row_mm=1.0, spacing_col_mm=1.0)
+        >>> measured = measure_case(case, mask)
+        >>> measured.ed_frame, measured.es_frame, round(measured.ef_percent)
+        (0, 2, 17)
     """
-    view = _VIEWS.get(case.view.upper(), case.view)
-    patient = case.patient or case.case
-    mask = np.asarray(case.mask)
+    mask = np.asarray(mask)
     try:
         if mask.ndim != 3:
             raise EchoPlanError(f"the mask has {mask.ndim} axes, a clip (T, H, W) is needed")
         spacing = check_spacing(case.spacing_mm)
     except EchoPlanError as error:
-        return CaseMeasurement(case.case, patient, view, np.zeros(0), "px", failure=error.problem)
+        return CaseMeasurement(case, np.zeros(0), "px", failure=error.problem)
     pixel = 1.0 if spacing is None else spacing[0] * spacing[1]
     area = np.count_nonzero(mask, axis=(1, 2)) * pixel
-    unit = "px" if spacing is None else "mm2"
-    measured = CaseMeasurement(case.case, patient, view, area, unit, frame_time_ms=case.frame_time_ms)
+    measured = CaseMeasurement(case, area, "px" if spacing is None else "mm2")
     try:
         phases = _phases(case, area)
         measured = replace(measured, phases=phases, note=phases.note, phase_errors=_phase_errors(case, area))
@@ -159,12 +161,23 @@ def measure_case(case: CaseMask, *, method: VolumeRule = "simpson") -> CaseMeasu
     )
 
 
+def under_rule(measured: CaseMeasurement, method: VolumeRule) -> CaseMeasurement:
+    """A clip measured by the ordinary rule as another rule has it; the landmarks, which take the time, are the same."""
+    if method == "simpson" or measured.failure:
+        return measured
+    result = BeatVolumes()
+    for ed, es in measured.beats:
+        result.add(*volumes_of_beat((ed, ed), (es, es), method))
+    columns = result.columns(in_ml=measured.edv_ml is not None)
+    return replace(measured, ef_per_beat_percent=tuple(result.ef), **columns)
+
+
 def joined(parts: Sequence[str]) -> str:
     """The parts of a note that say something, as one."""
     return "; ".join(part for part in parts if part)
 
 
-def _phases(case: CaseMask, area: np.ndarray) -> Phases:
+def _phases(case: Case, area: np.ndarray) -> Phases:
     ed, es = case.ed_frame, case.es_frame
     for name, frame in (("end-diastole", ed), ("end-systole", es)):
         if frame is not None and not 0 <= frame < len(area):
@@ -178,7 +191,7 @@ def _phases(case: CaseMask, area: np.ndarray) -> Phases:
     return replace(found, ed_frame=ed, es_frame=es, beats=((ed, es),))
 
 
-def _phase_errors(case: CaseMask, area: np.ndarray) -> PhaseErrors | None:
+def _phase_errors(case: Case, area: np.ndarray) -> PhaseErrors | None:
     """How far phases found on the curve are from given ones, where both exist; labels of single frames are no curve."""
     if case.ed_frame is None or case.es_frame is None:
         return None

@@ -1,16 +1,19 @@
-"""How well a predicted mask fits the reference: Dice, IoU, HD, HD95 and ASSD of one frame."""
+"""How well predicted masks fit their references: Dice, IoU, HD, HD95 and ASSD of a frame, and means over frames."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 
 from echoplan.errors import EchoPlanError
+from echoplan.labels import IGNORE
 
+METRICS = ("dice", "iou", "hd95", "assd")
 _FOUR_NEIGHBOURS = generate_binary_structure(2, 1)
 
 
@@ -34,6 +37,14 @@ def segmentation_metrics(
 
     Raises:
         EchoPlanError: the masks are not two-dimensional or differ in shape, or the spacing is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> truth = np.zeros((64, 64), dtype=bool)
+        >>> truth[20:40, 20:40] = True
+        >>> found = segmentation_metrics(np.roll(truth, 2, axis=1), truth, spacing_mm=(0.5, 0.5))
+        >>> round(found["dice"], 2), found["hd95"]
+        (0.9, 1.0)
     """
     predicted, truth = np.asarray(prediction) != 0, np.asarray(reference) != 0
     if predicted.ndim != 2 or predicted.shape != truth.shape:
@@ -58,6 +69,76 @@ def segmentation_metrics(
         "hd95": float(np.percentile(both, 95)),
         "assd": float((forth.mean() + back.mean()) / 2),
     }
+
+
+def score_frames(
+    predicted: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    labels: Mapping[str, int],
+    spacing: tuple[float, float] | None,
+) -> Iterator[dict[str, Any]]:
+    """Every labelled frame of two masks (T, H, W) of one clip: its number in `frame`, and the metrics of each label.
+
+    Frames that hold the ignore label alone are passed over, and ignored pixels elsewhere count neither way. Beside
+    `segmentation_metrics` a label has `predicted_pixels` and `reference_pixels`.
+    """
+    for number, (guess, answer) in enumerate(zip(predicted, truth, strict=True)):
+        labelled = answer != IGNORE
+        if labelled.any():
+            yield {
+                "frame": number,
+                **{
+                    name: _frame_metrics((guess == value) & labelled, (answer == value) & labelled, spacing)
+                    for name, value in labels.items()
+                },
+            }
+
+
+def _frame_metrics(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, Any]:
+    values: dict[str, Any] = dict(segmentation_metrics(predicted, truth, spacing))
+    values["predicted_pixels"], values["reference_pixels"] = int(predicted.sum()), int(truth.sum())
+    return values
+
+
+def summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
+    """Means over all frames, and over the end-diastolic and end-systolic ones where they are known.
+
+    Args:
+        cases: of `Evaluation.per_case`.
+        label: whose metrics.
+
+    Returns:
+        "all" | "end_diastole" | "end_systole" -> `frames`, `empty_predictions`, and `mean` and `sd` (over frames,
+        n - 1, None for a single one) of `dice`, `iou`, `hd95_mm`, `assd_mm`, `hd95_px`, `assd_px`.
+    """
+    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"all": [], "end_diastole": [], "end_systole": []}
+    for case in cases:
+        for frame in case["frames"]:
+            entry = case["distance_unit"], frame[label]
+            groups["all"].append(entry)
+            if frame["frame"] == case["ed_frame"]:
+                groups["end_diastole"].append(entry)
+            if frame["frame"] == case["es_frame"]:
+                groups["end_systole"].append(entry)
+    return {name: _mean_and_sd(entries) for name, entries in groups.items() if entries}
+
+
+def _mean_and_sd(entries: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    empty = sum(1 for _, values in entries if values["predicted_pixels"] == 0 < values["reference_pixels"])
+    result: dict[str, Any] = {"frames": len(entries), "empty_predictions": empty}
+    for metric in METRICS:
+        if metric in ("dice", "iou"):
+            sorts = {metric: [values[metric] for _, values in entries]}
+        else:  # a mean over mm and pixels would mean nothing
+            sorts = {
+                f"{metric}_{unit}": [values[metric] for own_unit, values in entries if own_unit == unit]
+                for unit in ("mm", "px")
+            }
+        for name, values in sorts.items():
+            if values:
+                sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                result[name] = {"mean": float(np.mean(values)), "sd": sd}
+    return result
 
 
 def surface_distances(

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .conformal import conformal_quantile
+from .ejection import LARGEST_EF_DIFFERENCE_POINTS, PatientRow
 from .measurements import CaseMeasurement
-from .ventricle.contour import largest_component
+from .ventricle.contour import largest_filled_component
 from .ventricle.volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
-from .views import LARGEST_EF_DIFFERENCE_POINTS
 
 GOOD, CHECK = "good", "check"
 _SHARE_OF_ORDINARY = 0.95
@@ -163,7 +163,7 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
     cavity = np.asarray(mask).astype(bool, copy=False)
     pixels = np.count_nonzero(cavity, axis=(1, 2))
     frames = {frame for beat in measured.phases.beats for frame in beat} if measured.phases else set()
-    stray = [1 - np.count_nonzero(largest_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]
+    stray = [1 - np.count_nonzero(largest_filled_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]
     return {
         "area_roughness": area_roughness(measured.area),
         "edge_share": edge_share,
@@ -174,18 +174,18 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
     }
 
 
-def patient_measures(row: Mapping[str, Any], *, ef_fold_sd_percent: float | None = None) -> dict[str, Any]:
+def patient_measures(row: PatientRow, *, ef_fold_sd_percent: float | None = None) -> dict[str, Any]:
     """What is measured of one patient for the quality; None is unknown.
 
     Args:
         row: of `measure_patients`.
         ef_fold_sd_percent: SD over the folds' networks, where there are several.
     """
-    views = [row["ef_a2c_percent"], row["ef_a4c_percent"]]
+    a2c, a4c = row.ef_a2c_percent, row.ef_a4c_percent
     return {
         "ef_fold_sd_percent": ef_fold_sd_percent,
-        "view_ef_difference_percent": None if None in views else abs(views[0] - views[1]),
-        "length_difference_percent": row["length_difference_percent"],
+        "view_ef_difference_percent": None if a2c is None or a4c is None else abs(a2c - a4c),
+        "length_difference_percent": row.length_difference_percent,
     }
 
 
@@ -210,14 +210,14 @@ def find_doubts(measures: Mapping[str, float | None], limits: Mapping[str, Limit
     return doubts
 
 
-def quality_columns(row: Mapping[str, Any], doubts: Mapping[str, Sequence[Doubt]]) -> dict[str, str]:
+def quality_columns(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]]) -> dict[str, str]:
     """The columns `quality` ("good" or "check") and `quality_reasons` of a patient's row.
 
     Args:
         row: of `measure_patients`; without an EF it is always to check, for the reason in `failure`.
         doubts: by clip; under "" those about the patient.
     """
-    reasons = [row["failure"]] if row["failure"] else []
+    reasons = [row.failure] if row.failure else []
     for case, found in doubts.items():
         reasons += [f"{case}: {doubt.words}" if case else doubt.words for doubt in found]
     return {"quality": CHECK if reasons else GOOD, "quality_reasons": "; ".join(reasons)}

@@ -5,8 +5,7 @@ from .inputs import InputClip, find_inputs
 from .model_selection import ModelChoice, choose_models
 from .postprocessing import apply_postprocessing, determine_postprocessing
 from .predict_folder import PredictionRun, predict_folder
-from .prediction import Prediction
-from .predictor import EchoPredictor
+from .predictor import EchoPredictor, Prediction
 
 __all__ = [
     "BestConfiguration",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_csv, write_json
 from echoplan.imageio import Clip, write_mask
@@ -20,11 +21,12 @@ from echoplan.paths import Folders, dataset_name
 from echoplan.plans import ResolvedPlan
 
 from ..evaluation import COLUMNS as EF_COLUMNS
-from ..evaluation import CaseMask, CaseMeasurement, measure_case, measure_patients
+from ..evaluation import evaluate_cases
 from ..preprocessing.store import ClipStore
 from ..training.basis import folds_of_other_plans
 from ..training.model_folder import ModelFolder
-from .calibrate import calibrate
+from ..training.validation import judged_case
+from .conformal import calibrate
 from .cross_validation import Candidate, CrossValidation, load_labelled, score_candidates
 from .postprocessing import (
     apply_postprocessing,
@@ -251,31 +253,17 @@ def _postprocess_best(
     write_postprocessing(home / layout.POSTPROCESSING_FILE, postprocessing)
     model = ModelFolder.read(best.models[0])
     store = ClipStore(crossval.preprocessed / model.plan.store)
-    target = structures[model.description.target]
     masks = home / layout.CROSS_VALIDATION
-    arguments = {
-        case: (
-            files,
-            reference,
-            postprocessing["steps"],
-            dict(structures),
-            masks / layout.mask_file(case),
-            store,
-            target,
-        )
-        for case, (files, reference) in sources.items()
-    }
+    cases = [judged_case(store.case(case)) for case in crossval.cases]
+    how = postprocessing["steps"], dict(structures), masks
+    arguments = {case.case: (case, *sources[case.case], *how) for case in cases}
     results = run_cases(_write_final_mask, arguments, processes=processes, description="writing masks")
     for case, reason in results.failures.items():
         logger.warning("%s: %s", case, reason)
-    patients: dict[str, list[tuple[CaseMask, CaseMeasurement]]] = {}
-    for about, measured in results.done.values():
-        patients.setdefault(measured.patient, []).append((about, measured))
-    rows = []
-    for pairs in patients.values():
-        abouts, measurements = zip(*pairs, strict=True)
-        rows += measure_patients(abouts, measurements=measurements)
-    write_csv(masks / layout.EF_FILE, rows, EF_COLUMNS)
+    measured = evaluate_cases(
+        cases, results.done, labels=structures, target=model.description.target, processes=processes
+    )
+    write_csv(masks / layout.EF_FILE, [row.to_row() for row in measured.rows], EF_COLUMNS)
     return postprocessing
 
 
@@ -295,29 +283,16 @@ def _write_calibration(
 
 
 def _write_final_mask(
+    case: Case,
     files: tuple[Path, ...],
     reference: Path,
     steps: Sequence[Mapping[str, Any]],
     structures: Mapping[str, int],
-    path: Path,
-    store: ClipStore,
-    target: int,
-) -> tuple[CaseMask, CaseMeasurement]:
-    """Write one postprocessed mask; what is known of the case (without the mask) and its measurement."""
+    folder: Path,
+) -> Path:
+    """Write one postprocessed mask."""
     item = load_labelled(files, reference)
     mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms)
-    case = path.name.removesuffix(".nii.gz")
-    stored = store.case(case)
-    write_mask(path, mask, like=Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case))
-    judged = CaseMask(
-        case=case,
-        mask=mask == target,
-        patient=stored.patient,
-        view=stored.view,
-        spacing_mm=stored.spacing_mm,
-        frame_time_ms=stored.frame_time_ms,
-        ed_frame=stored.ed_frame,
-        es_frame=stored.es_frame,
-        reference_ef_percent=stored.ef_percent,
-    )
-    return judged.without_pixels(), measure_case(judged)
+    file = folder / layout.mask_file(case.case)
+    write_mask(file, mask, like=Clip(mask, case.spacing_mm, case.frame_time_ms, source=case.case))
+    return file

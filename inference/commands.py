@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
-from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cli import add_device, add_folds, add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
 from echoplan.ray_cluster import add_engine, check_engine
 
-from ..evaluation import VOLUME_RULES
+from ..evaluation import VOLUME_RULES, PatientRow
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import CHECK
 from .best_configuration import BestConfiguration, find_best_configuration
 from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
-from .fold_options import add_folds
 from .model_selection import choose_models
 from .postprocessing import read_postprocessing
 from .predict_folder import Part, PredictionRun, predict_folder, predict_part
 from .predictor import EchoPredictor
 from .ray_engine import RayEngine
-from .trust import TrustSettings
+from .uncertainty import TrustSettings
 
 
 @command
@@ -121,7 +120,7 @@ def _tell_run(run: PredictionRun, predictor: EchoPredictor, options: argparse.Na
     if options.dicom:
         print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {out / layout.DICOM}")
     _print_trust(run.rows, predictor.trust)
-    unmeasured = sum(row["ef_percent"] is None for row in run.rows)
+    unmeasured = sum(row.ef_percent is None for row in run.rows)
     if unmeasured:
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
 
@@ -233,8 +232,8 @@ def apply_postprocessing_command(arguments: Sequence[str]) -> int:
     return report_failures(results.failures, work="postprocessing")
 
 
-def _print_trust(rows: Sequence[Mapping[str, Any]], trust: TrustSettings) -> None:
-    doubtful = sum(row["quality"] == CHECK for row in rows)
+def _print_trust(rows: Sequence[PatientRow], trust: TrustSettings) -> None:
+    doubtful = sum(row.quality == CHECK for row in rows)
     if doubtful:
         print(f"{doubtful} of {len(rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
     if trust.calibration is None:

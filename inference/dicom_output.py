@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pydicom
 
@@ -22,7 +22,7 @@ from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
 from echoplan.parallel_map import run_cases
 
-from ..evaluation import VOLUME_RULES
+from ..evaluation import VOLUME_RULES, PatientRow
 from .inputs import InputClip
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write_dicom(
     out: Path,
     inputs: Sequence[InputClip],
     masks: Mapping[str, Path],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[PatientRow],
     failures: MutableMapping[str, str],
     *,
     description: DatasetDescription,
@@ -76,9 +76,9 @@ def write_dicom(
     Returns:
         the files written.
     """
-    predicted = [item for item in inputs if item.case in masks]
-    clips = {item.case: item for item in predicted if find_format(item.path).name == "DICOM"}
-    others = [item.case for item in predicted if item.case not in clips]
+    predicted = [item for item in inputs if item.name in masks]
+    clips = {item.name: item for item in predicted if find_format(item.path).name == "DICOM"}
+    others = [item.name for item in predicted if item.name not in clips]
     if others:
         logger.warning("no DICOM, so no DICOM output: %s", ", ".join(others))
     segmentations = {
@@ -87,11 +87,11 @@ def write_dicom(
     }
     reports = {}
     for row in rows:
-        used = str(row["cases"] or "").split(";")
-        if row["ef_percent"] is None or not any(case in clips for case in used):
+        used = row.cases.split(";")
+        if row.ef_percent is None or not any(case in clips for case in used):
             continue
         if not all(case in clips for case in used):
-            logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row["patient"])
+            logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row.patient)
             continue
         path = out / f"{'+'.join(used)}_sr.dcm"
         reports[f"DICOM report of {row['patient']}"] = (path, [clips[case] for case in used], row, model)
@@ -120,35 +120,35 @@ def _write_segmentation(path: Path, item: InputClip, mask: Path, description: Da
     return path
 
 
-def _write_report(path: Path, items: Sequence[InputClip], row: Mapping[str, Any], model: str) -> Path:
+def _write_report(path: Path, items: Sequence[InputClip], row: PatientRow, model: str) -> Path:
     from .dicom_objects import Measurements, make_report
 
     with _without_quotes(items[0].path):
         clips = _measured_clips(items, row)
-        rule = row["volume_rule"]
+        rule = row.volume_rule
         found = Measurements(
-            ef_percent=row["ef_percent"],
-            edv_ml=row["edv_ml"],
-            esv_ml=row["esv_ml"],
-            beats=row["beats"],
+            ef_percent=row.ef_percent,
+            edv_ml=row.edv_ml,
+            esv_ml=row.esv_ml,
+            beats=row.beats or 1,
             parameters=(f"volumes: {rule}, {VOLUME_RULES[rule]}",),
-            note=row["note"],
+            note=row.note,
         )
         _save(make_report(clips, found, model=model), path)
     return path
 
 
-def _measured_clips(items: Sequence[InputClip], row: Mapping[str, Any]) -> list[MeasuredClip]:
+def _measured_clips(items: Sequence[InputClip], row: PatientRow) -> list[MeasuredClip]:
     from .dicom_objects import MeasuredClip
 
-    phases = [[int(frame) for frame in row[name].split(";")] for name in ("ed_frames", "es_frames")]
+    phases = [[int(frame) for frame in (text or "").split(";")] for text in (row.ed_frames, row.es_frames)]
     clips = [
-        MeasuredClip(_header(item.path), ed, es, item.about.view) for item, ed, es in zip(items, *phases, strict=True)
+        MeasuredClip(_header(item.path), ed, es, item.case.view) for item, ed, es in zip(items, *phases, strict=True)
     ]
     owners = {(clip.source.PatientID, str(clip.source.PatientName), clip.source.StudyInstanceUID) for clip in clips}
     if len(owners) > 1:
         raise EchoPlanError(
-            f"{' and '.join(item.case for item in items)} are measured together, but their headers name different "
+            f"{' and '.join(item.name for item in items)} are measured together, but their headers name different "
             "patients or studies: no report can be filed for both",
             file=items[0].path,
             remedy="name the right patients in cases.csv",

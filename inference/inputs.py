@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,9 @@ import numpy as np
 from echoplan import layout
 from echoplan.dataset import Case, read_cases
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, ClipInfo, ending, probe_clip, read_clip
+from echoplan.files import plain
+from echoplan.imageio import Clip, ending, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
-
-from .provenance import files_as_they_are
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +70,20 @@ class InputClip:
 
     Attributes:
         path: the file, or the folder of pictures.
-        about: what is known of it: its name, patient and view at least, all of a cases.csv row where there is one.
+        case: what is known of it: its name, patient and view at least, all of a cases.csv row where there is one.
     """
 
     path: Path
-    about: Case
+    case: Case
 
     @property
-    def case(self) -> str:
+    def name(self) -> str:
         """The name its results get."""
-        return self.about.case
+        return self.case.case
 
     def read(self) -> Clip:
         """The clip, with what cases.csv knows better than the file; EchoPlanError if it cannot be read."""
-        clip = read_clip(self.path, spacing_mm=self.about.spacing_mm, frame_time_ms=self.about.frame_time_ms)
+        clip = read_clip(self.path, spacing_mm=self.case.spacing_mm, frame_time_ms=self.case.frame_time_ms)
         if min(clip.frame_shape) < _SMALLEST_SIDE:
             raise EchoPlanError(f"frames of {clip.frame_shape} pixels are too small to be ultrasound", file=self.path)
         return clip
@@ -93,17 +94,8 @@ class InputClip:
         Raises:
             EchoPlanError: the clip is gone.
         """
-        known = ("ed_frame", "es_frame", "frame_time_ms", "spacing_row_mm", "spacing_col_mm")
-        return {"files": files_as_they_are(self.path), **{name: getattr(self.about, name) for name in known}}
-
-    def probe(self) -> ClipInfo:
-        """Shape, spacing and frame time, without decoding."""
-        info = probe_clip(self.path)
-        return replace(
-            info,
-            spacing_mm=self.about.spacing_mm or info.spacing_mm,
-            frame_time_ms=self.about.frame_time_ms or info.frame_time_ms,
-        )
+        names = ("ed_frame", "es_frame", "frame_time_ms", "spacing_row_mm", "spacing_col_mm")
+        return {"files": _files_as_they_are(self.path), **{name: getattr(self.case, name) for name in names}}
 
 
 def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[InputClip, ...]:
@@ -127,7 +119,7 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
     known = _rows(source)
     found = [source] if source.is_file() else list(_clips_in(source, leave_out))
     root = source.parent if source.is_file() else source
-    inputs = [InputClip(path, about) for path, about in known.items()]
+    inputs = [InputClip(path, case) for path, case in known.items()]
     inputs += [InputClip(path, _guess(path, root)) for path in found if path.resolve() not in known]
     if not inputs:
         raise EchoPlanError(
@@ -136,7 +128,13 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
             remedy="give a file or a folder of NIfTI, MetaImage, DICOM, AVI, MP4, PNG",
         )
     inputs = _unique_names(inputs)
-    return tuple(sorted(inputs, key=lambda item: item.case))
+    return tuple(sorted(inputs, key=lambda item: item.name))
+
+
+def digest(content: Any) -> str:
+    """A short name for plain content (numbers, texts, lists, mappings): other content, another name."""
+    packed = json.dumps(plain(content), sort_keys=True, allow_nan=False).encode()
+    return hashlib.sha256(packed).hexdigest()[:20]
 
 
 def patient_and_view(name: str) -> tuple[str, str]:
@@ -207,16 +205,30 @@ def _guess(path: Path, root: Path) -> Case:
 
 def _unique_names(inputs: list[InputClip]) -> list[InputClip]:
     """Clips that differ only in their ending get it into their name."""
-    count = Counter(item.case for item in inputs)
+    count = Counter(item.name for item in inputs)
     named = []
     for item in inputs:
-        if count[item.case] > 1:
+        if count[item.name] > 1:
             suffix = (ending(item.path) or item.path.suffix or ".pictures").replace(".", "_")
-            item = replace(item, about=replace(item.about, case=f"{item.case}{suffix}"))
+            item = replace(item, case=replace(item.case, case=f"{item.name}{suffix}"))
         named.append(item)
-    twice = [name for name, times in Counter(item.case for item in named).items() if times > 1]
+    twice = [name for name, times in Counter(item.name for item in named).items() if times > 1]
     if twice:
         raise EchoPlanError(
             f"several clips would be named {twice[0]}", file=named[0].path.parent, remedy="rename one, or use cases.csv"
         )
     return named
+
+
+def _files_as_they_are(path: Path) -> list[Any]:
+    """Size and time of a file, or of every file in a folder: what changes when somebody puts another clip there.
+
+    Raises:
+        EchoPlanError: there is nothing.
+    """
+    files: Iterable[Path] = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else (path,)
+    try:
+        status = [file.stat() for file in files]
+    except FileNotFoundError as error:
+        raise EchoPlanError("the clip is gone", file=path) from error
+    return [[item.st_size, item.st_mtime_ns] for item in status]

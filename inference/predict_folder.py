@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,15 +15,19 @@ import torch
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import write_json
-from echoplan.imageio import Clip
+from echoplan.files import sweep_partial_files, write_json
+from echoplan.imageio import Clip, write_mask
 from echoplan.parallel_map import CaseResults, run_cases
 
+from ..evaluation import PatientRow
+from ..evaluation.ventricle.volumes import VolumeRule
+from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
 from .dicom_output import require_highdicom, write_dicom
-from .inputs import InputClip, find_inputs
-from .one_clip import has_result, result_path, segment_input, sweep_results, write_result
+from .ensemble import PreparedInput, Segmentation
+from .inputs import InputClip, digest, find_inputs
 from .predictor import EchoPredictor
 from .reporting import write_reports
+from .uncertainty import ClipEvidence
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +62,6 @@ class Part:
         """This share of the clips."""
         return tuple(inputs[self.number :: self.count])
 
-    @property
-    def arguments_file(self) -> str:
-        """The name of the record that this share leaves."""
-        return f"prediction_args.part_{self.number}_of_{self.count}.json"
-
 
 @dataclass
 class PredictionRun:
@@ -79,13 +78,13 @@ class PredictionRun:
     predicted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[PatientRow] = field(default_factory=list)
     dicom_files: list[Path] = field(default_factory=list)
 
     def masks(self, out: Path, inputs: Sequence[InputClip]) -> dict[str, Path]:
         """The mask files there are, in the order of the clips."""
         finished = {*self.predicted, *self.kept}
-        return {item.case: result_path(out, item.case) for item in inputs if item.case in finished}
+        return {item.name: result_path(out, item.name) for item in inputs if item.name in finished}
 
 
 def predict_folder(
@@ -96,7 +95,7 @@ def predict_folder(
     overwrite: bool = False,
     continue_prediction: bool = False,
     keep_probabilities: bool = False,
-    ef_method: str = "simpson",
+    ef_method: VolumeRule = "simpson",
     dicom: bool = False,
     overlays: bool = False,
     processes: int = 0,
@@ -144,9 +143,18 @@ def predict_folder(
         processes=processes,
     )
     if dicom:
-        about = {"description": predictor.description, "model": predictor.name}
-        run.dicom_files = write_dicom(out / layout.DICOM, inputs, masks, run.rows, run.failures, **about)
-    _write_record(out / layout.ARGUMENTS_FILE, predictor, inputs, run, {**(details or {}), "ef_method": ef_method})
+        run.dicom_files = write_dicom(
+            out / layout.DICOM,
+            inputs,
+            masks,
+            run.rows,
+            run.failures,
+            description=predictor.description,
+            model=predictor.name,
+        )
+    settings = {**(details or {}), "ef_method": ef_method}
+    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings)
+    write_json(out / layout.ARGUMENTS_FILE, record)
     return run
 
 
@@ -178,7 +186,8 @@ def predict_part(
     source, out, engine = Path(source), Path(out), engine or _Here(predictor)
     inputs = part.of(_inputs_beside(source, out))
     run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
-    _write_record(out / part.arguments_file, predictor, inputs, run, details or {})
+    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=details or {})
+    write_json(out / layout.part_arguments_file(part.number, part.count), record)
     return run
 
 
@@ -201,12 +210,12 @@ def _predict_rest(
         for item in inputs
         if overwrite or not has_result(out, item, predictor, keep_probabilities=keep_probabilities)
     ]
-    stale = sum(result_path(out, item.case).is_file() for item in todo)
+    stale = sum(result_path(out, item.name).is_file() for item in todo)
     if stale and not overwrite:
         logger.warning("%d results are of another model, or their clips have changed: predicted again", stale)
-    waiting = {item.case for item in todo}
+    waiting = {item.name for item in todo}
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
-    kept = [item.case for item in inputs if item.case not in waiting]
+    kept = [item.name for item in inputs if item.name not in waiting]
     return PredictionRun(list(results.done), kept, results.failures)
 
 
@@ -220,20 +229,10 @@ class _Here:
         with _ReadAhead(todo) as reader:
             return run_cases(
                 _predict_case,
-                {item.case: (item, reader, self.predictor, out, keep_probabilities) for item in todo},
+                {item.name: (item, reader, self.predictor, out, keep_probabilities) for item in todo},
                 processes=0,  # one network on one device
                 description="predicting",
             )
-
-
-def _write_record(
-    file: Path,
-    predictor: EchoPredictor,
-    inputs: Sequence[InputClip],
-    run: PredictionRun,
-    settings: Mapping[str, Any],
-) -> None:
-    write_json(file, prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings))
 
 
 def prediction_record(
@@ -259,11 +258,11 @@ def prediction_record(
         "model": dict(model),
         "inputs": [
             {
-                "case": item.case,
+                "case": item.name,
                 "path": str(item.path),
-                "patient": item.about.patient,
-                "view": item.about.view,
-                "result": "predicted" if item.case in predicted else "kept" if item.case in kept else "failed",
+                "patient": item.case.patient,
+                "view": item.case.view,
+                "result": "predicted" if item.name in predicted else "kept" if item.name in kept else "failed",
             }
             for item in inputs
         ],
@@ -319,7 +318,7 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
     if blocking.exists() and not blocking.is_dir():
         raise EchoPlanError("a file lies where the results should go", file=blocking, remedy="give another -o")
     inputs = find_inputs(source, leave_out=out)
-    targets = {result_path(out, item.case).resolve() for item in inputs}
+    targets = {result_path(out, item.name).resolve() for item in inputs}
     clash = [item.path for item in inputs if item.path.resolve() in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
@@ -328,10 +327,73 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
 
 def _check_no_results(inputs: Sequence[InputClip], out: Path) -> None:
     """Raise an EchoPlanError if there are results of these clips already."""
-    existing = sum(result_path(out, item.case).exists() for item in inputs)
+    existing = sum(result_path(out, item.name).exists() for item in inputs)
     if existing:
         raise EchoPlanError(
             f"results of {existing} of the {len(inputs)} clips are there already",
             file=out,
             remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
         )
+
+
+def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
+    """Where a clip's result goes."""
+    return out / f"{case}{ending}"
+
+
+def sweep_results(out: Path) -> None:
+    """Remove what killed processes left half-written where results lie; no deeper, `out` may be anybody's folder."""
+    for folder in (out, out / layout.EVIDENCE, out / layout.OVERLAYS):
+        sweep_partial_files(folder, below=False)
+
+
+def origin(item: InputClip, predictor: EchoPredictor) -> str:
+    """Which model makes a clip's result, and of what: another where either has changed."""
+    return f"{predictor.identity} {digest(item.content())}"
+
+
+def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_probabilities: bool) -> bool:
+    """Whether everything asked for is there, made by this model of this very clip."""
+    endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
+    if not all(result_path(out, item.name, ending).is_file() for ending in endings):
+        return False
+    return ClipEvidence.read_origin(result_path(out / layout.EVIDENCE, item.name, ".npz")) == origin(item, predictor)
+
+
+def segment_input(
+    item: InputClip, prepared: PreparedInput, predictor: EchoPredictor, *, keep_probabilities: bool
+) -> Segmentation:
+    """What the networks find in a clip.
+
+    Raises:
+        EchoPlanError: the GPU's memory is too small for it.
+    """
+    ed_frame, es_frame = item.case.ed_frame, item.case.es_frame
+    try:
+        return predictor.segment(
+            prepared,
+            phases=None if ed_frame is None or es_frame is None else (ed_frame, es_frame),
+            keep_probabilities=SAVED_TYPE if keep_probabilities else None,
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise EchoPlanError(
+            "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
+        ) from error
+
+
+def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation, out: Path) -> None:
+    """Write the evidence, the probabilities if they were kept, and at last the mask: it says that the clip is finished.
+
+    An older mask goes first, or a process killed in between would leave it beside evidence of another model.
+    """
+    evidence = replace(found.evidence, origin=origin(item, predictor))
+    result_path(out, item.name).unlink(missing_ok=True)
+    evidence.write(result_path(out / layout.EVIDENCE, item.name, ".npz"))
+    if found.probabilities is not None:
+        save_probabilities(result_path(out, item.name, ".npz"), found.probabilities)
+    clip, mask = found.clip, found.mask
+    del found  # what is written is in memory beside its copies in the file's own form
+    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
+        mask = clip.crop.to_file(mask)
+    write_mask(result_path(out, item.name), mask, like=Clip(mask, clip.spacing_mm, clip.frame_time_ms))

@@ -6,6 +6,7 @@ Starts no process, reads no environment, prints nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,62 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from echoplan import layout
-from echoplan.dataset import DatasetDescription
+from echoplan.dataset import Case, DatasetDescription
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
 
-from ..evaluation import CaseMask, measure_case, measure_patients
+from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
-from .ensemble import PredictorMember
-from .inputs import clip_from_array
+from .ensemble import ClipLabels, PackedLabels, PredictorMember, PreparedInput, Segmentation, run_networks
+from .inputs import clip_from_array, digest
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
-from .prediction import Prediction
-from .provenance import deciding, digest, digest_of_weights
-from .segmentation import Findings, PackedLabels, PreparedInput, Segmentation, find_in_parts
-from .trust import TrustSettings, assess_patient
-from .uncertainty import ClipEvidence, Opinion, edge_share, grid_spacing, make_opinion
+from .uncertainty import (
+    ClipEvidence,
+    Opinion,
+    TrustSettings,
+    assess_patient,
+    edge_share,
+    grid_spacing,
+    make_opinion,
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a predictor finds in one clip.
+
+    Attributes:
+        mask: (T, H, W) uint8 labels on the clip's own grid, after postprocessing.
+        probabilities: (T, H, W) float32, of the target structure, before postprocessing.
+        area_mm2: (T,) area of the target in the mask; None where the spacing is unknown.
+        ed_frame, es_frame: end-diastole and end-systole, found on the area curve; None where there is no cavity.
+        ef_percent: single-plane ejection fraction; None where it cannot be measured.
+        note: why something is missing or doubtful; empty if nothing is.
+        ef_low_percent, ef_high_percent: the reference EF lies between; None where there is no interval.
+        interval_coverage_percent: how often it does, in percent; None where there is no interval.
+        interval_note: why there is no interval; empty if there is one.
+        ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
+        quality: "good" or "check"; "" where it was not asked for.
+        quality_reasons: why to check, in words.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray
+    area_mm2: np.ndarray | None
+    ed_frame: int | None
+    es_frame: int | None
+    ef_percent: float | None
+    note: str = ""
+    ef_low_percent: float | None = None
+    ef_high_percent: float | None = None
+    interval_coverage_percent: float | None = None
+    interval_note: str = ""
+    ef_fold_sd_percent: float | None = None
+    quality: str = ""
+    quality_reasons: tuple[str, ...] = ()
 
 
 class EchoPredictor:
@@ -163,17 +203,10 @@ class EchoPredictor:
 
         It is the same wherever the model lies and on whatever device it runs.
         """
-        members = [
-            {
-                "trainer": member.model.trainer,
-                "plan": deciding(member.model.plan),
-                "weights": [digest_of_weights(network) for network in member.networks],
-            }
-            for member in self.members
-        ]
+        members = [member.identity() for member in self.members]
         names = ("labels", "target", "postprocessing", "like", "mirroring", "autocast")
-        about = self.to_dict()
-        return digest({"members": members, **{name: about[name] for name in names}})
+        settings = self.to_dict()
+        return digest({"members": members, **{name: settings[name] for name in names}})
 
     def predict(
         self,
@@ -219,33 +252,35 @@ class EchoPredictor:
             keep_probabilities: their type where the probabilities are wanted too, on the network's grid where all
                 members share one, else on the native grid; None: they are not.
         """
-        found = Findings(prepared.about.shape, keep_probabilities)
-        folds = self.folds if len(self.folds) > 1 else ()  # one fold's own opinion is that of all together
-        for part in find_in_parts(
-            self.members, prepared.clips, folds, mirroring=self.mirroring, autocast=self.autocast
+        clip = prepared.clip
+        found = ClipLabels(clip.shape, keep_probabilities)
+        alone = self.folds if len(self.folds) > 1 else ()  # one fold's own opinion is that of all together
+        for part in run_networks(
+            self.members, prepared.on_grids, alone, mirroring=self.mirroring, autocast=self.autocast
         ):
             found.add(part)
-        opinions = {fold: self._opinion(found.opinions.pop(fold), prepared.about, phases) for fold in [*found.opinions]}
-        together = opinions.pop(None)
+        together = self._opinion(found.on_grid.pop(None), clip, phases)
+        folds = [fold for fold in found.on_grid if fold is not None]
+        by_fold = {fold: self._opinion(found.on_grid.pop(fold), clip, phases) for fold in folds}
         mask = apply_postprocessing(
             found.labels,
             self.postprocessing,
             self.description.structures,
-            frame_time_ms=prepared.about.frame_time_ms,
+            frame_time_ms=clip.frame_time_ms,
             in_place=True,
         )
         evidence = ClipEvidence(
             grid_spacing(found.geometry),
             together,
-            opinions or dict.fromkeys(self.folds, together),
+            by_fold or dict.fromkeys(self.folds, together),
             edge_share(prepared.sector, mask, self.target),
         )
-        return Segmentation(prepared.about, mask, evidence, found.probabilities)
+        return Segmentation(clip, mask, evidence, found.probabilities)
 
-    def _opinion(self, labels: PackedLabels, about: ClipInfo, phases: tuple[int, int] | None) -> Opinion:
+    def _opinion(self, labels: PackedLabels, clip: ClipInfo, phases: tuple[int, int] | None) -> Opinion:
         return make_opinion(
             labels.unpacked(), self.postprocessing, self.description.structures, self.target,
-            phases=phases, frame_time_ms=about.frame_time_ms,
+            phases=phases, frame_time_ms=clip.frame_time_ms,
         )  # fmt: skip
 
     def conclude(self, clip: Clip, found: Segmentation) -> Prediction:
@@ -255,10 +290,10 @@ class EchoPredictor:
             raise ValueError("a prediction has probabilities: segment with keep_probabilities")
         cavity = mask == target
         area = None if clip.spacing_mm is None else cavity.sum(axis=(1, 2)) * float(np.prod(clip.spacing_mm))
-        case = CaseMask(case="", mask=cavity, spacing_mm=clip.spacing_mm, frame_time_ms=clip.frame_time_ms)
-        measured = measure_case(case)
-        (row,) = measure_patients([case], measurements=[measured])
-        trust = assess_patient(row, [case], [clip_measures(cavity, measured)], {case.case: found.evidence}, self.trust)
+        case = Case("", "", "").with_header(clip)
+        measured = measure_case(case, cavity)
+        (row,) = measure_patients([measured])
+        trust = assess_patient(row, [(case, clip_measures(cavity, measured))], {case.case: found.evidence}, self.trust)
         return Prediction(
             mask=mask,
             probabilities=probabilities.of_class(0 if len(probabilities.values) == 1 else target),
@@ -267,12 +302,12 @@ class EchoPredictor:
             es_frame=measured.es_frame,
             ef_percent=measured.ef_percent,
             note="; ".join(part for part in (measured.note, measured.failure) if part),
-            ef_low_percent=trust.columns["ef_low_percent"],
-            ef_high_percent=trust.columns["ef_high_percent"],
-            interval_coverage_percent=trust.columns["interval_coverage_percent"],
+            ef_low_percent=trust.row.ef_low_percent,
+            ef_high_percent=trust.row.ef_high_percent,
+            interval_coverage_percent=trust.row.interval_coverage_percent,
             interval_note=trust.no_interval.get("ef_percent", ""),
-            ef_fold_sd_percent=trust.columns["ef_fold_sd_percent"],
-            quality=trust.columns["quality"],
+            ef_fold_sd_percent=trust.row.ef_fold_sd_percent,
+            quality=trust.row.quality or "",
             quality_reasons=tuple(trust.reasons),
         )
 

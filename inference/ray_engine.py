@@ -28,7 +28,7 @@ from echoplan.ray_cluster import Cluster, connected, in_words, saying_when_stuck
 from echoplan.ray_tasks import ATTEMPTS, SharedDisk, noting_sigterm, shared_disk
 
 from .inputs import InputClip
-from .one_clip import result_path, segment_input, sweep_results, write_result
+from .predict_folder import result_path, segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class ClipActor:
             "case"; "failure", the reason or ""; "fatal", whether no other clip can escape it.
         """
         outcomes = [self._outcome(*clip) for clip in zip(batch["clip"], batch["replaces"], strict=True)]
-        cases = [item.case for item in batch["clip"]]
+        cases = [item.name for item in batch["clip"]]
         return {"case": cases, "failure": [text for text, _ in outcomes], "fatal": [fatal for _, fatal in outcomes]}
 
     def _outcome(self, item: InputClip, replaces: int) -> tuple[str, bool]:
@@ -124,19 +124,19 @@ class ClipActor:
             failure, fatal = self._until_it_ends(item, replaces), False
         except EchoPlanError as error:
             failure, fatal = str(error), error.fatal
-        self._job.attempts.end(item.case)
+        self._job.attempts.end(item.name)
         return failure, fatal
 
     def _until_it_ends(self, item: InputClip, replaces: int) -> str:
         """Predict the clip, in up to `ATTEMPTS` attempts of all actors together; the reason if none did it."""
         attempts, reason = self._job.attempts, ""
-        while _stamp(self._job.out, item.case) in (replaces, _NONE):  # else an actor that died had just finished it
-            nodes = attempts.nodes(item.case)
+        while _stamp(self._job.out, item.name) in (replaces, _NONE):  # else an actor that died had just finished it
+            nodes = attempts.nodes(item.name)
             if len(nodes) >= ATTEMPTS:
                 return reason or _given_up(nodes)
             with self._gate.passed(alone=bool(nodes)):  # it may have taken others with it the last time
                 with naming_full_disk():
-                    attempts.begin(item.case)
+                    attempts.begin(item.name)
                 try:
                     self._predict(item)
                     return ""
@@ -144,7 +144,7 @@ class ClipActor:
                     raise
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
-                    logger.debug("case %s", item.case, exc_info=True)
+                    logger.debug("case %s", item.name, exc_info=True)
                     _leave_if_gpu_is_lost(self._job.device)
         return ""
 
@@ -256,7 +256,7 @@ def _outcomes(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # what Ray itself loses is listed; the rest goes on
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = [{"clip": replace(item, path=item.path.absolute()), "replaces": _stamp(job.out, item.case)} for item in todo]
+    rows = [{"clip": replace(item, path=item.path.absolute()), "replaces": _stamp(job.out, item.name)} for item in todo]
     clips_a_task = max(1, min(_MOST_CLIPS_A_TASK, len(rows) // (actors * _TASKS_AN_ACTOR)))
     with DataContext.current(context):
         clips = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // clips_a_task))
@@ -286,11 +286,11 @@ def _in_order(todo: Sequence[InputClip], failures: Mapping[str, str]) -> CaseRes
     """The results in the clips' own order, their paths as the user wrote them."""
     results = CaseResults()
     for item in todo:
-        reason = failures.get(item.case, "Ray lost it: predict again with --continue_prediction")
+        reason = failures.get(item.name, "Ray lost it: predict again with --continue_prediction")
         if reason:
-            results.failures[item.case] = reason.replace(str(item.path.absolute()), str(item.path))
+            results.failures[item.name] = reason.replace(str(item.path.absolute()), str(item.path))
         else:
-            results.done[item.case] = None
+            results.done[item.name] = None
     return results
 
 

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from echoplan import layout
-from echoplan.imageio import read_mask
 from echoplan.parallel_map import run_cases
 
-from ..evaluation import COLUMNS as EF_COLUMNS
-from ..evaluation import (
-    CaseMask,
-    CaseMeasurement,
-    Film,
-    Picture,
-    film_frames,
-    make_film,
-    measure_case,
-    measure_patients,
-    picture_of,
-    write_ef_report,
-    write_report,
-)
-from ..evaluation.quality import clip_measures, quality_columns
-from ..evaluation.report.overlays import OverlayJob, write_overlays
+from ..evaluation import CaseMeasurement, Film, PatientRow, measure_patients, write_ef_report, write_report
+from ..evaluation.quality import quality_columns
+from ..evaluation.report.clips import report_clip
+from ..evaluation.report.overlays import write_overlays
+from ..evaluation.report.thumbnails import Picture, picture_of
+from ..evaluation.ventricle.volumes import VolumeRule
 from .inputs import InputClip
-from .trust import Assessment, TrustSettings, assess_patient
-from .uncertainty import ClipEvidence
+from .uncertainty import Assessment, ClipEvidence, TrustSettings, assess_patient
 
 
 @dataclass
 class _Patient:
     """What was measured on one patient."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    assessments: list[Assessment] = field(default_factory=list)
     measurements: list[CaseMeasurement] = field(default_factory=list)
     films: list[Film] = field(default_factory=list)
-    assessments: dict[str, Assessment] = field(default_factory=dict)
 
 
 def write_reports(
@@ -51,12 +36,12 @@ def write_reports(
     failures: MutableMapping[str, str],
     *,
     target: int,
-    ef_method: str = "simpson",
+    ef_method: VolumeRule = "simpson",
     title: str = "",
     trust: TrustSettings | None = None,
     overlays: bool = False,
     processes: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[PatientRow]:
     """Measure masks and write ef_report.csv, ef_report.json and report.html, and videos where they are asked for.
 
     One patient is in memory at a time. Patients without any mask have a row with the reason.
@@ -78,7 +63,7 @@ def write_reports(
     """
     trust = trust or TrustSettings()
     found = _measure_all(inputs, masks, failures, (target, ef_method, out / layout.EVIDENCE, trust), processes)
-    rows = [row for patient in found for row in patient.rows]
+    rows = [item.row for patient in found for item in patient.assessments]
     measurements = [measured for patient in found for measured in patient.measurements]
     details = {"model": title, "trust": _trust(trust, found), "cases": _cases(found)}
     write_ef_report(out, rows, method=ef_method, details=details)
@@ -98,18 +83,18 @@ def _measure_all(
     inputs: Sequence[InputClip],
     masks: Mapping[str, Path],
     failures: MutableMapping[str, str],
-    how: tuple[int, str, Path, TrustSettings],
+    how: tuple[int, VolumeRule, Path, TrustSettings],
     processes: int,
 ) -> list[_Patient]:
     """Every patient measured, one at a time in memory; `how` is target, rule, folder of the evidence, trust."""
     patients: dict[str, list[InputClip]] = {}
     for item in inputs:
-        patients.setdefault(item.about.patient, []).append(item)
-    shown = [item.case for item in inputs if item.case in masks]
+        patients.setdefault(item.case.patient, []).append(item)
+    shown = [item.name for item in inputs if item.name in masks]
     picture = {case: picture_of(number) for number, case in enumerate(shown)}
     arguments = {}
     for name, items in patients.items():
-        usable = [(item, masks[item.case], picture[item.case]) for item in items if item.case in masks]
+        usable = [(item, masks[item.name], picture[item.name]) for item in items if item.name in masks]
         if usable:
             arguments[name] = (usable, *how)
     results = run_cases(_measure_patient, arguments, processes=processes, description="measuring")
@@ -127,87 +112,49 @@ def _write_overlays(
     target: int,
     processes: int,
 ) -> None:
-    items = {item.case: item for item in inputs}
-    jobs = {
-        measured.case: OverlayJob(
-            items[measured.case].path,
-            masks[measured.case],
-            target,
-            measured,
-            items[measured.case].about.spacing_mm,
-            items[measured.case].about.frame_time_ms,
-        )
-        for measured in measurements
-    }
-    results = write_overlays(out / layout.OVERLAYS, jobs, processes=processes)
+    files = {item.name: item.path for item in inputs}
+    clips = {measured.name: (files[measured.name], masks[measured.name], measured) for measured in measurements}
+    results = write_overlays(out / layout.OVERLAYS, clips, target, processes=processes)
     for case, reason in results.failures.items():
         failures[f"overlay of {case}"] = reason
 
 
 def _measure_patient(
-    usable: Sequence[tuple[InputClip, Path, Picture]], target: int, ef_method: str, kept: Path, trust: TrustSettings
+    usable: Sequence[tuple[InputClip, Path, Picture]],
+    target: int,
+    ef_method: VolumeRule,
+    evidence_folder: Path,
+    trust: TrustSettings,
 ) -> _Patient:
-    found = _Patient()
-    cases, measures = [], []
-    for item, path, picture in usable:
-        # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
-        header = item.probe()
-        mask = read_mask(path)
-        if header.crop is not None:
-            mask = header.crop.to_clip(mask)
-        case = CaseMask(
-            case=item.case,
-            patient=item.about.patient,
-            view=item.about.view,
-            mask=np.equal(mask, target, out=mask.view(bool)),  # in place: a long clip's mask is large
-            spacing_mm=header.spacing_mm,
-            frame_time_ms=header.frame_time_ms,
-            ed_frame=item.about.ed_frame,
-            es_frame=item.about.es_frame,
-            reference_ef_percent=item.about.ef_percent,
-            reference_edv_ml=item.about.edv_ml,
-            reference_esv_ml=item.about.esv_ml,
-        )
-        measured = measure_case(case, method=ef_method)
-        player = picture == "player"
-        shown = {frame: case.mask[frame].copy() for frame in film_frames(measured, len(mask), player=player)}
-        found.measurements.append(measured)
-        measures.append(clip_measures(case.mask, measured))
-        # A long clip's whole mask is not in memory beside the clip, nor beside the patient's other clips.
-        cases.append(case.without_pixels())
-        del case, mask
-        if picture != "none":
-            clip = item.read()
-            found.films.append(make_film(measured, clip.frames, shown, clip.spacing_mm, player=player))
-            del clip
-    found.rows = measure_patients(cases, method=ef_method, measurements=found.measurements)
-    evidence = {
-        case.case: ClipEvidence.read(file)
-        for case in cases
-        if (file := kept / layout.probabilities_file(case.case)).is_file()
-    }
-    for row in found.rows:
-        own = [(c, m) for c, m in zip(cases, measures, strict=True) if (c.patient or c.case) == row["patient"]]
-        assessment = assess_patient(row, *zip(*own, strict=True), evidence, trust)
-        row |= assessment.columns
-        found.assessments[row["patient"]] = assessment
-    return found
+    clips = [
+        report_clip(item.case, item.path, mask, target, method=ef_method, picture=picture)
+        for item, mask, picture in usable
+    ]
+    patient = _Patient(
+        measurements=[clip.measurement for clip in clips], films=[clip.film for clip in clips if clip.film is not None]
+    )
+    files = {item.name: evidence_folder / layout.probabilities_file(item.name) for item, *_ in usable}
+    evidence = {name: ClipEvidence.read(file) for name, file in files.items() if file.is_file()}
+    for row in measure_patients(patient.measurements, method=ef_method):
+        judged = [(clip.measurement.case, clip.quality) for clip in clips if clip.measurement.patient == row.patient]
+        patient.assessments.append(assess_patient(row, judged, evidence, trust))
+    return patient
 
 
-def _trust(settings: TrustSettings, found: Sequence[_Patient]) -> dict[str, Any]:
+def _trust(settings: TrustSettings, patients: Sequence[_Patient]) -> dict[str, Any]:
     """What the intervals and the flags were made with, and each patient's reasons."""
-    assessments = {name: own.to_dict() for patient in found for name, own in patient.assessments.items()}
-    return settings.to_dict() | {"patients": assessments}
+    measured = [item for patient in patients if patient.measurements for item in patient.assessments]
+    return settings.to_dict() | {"patients": {item.row.patient: item.to_dict() for item in measured}}
 
 
-def _cases(found: Sequence[_Patient]) -> dict[str, Any]:
+def _cases(patients: Sequence[_Patient]) -> dict[str, Any]:
     """Each clip's curve, and the reasons to look at it again."""
     cases = {}
-    for patient in found:
-        doubts = {case: own for item in patient.assessments.values() for case, own in item.doubts.items()}
+    for patient in patients:
+        doubts = {case: reasons for item in patient.assessments for case, reasons in item.doubts.items()}
         for measured in patient.measurements:
-            own = [doubt.to_dict() for doubt in doubts.get(measured.case, ())]
-            cases[measured.case] = _curve(measured) | {"doubts": own}
+            reasons = [doubt.to_dict() for doubt in doubts.get(measured.name, ())]
+            cases[measured.name] = _curve(measured) | {"doubts": reasons}
     return cases
 
 
@@ -222,21 +169,11 @@ def _curve(measured: CaseMeasurement) -> dict[str, Any]:
     }
 
 
-def _without_mask(patient: str, items: Sequence[InputClip], failures: Mapping[str, str], ef_method: str) -> _Patient:
+def _without_mask(
+    patient: str, items: Sequence[InputClip], failures: Mapping[str, str], ef_method: VolumeRule
+) -> _Patient:
     """The row of a patient who was not measured: the report names who is missing, and why."""
-    reasons = [f"{item.case}: {failures[item.case]}" for item in items if item.case in failures]
-    about = [item.about for item in items]
-    references = {
-        f"reference_{name}": next((value for case in about if (value := getattr(case, name)) is not None), None)
-        for name in ("ef_percent", "edv_ml", "esv_ml")
-    }
-    row = {
-        **dict.fromkeys(EF_COLUMNS),
-        **references,
-        "patient": patient,
-        "cases": ";".join(item.case for item in items),
-        "volume_rule": ef_method,
-        "note": "",
-        "failure": "; ".join(reasons) or failures.get(f"measuring {patient}", "not measured"),
-    }
-    return _Patient(rows=[row | quality_columns(row, {})])
+    reasons = [f"{item.name}: {failures[item.name]}" for item in items if item.name in failures]
+    failure = "; ".join(reasons) or failures.get(f"measuring {patient}", "not measured")
+    row = PatientRow.unmeasured(patient, [item.case for item in items], method=ef_method, failure=failure)
+    return _Patient([Assessment(replace(row, **quality_columns(row, {})))])

@@ -1,4 +1,4 @@
-"""What is kept of a predicted clip beside its mask, to tell how far its measurements can be trusted.
+"""How far measurements can be trusted: what is kept of a clip beside its mask, intervals, and the quality flag.
 
 Each fold's network has an opinion of its own. Its mask is kept at the end-diastoles and end-systoles that its own area
 curve shows, on the network's grid: a few kilobytes a clip, however long the clip is.
@@ -17,14 +17,19 @@ import numpy as np
 from scipy.ndimage import binary_erosion, binary_opening, label
 from skimage.morphology import convex_hull_image
 
+from echoplan import layout
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.sector import detect_sector
 
-from ..evaluation import CaseMask, find_phases, measure_patients
-from ..evaluation.conformal import QUANTITIES
+from ..evaluation import PatientRow, find_phases, measure_case, measure_patients
+from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
+from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, quality_columns
+from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing import to_uint8
 from ..preprocessing.geometry import Geometry
+from .conformal import NONE_WRITTEN, Calibration, interval_columns
 from .postprocessing import Step, apply_postprocessing
 
 _AVERAGE = -1  # in the file, the number of the opinion of all folds together
@@ -75,7 +80,7 @@ class ClipEvidence:
         average: the opinion of all networks together.
         by_fold: fold -> its networks' opinion.
         edge_share: share of the cavity's outline on the edge of the image sector.
-        origin: which model made it of which clip, as `one_clip.origin` has it.
+        origin: which model made it of which clip, as `predict_folder.origin` has it.
     """
 
     spacing: tuple[float, float]
@@ -158,7 +163,7 @@ def grid_spacing(geometry: Geometry) -> tuple[float, float]:
 
 
 def measure_folds(
-    row: Mapping[str, Any], clips: Sequence[tuple[CaseMask, ClipEvidence]], *, method: str
+    row: PatientRow, clips: Sequence[tuple[Case, ClipEvidence]], *, method: VolumeRule
 ) -> dict[int, dict[str, float | None]]:
     """EF, EDV and ESV of one patient as each fold's networks alone measure them; None where they cannot.
 
@@ -166,26 +171,146 @@ def measure_folds(
     to the patient's own measurement (multiplied, for volumes), so that the grid's coarseness falls out.
 
     Args:
-        row: the patient's, of `measure_patients`.
-        clips: of the clips that the row was measured on, in the row's order: what is known of each (its mask is not
-            looked at), and its evidence.
+        row: the patient's.
+        clips: those that the row was measured on, in the row's order, and the evidence of each.
         method: the volume rule.
     """
-    everywhere = [evidence for _, evidence in clips if evidence.average is not None]
-    if not clips or len(everywhere) < len(clips):
+    averages = [(case, item, item.average) for case, item in clips if item.average is not None]
+    if not clips or len(averages) < len(clips):
         return {}
-    centre = _measure([(about, item, item.average) for about, item in clips], row, method)
-    found = {}
-    for fold in sorted(set.intersection(*(set(item.by_fold) for item in everywhere))):
-        own = _measure([(about, item, item.by_fold[fold]) for about, item in clips], row, method)
-        found[fold] = {name: _moved(name, row[name], own.get(name), centre.get(name)) for name in QUANTITIES}
-    return found
+    centre = _measure(averages, row, method)
+    by_fold = {}
+    for fold in sorted(set.intersection(*(set(item.by_fold) for _, item in clips))):
+        alone = _measure([(case, item, item.by_fold[fold]) for case, item in clips], row, method)
+        by_fold[fold] = {
+            name: _moved(name, getattr(row, name), alone.get(name), centre.get(name)) for name in QUANTITIES
+        }
+    return by_fold
 
 
 def fold_sd(by_fold: Mapping[int, Mapping[str, float | None]], quantity: str = "ef_percent") -> float | None:
     """SD (n - 1) over the folds that measure the quantity; None with fewer than two."""
-    known = [values[quantity] for values in by_fold.values() if values[quantity] is not None]
+    known = [value for values in by_fold.values() if (value := values[quantity]) is not None]
     return stdev(known) if len(known) > 1 else None
+
+
+@dataclass(frozen=True)
+class TrustSettings:
+    """What intervals and flags are made with.
+
+    Attributes:
+        calibration: of the very model or ensemble; None where there is none.
+        why_none: why there is no calibration, in words.
+        coverage: of the intervals, between 0 and 1.
+        file: where the calibration was read.
+    """
+
+    calibration: Calibration | None = None
+    why_none: str = NONE_WRITTEN
+    coverage: float = DEFAULT_COVERAGE
+    file: Path | None = None
+
+    @classmethod
+    def find(
+        cls,
+        models: Sequence[Path],
+        *,
+        file: Path | None,
+        postprocessing: Sequence[Step],
+        checkpoint: str,
+        coverage: float,
+    ) -> TrustSettings:
+        """Read the calibration that holds for a predictor, where there is one.
+
+        Args:
+            models: the model folders.
+            file: the calibration; None takes a single model's own, crossval_results/calibration.json.
+            postprocessing, checkpoint: those of the predictor.
+            coverage: between 0 and 1.
+
+        Raises:
+            EchoPlanError: the coverage is not between 0 and 1, or the file is no calibration.
+        """
+        coverage = check_coverage(coverage)
+        if file is None and len(models) == 1:
+            file = models[0] / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
+        if file is None:
+            return cls(None, "no calibration: the ensemble is not the best configuration that was found", coverage)
+        if not file.is_file():
+            return cls(None, NONE_WRITTEN, coverage)
+        calibration = Calibration.read(file)
+        reason = calibration.mismatch(
+            models=[model.resolve().name for model in models], postprocessing=postprocessing, checkpoint=checkpoint
+        )
+        return cls(None, reason, coverage, file) if reason else cls(calibration, "", coverage, file)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As prediction_args.json and ef_report.json hold it."""
+        limits = self.calibration.limits if self.calibration else default_limits()
+        return {
+            "coverage_percent": 100 * self.coverage,
+            "calibration": None if self.calibration is None else str(self.file),
+            "why_none": self.why_none,
+            "limits": {name: {"value": limit.value, "source": limit.source} for name, limit in limits.items()},
+        }
+
+
+@dataclass
+class Assessment:
+    """What was found about one patient.
+
+    Attributes:
+        row: the patient's, with intervals and the quality flag.
+        no_interval: quantity -> why it has no interval.
+        doubts: clip -> reasons to look again; "" has those about the patient.
+    """
+
+    row: PatientRow
+    no_interval: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, list[Doubt]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ef_report.json holds about the patient beside the columns."""
+        return {"no_interval": self.no_interval, "doubts": [doubt.to_dict() for doubt in self.doubts.get("", ())]}
+
+    @property
+    def reasons(self) -> list[str]:
+        """All reasons to look again, in words."""
+        return [doubt.words for found in self.doubts.values() for doubt in found]
+
+
+def assess_patient(
+    row: PatientRow,
+    clips: Sequence[tuple[Case, Mapping[str, Any]]],
+    evidence: Mapping[str, ClipEvidence],
+    settings: TrustSettings,
+) -> Assessment:
+    """Intervals, the folds' disagreement and the quality flag of one patient.
+
+    Args:
+        row: of `measure_patients`.
+        clips: the patient's clips, as the row was made from, and `clip_measures` of each, but for what the evidence
+            knows.
+        evidence: clip -> what was kept of its prediction; clips without are passed over.
+        settings: the calibration and the coverage.
+    """
+    used = row.cases.split(";")
+    cases = {case.case: case for case, _ in clips}
+    by_fold: dict[int, dict[str, float | None]] = {}
+    if not row.failure and all(name in evidence for name in used):
+        by_fold = measure_folds(row, [(cases[name], evidence[name]) for name in used], method=row.volume_rule)
+    intervals, no_interval = interval_columns(row, by_fold, settings.calibration, settings.coverage)
+    if settings.calibration is None:
+        no_interval = {quantity: settings.why_none for quantity in no_interval}
+    spread = fold_sd(by_fold)
+    limits = settings.calibration.limits if settings.calibration else default_limits()
+    doubts = {"": find_doubts(patient_measures(row, ef_fold_sd_percent=spread), limits)}
+    for case, measures in clips:
+        kept = evidence.get(case.case)
+        known_too = {} if kept is None else {"edge_share": kept.edge_share}
+        doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, limits)
+    row = replace(row, **intervals, ef_fold_sd_percent=spread, **quality_columns(row, doubts))
+    return Assessment(row, no_interval, doubts)
 
 
 def edge_share(sector: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:
@@ -233,20 +358,21 @@ def _working_step(shape: tuple[int, ...]) -> int:
 
 
 def _measure(
-    clips: Sequence[tuple[CaseMask, ClipEvidence, Opinion]], row: Mapping[str, Any], method: str
+    clips: Sequence[tuple[Case, ClipEvidence, Opinion]], row: PatientRow, method: VolumeRule
 ) -> dict[str, float]:
     """Means over the beats that all clips' opinions have; empty where one cannot be measured as the row was."""
     measured = []
     for beat in range(min(len(opinion) for *_, opinion in clips)):
-        cases = [
-            replace(about, mask=opinion.beats[2 * beat : 2 * beat + 2], spacing_mm=item.spacing, ed_frame=0, es_frame=1)
-            for about, item, opinion in clips
-        ]
-        (found,) = measure_patients(cases, method=method)
-        if found["failure"] or found["method"] != row["method"]:
+        of_clips = []
+        for case, item, opinion in clips:
+            spacing_row, spacing_col = item.spacing
+            on_grid = replace(case, spacing_row_mm=spacing_row, spacing_col_mm=spacing_col, ed_frame=0, es_frame=1)
+            of_clips.append(measure_case(on_grid, opinion.beats[2 * beat : 2 * beat + 2], method=method))
+        (of_beat,) = measure_patients(of_clips, method=method)
+        if of_beat.failure or of_beat.method != row.method:
             return {}
-        measured.append(found)
-    return {name: fmean(item[name] for item in measured) for name in QUANTITIES} if measured else {}
+        measured.append(of_beat)
+    return {name: fmean(getattr(of_beat, name) for of_beat in measured) for name in QUANTITIES} if measured else {}
 
 
 def _moved(name: str, value: float | None, own: float | None, centre: float | None) -> float | None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from echoplan import layout
-from echoplan.files import write_csv, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.parallel_map import progress
 
-from ..evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
-from ..evaluation.folder import summarise
+from ..evaluation import evaluate_cases
+from ..evaluation.metrics import summarise
 from ..preprocessing.clip import normaliser
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from ..preprocessing.store import StoredCase
@@ -50,34 +49,26 @@ def validate_fold(
         `frames` and `mean`.
     """
     folder = folder or setup.folder / layout.VALIDATION
-    measured = []
     for case in progress(setup.val, description="validation"):
         told = None if prompt is None else prompt(case)
         stored = setup.store.case(case)
         step = setup.plan_of(stored).window_stride if stride is None else stride
-        mask = predict_stored_case(network, setup, stored, stride=step, save_to=folder, prompts=told)
-        measured.append(
-            CaseMask(
-                case=case,
-                patient=stored.patient,
-                view=stored.view,
-                mask=mask == setup.description.labels[setup.description.target],
-                spacing_mm=stored.spacing_mm,
-                frame_time_ms=stored.frame_time_ms,
-                ed_frame=stored.ed_frame,
-                es_frame=stored.es_frame,
-                reference_ef_percent=stored.ef_percent,
-            )
-        )
-    write_csv(folder / layout.EF_FILE, measure_patients(measured), COLUMNS)
-    phases = {item.case: (item.ed_frame, item.es_frame) for item in measured}
-    summary = evaluate_folder(
-        folder, setup.references, labels=setup.description.structures, cases=setup.val, phases=phases
+        predict_stored_case(network, setup, stored, stride=step, save_to=folder, prompts=told)
+    description = setup.description
+    evaluation = evaluate_cases(
+        [judged_case(setup.store.case(case)) for case in setup.val],
+        folder,
+        setup.references,
+        labels=description.structures,
+        target=description.target,
     )
-    if setup.plan.multi_dataset:
-        summary["datasets"] = summarise_datasets(summary, setup)
-    write_json(folder / layout.SUMMARY_FILE, summary)
-    return summary
+    more = {"datasets": summarise_datasets(evaluation.summary(), setup)} if setup.plan.multi_dataset else {}
+    return evaluation.write(folder, **more)
+
+
+def judged_case(stored: StoredCase) -> StoredCase:
+    """A cross-validated case as it is judged: of the reference measurements by the EF alone."""
+    return replace(stored, edv_ml=None, esv_ml=None)
 
 
 def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str, Any]:
@@ -97,12 +88,8 @@ def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str
 
 def predict_stored_case(
     network: nn.Module, setup: FoldSetup, stored: StoredCase, *, stride: int, save_to: Path, prompts: Any = None
-) -> np.ndarray:
-    """Predict one preprocessed case and save mask and probabilities.
-
-    Returns:
-        the label mask (T, H, W) on the native grid.
-    """
+) -> None:
+    """Predict one preprocessed case and save its probabilities and its mask, labels on the native grid."""
     case = stored.case
     probabilities = segment_clip(
         network,
@@ -119,4 +106,3 @@ def predict_stored_case(
     mask = predicted.labels()
     like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case)
     write_mask(save_to / layout.mask_file(case), mask, like=like)
-    return mask

@@ -110,8 +110,16 @@ def read_clip(
     return replace(clip, spacing_mm=spacing, frame_time_ms=frame_time_ms or clip.frame_time_ms)
 
 
-def probe_clip(path: str | PathLike[str]) -> ClipInfo:
+def probe_clip(
+    path: str | PathLike[str],
+    *,
+    spacing_mm: tuple[float, float] | None = None,
+    frame_time_ms: float | None = None,
+) -> ClipInfo:
     """Shape, spacing and frame time of a clip without decoding it.
+
+    Args:
+        path, spacing_mm, frame_time_ms: as `read_clip` takes them.
 
     Raises:
         EchoPlanError: as `read_clip`, as far as the header shows it.
@@ -120,7 +128,8 @@ def probe_clip(path: str | PathLike[str]) -> ClipInfo:
     known = find_format(path)
     with naming_file(path):
         info = known.probe(path)
-    return replace(info, spacing_mm=_checked_spacing(info.spacing_mm, path))
+    spacing = _checked_spacing(spacing_mm or info.spacing_mm, path)
+    return replace(info, spacing_mm=spacing, frame_time_ms=frame_time_ms or info.frame_time_ms)
 
 
 def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ..report.colours import INK, LINE, PALE, SOFT
+from ..report.thumbnails import INK, LINE, PALE, SOFT
 from .learning_curves import DICE, LearningCurves, Line
 
 # Okabe and Ito's palette; markers and line styles say the same without colour.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..agreement import resamples
-from ..folder import summarise
+from ..metrics import summarise
 from .compare import EF_ERROR
 from .paired import holm, paired_test
 from .patient_means import ef_errors, patient_means

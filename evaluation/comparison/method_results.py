@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json
+from echoplan.files import read_json, write_json
 from echoplan.paths import dataset_name
 
-from ..folder import evaluate_folder, find_masks
+from ..evaluate_cases import cases_in, evaluate_cases, find_masks
 
 EF_FILES = (layout.EF_REPORT_CSV, layout.EF_FILE)
 _NAMED = 5  # cases named in an error
@@ -28,7 +29,7 @@ class MethodResults:
     Attributes:
         name: as tables show it.
         source: the folder they were read from.
-        per_case: case -> metrics of its labelled frames, as `evaluate_folder` gives them.
+        per_case: case -> metrics of its labelled frames, as `evaluate_cases` gives them.
         ef_rows: patient -> row of its EF table; empty where there is none.
         folds: of cross-validation; empty otherwise.
         unjudged: cases whose prediction is missing or broken.
@@ -90,7 +91,7 @@ def read_predictions(
     references: Path,
     *,
     labels: Mapping[str, int],
-    phases: Mapping[str, tuple[int | None, int | None]] | None = None,
+    cases: Sequence[Case] = (),
     processes: int = 0,
 ) -> list[MethodResults]:
     """Folders of predicted masks of the same clips, and the EF tables in them (ef_report.csv, ef.csv).
@@ -102,22 +103,23 @@ def read_predictions(
         folders: method -> folder.
         references: folder of reference masks.
         labels: structure -> value.
-        phases: case -> (end-diastolic, end-systolic) frame.
+        cases: what is known of the clips: their end-diastoles and end-systoles.
         processes: worker processes; 0 works in this one.
 
     Raises:
         EchoPlanError: a folder is missing, or there is nothing to evaluate.
     """
     structures = {name: value for name, value in labels.items() if value != 0}
+    phases = {case.case: (case.ed_frame, case.es_frame) for case in cases}
     methods = []
     for name, folder in folders.items():
         summary = _current_summary(folder, references, structures)
         if summary is None:
-            output = folder / layout.SUMMARY_FILE
-            summary = evaluate_folder(
-                folder, references, labels=structures, phases=phases, output=output, processes=processes
-            )
-        per_case = {case: _with_phases(found, (phases or {}).get(case)) for case, found in summary["per_case"].items()}
+            judged = cases_in(references, cases)
+            found = evaluate_cases(judged, folder, references, labels=structures, processes=processes)
+            summary = found.summary()
+            write_json(folder / layout.SUMMARY_FILE, summary)
+        per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
         unjudged = tuple(_unjudged(summary))
         methods.append(MethodResults(name, folder, per_case, read_ef_rows(folder), unjudged=unjudged))
     return methods
@@ -154,7 +156,7 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
 
 
 def read_summary(file: Path) -> dict[str, Any]:
-    """A summary.json of `evaluate_folder`.
+    """A summary.json of `evaluate_cases`.
 
     Raises:
         EchoPlanError: it is missing or something else.

@@ -9,7 +9,7 @@ from typing import Any
 from echoplan.dataset import Case
 
 from ..agreement import agreement
-from ..folder import summarise
+from ..metrics import summarise
 
 EF_CLASS = "EF class"
 EF_CLASSES = (("< 40 %", -math.inf, 40.0), ("40 to 49 %", 40.0, 50.0), ("≥ 50 %", 50.0, math.inf))

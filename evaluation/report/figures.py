@@ -18,8 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..measurements import CaseMeasurement
 from ..ventricle.cardiac_cycle import Phases
-from .colours import ED_COLOUR, ES_COLOUR, INK, LINE, PALE, SOFT
-from .thumbnails import marked_beats
+from .thumbnails import ED_COLOUR, ES_COLOUR, INK, LINE, PALE, SOFT, marked_beats
 
 POINTS = 1000  # of a plot; of more, how many lie where is drawn
 _POINTS_AN_INCH = 72
@@ -77,7 +76,7 @@ def area_curve(measurement: CaseMeasurement) -> Plot:
                   fontsize=10, color=SOFT)  # fmt: skip
     axes.annotate("seconds" if measurement.frame_time_ms else "frame", (1, 0), xycoords="axes fraction",
                   xytext=(0, -26), textcoords="offset points", ha="right", fontsize=10, color=SOFT)  # fmt: skip
-    return _plot(figure, axes, f"area over time of {measurement.case}", x_step=step)
+    return _plot(figure, axes, f"area over time of {measurement.name}", x_step=step)
 
 
 def _extremes(values: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,60 +19,26 @@ from echoplan.parallel_map import CaseResults, run_cases
 
 from ..measurements import CaseMeasurement
 from ..ventricle.landmarks import Landmarks, find_landmarks
-from .colours import AXIS, ED_COLOUR, ES_COLOUR, OUTLINE
-from .thumbnails import Frame, grey_levels, landmarks_by_frame
+from .thumbnails import AXIS, ED_COLOUR, ES_COLOUR, OUTLINE, Frame, grey_levels, landmarks_by_frame
 
 _HIGHEST, _WIDEST = 512, 768
 _DEFAULT_RATE = Fraction(25)  # where the clip knows no frame time
 _CODECS = {"libx264": {"crf": "18"}, "mpeg4": {"b": "6M"}}  # the first that PyAV's FFmpeg can encode
 
 
-@dataclass(frozen=True)
-class OverlayJob:
-    """A clip to make a video of.
+def write_overlays(
+    folder: Path, clips: Mapping[str, tuple[Path, Path, CaseMeasurement]], label: int, *, processes: int = 0
+) -> CaseResults:
+    """Write folder/<case>.mp4 for every case, past the cases that fail.
 
-    Attributes:
-        clip, mask: their files.
-        label: the measured structure's value in the mask.
-        measurement: `measure_case` of this clip.
-        spacing_mm, frame_time_ms: what is known better than the clip's file says.
+    Args:
+        folder: where the videos go.
+        clips: case -> the clip's file, its mask's, and its measurement.
+        label: the measured structure's value in the masks.
+        processes: worker processes; 0: none.
     """
-
-    clip: Path
-    mask: Path
-    label: int
-    measurement: CaseMeasurement
-    spacing_mm: tuple[float, float] | None = None
-    frame_time_ms: float | None = None
-
-
-def write_overlays(folder: Path, jobs: Mapping[str, OverlayJob], *, processes: int = 0) -> CaseResults:
-    """Write folder/<case>.mp4 for every case, past the cases that fail."""
-    work = {case: (folder / f"{case}.mp4", job) for case, job in jobs.items()}
+    work = {case: (folder / f"{case}.mp4", *clip, label) for case, clip in clips.items()}
     return run_cases(_write_overlay, work, processes=processes, description="overlays")
-
-
-def read_clip_and_mask(
-    clip_file: Path,
-    mask_file: Path,
-    *,
-    spacing_mm: tuple[float, float] | None = None,
-    frame_time_ms: float | None = None,
-) -> tuple[Clip, NDArray[Any]]:
-    """A clip and the labels (T, H, W) on its grid.
-
-    Raises:
-        EchoPlanError: a file cannot be read, or the grids differ.
-    """
-    clip = read_clip(clip_file, spacing_mm=spacing_mm, frame_time_ms=frame_time_ms)
-    mask = read_mask(mask_file)
-    if clip.crop is not None:
-        mask = clip.crop.to_clip(mask)
-    if mask.shape != clip.frames.shape:
-        raise EchoPlanError(
-            f"the mask is {mask.shape} and its clip {clip.frames.shape} (frames, rows, columns)", file=mask_file
-        )
-    return clip, mask
 
 
 def write_overlay_video(path: Path, clip: Clip, mask: NDArray[Any], measurement: CaseMeasurement) -> None:
@@ -111,9 +76,11 @@ def write_overlay_video(path: Path, clip: Clip, mask: NDArray[Any], measurement:
         container.mux(stream.encode())
 
 
-def _write_overlay(path: Path, job: OverlayJob) -> None:
-    clip, mask = read_clip_and_mask(job.clip, job.mask, spacing_mm=job.spacing_mm, frame_time_ms=job.frame_time_ms)
-    write_overlay_video(path, clip, mask == job.label, job.measurement)
+def _write_overlay(path: Path, clip_file: Path, mask_file: Path, measurement: CaseMeasurement, label: int) -> None:
+    case = measurement.case
+    clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
+    mask = read_mask(mask_file)
+    write_overlay_video(path, clip, (mask if clip.crop is None else clip.crop.to_clip(mask)) == label, measurement)
 
 
 def _codec() -> str:

@@ -18,7 +18,7 @@ from echoplan import __version__, layout
 from echoplan.files import write_text
 
 from ..comparison.subgroups import subgroup_agreement
-from ..ejection import ef_agreement
+from ..ejection import PatientRow, ef_agreement
 from ..measurements import CaseMeasurement
 from ..ventricle.contour import Points
 from ..ventricle.volumes import VOLUME_RULES
@@ -50,7 +50,7 @@ _SUBGROUP_STATISTICS = ("pearson_r", "bias", "sd_of_differences", "mae")
 def write_report(
     path: str | Path,
     *,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[PatientRow],
     measurements: Sequence[CaseMeasurement] = (),
     films: Sequence[Film] = (),
     title: str = "Ejection fraction report",
@@ -89,7 +89,7 @@ def write_report(
         "pages": [file.name for file in files],
         "shown": len(shown),
         "left_out": len(measurements) - len(shown),
-        "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row["volume_rule"] for row in rows})],
+        "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row.volume_rule for row in rows})],
         "details": dict(details or {}),
         "csv": layout.EF_REPORT_CSV if path.with_name(layout.EF_REPORT_CSV).is_file() else "",
         "style": _source("report.css"),
@@ -97,10 +97,10 @@ def write_report(
         **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
     }
     template = _environment().get_template("report.html.j2")
-    by_case, by_patient = {film.case: film for film in films}, {row["patient"]: row for row in rows}
+    by_case, by_patient = {film.case: film for film in films}, {row.patient: row for row in rows}
     for page, places in enumerate(parts):
         clips = [
-            _clip(place + 1, shown[place], by_case.get(shown[place].case), by_patient.get(shown[place].patient))
+            _clip(place + 1, shown[place], by_case.get(shown[place].name), by_patient.get(shown[place].patient))
             for place in places
         ]
         write_text(files[page], template.render(content, page=page, clips=clips))
@@ -124,7 +124,7 @@ def _links(shown: Sequence[CaseMeasurement], parts: Sequence[range], files: Sequ
 
 
 def _summary(
-    rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None, links: Mapping[str, str]
+    rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]] | None, links: Mapping[str, str]
 ) -> dict[str, Any]:
     """What the first page shows before the clips."""
     long = len(rows) > TABLE_ROWS
@@ -172,7 +172,7 @@ def _source(name: str) -> Markup:
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Mapping[str, Any] | None) -> dict[str, Any]:
+def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: PatientRow | None) -> dict[str, Any]:
     """What the template shows of one clip."""
     from .figures import area_curve
 
@@ -214,21 +214,19 @@ def _lines(marks: Marks) -> dict[str, Any]:
     return {name: getattr(marks, name).round(1).tolist() for name in ("base", "axis", "discs")}
 
 
-def _tiles(
-    rows: Sequence[Mapping[str, Any]], agreement: Mapping[str, Mapping[str, Any]] | None
-) -> list[tuple[str, str, str]]:
+def _tiles(rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]] | None) -> list[tuple[str, str, str]]:
     """(figure, what it is, small print) of the summary."""
-    ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
-    methods = Counter(row["method"] for row in rows if row["method"])
+    ef = [row.ef_percent for row in rows if row.ef_percent is not None]
+    methods = Counter(row.method for row in rows if row.method)
     words = ", ".join(f"{number} {_method(name)}" for name, number in methods.most_common())
     tiles = [(str(len(rows)), "patient" if len(rows) == 1 else "patients", words)]
     if ef:
         small = f"SD {stdev(ef):.1f}, range {min(ef):.0f} to {max(ef):.0f}" if len(ef) > 1 else ""
         tiles.append((f"{fmean(ef):.1f} %", "mean ejection fraction", small))
-    failed = sum(1 for row in rows if row["failure"])
+    failed = sum(1 for row in rows if row.failure)
     tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
-    if any(row.get("quality") for row in rows):
-        doubtful = sum(1 for row in rows if row.get("quality") == "check")
+    if any(row.quality for row in rows):
+        doubtful = sum(1 for row in rows if row.quality == "check")
         tiles.append((str(doubtful), "to check by eye", "reasons in the table" if doubtful else "nothing stood out"))
     statistics = (agreement or {}).get("ef_percent")
     if statistics and statistics["mae"] is not None:
@@ -254,35 +252,35 @@ def _counts(statistics: Mapping[str, Any]) -> str:
     return f"n = {statistics['n']}" + (f", {failures} not measured" if failures else "")
 
 
-def _subgroups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+def _subgroups(rows: Sequence[PatientRow]) -> list[tuple[str, str, list[str]]]:
     """(grouping, group, cells): n and the statistics of EF."""
     return [
         (group["by"], group["group"], [str(group["n"]), *(
             _number(group[name], 3 if name in _UNITLESS else 1) for name in _SUBGROUP_STATISTICS
         )])
-        for group in subgroup_agreement(rows)
+        for group in subgroup_agreement([row.to_row() for row in rows])
     ]  # fmt: skip
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
     """Agreement plots of every measure with references, and the distribution of EF; `patients` names the points."""
     from .figures import POINTS, bland_altman, ef_distribution, scatter
 
     figures = []
     for key, (name, unit) in _MEASURES.items():
-        pairs = [row for row in rows if row[key] is not None and row[f"reference_{key}"] is not None]
+        pairs = [row for row in rows if None not in (getattr(row, key), getattr(row, f"reference_{key}"))]
         if pairs:
-            predicted, reference = ([row[column] for row in pairs] for column in (key, f"reference_{key}"))
+            predicted, reference = ([getattr(row, column) for row in pairs] for column in (key, f"reference_{key}"))
             bounds = [_bounds(row, key) for row in pairs]
-            patients = [row["patient"] for row in pairs] if len(pairs) <= POINTS else []
+            patients = [row.patient for row in pairs] if len(pairs) <= POINTS else []
             for plot in (
                 scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
                 bland_altman(predicted, reference, name=name, unit=unit),
             ):
                 figures.append(_figure(plot, key, patients))
-    ef = [row["ef_percent"] for row in rows if row["ef_percent"] is not None]
+    ef = [row.ef_percent for row in rows if row.ef_percent is not None]
     if ef:
-        known = [row["reference_ef_percent"] for row in rows if row["reference_ef_percent"] is not None]
+        known = [row.reference_ef_percent for row in rows if row.reference_ef_percent is not None]
         place = 2 if figures and figures[0]["measure"] == "ef_percent" else 0
         figures.insert(place, _figure(ef_distribution(ef, known), "ef_percent", []))
     return figures
@@ -292,14 +290,14 @@ def _figure(plot: Plot, measure: str, patients: list[str]) -> dict[str, Any]:
     return {"svg": Markup(plot.svg), "measure": measure, "patients": patients}
 
 
-def _table(rows: Sequence[Mapping[str, Any]], links: Mapping[str, str], *, with_references: bool) -> dict[str, Any]:
+def _table(rows: Sequence[PatientRow], links: Mapping[str, str], *, with_references: bool) -> dict[str, Any]:
     """What table.js makes the rows of: the patient, its clips, whether to check it, and every cell as it is shown.
 
     A cell is its text, or its text and the small print; the last one has a flag, what was flagged, and the note.
     """
 
-    def cell(row: Mapping[str, Any], measure: str) -> str | tuple[str, str]:
-        text, interval = _number(row[measure]), _interval(row, measure)
+    def cell(row: PatientRow, measure: str) -> str | tuple[str, str]:
+        text, interval = _number(getattr(row, measure)), _interval(row, measure)
         return (text, interval) if interval else text
 
     lines = []
@@ -307,41 +305,41 @@ def _table(rows: Sequence[Mapping[str, Any]], links: Mapping[str, str], *, with_
         cells = [cell(row, "ef_percent")]
         if with_references:
             cells += [cell(row, "reference_ef_percent"), _number(_difference(row))]
-        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), _method(row["method"]), str(row["beats"] or "–")]
-        cells += [_frames(row["ed_frames"]), _frames(row["es_frames"])]
+        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), _method(row.method), str(row.beats or "–")]
+        cells += [_frames(row.ed_frames), _frames(row.es_frames)]
         _, flag, reason = _flag(row)
-        last = (flag, _brief(reason), _brief(row["note"]))
-        lines.append((row["patient"], row["cases"], int(_to_check(row)), *cells, last))
+        last = (flag, _brief(reason), _brief(row.note))
+        lines.append((row.patient, row.cases, int(_to_check(row)), *cells, last))
     return {"links": links, "rows": lines}
 
 
-def _difference(row: Mapping[str, Any]) -> float | None:
+def _difference(row: PatientRow) -> float | None:
     """Predicted minus reference EF, in points."""
-    predicted, reference = row["ef_percent"], row["reference_ef_percent"]
+    predicted, reference = row.ef_percent, row.reference_ef_percent
     return None if predicted is None or reference is None else predicted - reference
 
 
-def _flag(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _flag(row: PatientRow) -> tuple[str, str, str]:
     """(class, words, reason) of what is said of a row in the last column; empty where there is nothing to say."""
-    if row["failure"]:
-        return "flag", "▲ Not measured", row["failure"]
+    if row.failure:
+        return "flag", "▲ Not measured", row.failure
     if _to_check(row):
-        return "flag", "▲ Check", row.get("quality_reasons") or ""
-    return ("good", f"✓ {row['quality']}", "") if row.get("quality") else ("", "", "")
+        return "flag", "▲ Check", row.quality_reasons or ""
+    return ("good", f"✓ {row.quality}", "") if row.quality else ("", "", "")
 
 
-def _to_check(row: Mapping[str, Any]) -> bool:
-    return bool(row["failure"]) or row.get("quality") == "check"
+def _to_check(row: PatientRow) -> bool:
+    return bool(row.failure) or row.quality == "check"
 
 
-def _bounds(row: Mapping[str, Any], measure: str) -> tuple[float, float] | None:
+def _bounds(row: PatientRow, measure: str) -> tuple[float, float] | None:
     """The interval of a row's "ef_percent", "edv_ml" or "esv_ml", where it has one."""
     name, _, unit = measure.partition("_")
-    low, high = (row.get(f"{name}_{end}_{unit}") for end in ("low", "high"))
+    low, high = (getattr(row, f"{name}_{end}_{unit}", None) for end in ("low", "high"))
     return None if low is None or high is None else (low, high)
 
 
-def _interval(row: Mapping[str, Any], measure: str) -> str:
+def _interval(row: PatientRow, measure: str) -> str:
     bounds = _bounds(row, measure)
     return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
 

@@ -20,6 +20,9 @@ from ..ventricle.contour import Points
 from ..ventricle.landmarks import Landmarks, disc_segments
 from .contours import enclosed, packed, trace, within
 
+# Okabe and Ito's palette: told apart with every common kind of colour blindness. Shapes and line styles differ too.
+OUTLINE, AXIS, ED_COLOUR, ES_COLOUR = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
+INK, SOFT, PALE, LINE = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb"
 PLAYERS, PICTURES = 300, 1000  # cases of a report that have a player; that have pictures of ED and ES at least
 MARKED_BEATS = 30  # of a clip; more would lie on top of each other
 _HIGHEST, _WIDEST = 256, 384  # of a frame, in pixels
@@ -222,7 +225,7 @@ def make_film(
         pictures = [Image.fromarray(grey(frames[number])) for number in shown]
         sheet = _make_sheet(pictures, frame, shown, content, most)
     in_part = any(_leave_out(lines, mask[number], frame) for number, lines in drawn.items())
-    return Film(measurement.case, frame.width, frame.height, stills, marks, sheet, in_part)
+    return Film(measurement.name, frame.width, frame.height, stills, marks, sheet, in_part)
 
 
 def marked_beats(phases: Phases | None) -> tuple[tuple[int, int], ...]:

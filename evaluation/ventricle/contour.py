@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 MINIMAL_PIXELS = 30
 
 
-def largest_component(mask: ArrayLike) -> NDArray[np.bool_]:
+def largest_filled_component(mask: ArrayLike) -> NDArray[np.bool_]:
     """The largest 4-connected component of a (H, W) mask with its holes filled; all False for an empty mask."""
     foreground = np.asarray(mask) != 0
     whole = np.zeros(foreground.shape, dtype=bool)

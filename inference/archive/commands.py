@@ -6,12 +6,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from echoplan.cli import command, existing_path, folders, parser
+from echoplan.cli import add_folds, command, existing_path, folders, parser
 from echoplan.errors import EchoPlanError
 from echoplan.paths import Folders, dataset_name
 
 from ...training.model_folder import ModelFolder
-from ..fold_options import add_folds
 from ..model_selection import ModelChoice, choose_models
 from .export import export_model
 from .install import install_model

@@ -9,7 +9,7 @@ from echoplan.cli import add_device, add_processes, command, existing_path, fold
 from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
 
-from ...evaluation.folder import summarise
+from ...evaluation.metrics import summarise
 from ...training.prompts import LABEL_KINDS, without_begun
 from .networks import NATIVE_SIZE, FoundationModel
 from .zero_shot import run_zero_shot

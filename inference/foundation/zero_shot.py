@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from echoplan import __version__, layout
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_csv, write_json
-from echoplan.imageio import probe_clip, read_mask, write_mask
+from echoplan.files import read_json, write_json
+from echoplan.imageio import ClipInfo, probe_clip, write_mask
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
-from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ...evaluation import Evaluation, evaluate_cases
 from ...preprocessing.clip import to_uint8
 from .networks import FoundationModel, ZeroShot
 
@@ -34,7 +34,7 @@ class ZeroShotRun:
     Attributes:
         folder: with <case>.nii.gz, summary.json, ef.csv and zero_shot.json; the labels that judged are in references/,
             and fold_<k>/validation/ holds the figures of each fold's validation cases alone.
-        summary: of `evaluate_folder`, over all cases.
+        summary: as summary.json holds it, over all cases.
         done, kept: cases segmented now, and by an earlier run.
         failures: case -> reason.
     """
@@ -99,11 +99,12 @@ def run_zero_shot(
     finished = [case for case in cases if case.case not in run.failures]
     if not finished:
         return run
-    run.summary = _judge(raw, finished, run.folder, run.folder, processes)
+    evaluation = _evaluate(raw, finished, run.folder, processes)
+    run.summary = evaluation.write(run.folder)
     for fold, validated in enumerate(splits):
-        own = [case for case in finished if case.case in set(validated["val"])]
+        own = {case.case for case in finished} & set(validated["val"])
         if own and (folds is None or fold in folds):
-            _judge(raw, own, run.folder, run.folder / layout.fold_folder(fold) / layout.VALIDATION, processes)
+            evaluation.only(own).write(run.folder / layout.fold_folder(fold) / layout.VALIDATION)
     return run
 
 
@@ -165,37 +166,22 @@ def _segment_case(raw: EchoDataset, case: Case, network: ZeroShot, folder: Path)
     )  # last: the case is finished
 
 
-def _judge(raw: EchoDataset, cases: Sequence[Case], folder: Path, output: Path, processes: int) -> dict[str, Any]:
-    """Write summary.json and ef.csv of some cases, in the form of a trained fold's validation."""
+def _evaluate(raw: EchoDataset, cases: Sequence[Case], folder: Path, processes: int) -> Evaluation:
+    """The cases judged as those of a trained fold's validation are."""
     target = raw.description.target
-    summary = evaluate_folder(
+    known = [_as_predicted(case, probe_clip(folder / layout.mask_file(case.case))) for case in cases]
+    evaluation = evaluate_cases(
+        known,
         folder,
         folder / layout.REFERENCES,
         labels={target: raw.description.labels[target]},
-        cases=[case.case for case in cases],
-        phases={case.case: (case.ed_frame, case.es_frame) for case in cases},
-        output=output / layout.SUMMARY_FILE,
+        target=target,
         processes=processes,
     )
-    write_csv(output / layout.EF_FILE, measure_patients(list(_measurable(cases, folder))), COLUMNS)
-    return summary
+    # Where the phases are not known none could be found, for most frames have no mask.
+    measurable = [item for item in evaluation.measured if None not in (item.case.ed_frame, item.case.es_frame)]
+    return replace(evaluation, measured=tuple(measurable))
 
 
-def _measurable(cases: Iterable[Case], folder: Path) -> Iterable[CaseMask]:
-    """The cases whose two phases are known; in the others most frames have no mask, and none could be found."""
-    for case in cases:
-        if case.ed_frame is None or case.es_frame is None:
-            continue
-        file = folder / layout.mask_file(case.case)
-        header = probe_clip(file)
-        yield CaseMask(
-            case=case.case,
-            patient=case.patient,
-            view=case.view,
-            mask=read_mask(file) > 0,
-            spacing_mm=header.spacing_mm,
-            frame_time_ms=header.frame_time_ms,
-            ed_frame=case.ed_frame,
-            es_frame=case.es_frame,
-            reference_ef_percent=case.ef_percent,
-        )
+def _as_predicted(case: Case, header: ClipInfo) -> Case:
+    return replace(case.with_header(header), edv_ml=None, esv_ml=None)

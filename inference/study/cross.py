@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
-from echoplan.dataset import EchoDataset
+from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_csv, write_json
-from echoplan.imageio import read_mask, write_mask
+from echoplan.files import read_json, write_json
+from echoplan.imageio import write_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
 
-from ...evaluation import COLUMNS, CaseMask, evaluate_folder, measure_patients
+from ...evaluation import evaluate_cases
 from ...evaluation.comparison.cross_dataset import JudgedNetwork
 from ...evaluation.comparison.method_results import read_ef_rows, read_summary
 from ...preprocessing.labels import find_phases, load_labels
@@ -176,17 +176,16 @@ def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, pro
     predictor = EchoPredictor.from_model_folder(model, folds=[fold], device=device, postprocessing=())
     todo = {case: (predictor, other, case, folder) for case in about if not (folder / layout.mask_file(case)).is_file()}
     predicted = run_cases(_predict_case, todo, description=f"{model.parent.name} fold {fold}")
-    (value,) = other.labels.values()
-    measured = [
-        _measured(folder / layout.mask_file(case), case, value, row)
-        for case, row in about.items()
-        if case not in predicted.failures
-    ]
-    write_csv(folder / layout.EF_FILE, measure_patients(measured), COLUMNS)
-    phases = {case: (row["ed_frame"], row["es_frame"]) for case, row in about.items()}
-    summary = evaluate_folder(folder, other.references, labels=other.labels, cases=about, phases=phases,
-                              processes=processes)  # fmt: skip
-    write_json(folder / layout.SUMMARY_FILE, summary)  # last: with it the network is tested
+    (target,) = other.labels
+    evaluation = evaluate_cases(
+        [_known(name, row) for name, row in about.items()],
+        folder,
+        other.references,
+        labels=other.labels,
+        target=target,
+        processes=processes,
+    )
+    summary = evaluation.write(folder)  # last: with summary.json the network is tested
     return predicted.failures | summary["failures"]
 
 
@@ -198,17 +197,10 @@ def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, fold
     write_mask(folder / layout.mask_file(name), found.astype(np.uint8) * np.uint8(value), like=clip)
 
 
-def _measured(file: Path, case: str, value: int, row: Mapping[str, Any]) -> CaseMask:
-    return CaseMask(
-        case=case,
-        mask=read_mask(file) == value,
-        patient=row["patient"],
-        view=row["view"],
-        spacing_mm=None if row["spacing_mm"] is None else tuple(row["spacing_mm"]),
-        frame_time_ms=row["frame_time_ms"],
-        ed_frame=row["ed_frame"],
-        es_frame=row["es_frame"],
-        reference_ef_percent=row["ef_percent"],
-        reference_edv_ml=row["edv_ml"],
-        reference_esv_ml=row["esv_ml"],
-    )
+def _known(name: str, row: Mapping[str, Any]) -> Case:
+    row_mm, column_mm = row["spacing_mm"] or (None, None)
+    return Case(
+        name, row["patient"], "", view=row["view"], ed_frame=row["ed_frame"], es_frame=row["es_frame"],
+        spacing_row_mm=row_mm, spacing_col_mm=column_mm, frame_time_ms=row["frame_time_ms"],
+        ef_percent=row["ef_percent"], edv_ml=row["edv_ml"], esv_ml=row["esv_ml"],
+    )  # fmt: skip

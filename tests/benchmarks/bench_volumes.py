@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import monai
@@ -28,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
 from half_ellipsoids import Ventricle, phantom_beat
 
+from echoplan.dataset import Case
 from echoplan.datasets.camus import convert_camus
 from echoplan.evaluation import (
     VOLUME_RULES,
-    CaseMask,
     agreement,
     ejection_fraction,
     lv_volume_biplane,
     lv_volume_single_plane,
+    measure_case,
     measure_patients,
     segmentation_metrics,
 )
@@ -140,10 +141,12 @@ def camus_speed(count: int, repeats: int) -> None:
         cases = []
         for number, beat in enumerate(random_beats(count, CAMUS_SPACING, shape, (0.1, 0.3), (-15, 15))):
             for view, masks in zip(("A2C", "A4C"), zip(beat.ed, beat.es, strict=True), strict=True):
-                cases.append(CaseMask(f"{number}_{view}", np.stack(masks), str(number), view, CAMUS_SPACING))
+                row, column = CAMUS_SPACING
+                case = Case(f"{number}_{view}", str(number), "", view=view, spacing_row_mm=row, spacing_col_mm=column)
+                cases.append((case, np.stack(masks)))
         start = time.process_time()
         for _ in range(repeats):
-            measure_patients(cases)
+            measure_patients([measure_case(case, mask) for case, mask in cases])
         taken = (time.process_time() - start) / repeats
         each = taken / (4 * count)
         total = f"{each * CAMUS_MASKS:.0f} s for 500 patients ({CAMUS_MASKS} masks)"
@@ -160,33 +163,23 @@ def camus(folder: Path) -> None:
             if case.label is None:
                 failures[case.case] = "there are no labels"
                 continue
-            cases.append(
-                CaseMask(
-                    case=case.case,
-                    mask=dataset.load_mask(case) == dataset.description.labels["LV"],
-                    patient=case.patient,
-                    view=case.view,
-                    spacing_mm=dataset.load_clip(case).spacing_mm,
-                    ed_frame=case.ed_frame,
-                    es_frame=case.es_frame,
-                    reference_ef_percent=case.ef_percent,
-                )
-            )
+            known = replace(case.with_header(dataset.load_clip(case)), frame_time_ms=None)
+            cases.append((known, dataset.load_mask(case) == dataset.description.labels["LV"]))
     print(f"\nreference masks of {folder}: EF against the dataset's own, in points")
     print(f"{'rule':<12}{'n':>5}{'biplane':>9}{'r':>8}{'bias':>8}{'SD':>7}{'MAE':>7}{'failures':>10}")
     for rule in VOLUME_RULES:
-        rows = measure_patients(cases, method=rule)
-        known = [row["reference_ef_percent"] for row in rows]
-        found = agreement([row["ef_percent"] for row in rows], known, bootstrap=0)
+        rows = measure_patients([measure_case(case, mask, method=rule) for case, mask in cases], method=rule)
+        known = [row.reference_ef_percent for row in rows]
+        found = agreement([row.ef_percent for row in rows], known, bootstrap=0)
         cells = [
             "-" if found[key] is None else f"{found[key]:.{digits}f}"
             for key, digits in (("pearson_r", 3), ("bias", 2), ("sd_of_differences", 2), ("mae", 2))
         ]
-        biplane = sum(row["method"] == "biplane" for row in rows)
+        biplane = sum(row.method == "biplane" for row in rows)
         print(f"{rule:<12}{found['n']:>5}{biplane:>9}{cells[0]:>8}{cells[1]:>8}{cells[2]:>7}{cells[3]:>7}"
               f"{found['failures']:>10}")  # fmt: skip
-        failures |= {row["patient"]: row["failure"] for row in rows if row["failure"]}
-        failures |= {row["patient"]: "the dataset has no EF" for row in rows if row["reference_ef_percent"] is None}
+        failures |= {row.patient: row.failure for row in rows if row.failure}
+        failures |= {row.patient: "the dataset has no EF" for row in rows if row.reference_ef_percent is None}
     for name, reason in failures.items():
         print(f"  {name}: {reason}")
 

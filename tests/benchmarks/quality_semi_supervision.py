@@ -25,7 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.dataset import EchoDataset
-from echoplan.evaluation import evaluate_folder, paired_test
+from echoplan.evaluation import evaluate_cases, paired_test
+from echoplan.evaluation.evaluate_cases import cases_in
 
 NAME, TRAINER = "Phantom", "EchoForgeTrainer"
 VARIANTS = {"reforging": "true", "labels alone": "false"}
@@ -87,7 +88,9 @@ def _train_and_judge(
 
 def _judge(predictions: Path, raw: Path) -> dict[str, dict[str, float]]:
     dataset = EchoDataset.read(raw)
-    summary = evaluate_folder(predictions, raw / "labelsTs", labels=dataset.description.structures)
+    references = raw / "labelsTs"
+    known = cases_in(references, dataset.cases)
+    summary = evaluate_cases(known, predictions, references, labels=dataset.description.structures).summary()
     if summary["missing"] or summary["failures"]:
         raise SystemExit(f"predictions are missing or broken: {summary['missing']} {summary['failures']}")
     judged = {}

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy import stats
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import COLUMNS, compare_methods, evaluate_folder, read_crossvalidation, segmentation_metrics
+from echoplan.evaluation import COLUMNS, compare_methods, evaluate_cases, read_crossvalidation, segmentation_metrics
 from echoplan.evaluation.commands import compare_command, evaluate_folder_command
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_mask, write_mask
@@ -82,6 +82,11 @@ def write(path: Path, mask: np.ndarray) -> None:
     write_mask(path, mask, like=Clip(np.zeros(mask.shape, np.uint8), SPACING, 40.0))
 
 
+def judge(folder, references, cases):
+    summary = evaluate_cases(cases, folder, references, labels={"LV": 1}).summary()
+    write_json(folder / "summary.json", summary)
+
+
 def build(root: Path) -> Study:
     study, random = Study(root), np.random.default_rng(5)
     reference = {f"p{i}": 30.0 + 4.5 * i for i in range(PATIENTS)}
@@ -109,10 +114,8 @@ def build(root: Path) -> Study:
                 for i in members
             ]  # fmt: skip
             write_csv(folder / "ef.csv", rows, COLUMNS)
-            evaluate_folder(
-                folder, study.references, labels={"LV": 1}, cases=[case.case for case in own],
-                phases={case.case: (0, 2) for case in own}, output=folder / "summary.json",
-            )  # fmt: skip
+            known = [replace(case, ed_frame=0, es_frame=2) for case in own]
+            judge(folder, study.references, known)
     return study
 
 
@@ -446,7 +449,7 @@ def test_failed_measurements_and_empty_masks_are_counted(study, capsys):
     write_csv(file, [{**rows[0], "ef_percent": None, "failure": "no cavity"}, *rows[1:]], COLUMNS)
     write(file.parent / "p0_A2C.nii.gz", np.zeros((3, 60, 50), np.uint8))
     cases = [path.name[: -len(".nii.gz")] for path in file.parent.glob("*.nii.gz")]
-    evaluate_folder(file.parent, study.references, labels={"LV": 1}, cases=cases, output=file.parent / "summary.json")
+    judge(file.parent, study.references, [Case(case, case, "") for case in cases])
     assert compare_command(["Study", "-tr", "NearTrainer", "FarTrainer"]) == 0
     page = capsys.readouterr().out
     assert [row[1:3] for row in table(page, "Ejection fraction, predicted")[1:]] == [["8", "0"], ["7", "1"]]

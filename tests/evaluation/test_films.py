@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 from PIL import Image
 
-from echoplan.evaluation import CaseMask, film_frames, make_film, measure_case, picture_of
+from echoplan.evaluation import make_film
 from echoplan.evaluation.report.contours import OUTLINE_STEPS
-from echoplan.evaluation.report.thumbnails import PICTURES, PLAYERS, Frame, grey_levels
+from echoplan.evaluation.report.thumbnails import PICTURES, PLAYERS, Frame, film_frames, grey_levels, picture_of
 
 SPACING = (0.4, 0.8)
 
@@ -20,7 +21,7 @@ SPACING = (0.4, 0.8)
 def case(half_ellipsoid):
     sizes = [(80, 46), (76, 42), (70, 36), (64, 30), (70, 38)]
     mask = np.stack([half_ellipsoid(*size, SPACING, shape=(280, 150))[0] for size in sizes])
-    return CaseMask("a", mask, spacing_mm=SPACING, frame_time_ms=50.0)
+    return Masked("a", mask, spacing_mm=SPACING, frame_time_ms=50.0)
 
 
 def clip_of(case):
@@ -52,7 +53,7 @@ def area(line):
 
 
 def test_the_heart_keeps_its_proportions(case):
-    film = make_film(measure_case(case), clip_of(case), case.mask, SPACING)
+    film = make_film(measured(case), clip_of(case), case.mask, SPACING)
     assert film.height == 256
     assert film.width / film.height == pytest.approx(150 * 0.8 / (280 * 0.4), abs=0.01)
     ed, es = film.stills
@@ -64,7 +65,7 @@ def test_the_heart_keeps_its_proportions(case):
 
 
 def test_the_sheet_holds_every_frame_in_order_and_its_outline(case):
-    film = make_film(measure_case(case), clip_of(case), case.mask, SPACING)
+    film = make_film(measured(case), clip_of(case), case.mask, SPACING)
     sheet = film.sheet
     assert sheet.frames == (0, 1, 2, 3, 4)
     whole, middles = opened(sheet.webp), []
@@ -79,7 +80,7 @@ def test_the_sheet_holds_every_frame_in_order_and_its_outline(case):
 
 
 def test_the_discs_have_the_cavitys_width(case):
-    film = make_film(measure_case(case), clip_of(case), case.mask, SPACING)
+    film = make_film(measured(case), clip_of(case), case.mask, SPACING)
     assert set(film.marks) == {0, 3}
     discs = film.marks[0].discs
     assert discs.shape == (20, 2, 2)
@@ -92,10 +93,10 @@ def test_several_pieces_and_no_cavity_at_all(case):
     mask = case.mask.copy()
     mask[1, :4, :4] = 1
     mask[2] = 0
-    film = make_film(measure_case(case), clip_of(case), mask, SPACING)
+    film = make_film(measured(case), clip_of(case), mask, SPACING)
     assert [len(lines) for lines in unpacked(film.sheet)] == [1, 2, 0, 1, 1]
-    empty = CaseMask("b", case.mask * 0)
-    film = make_film(measure_case(empty), clip_of(case), empty.mask)
+    empty = Masked("b", case.mask * 0)
+    film = make_film(measured(empty), clip_of(case), empty.mask)
     assert film.stills == () and film.marks == {} and len(film.sheet.frames) == 5
 
 
@@ -104,9 +105,9 @@ def test_beats_that_were_not_all_measured_have_no_landmarks(half_ellipsoid):
     thin = np.zeros_like(big)
     thin[20:80, 30] = 1
     mask = np.stack([big, big, thin, big, big, small, big, big])
-    measured = measure_case(CaseMask("a", mask, spacing_mm=(1.0, 1.0), frame_time_ms=200.0))
-    assert len(measured.beats) == 1 and len(measured.phases.beats) == 2
-    film = make_film(measured, mask * 90, mask, (1.0, 1.0))
+    found = measured(Masked("a", mask, spacing_mm=(1.0, 1.0), frame_time_ms=200.0))
+    assert len(found.beats) == 1 and len(found.phases.beats) == 2
+    film = make_film(found, mask * 90, mask, (1.0, 1.0))
     assert film.marks == {} and [still.marks for still in film.stills] == [None, None]
 
 
@@ -117,8 +118,8 @@ def test_a_long_noisy_clip_stays_small_and_keeps_its_phases():
     for number in range(150):
         reach = 40 if number == 101 else 25 if number == 131 else 30
         mask[number, 50 - reach : 50 + reach, 40:60] = 1
-    measured = measure_case(CaseMask("a", mask, ed_frame=101, es_frame=131, spacing_mm=(1.0, 1.0)))
-    film = make_film(measured, frames, mask, (1.0, 1.0))
+    found = measured(Masked("a", mask, ed_frame=101, es_frame=131, spacing_mm=(1.0, 1.0)))
+    film = make_film(found, frames, mask, (1.0, 1.0))
     assert len(film.sheet.webp) <= 160_000
     assert film.sheet.frames == tuple(sorted({*range(0, 150, 2), 101, 131}))
     assert film.sheet.height < 100 and film.height == 256
@@ -129,25 +130,19 @@ def test_a_long_noisy_clip_stays_small_and_keeps_its_phases():
 def test_the_frames_named_are_all_that_a_film_needs(case, player, count):
     mask = case.mask[np.arange(count) % len(case.mask)]
     frames = clip_of(case)[np.arange(count) % len(case.mask)]
-    measured = measure_case(replace(case, mask=mask, ed_frame=None, es_frame=None))
-    needed = film_frames(measured, count, player=player)
+    found = measured(replace(case, mask=mask, ed_frame=None, es_frame=None))
+    needed = film_frames(found, count, player=player)
     assert len(needed) <= (5 if count == 5 else 200 if player else 2)
-    some = make_film(measured, frames, {frame: mask[frame] for frame in needed}, SPACING, player=player)
-    whole = make_film(measured, frames, mask, SPACING, player=player)
+    some = make_film(found, frames, {frame: mask[frame] for frame in needed}, SPACING, player=player)
+    whole = make_film(found, frames, mask, SPACING, player=player)
     np.testing.assert_equal(asdict(some), asdict(whole))
-
-
-def test_a_case_without_pixels_lets_its_mask_go(case):
-    bare = case.without_pixels()
-    assert bare.mask.shape == (0, *case.mask.shape[1:]) and not np.shares_memory(bare.mask, case.mask)
-    assert bare.mask.base is None and replace(bare, mask=case.mask) == case
 
 
 def test_large_reports_have_stills_and_then_no_pictures(case):
     assert [picture_of(number) for number in (0, PLAYERS - 1, PLAYERS, PICTURES - 1, PICTURES)] == [
         "player", "player", "stills", "stills", "none",
     ]  # fmt: skip
-    film = make_film(measure_case(case), clip_of(case), case.mask, SPACING, player=False)
+    film = make_film(measured(case), clip_of(case), case.mask, SPACING, player=False)
     assert film.sheet is None and len(film.stills) == 2
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 
-from echoplan.evaluation import CaseMask, measure_case, measure_patients
+from echoplan.evaluation import PatientRow, measure_patients
 from echoplan.evaluation.quality import (
     Limit,
     area_roughness,
@@ -30,15 +31,12 @@ def heart(frames=20, *, contraction=0.3, shape=(64, 64), length=22, width=12):
 
 
 def measured_clip(mask, view="A4C", case="p_A4C"):
-    about = CaseMask(case, mask, "p", view, (1.0, 1.0), 40.0)
-    return about, measure_case(about)
+    return measured(Masked(case, mask, "p", view, (1.0, 1.0), 40.0))
 
 
 def words_of(mask, **options):
-    _, measured = measured_clip(mask)
-    return {
-        doubt.measure: doubt.words for doubt in find_doubts(clip_measures(mask, measured, **options), default_limits())
-    }
+    doubts = find_doubts(clip_measures(mask, measured_clip(mask), **options), default_limits())
+    return {doubt.measure: doubt.words for doubt in doubts}
 
 
 def test_a_smooth_whole_beat_raises_no_doubt():
@@ -77,9 +75,10 @@ def test_an_empty_mask_is_doubted_without_a_number_that_is_none():
 
 
 def test_views_that_do_not_fit_are_doubted():
-    pairs = [measured_clip(heart(contraction=0.35), "A2C", "p_A2C"), measured_clip(heart(contraction=0.08, length=26))]
-    cases, measurements = zip(*pairs, strict=True)
-    (row,) = measure_patients(cases, measurements=measurements)
+    measurements = [
+        measured_clip(heart(contraction=0.35), "A2C", "p_A2C"), measured_clip(heart(contraction=0.08, length=26))
+    ]  # fmt: skip
+    (row,) = measure_patients(measurements)
     measures = patient_measures(row, ef_fold_sd_percent=6.5)
     assert measures["view_ef_difference_percent"] == pytest.approx(
         abs(measurements[0].ef_percent - measurements[1].ef_percent)
@@ -87,7 +86,7 @@ def test_views_that_do_not_fit_are_doubted():
     found = {doubt.measure: doubt for doubt in find_doubts(measures, default_limits())}
     assert set(found) == {"ef_fold_sd_percent", "view_ef_difference_percent", "length_difference_percent"}
     assert found["ef_fold_sd_percent"].to_dict()["value"] == 6.5 and "6.5 points" in found["ef_fold_sd_percent"].words
-    alone = measure_patients(cases[:1], measurements=measurements[:1])[0]
+    alone = measure_patients(measurements[:1])[0]
     assert set(patient_measures(alone).values()) == {None}
 
 
@@ -111,9 +110,12 @@ def test_the_limit_itself_is_ordinary():
 
 def test_columns_name_every_reason():
     doubts = find_doubts({"frames": 2}, default_limits())
-    row = {"failure": ""}
+    row = PatientRow("p")
     assert quality_columns(row, {"p_A4C": []}) == {"quality": "good", "quality_reasons": ""}
     found = quality_columns(row, {"": find_doubts({"ef_fold_sd_percent": 9}, default_limits()), "p_A4C": doubts})
     assert found["quality"] == "check" and "SD of 9.0 points" in found["quality_reasons"]
     assert "; p_A4C: the clip has 2 frames" in found["quality_reasons"]
-    assert quality_columns({"failure": "no cavity"}, {}) == {"quality": "check", "quality_reasons": "no cavity"}
+    assert quality_columns(PatientRow("p", failure="no cavity"), {}) == {
+        "quality": "check",
+        "quality_reasons": "no cavity",
+    }

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 
-from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, subgroup_agreement, write_report
+from echoplan.evaluation import make_film, measure_patients, subgroup_agreement, write_report
 from echoplan.evaluation.report import page as report
 from echoplan.evaluation.report.figures import area_curve, bland_altman, ef_distribution, scatter
 
@@ -39,15 +40,15 @@ def cases(half_ellipsoid):
     for number in range(4):
         sizes = [(80, 46), (70, 38), (64 + number, 30)]
         mask = np.stack([half_ellipsoid(*size, SPACING, shape=(140, 150))[0] for size in sizes])
-        made.append(CaseMask(f"case<{number}>", mask, view="A4C", spacing_mm=SPACING, frame_time_ms=50.0,
-                             reference_ef_percent=60.0 - number, reference_edv_ml=90.0 + number))  # fmt: skip
-    made.append(CaseMask("broken", np.zeros((2, 30, 30), np.uint8), reference_ef_percent=55.0))
+        made.append(Masked(f"case<{number}>", mask, view="A4C", spacing_mm=SPACING, frame_time_ms=50.0,
+                             ef_percent=60.0 - number, edv_ml=90.0 + number))  # fmt: skip
+    made.append(Masked("broken", np.zeros((2, 30, 30), np.uint8), ef_percent=55.0))
     return made
 
 
 @pytest.fixture(scope="module")
 def measurements(cases):
-    return [measure_case(case) for case in cases]
+    return [measured(case) for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def write(tmp_path, cases, measurements, films):
     def made(count=5, *, rows=None, **more):
         path = tmp_path / "report.html"
         if rows is None:
-            rows = measure_patients(cases[:count], measurements=measurements[:count])
+            rows = measure_patients(measurements[:count])
         write_report(path, rows=rows, measurements=measurements[:count], **{"films": films[:count], **more})
         return path.read_text(encoding="utf-8")
 
@@ -76,7 +77,7 @@ def write(tmp_path, cases, measurements, films):
 def page(tmp_path_factory, cases, measurements, films):
     """A report of all cases."""
     path = tmp_path_factory.mktemp("whole") / "report.html"
-    rows = measure_patients(cases, measurements=measurements)
+    rows = measure_patients(measurements)
     write_report(path, rows=rows, measurements=measurements, films=films, title="A & B", details={"Model": "<m>"})
     return path.read_text(encoding="utf-8")
 
@@ -113,8 +114,8 @@ def test_ids_are_unique_and_what_is_pointed_at_is_there(page):
 
 
 def test_without_references_and_without_patients(cases, measurements, write):
-    (row,) = measure_patients(cases[:1], measurements=measurements[:1])
-    page = write(1, rows=[row | dict.fromkeys(("reference_ef_percent", "reference_edv_ml"))])
+    (row,) = measure_patients(measurements[:1])
+    page = write(1, rows=[replace(row, ef_percent=None, edv_ml=None)])
     assert "Agreement" not in page
     assert "Ref. EF" not in page
     assert page.count('<figure class="panel"') == 1  # the distribution of EF
@@ -123,11 +124,10 @@ def test_without_references_and_without_patients(cases, measurements, write):
 
 def test_doubts_and_intervals_are_said_in_words(cases, measurements, write, page):
     assert page.count(" data-check") == 2  # the row and the clip of the patient that was not measured
-    rows = measure_patients(cases, measurements=measurements)
-    for number, row in enumerate(rows):
-        row |= {"quality": "check" if number == 1 else "good", "interval_coverage_percent": 90.0}
-        row["quality_reasons"] = "the <area> is ragged" if number == 1 else ""
-    rows[0] |= {"ef_low_percent": 51.04, "ef_high_percent": 63.96, "ef_fold_sd_percent": 1.25}
+    rows = measure_patients(measurements)
+    rows = [replace(row, quality="good", quality_reasons="", interval_coverage_percent=90.0) for row in rows]
+    rows[1] = replace(rows[1], quality="check", quality_reasons="the <area> is ragged")
+    rows[0] = replace(rows[0], ef_low_percent=51.04, ef_high_percent=63.96, ef_fold_sd_percent=1.25)
     page = write(rows=rows)
     assert page.count(" data-check") == 4
     assert "Look closer: the &lt;area&gt; is ragged" in page
@@ -139,10 +139,10 @@ def test_doubts_and_intervals_are_said_in_words(cases, measurements, write, page
 
 
 def test_subgroups_are_those_of_the_rows(cases, measurements, page):
-    rows = measure_patients(cases, measurements=measurements)
+    rows = measure_patients(measurements)
     table = page[page.index('<table class="subgroups">') :]
     lines = re.findall(r"<tr><th[^>]*>([^<]+)</th>((?:<td>[^<]*</td>)+)</tr>", table[: table.index("</table>")])
-    expected = subgroup_agreement(rows)
+    expected = subgroup_agreement([row.to_row() for row in rows])
     assert len(lines) == len(expected) > 0
     for (_, cells), group in zip(lines, expected, strict=True):
         n, _, bias, *_ = re.findall(r"<td>([^<]*)</td>", cells)
@@ -188,8 +188,8 @@ def test_the_curves_scale_places_frames_on_the_curve(measurements):
 
 def test_a_curve_of_one_frame_or_nothing_is_drawn_all_the_same(half_ellipsoid):
     mask = half_ellipsoid(80, 46, SPACING)[0][None]
-    for case in (CaseMask("a", mask), CaseMask("b", mask * 0)):
-        svg = area_curve(measure_case(case)).svg
+    for case in (Masked("a", mask), Masked("b", mask * 0)):
+        svg = area_curve(measured(case)).svg
         assert "NaN" not in svg and "frame</text>" in svg and "px</text>" in svg  # neither time nor spacing is known
 
 

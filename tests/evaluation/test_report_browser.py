@@ -6,12 +6,14 @@ import base64
 import csv
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 from PIL import Image
 
-from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, write_ef_report, write_report
+from echoplan.evaluation import make_film, measure_patients, write_ef_report, write_report
 from echoplan.evaluation.report import page as report
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
@@ -35,23 +37,23 @@ def folder(half_ellipsoid, tmp_path_factory):
         squeeze = 0.16 * np.sin(np.pi * np.arange(FRAMES) / FRAMES)
         sizes = [((70 - number) * (1 - s / 2), 36 * (1 - (1 + 0.3 * number) * s)) for s in squeeze]
         mask = np.stack([half_ellipsoid(*size, SPACING, shape=(120, 100))[0] for size in sizes])
-        known = {"reference_ef_percent": 30.0 + 3 * number, "reference_edv_ml": 45.0 + number}
-        cases.append(CaseMask(f"clip {number}", mask if number < 3 else mask * 0, f"patient {number}", "A4C", SPACING,
+        known = {"ef_percent": 30.0 + 3 * number, "edv_ml": 45.0 + number}
+        cases.append(Masked(f"clip {number}", mask if number < 3 else mask * 0, f"patient {number}", "A4C", SPACING,
                               50.0, **known))  # fmt: skip
-    measurements = [measure_case(case) for case in cases]
+    measurements = [measured(case) for case in cases]
     films = [
         make_film(
-            measured, (case.mask * 90 + random.integers(0, 60, case.mask.shape)).astype(np.uint8), case.mask, SPACING
+            found, (case.mask * 90 + random.integers(0, 60, case.mask.shape)).astype(np.uint8), case.mask, SPACING
         )
-        for case, measured in zip(cases, measurements, strict=True)
+        for case, found in zip(cases, measurements, strict=True)
     ]
-    rows = measure_patients(cases, measurements=measurements)
+    rows = measure_patients(measurements)
     for number, row in enumerate(rows[:3]):
-        row |= {f"{name}_{end}": row[f"{name}_{end.partition('_')[2]}"] + shift
-                for name, unit in (("ef", "percent"), ("edv", "ml"), ("esv", "ml"))
-                for end, shift in ((f"low_{unit}", -3), (f"high_{unit}", 3))}  # fmt: skip
-        row |= {"interval_coverage_percent": 90.0, "quality": "check" if number == 1 else "good"}
-        row["quality_reasons"] = "the area curve is ragged" if number == 1 else ""
+        bounds = {f"{name}_{end}_{unit}": getattr(row, f"{name}_{unit}") + shift
+                  for name, unit in (("ef", "percent"), ("edv", "ml"), ("esv", "ml"))
+                  for end, shift in (("low", -3), ("high", 3))}  # fmt: skip
+        quality, reasons = ("check", "the area curve is ragged") if number == 1 else ("good", "")
+        rows[number] = replace(row, **bounds, interval_coverage_percent=90.0, quality=quality, quality_reasons=reasons)
     write_ef_report(folder, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "CASES_A_PAGE", 3)

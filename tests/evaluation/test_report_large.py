@@ -11,13 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 from PIL import Image
 
 from echoplan.evaluation import (
-    COLUMNS,
-    CaseMask,
     make_film,
-    measure_case,
     measure_patients,
     write_ef_report,
     write_report,
@@ -35,15 +33,14 @@ ENTER = "\ue007"
 def clip(half_ellipsoid):
     """(measurement, film) of three frames."""
     mask = np.stack([half_ellipsoid(*size, SPACING, shape=(100, 80))[0] for size in ((70, 40), (62, 30), (66, 35))])
-    measured = measure_case(CaseMask("clip", mask, "patient", "A4C", SPACING, 50.0))
-    return measured, make_film(measured, mask * 90, mask, SPACING)
+    found = measured(Masked("clip", mask, "patient", "A4C", SPACING, 50.0))
+    return found, make_film(found, mask * 90, mask, SPACING)
 
 
 def rows_of(count, clip):
     """Rows of as many patients, every tenth to check and every hundredth not measured."""
     random = np.random.default_rng(0)
-    (row,) = measure_patients([CaseMask("clip", np.zeros((0, 1, 1)))], measurements=[clip[0]])
-    assert set(COLUMNS) <= set(row)
+    (row,) = measure_patients([clip[0]])
     rows = []
     for number in range(count):
         ef, edv = float(random.normal(55, 12)), float(random.normal(110, 20))
@@ -56,7 +53,7 @@ def rows_of(count, clip):
         if number % 100 == 7:
             own |= dict.fromkeys(("ef_percent", "edv_ml", "esv_ml", "ef_low_percent", "ef_high_percent", "method"))
             own["failure"] = "no frame of the clip has a cavity"
-        rows.append(row | own)
+        rows.append(replace(row, **own))
     return rows
 
 
@@ -266,9 +263,9 @@ def test_a_density_lies_where_its_points_are():
 
 def test_the_data_are_safe_in_a_page(clip, tmp_path):
     rows = rows_of(TABLE_ROWS + 1, clip)
-    rows[0] |= {"patient": "</script><script>alert(1)</script>", "note": "a & b <i>"}
+    rows[0] = replace(rows[0], patient="</script><script>alert(1)</script>", note="a & b <i>")
     write_report(tmp_path / "report.html", rows=rows)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and 'href="ef_report.csv"' not in page  # there is none beside it
     content = json.loads(re.search(r'id="rows">(.*?)</script>', page, re.DOTALL).group(1))
-    assert content["rows"][0][0] == rows[0]["patient"] and content["rows"][0][-1][-1] == "a & b <i>"
+    assert content["rows"][0][0] == rows[0].patient and content["rows"][0][-1][-1] == "a & b <i>"

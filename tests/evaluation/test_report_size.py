@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from masked import Masked, measured
 from scipy.ndimage import gaussian_filter
 
+from echoplan.dataset import Case
 from echoplan.evaluation import (
-    COLUMNS,
-    CaseMask,
     CaseMeasurement,
     ef_agreement,
     find_phases,
     make_film,
-    measure_case,
     measure_patients,
     write_report,
 )
@@ -53,22 +52,20 @@ def worst(half_ellipsoid):
     made = []
     for number, how in enumerate(WORST.values()):
         frames, mask = noisy(**how, seed=number, half_ellipsoid=half_ellipsoid)
-        case = CaseMask(NAME.format(number), mask, "", "A4C", (0.5, 0.5), 90.0,
-                        reference_ef_percent=55.0 + number, reference_edv_ml=90.0, reference_esv_ml=45.0)  # fmt: skip
-        measured = measure_case(case)
-        made.append((case, measured, make_film(measured, frames, mask, (0.5, 0.5))))
+        case = Masked(NAME.format(number), mask, "", "A4C", (0.5, 0.5), 90.0,
+                        ef_percent=55.0 + number, edv_ml=90.0, esv_ml=45.0)  # fmt: skip
+        found = measured(case)
+        made.append((case, found, make_film(found, frames, mask, (0.5, 0.5))))
     return made
 
 
 def doubtful(rows):
     """With intervals and as many words as a row can have."""
-    for row in rows:
-        for name, unit in (("ef", "percent"), ("edv", "ml"), ("esv", "ml")):
-            row |= {f"{name}_low_{unit}": 40.0, f"{name}_high_{unit}": 140.0}
-        row |= {"quality": "check", "quality_reasons": "the area curve is ragged; " * 50}
-        row["interval_coverage_percent"] = 90.0
-        row["note"] = "frames 2 and 5: the mask is too thin for a shape; " * 50
-    return rows
+    names = [("ef", "percent"), ("edv", "ml"), ("esv", "ml")]
+    bounds = {f"{name}_{end}_{unit}": value for name, unit in names for end, value in (("low", 40.0), ("high", 140.0))}
+    reasons, note = "the area curve is ragged; " * 50, "frames 2 and 5: the mask is too thin for a shape; " * 50
+    words = {"quality": "check", "quality_reasons": reasons, "note": note, "interval_coverage_percent": 90.0}
+    return [replace(row, **bounds, **words) for row in rows]
 
 
 def size(path, rows, measurements=(), own=()):
@@ -84,14 +81,14 @@ def many_rows(count, row):
     columns = [f"{start}{name}" for start in ("", "reference_") for name in ("ef_percent", "edv_ml", "esv_ml")]
     rows = []
     for number, own in enumerate(shifts):
-        values = {name: row[name] + shift for name, shift in zip(columns, own, strict=True)}
-        rows.append(row | values | {"patient": NAME.format(number)})
+        values = {name: getattr(row, name) + shift for name, shift in zip(columns, own, strict=True)}
+        rows.append(replace(row, **values, patient=NAME.format(number)))
     return rows
 
 
 def test_a_hundred_of_the_worst_clips_and_all_that_is_beside_them(worst, tmp_path):
-    cases, measurements, made = zip(*worst, strict=True)
-    rows = doubtful(measure_patients(cases, measurements=measurements))
+    _, measurements, made = zip(*worst, strict=True)
+    rows = doubtful(measure_patients(measurements))
     without = size(tmp_path / "a.html", rows)
     clips = [
         size(tmp_path / "b.html", rows, [replace(measured, note="not usable; " * 100)], [film]) - without
@@ -100,19 +97,19 @@ def test_a_hundred_of_the_worst_clips_and_all_that_is_beside_them(worst, tmp_pat
     assert min(clips) > 200_000  # bad clips they are
     assert max(clips) < films._FILM_BYTES + 40_000
     for count in (CASES_A_PAGE, TABLE_ROWS):
-        row = rows[0] if count == CASES_A_PAGE else rows[0] | {"quality_reasons": "ragged", "note": "single plane"}
+        row = rows[0] if count == CASES_A_PAGE else replace(rows[0], quality_reasons="ragged", note="single plane")
         page = size(tmp_path / "c.html", many_rows(count, row))
         assert page + CASES_A_PAGE * max(clips) < MOST_BYTES
 
 
 def test_the_parts_of_the_worst_clips_are_within_their_bounds(worst):
-    for _, measured, film in worst:
+    for _, found, film in worst:
         assert film.outlined_in_part
         assert len(film.sheet.outlines) <= films._OUTLINE_BYTES
         assert all(len(still.webp) <= films._STILL_BYTES for still in film.stills)
         assert len(film.sheet.webp) <= films._SHEET_BYTES
         assert len(film.sheet.frames) <= films._MOST_FRAMES + 2 * MARKED_BEATS
-        assert set(film.marks) <= {frame for beat in marked_beats(measured.phases) for frame in beat}
+        assert set(film.marks) <= {frame for beat in marked_beats(found.phases) for frame in beat}
     many = worst[1][1].phases
     assert len(many.beats) > MARKED_BEATS == len(marked_beats(many))
     assert (many.ed_frame, many.es_frame) in marked_beats(many)
@@ -130,7 +127,7 @@ def test_a_curve_of_any_length_is_small_and_shows_the_extremes(frames):
     area = np.random.default_rng(0).uniform(500, 3000, frames)
     area[frames // 2] = 4000
     phases = find_phases(area, frame_time_ms=20)
-    svg = area_curve(CaseMeasurement("a", "a", "A4C", area, "mm2", phases, frame_time_ms=20.0)).svg
+    svg = area_curve(CaseMeasurement(Case("a", "a", "", view="A4C", frame_time_ms=20.0), area, "mm2", phases)).svg
     assert len(svg) < 32_000
     x0, _, y0, dy = (float(value) for value in re.search(r'data-scale="([^"]+)"', svg).group(1).split())
     path = re.search(r'class="area"> <path d="([^"]+)"', svg).group(1)
@@ -140,11 +137,9 @@ def test_a_curve_of_any_length_is_small_and_shows_the_extremes(frames):
 
 
 def test_a_page_says_what_of_a_clip_is_not_shown(worst, tmp_path):
-    case, measured, film = worst[1]
-    rows = measure_patients([case], measurements=[measured])
-    assert set(COLUMNS) <= set(rows[0])
-    rows[0]["note"] = "word " * 300
-    write_report(tmp_path / "a.html", rows=rows, measurements=[measured], films=[film])
+    _, found, film = worst[1]
+    rows = [replace(row, note="word " * 300) for row in measure_patients([found])]
+    write_report(tmp_path / "a.html", rows=rows, measurements=[found], films=[film])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     beats = len(measured.phases.beats)
     assert f"{MARKED_BEATS} of {beats} beats are marked" in page

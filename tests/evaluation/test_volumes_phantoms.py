@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from half_ellipsoids import Ventricle, phantom_beat
 
-from echoplan.evaluation import disc_segments, ejection_fraction, find_landmarks, lv_volume_single_plane
-from echoplan.evaluation.ventricle.landmarks import Landmarks, disc_diameters
+from echoplan.evaluation import ejection_fraction, find_landmarks, lv_volume_single_plane
+from echoplan.evaluation.ventricle.landmarks import Landmarks, disc_diameters, disc_segments
 from echoplan.evaluation.ventricle.volumes import single_plane_volume, volumes_of_beat
 
 FLIPS = [(), (0,), (1,), (0, 1)]

@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import VOLUME_RULES, disc_segments, find_landmarks, find_landmarks_of_beat
+from echoplan.evaluation import VOLUME_RULES, find_landmarks, find_landmarks_of_beat
+from echoplan.evaluation.ventricle.landmarks import disc_segments
 from echoplan.evaluation.ventricle.volumes import volumes_of_beat
 
 SIDE = 40

@@ -9,9 +9,10 @@ import re
 import av
 import numpy as np
 import pytest
+from masked import Masked, measured
 from PIL import Image
 
-from echoplan.evaluation import CaseMask, make_film, measure_case, measure_patients, write_report
+from echoplan.evaluation import make_film, measure_patients, write_report
 from echoplan.evaluation.report.overlays import write_overlay_video
 from echoplan.evaluation.report.thumbnails import grey_levels
 from echoplan.imageio import Clip
@@ -32,14 +33,14 @@ def case():
         (((rows - 150) / long) ** 2 + ((columns - 280) / (long / 2)) ** 2 < 1) & (rows < 180)
         for long in (50, 44, 38, 46)
     ]
-    return CaseMask("a", np.stack(masks).astype(np.uint8), spacing_mm=SPACING, frame_time_ms=50.0)
+    return Masked("a", np.stack(masks).astype(np.uint8), spacing_mm=SPACING, frame_time_ms=50.0)
 
 
 def pictures_of_report(path, case, frames):
     """The pictures in report.html."""
-    measured = measure_case(case)
-    film = make_film(measured, frames, case.mask, SPACING)
-    write_report(path, rows=measure_patients([case]), measurements=[measured], films=[film])
+    found = measured(case)
+    film = make_film(found, frames, case.mask, SPACING)
+    write_report(path, rows=measure_patients([found]), measurements=[found], films=[film])
     page = path.read_text(encoding="utf-8")
     found = re.findall(r"(?:data:image/webp;base64,|class=\"sheet\"[^>]*>)(UklGR[A-Za-z0-9+/=]+)", page)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")).astype(int) for text in found]
@@ -57,7 +58,7 @@ def test_no_picture_of_a_report_shows_words_outside_the_fan(tmp_path, clips, cas
 def test_no_video_shows_them(tmp_path, clips, case):
     videos = []
     for number, frames in enumerate(clips):
-        write_overlay_video(tmp_path / f"{number}.mp4", Clip(frames, SPACING, 50.0), case.mask, measure_case(case))
+        write_overlay_video(tmp_path / f"{number}.mp4", Clip(frames, SPACING, 50.0), case.mask, measured(case))
         with av.open(str(tmp_path / f"{number}.mp4")) as container:
             videos.append([frame.to_ndarray(format="gray").astype(int) for frame in container.decode(video=0)])
     assert len(videos[0]) == 4

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import PatientRow
 from echoplan.evaluation.quality import default_limits
 from echoplan.files import read_json, write_json
 from echoplan.inference import EchoPredictor, choose_models, find_best_configuration, predict_folder
-from echoplan.inference.calibration import Calibration, Group, interval_columns
 from echoplan.inference.commands import predict
-from echoplan.inference.trust import TrustSettings
+from echoplan.inference.conformal import Calibration, Group, interval_columns
+from echoplan.inference.uncertainty import TrustSettings
 
 
 def shrunken(case, values):
@@ -178,7 +179,7 @@ def test_finished_cases_keep_what_their_folds_found(tmp_path, folders, make_cros
     out = tmp_path / "out"
     before = predict_folder(clips, out, predictor).rows
     after = predict_folder(clips, out, predictor, continue_prediction=True).rows
-    assert [row["ef_fold_sd_percent"] for row in after] == [row["ef_fold_sd_percent"] for row in before]
+    assert [row.ef_fold_sd_percent for row in after] == [row.ef_fold_sd_percent for row in before]
     (out / "evidence" / "p2_A4C.npz").unlink()
     run = predict_folder(clips, out, predictor, continue_prediction=True)  # nothing says what that mask was made by
     assert run.predicted == ["p2_A4C"] and run.rows == before
@@ -238,11 +239,11 @@ def test_given_and_found_phases_have_errors_of_their_own():
         return Group("ef_percent", "biplane", "simpson", phases, "masks", "", (0,) * 9, (error,) * 9, (error,) * 9)
 
     calibration = Calibration(("a",), (), (group("found", 4.0), group("given", 1.0)), default_limits())
-    row = {"ef_percent": 50.0, "edv_ml": None, "esv_ml": 60.0, "method": "biplane", "volume_rule": "simpson"}
+    row = PatientRow("p", ef_percent=50.0, esv_ml=60.0, method="biplane")
     by_fold = {0: {"ef_percent": 50.0, "edv_ml": None, "esv_ml": 60.0}}
     for phases, width in (("found;found", 8), ("given;found", 8), ("given;given", 2)):
-        columns, reasons = interval_columns(row | {"phases": phases}, by_fold, calibration, 0.9)
+        columns, reasons = interval_columns(replace(row, phases=phases), by_fold, calibration, 0.9)
         assert columns["ef_high_percent"] - columns["ef_low_percent"] == width
         assert set(reasons) == {"edv_ml", "esv_ml"} and columns["esv_low_ml"] is None
-    columns, reasons = interval_columns(row | {"phases": "found;found"}, {}, calibration, 0.9)
+    columns, reasons = interval_columns(replace(row, phases="found;found"), {}, calibration, 0.9)
     assert columns["interval_coverage_percent"] is None and "--overwrite" in reasons["ef_percent"]

@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
 from echoplan.dataset import DatasetDescription
 from echoplan.doctor import diagnose
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import PatientRow
 from echoplan.imageio import read_mask, write_clip, write_mask
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
 from echoplan.inference.commands import predict
@@ -124,7 +125,7 @@ def test_both_views_of_a_study(tmp_path, save, predictor, heart, capsys):
     report = hd.sr.srread(out / names[2])
     (row,) = run.rows
     group = content(report)
-    expected = {"18026-5": row["edv_ml"], "18148-7": row["esv_ml"], "18043-0": row["ef_percent"]}
+    expected = {"18026-5": row.edv_ml, "18148-7": row.esv_ml, "18043-0": row.ef_percent}
     assert values(group) == pytest.approx(expected, abs=0.005)
     edv, esv, ef = group.get_measurements()
     assert [item.unit.value for item in (edv, esv, ef)] == ["mL", "mL", "%"]
@@ -189,7 +190,7 @@ def test_several_beats_are_a_mean_and_several_structures_have_codes_each(tmp_pat
     pixels = segmentation.get_pixels_by_source_frame(source.SOPInstanceUID, range(1, 25))
     mask = read_mask(tmp_path / "out" / "p1_A4C.nii.gz")
     assert all(np.array_equal(pixels[..., value - 1], mask == value) for value in (1, 2, 3))
-    assert run.rows[0]["beats"] == 2
+    assert run.rows[0].beats == 2
     assert {item.derivation.value for item in content(hd.sr.srread(run.dicom_files[1])).get_measurements()} == {
         "373098007"
     }
@@ -216,12 +217,11 @@ def test_a_real_lossy_clip(tmp_path, heart):
     mask[:, 100:200, 250:350] = 1
     mask[119, 0, 0] = 1
     write_mask(tmp_path / "mask.nii.gz", mask, like=replace(heart.clip, frames=mask))
-    row = {
-        "patient": "p", "cases": item.case, "ef_percent": 51.234, "edv_ml": 100.0, "esv_ml": 48.766, "beats": 1,
-        "ed_frames": "119", "es_frames": "0", "volume_rule": "simpson", "note": "",
-    }  # fmt: skip
+    row = PatientRow(
+        "p", item.name, ef_percent=51.234, edv_ml=100.0, esv_ml=48.766, beats=1, ed_frames="119", es_frames="0"
+    )
     about = {"description": DatasetDescription("Phantom"), "model": "a model"}
-    made = write_dicom(tmp_path, [item], {item.case: tmp_path / "mask.nii.gz"}, [row], failures := {}, **about)
+    made = write_dicom(tmp_path, [item], {item.name: tmp_path / "mask.nii.gz"}, [row], failures := {}, **about)
     assert failures == {}
     check_with_dciodvfy(*made)
     segmentation, report = hd.seg.segread(made[0]), hd.sr.srread(made[1])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import CaseMask, measure_case, measure_patients
+from echoplan.evaluation import measure_case, measure_patients
 from echoplan.inference import EchoPredictor
 from echoplan.inference.uncertainty import (
     ClipEvidence,
@@ -36,13 +37,12 @@ def test_each_folds_own_measurement_is_that_of_its_network_alone(folders, make_m
     alone = [EchoPredictor.from_model_folder(model, [fold], device="cpu").predict(fuzzy, (1, 1), 80) for fold in (0, 1)]
     evidence = together.segment(together.prepare(make_clip(fuzzy))).evidence
     prediction = together.predict_clip(make_clip(fuzzy))
-    case = CaseMask("", prediction.mask, spacing_mm=(1, 1), frame_time_ms=80)
-    measured = measure_case(case)
-    (row,) = measure_patients([case], measurements=[measured])
+    case = Case("", "", "", spacing_row_mm=1, spacing_col_mm=1, frame_time_ms=80)
+    (row,) = measure_patients([measure_case(case, prediction.mask)])
     found = measure_folds(row, [(case, evidence)], method="simpson")
     for fold in (0, 1):
         assert found[fold]["ef_percent"] == pytest.approx(alone[fold].ef_percent)
-        own = measure_case(CaseMask("", alone[fold].mask, spacing_mm=(1, 1), frame_time_ms=80))
+        own = measure_case(case, alone[fold].mask)
         assert found[fold]["edv_ml"] == pytest.approx(own.edv_ml)
     assert found[0]["edv_ml"] > 1.1 * found[1]["edv_ml"]
     assert prediction.ef_fold_sd_percent == pytest.approx(fold_sd(found)) and fold_sd(found) > 0.1
@@ -107,13 +107,13 @@ def test_evidence_survives_the_disk(tmp_path, heart):
 
 def test_a_fold_without_a_cavity_measures_nothing(heart):
     cavity = heart.mask > 0
-    case = CaseMask("a", cavity, spacing_mm=(1, 1))
-    (row,) = measure_patients([case])
+    case = Case("a", "", "", spacing_row_mm=1, spacing_col_mm=1)
+    (row,) = measure_patients([measure_case(case, cavity)])
     empty = Opinion(cavity[:0])
     speck = Opinion.of(cavity & (np.arange(80) == 40))
     evidence = ClipEvidence((1, 1), Opinion.of(cavity), {0: Opinion.of(cavity), 1: empty, 2: speck})
     found = measure_folds(row, [(case, evidence)], method="simpson")
-    assert found[0]["ef_percent"] == pytest.approx(row["ef_percent"])
+    assert found[0]["ef_percent"] == pytest.approx(row.ef_percent)
     assert set(found[1].values()) == set(found[2].values()) == {None} and fold_sd(found) is None
     assert measure_folds(row, [(case, ClipEvidence((1, 1)))], method="simpson") == {}
 

@@ -29,23 +29,23 @@ def test_patient_and_view_from_names(name, expected):
 
 
 def test_a_folder_is_searched_for_every_readable_format(clips):
-    found = {item.case: item for item in find_inputs(clips)}
+    found = {item.name: item for item in find_inputs(clips)}
     assert sorted(found) == ["p1_2CH", "p1_A4C", "p2_A4C", "p3_pictures", "p4_A4C"]
-    assert (found["p1_2CH"].about.patient, found["p1_2CH"].about.view) == ("p1", "A2C")
+    assert (found["p1_2CH"].case.patient, found["p1_2CH"].case.view) == ("p1", "A2C")
     assert found["p3_pictures"].read().frames.shape == (12, 64, 80)
     assert found["p1_A4C"].probe().spacing_mm == pytest.approx((0.5, 0.5))
 
 
 def test_one_file_and_one_folder_of_pictures(clips):
-    assert [item.case for item in find_inputs(clips / "p2_A4C.avi")] == ["p2_A4C"]
-    assert [item.case for item in find_inputs(clips / "p3_pictures")] == ["p3_pictures"]
+    assert [item.name for item in find_inputs(clips / "p2_A4C.avi")] == ["p2_A4C"]
+    assert [item.name for item in find_inputs(clips / "p3_pictures")] == ["p3_pictures"]
 
 
 def test_nested_dicom_without_endings(tmp_path):
     for name in ("s1/A4C", "s1/DICOMDIR", "s2/A4C"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
-    found = {item.case: item.about for item in find_inputs(tmp_path)}
+    found = {item.name: item.case for item in find_inputs(tmp_path)}
     assert sorted(found) == ["s1_A4C", "s2_A4C"]
     assert (found["s2_A4C"].patient, found["s2_A4C"].view) == ("s2", "A4C")
 
@@ -55,15 +55,15 @@ def test_the_layout_of_camus(tmp_path, heart):
         write_clip(tmp_path / "patient0001" / f"{name}.nii.gz", heart.clip)
     (tmp_path / "patient0001" / "Info_2CH.cfg").write_text("ED: 1")
     found = find_inputs(tmp_path)
-    assert [item.case for item in found] == ["patient0001_10_4CH", "patient0001_2CH_half_sequence"]
-    assert (found[1].about.patient, found[1].about.view) == ("patient0001", "A2C")
-    assert [item.case for item in find_inputs(tmp_path / "patient0001" / "10_4CH.nii.gz")] == ["10_4CH"]
+    assert [item.name for item in found] == ["patient0001_10_4CH", "patient0001_2CH_half_sequence"]
+    assert (found[1].case.patient, found[1].case.view) == ("patient0001", "A2C")
+    assert [item.name for item in find_inputs(tmp_path / "patient0001" / "10_4CH.nii.gz")] == ["10_4CH"]
 
 
 def test_names_are_made_unique_by_the_ending(tmp_path, heart):
     for name in ("a.avi", "a.nii.gz", "b.avi"):
         write_clip(tmp_path / name, heart.clip)
-    assert [item.case for item in find_inputs(tmp_path)] == ["a_avi", "a_nii_gz", "b"]
+    assert [item.name for item in find_inputs(tmp_path)] == ["a_avi", "a_nii_gz", "b"]
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -78,15 +78,15 @@ def test_cases_csv_in_or_beside_the_folder(tmp_path, heart, beside):
         f"caseX,anna,{prefix}x.nii.gz,A2C,3,0.2,0.3,55\n" + ("caseZ,otto,imagesTr/z.nii.gz,,,,,\n" if beside else "")
     )
     found = find_inputs(images)
-    assert [item.case for item in found] == ["caseX", "y"]
-    assert found[0].about.ef_percent == 55 and found[0].about.ed_frame == 3
+    assert [item.name for item in found] == ["caseX", "y"]
+    assert found[0].case.ef_percent == 55 and found[0].case.ed_frame == 3
     assert found[0].read().spacing_mm == (0.2, 0.3) == found[0].probe().spacing_mm
-    assert found[1].about.patient == "y"
+    assert found[1].case.patient == "y"
 
 
 def test_the_output_folder_is_not_an_input(clips, heart):
     write_clip(clips / "out" / "p1_A4C.nii.gz", heart.clip)
-    assert "out_p1_A4C" not in [item.case for item in find_inputs(clips, leave_out=clips / "out")]
+    assert "out_p1_A4C" not in [item.name for item in find_inputs(clips, leave_out=clips / "out")]
 
 
 def test_nothing_to_predict_is_said(tmp_path):

@@ -187,12 +187,12 @@ def test_clips_are_decoded_while_the_network_works_but_a_suspect_is_alone(
     original = ClipActor._predict
 
     def watched(self, item):
-        inside.add(item.case)
-        most[item.case] = len(inside)
+        inside.add(item.name)
+        most[item.name] = len(inside)
         time.sleep(0.2)
         original(self, item)
-        most[item.case] = max(most[item.case], len(inside))
-        inside.remove(item.case)
+        most[item.name] = max(most[item.name], len(inside))
+        inside.remove(item.name)
 
     monkeypatch.setattr(ClipActor, "_predict", watched)
     (tmp_path / "out" / ".attempts" / "05").write_text("one\n")
@@ -294,7 +294,7 @@ def test_results_are_those_of_the_plain_run_past_a_clip_that_kills_its_worker(tm
     assert run.predicted == [f"{number:02}" for number in range(12) if number != 5]
     assert list(run.failures) == ["05", "12"] and "died in each of 3 attempts" in run.failures["05"]
     assert seen(tmp_path)[f"{FALLS}-5"] == ATTEMPTS
-    assert {row["patient"]: row["failure"] for row in run.rows}["05"].startswith("05: the worker died")
+    assert {row.patient: row.failure for row in run.rows}["05"].startswith("05: the worker died")
     assert not (tmp_path / "ray" / ".attempts").exists()
     (source / "05.nii.gz").unlink()
     plain = predict_folder(source, tmp_path / "plain", plainly(model))

@@ -13,7 +13,7 @@ import pytest
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
-from echoplan.inference import EchoPredictor, InputClip, PredictionRun, one_clip, predict_folder
+from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
 from echoplan.inference.predict_folder import Part, predict_part, prediction_record
 from echoplan.preprocessing.probabilities import load_probabilities
 
@@ -102,7 +102,9 @@ def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders,
     predict_folder(clips / "p1_A4C.nii.gz", out, predictor)
     other = EchoPredictor.from_model_folder(make_model(folders.results, thresholds=(0.3, 0.5)), device="cpu")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(one_clip, "write_mask", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "echoplan.inference.predict_folder.write_mask", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         predict_folder(clips / "p1_A4C.nii.gz", out, other, overwrite=True)
     run = predict_folder(clips / "p1_A4C.nii.gz", out, other, continue_prediction=True)
     assert run.predicted == ["p1_A4C"]

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from echoplan.inference import EchoPredictor
-from echoplan.inference.ensemble import PredictorMember
-from echoplan.inference.segmentation import PackedLabels, find_in_parts
+from echoplan.inference.ensemble import PackedLabels, PredictorMember, run_networks
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import normalise
 from echoplan.preprocessing.probabilities import ClipProbabilities, average
@@ -86,7 +85,7 @@ def test_parts_are_the_averages_of_whole_clips(make_members, make_long_heart, ki
     members = make_members(kinds)
     clips = [member.prepare(make_long_heart(FRAMES), None) for member in members]
     found: dict[int | None, dict[int, np.ndarray]] = {}
-    for part in find_in_parts(members, clips, (4, 5, 6), mirroring=False, autocast=False):
+    for part in run_networks(members, clips, (4, 5, 6), mirroring=False, autocast=False):
         for place, frame in enumerate(part.frames):
             assert frame not in found.setdefault(part.fold, {})  # each comes once
             found[part.fold][frame] = part.probabilities.values[:, place]

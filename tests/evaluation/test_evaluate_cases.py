@@ -7,12 +7,18 @@ import re
 import numpy as np
 import pytest
 
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import evaluate_folder, segmentation_metrics
+from echoplan.evaluation import evaluate_cases, segmentation_metrics
 from echoplan.evaluation.commands import evaluate_folder_command, report_command
+from echoplan.evaluation.evaluate_cases import cases_in
 from echoplan.imageio import Clip, write_clip, write_mask
 
 SPACING = (0.8, 0.5)
+
+
+def judged(predictions, references, known=(), **more):
+    return evaluate_cases(cases_in(references, known), predictions, references, **more)
 
 
 def square(top, left, size=20, shape=(60, 80)):
@@ -49,8 +55,8 @@ def two_folders(masks):
 
 
 def test_means_over_labelled_frames(two_folders, tmp_path):
-    summary = evaluate_folder(*two_folders, labels={"background": 0, "LV": 1}, phases={"a": (2, 0)},
-                              output=tmp_path / "summary.json")  # fmt: skip
+    known = [Case("a", "p", "", ed_frame=2, es_frame=0)]
+    summary = judged(*two_folders, known, labels={"background": 0, "LV": 1}).write(tmp_path)
     first = segmentation_metrics(square(10, 12), square(10, 10), SPACING)
     dice = [first["dice"], 1.0, 0.0]
     overall = summary["mean"]["LV"]["all"]
@@ -69,7 +75,7 @@ def test_ignored_pixels_count_neither_way(masks):
     truth = square(10, 10)
     truth[:, 40:] = 255
     guess = np.maximum(square(10, 10), square(10, 50))
-    summary = evaluate_folder(masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]}), labels={"LV": 1})
+    summary = judged(masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]}), labels={"LV": 1}).summary()
     assert summary["mean"]["LV"]["all"]["dice"]["mean"] == 1.0
     assert summary["mean"]["LV"]["all"]["hd95_mm"]["mean"] == 0.0
 
@@ -77,8 +83,8 @@ def test_ignored_pixels_count_neither_way(masks):
 def test_every_label_has_its_own_figures(masks):
     truth = square(10, 10) + 2 * square(10, 45)
     guess = square(10, 10) + 2 * square(14, 45)
-    summary = evaluate_folder(masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]}),
-                              labels={"LV": 1, "LA": 2})  # fmt: skip
+    folders = masks("p", {"a": guess[None]}), masks("r", {"a": truth[None]})
+    summary = judged(*folders, labels={"LV": 1, "LA": 2}).summary()
     assert summary["mean"]["LV"]["all"]["dice"]["mean"] == 1.0
     assert summary["mean"]["LA"]["all"]["dice"]["mean"] == pytest.approx(16 / 20)
 
@@ -86,26 +92,41 @@ def test_every_label_has_its_own_figures(masks):
 def test_broken_cases_do_not_stop_the_rest(two_folders):
     predictions, references = two_folders
     (predictions / "b.nii.gz").write_bytes(b"no image")
-    summary = evaluate_folder(predictions, references, labels={"LV": 1})
+    summary = judged(predictions, references, labels={"LV": 1}).summary()
     assert list(summary["failures"]) == ["b"]
     assert summary["cases"] == 1
 
 
 def test_other_grids_are_failures(masks):
     predictions = masks("p", {"a": square(1, 1, shape=(60, 60))[None]})
-    summary = evaluate_folder(predictions, masks("r", {"a": square(1, 1)[None]}), labels={"LV": 1})
+    summary = judged(predictions, masks("r", {"a": square(1, 1)[None]}), labels={"LV": 1}).summary()
     assert "(1, 60, 60)" in summary["failures"]["a"]
     assert summary["mean"]["LV"] == {}
 
 
+def test_cases_are_measured_where_a_target_is_named_and_some_can_be_chosen(two_folders, tmp_path):
+    predictions, references = two_folders
+    known = [Case(name, name, "", ef_percent=50.0) for name in ("b", "a")]
+    evaluation = evaluate_cases(known, predictions, references, labels={"LV": 1}, target="LV")
+    assert [row.patient for row in evaluation.rows] == ["b", "a"]  # in the order of the cases
+    assert [row.reference_ef_percent for row in evaluation.rows] == [50.0, 50.0]
+    one = evaluation.only({"a"})
+    assert list(one.summary()["per_case"]) == ["a"]
+    one.write(tmp_path)
+    with open(tmp_path / "ef.csv", newline="") as stream:
+        assert [row["patient"] for row in csv.DictReader(stream)] == ["a"]
+    without = evaluate_cases(known, {"a": predictions / "a.nii.gz"}, labels={"LV": 1}, target="LV")
+    assert (without.summary()["cases"], without.missing, len(without.rows)) == (0, (), 1)
+
+
 def test_nothing_to_evaluate_is_named(two_folders, tmp_path):
     with pytest.raises(EchoPlanError):
-        evaluate_folder(two_folders[0], tmp_path / "nowhere", labels={"LV": 1})
+        judged(two_folders[0], tmp_path / "nowhere", labels={"LV": 1})
     (tmp_path / "empty").mkdir()
     with pytest.raises(EchoPlanError):
-        evaluate_folder(two_folders[0], tmp_path / "empty", labels={"LV": 1})
+        judged(two_folders[0], tmp_path / "empty", labels={"LV": 1})
     with pytest.raises(EchoPlanError):
-        evaluate_folder(*two_folders, labels={"background": 0})
+        judged(*two_folders, labels={"background": 0})
 
 
 def test_the_command_evaluates_and_names_what_is_missing(two_folders, capsys):

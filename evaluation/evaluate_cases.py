@@ -1,0 +1,225 @@
+"""The one place that judges: predicted masks against references and measurements, in summary.json and ef.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from echoplan import layout
+from echoplan.dataset import Case
+from echoplan.errors import EchoPlanError
+from echoplan.files import write_csv, write_json
+from echoplan.imageio import FORMATS, ending, probe_clip, read_mask
+from echoplan.parallel_map import run_cases
+
+from .ejection import COLUMNS, PatientRow, measure_patients
+from .measurements import CaseMeasurement, measure_case
+from .metrics import score_frames, summarise
+
+MASK_ENDINGS = tuple(end for row in FORMATS if row.read_labels is not None for end in row.endings if end)
+Masks = str | Path | Mapping[str, Path | np.ndarray]  # a folder of mask files, or case -> file or (T, H, W) labels
+
+
+class _Outcome(NamedTuple):
+    """What summary.json holds of a case, its measurement, and why it could not be judged."""
+
+    judged: dict[str, Any] | None = None
+    measured: CaseMeasurement | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found about some cases.
+
+    Attributes:
+        labels: structure -> value.
+        per_case: judged case -> `spacing_mm`, `distance_unit`, `ed_frame`, `es_frame` and `frames`, each frame with its
+            number and, for each label, the metrics of `score_frames`; by name.
+        measured: the measurements there are, in the order of the cases.
+        missing: cases with a reference and without a prediction.
+        failures: case -> why it could not be judged.
+    """
+
+    labels: dict[str, int]
+    per_case: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: tuple[CaseMeasurement, ...] = ()
+    missing: tuple[str, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[PatientRow]:
+        """One row a measured patient, as ef.csv holds it."""
+        return measure_patients(self.measured)
+
+    def only(self, names: Collection[str]) -> Evaluation:
+        """The same of some of the cases."""
+        return replace(
+            self,
+            per_case={name: judged for name, judged in self.per_case.items() if name in names},
+            measured=tuple(measured for measured in self.measured if measured.name in names),
+            missing=tuple(name for name in self.missing if name in names),
+            failures={name: reason for name, reason in self.failures.items() if name in names},
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds: `labels`, `cases`, `frames`, `missing`, `failures`; `mean`, label -> `summarise`;
+        `per_case`.
+        """
+        return {
+            "labels": self.labels,
+            "cases": len(self.per_case),
+            "frames": sum(len(judged["frames"]) for judged in self.per_case.values()),
+            "missing": list(self.missing),
+            "failures": self.failures,
+            "mean": {name: summarise(self.per_case.values(), name) for name in self.labels},
+            "per_case": self.per_case,
+        }
+
+    def write(self, folder: Path, **more: Any) -> dict[str, Any]:
+        """Write ef.csv and, last, summary.json with what else it is to hold; returns the summary."""
+        write_csv(folder / layout.EF_FILE, [row.to_row() for row in self.rows], COLUMNS)
+        summary = self.summary() | more
+        write_json(folder / layout.SUMMARY_FILE, summary)
+        return summary
+
+
+def evaluate_cases(
+    cases: Iterable[Case],
+    predictions: Masks,
+    references: Masks | None = None,
+    *,
+    labels: Mapping[str, int],
+    target: str | None = None,
+    processes: int = 0,
+) -> Evaluation:
+    """Judge every labelled frame of some cases against their references, and measure their volumes and EF.
+
+    Distances are in mm where the reference's header gives a spacing, else in pixels; the summary keeps both sorts
+    apart. Frames that hold the ignore label alone are passed over, and ignored pixels elsewhere count neither way. A
+    missing or broken prediction is counted and listed, and never stops the rest; an empty one has Dice 0 and the
+    image's diagonal as distance, and is counted too. One case's masks are in memory at a time.
+
+    Args:
+        cases: what is known of the cases; spacing, frame time and phases as the measurements are to take them.
+        predictions, references: masks; in folders they are found by the cases' names, whatever their ending. Cases
+            without a reference are measured alone; None: all of them.
+        labels: structure -> value; the background, 0, is passed over.
+        target: the structure that is measured; None: nothing is.
+        processes: worker processes; 0 works in this one.
+
+    Raises:
+        EchoPlanError: a folder is missing, there is no reference mask, or no label to evaluate.
+
+    Example:
+        >>> truth = np.zeros((2, 64, 64), dtype=np.uint8)
+        >>> truth[:, 20:40, 20:40] = 1
+        >>> case = Case("a", "patient1", "a.nii.gz", ed_frame=0, es_frame=1)
+        >>> found = evaluate_cases([case], {"a": truth}, {"a": truth}, labels={"LV": 1})
+        >>> found.summary()["mean"]["LV"]["all"]["dice"]
+        {'mean': 1.0, 'sd': 0.0}
+    """
+    structures = {name: int(value) for name, value in labels.items() if value != 0}
+    if not structures:
+        raise EchoPlanError("there is no label to evaluate", remedy="name one, as in LV=1")
+    truths = {} if references is None else _masks(references)
+    if references is not None and not truths:
+        raise EchoPlanError(
+            "there is no reference mask here", file=None if isinstance(references, Mapping) else references
+        )
+    masks, chosen = _masks(predictions), list(cases)
+    value = None if target is None else structures[target]
+    arguments = {
+        case.case: (case, masks[case.case], truths.get(case.case), structures, value)
+        for case in sorted(chosen, key=lambda case: case.case)
+        if case.case in masks and (value is not None or case.case in truths)
+    }
+    results = run_cases(_evaluate_case, arguments, processes=processes, description="evaluating")
+    failures = dict(results.failures)
+    failures |= {name: outcome.failure for name, outcome in results.done.items() if outcome.failure}
+    outcomes = {name: results.done[name] for name in arguments if name in results.done}
+    return Evaluation(
+        labels=structures,
+        per_case={name: outcome.judged for name, outcome in outcomes.items() if outcome.judged is not None},
+        measured=tuple(
+            outcomes[case.case].measured
+            for case in chosen
+            if case.case in outcomes and outcomes[case.case].measured is not None
+        ),
+        missing=tuple(sorted(case.case for case in chosen if case.case in truths and case.case not in masks)),
+        failures=dict(sorted(failures.items())),
+    )
+
+
+def cases_in(folder: str | Path, known: Iterable[Case] = ()) -> list[Case]:
+    """What is known of each case that has a mask in a folder; those that nothing is known of are patients of their own.
+
+    Raises:
+        EchoPlanError: as `find_masks`.
+    """
+    by_name = {case.case: case for case in known}
+    return [by_name.get(name) or Case(name, name, "") for name in find_masks(folder)]
+
+
+def find_masks(folder: str | Path) -> dict[str, Path]:
+    """Case name -> file of every mask in a folder.
+
+    Raises:
+        EchoPlanError: there is no such folder, or two files name one case.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EchoPlanError("there is no such folder", file=folder)
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        end = ending(path)
+        if end not in MASK_ENDINGS or path.name.startswith(".") or not path.is_file():
+            continue
+        case = path.name[: -len(end)]
+        if case in masks:
+            raise EchoPlanError(f"both {masks[case].name} and {path.name} are masks of {case}", file=folder)
+        masks[case] = path
+    return masks
+
+
+def _masks(masks: Masks) -> Mapping[str, Path | np.ndarray]:
+    return masks if isinstance(masks, Mapping) else find_masks(masks)
+
+
+def _evaluate_case(
+    case: Case,
+    prediction: Path | np.ndarray,
+    reference: Path | np.ndarray | None,
+    labels: Mapping[str, int],
+    target: int | None,
+) -> _Outcome:
+    mask = _labels(prediction)
+    measured = None if target is None else measure_case(case, mask == target)
+    if reference is None:
+        return _Outcome(measured=measured)
+    try:
+        truth = _labels(reference)
+        if mask.shape != truth.shape:
+            raise EchoPlanError(
+                f"the mask is {mask.shape} and its reference {truth.shape} (frames, rows, columns)",
+                file=prediction if isinstance(prediction, Path) else None,
+                remedy="export the mask on the clip's own grid",
+            )
+        spacing = case.spacing_mm if isinstance(reference, np.ndarray) else probe_clip(reference).spacing_mm
+        frames = list(score_frames(mask, truth, labels, spacing))
+    except EchoPlanError as error:
+        if error.fatal:
+            raise
+        return _Outcome(measured=measured, failure=str(error))
+    unit = "px" if spacing is None else "mm"
+    phases = {"ed_frame": case.ed_frame, "es_frame": case.es_frame}
+    judged = {**phases, "spacing_mm": spacing, "distance_unit": unit, "frames": frames}
+    return _Outcome(judged, measured)
+
+
+def _labels(mask: Path | np.ndarray) -> np.ndarray:
+    return mask if isinstance(mask, np.ndarray) else read_mask(mask)
