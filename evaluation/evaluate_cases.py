@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,8 +99,7 @@ def evaluate_cases(
 ) -> Evaluation:
     """Judge every labelled frame of some cases against their references, and measure their volumes and EF.
 
-    Distances are in mm where the reference's header gives a spacing, else in pixels; the summary keeps both sorts
-    apart. Frames that hold the ignore label alone are passed over, and ignored pixels elsewhere count neither way. A
+    Distances are in mm where the reference's header gives a spacing, else in pixels; the summary keeps both apart. A
     missing or broken prediction is counted and listed, and never stops the rest; an empty one has Dice 0 and the
     image's diagonal as distance, and is counted too. One case's masks are in memory at a time.
 
@@ -116,8 +115,9 @@ def evaluate_cases(
         EchoPlanError: a folder is missing, there is no reference mask, or no label to evaluate.
 
     Example:
-        >>> truth = np.zeros((2, 64, 64), dtype=np.uint8)
-        >>> truth[:, 20:40, 20:40] = 1
+        >>> import numpy as np
+        >>> from echoplan.dataset import Case
+        >>> truth = np.ones((2, 64, 64), dtype=np.uint8)
         >>> case = Case("a", "patient1", "a.nii.gz", ed_frame=0, es_frame=1)
         >>> found = evaluate_cases([case], {"a": truth}, {"a": truth}, labels={"LV": 1})
         >>> found.summary()["mean"]["LV"]["all"]["dice"]
@@ -127,10 +127,8 @@ def evaluate_cases(
     if not structures:
         raise EchoPlanError("there is no label to evaluate", remedy="name one, as in LV=1")
     truths = {} if references is None else _masks(references)
-    if references is not None and not truths:
-        raise EchoPlanError(
-            "there is no reference mask here", file=None if isinstance(references, Mapping) else references
-        )
+    if isinstance(references, (str, Path)) and not truths:
+        raise EchoPlanError("there is no reference mask here", file=references)
     masks, chosen = _masks(predictions), list(cases)
     value = None if target is None else structures[target]
     arguments = {
@@ -139,20 +137,9 @@ def evaluate_cases(
         if case.case in masks and (value is not None or case.case in truths)
     }
     results = run_cases(_evaluate_case, arguments, processes=processes, description="evaluating")
-    failures = dict(results.failures)
-    failures |= {name: outcome.failure for name, outcome in results.done.items() if outcome.failure}
     outcomes = {name: results.done[name] for name in arguments if name in results.done}
-    return Evaluation(
-        labels=structures,
-        per_case={name: outcome.judged for name, outcome in outcomes.items() if outcome.judged is not None},
-        measured=tuple(
-            outcomes[case.case].measured
-            for case in chosen
-            if case.case in outcomes and outcomes[case.case].measured is not None
-        ),
-        missing=tuple(sorted(case.case for case in chosen if case.case in truths and case.case not in masks)),
-        failures=dict(sorted(failures.items())),
-    )
+    missing = sorted(case.case for case in chosen if case.case in truths and case.case not in masks)
+    return _evaluation([case.case for case in chosen], outcomes, structures, missing, results.failures)
 
 
 def cases_in(folder: str | Path, known: Iterable[Case] = ()) -> list[Case]:
@@ -188,6 +175,24 @@ def find_masks(folder: str | Path) -> dict[str, Path]:
 
 def _masks(masks: Masks) -> Mapping[str, Path | np.ndarray]:
     return masks if isinstance(masks, Mapping) else find_masks(masks)
+
+
+def _evaluation(
+    cases: Sequence[str],
+    outcomes: Mapping[str, _Outcome],
+    labels: dict[str, int],
+    missing: Sequence[str],
+    broken: Mapping[str, str],
+) -> Evaluation:
+    failures = dict(broken) | {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure}
+    measured = (outcomes[name].measured for name in cases if name in outcomes)
+    return Evaluation(
+        labels=labels,
+        per_case={name: outcome.judged for name, outcome in outcomes.items() if outcome.judged is not None},
+        measured=tuple(measurement for measurement in measured if measurement is not None),
+        missing=tuple(missing),
+        failures=dict(sorted(failures.items())),
+    )
 
 
 def _evaluate_case(

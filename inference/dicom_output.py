@@ -94,7 +94,7 @@ def write_dicom(
             logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row.patient)
             continue
         path = out / f"{'+'.join(used)}_sr.dcm"
-        reports[f"DICOM report of {row['patient']}"] = (path, [clips[case] for case in used], row, model)
+        reports[f"DICOM report of {row.patient}"] = (path, [clips[case] for case in used], row, model)
     written = []
     for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
         results = run_cases(function, arguments, description="writing DICOM")

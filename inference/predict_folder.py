@@ -131,27 +131,15 @@ def predict_folder(
     run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
     masks = run.masks(out, inputs)
     run.rows = write_reports(
-        out,
-        inputs,
-        masks,
-        run.failures,
-        target=predictor.target,
-        ef_method=ef_method,
-        title=predictor.name,
-        trust=predictor.trust,
-        overlays=overlays,
-        processes=processes,
-    )
+        out, inputs, masks, run.failures,
+        target=predictor.target, ef_method=ef_method, title=predictor.name, trust=predictor.trust,
+        overlays=overlays, processes=processes,
+    )  # fmt: skip
     if dicom:
         run.dicom_files = write_dicom(
-            out / layout.DICOM,
-            inputs,
-            masks,
-            run.rows,
-            run.failures,
-            description=predictor.description,
-            model=predictor.name,
-        )
+            out / layout.DICOM, inputs, masks, run.rows, run.failures,
+            description=predictor.description, model=predictor.name,
+        )  # fmt: skip
     settings = {**(details or {}), "ef_method": ef_method}
     record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings)
     write_json(out / layout.ARGUMENTS_FILE, record)

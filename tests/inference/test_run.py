@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -103,7 +104,9 @@ def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders,
     other = EchoPredictor.from_model_folder(make_model(folders.results, thresholds=(0.3, 0.5)), device="cpu")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            "echoplan.inference.predict_folder.write_mask", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            import_module("echoplan.inference.predict_folder"),
+            "write_mask",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         predict_folder(clips / "p1_A4C.nii.gz", out, other, overwrite=True)
     run = predict_folder(clips / "p1_A4C.nii.gz", out, other, continue_prediction=True)
