@@ -14,7 +14,7 @@ from echoplan.imageio import Clip, probe_clip, read_mask, write_mask
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import CaseResults, run_cases
 
-from ..evaluation.folder import find_masks
+from ..evaluation.evaluate_cases import find_masks
 from ..preprocessing.probabilities import average, load_probabilities, save_probabilities
 from .postprocessing import Step, apply_postprocessing
 

@@ -12,7 +12,7 @@ from echoplan.cli import add_device, add_plans_name, command, folders, parser
 from echoplan.device import choose_device
 from echoplan.files import read_json
 
-from ..evaluation.folder import summarise
+from ..evaluation.metrics import summarise
 from .fold import FoldSetup, fold_numbers
 from .methods import find_trainer
 from .model_folder import ModelFolder

@@ -12,7 +12,7 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 
 from ..agreement import agreement
-from ..folder import METRICS, summarise
+from ..metrics import METRICS, summarise
 from .method_results import MethodResults, check_same_frames
 from .paired import holm, paired_test
 from .subgroups import case_groups, patient_quality, subgroup_agreement
