@@ -22,7 +22,7 @@ from echoplan.plans import Plan
 from ...training.checkpoint import load_checkpoint, pack_checkpoint
 from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
-from ..calibration import Calibration
+from ..conformal import Calibration
 from ..model_selection import BY_EXPORT, ModelChoice
 from ..postprocessing import read_postprocessing
 from ..predictor import EchoPredictor

@@ -31,7 +31,7 @@ from echoplan.paths import Folders, dataset_folders, dataset_name
 from ...training.checkpoint import load_checkpoint
 from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
-from ..calibration import Calibration
+from ..conformal import Calibration
 from ..model_selection import choose_models, command_for
 from ..postprocessing import check_steps, read_postprocessing
 from .atomic_install import placing
