@@ -27,22 +27,13 @@ from echoplan.files import (
 )
 
 
-def test_an_exception_leaves_the_old_file_and_no_partial_one(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_and_an_interruption_leave_the_old_file_and_no_partial_one(tmp_path, error):
     target = tmp_path / "report.json"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+    with pytest.raises(error), atomic_path(target) as temporary:
         temporary.write_text("half of the n")
-        raise RuntimeError
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_an_interruption_leaves_the_old_file_and_no_partial_one(tmp_path):
-    target = tmp_path / "report.json"
-    target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+        raise error
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
