@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from echoplan.errors import EchoPlanError
 from echoplan.networks.settings import NetworkSettings, check_kinds, setting_kinds
 
-from .augmentation.policy import augmentation_parts
+from .augmentation import augmentation_parts
 
 Made = TypeVar("Made", bound="Recipe")
 
@@ -54,7 +54,7 @@ class Recipe:
         poly_power: the learning rate falls as (1 - iteration / iterations) ** poly_power; 0 keeps it constant.
         gradient_clip: the largest gradient norm; None does not clip.
         augmentation: "strong", "moderate", "light", "none", "ultrasound" or parts joined by "+", see
-            training.data.augmentation; as a changed setting also "generic", the method's own.
+            `augmentation_parts`; as a changed setting also "generic", the method's own.
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.

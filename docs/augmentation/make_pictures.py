@@ -17,8 +17,8 @@ from skimage.segmentation import find_boundaries
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.datasets.phantom import PhantomClip, PhantomSettings, make_patient
-from echoplan.training.augmentation.policy import ULTRASOUND
-from echoplan.training.augmentation.ultrasound import (
+from echoplan.training.augmentation import (
+    ULTRASOUND,
     AttenuationDraw,
     CineSpeedDraw,
     FrameDropDraw,

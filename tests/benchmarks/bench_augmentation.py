@@ -21,8 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.datasets.phantom import PhantomSettings, make_patient
-from echoplan.training.augmentation.policy import THE_SIX, ULTRASOUND, Augmentation, build_augmentation
-from echoplan.training.augmentation.ultrasound import TimingTransform
+from echoplan.training.augmentation import THE_SIX, ULTRASOUND, Augmentation, TimingTransform, build_augmentation
 
 TARGET = 200  # clips a second that the six should change in sum
 

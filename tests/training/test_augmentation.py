@@ -5,15 +5,19 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.training.augmentation.policy import (
+from echoplan.training.augmentation import (
     THE_SIX,
     ULTRASOUND,
     Augmentation,
+    DepthChange,
+    FieldOfView,
+    FrameDrop,
     SectorAffine,
+    SectorMove,
     augmentation_parts,
     build_augmentation,
+    move_clip,
 )
-from echoplan.training.augmentation.ultrasound import DepthChange, FieldOfView, FrameDrop, SectorMove, move_clip
 from echoplan.training.methods import trainer_registry
 from echoplan.training.recipe import Recipe
 

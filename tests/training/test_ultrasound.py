@@ -10,8 +10,8 @@ from scipy import stats
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.training.augmentation.policy import ULTRASOUND
-from echoplan.training.augmentation.ultrasound import (
+from echoplan.training.augmentation import (
+    ULTRASOUND,
     AttenuationDraw,
     CineSpeed,
     CineSpeedDraw,

@@ -1,8 +1,8 @@
 """Augmentation of one training sample: the same draw for every frame of a clip, labels moved with the pixels.
 
 Generic recipes move about the sector's apex and take their intensity transforms, on normalised intensities, from
-batchgenerators, with time in its channel axis so that one draw serves all frames. The ultrasound transforms
-(training.data.ultrasound) work on grey levels, before normalisation: they imitate what changes the picture itself.
+batchgenerators, with time in its channel axis so that one draw serves all frames. The transforms of ultrasound's own
+work on grey levels, before normalisation: they imitate what differs between examinations.
 """
 
 from __future__ import annotations
@@ -10,31 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from echoplan.errors import EchoPlanError
 
-from .ultrasound import (
-    CineSpeed,
-    DepthAttenuation,
-    DepthChange,
-    FieldOfView,
-    FrameDrop,
-    GaussianShadow,
-    Haze,
-    IntensityTransform,
-    MovingTransform,
-    PolarSpeckle,
-    Rotation,
-    SectorMove,
-    TimeGain,
-    TimingTransform,
-    Transform,
-    move_clip,
-)
+from .spatial import DepthChange, FieldOfView, MovingTransform, Rotation, SectorAffine, SectorMove, move_clip
+from .timing import CineSpeed, FrameDrop, TimingTransform
+from .transform import Clip, Transform
+from .ultrasound import DepthAttenuation, GaussianShadow, Haze, IntensityTransform, PolarSpeckle, TimeGain
 
 if TYPE_CHECKING:
     from batchgenerators.transforms.abstract_transforms import AbstractTransform
@@ -56,44 +41,13 @@ ULTRASOUND: dict[str, type[Transform]] = {
 THE_SIX = ("rotation", "depth", "attenuation", "shadow", "haze", "speckle")
 
 
-@dataclass(frozen=True)
-class SectorAffine:
-    """Turns and scales about the sector's apex, and mirrors left and right.
-
-    A scanner turns and rescales its image about the transducer, so that the apex stays where it is.
-
-    Args:
-        rotation_degrees: the largest rotation to either side.
-        scale: the range of scales.
-        mirror: whether left and right may be swapped (half of the draws).
-        probability: of a rotation, and independently of a scaling.
-    """
-
-    rotation_degrees: float
-    scale: tuple[float, float] = (1.0, 1.0)
-    mirror: bool = False
-    probability: float = 1.0
-
-    def draw(self, generator: np.random.Generator) -> SectorMove:
-        """Random parameters."""
-        turned, scaled, mirrored = generator.random(3)
-        degrees = generator.uniform(-self.rotation_degrees, self.rotation_degrees)
-        # Uniform in the logarithm: halving is as likely as doubling.
-        scale = float(np.exp(generator.uniform(*np.log(self.scale))))
-        return SectorMove(
-            degrees=degrees if turned < self.probability else 0.0,
-            scale=scale if scaled < self.probability else 1.0,
-            mirror=self.mirror and mirrored < 0.5,
-        )
-
-
 class Augmentation:
     """All random changes of a training sample, a function of the sample and one seed.
 
     Args:
         geometry: rotation, scale, mirror.
         intensity: batchgenerators transforms on {"data": (1, T, H, W)} of normalised intensities.
-        ultrasound: transforms of training.data.ultrasound, in their order.
+        ultrasound: transforms of `ULTRASOUND`, in their order.
     """
 
     def __init__(
@@ -119,7 +73,7 @@ class Augmentation:
             native_frames: the length of the recording.
             seed: of the sample.
         """
-        clip = {"frame_numbers": tuple(frames), "labelled_frames": labelled, "native_frames": native_frames}
+        clip: Clip = {"frame_numbers": tuple(frames), "labelled_frames": labelled, "native_frames": native_frames}
         for transform, draw in self._drawn(TimingTransform, seed):
             clip = transform.apply(draw, **clip)
         return clip["frame_numbers"]
@@ -143,7 +97,7 @@ class Augmentation:
         for _, own in self._drawn(MovingTransform, seed):
             move = move.then(own)
         frames, labels = move_clip(move, frames, labels, apex=apex, classes=classes)
-        clip = {"frames": frames, "labels": labels, "apex": apex, "classes": classes}
+        clip: Clip = {"frames": frames, "labels": labels, "apex": apex, "classes": classes}
         for transform, draw in self._drawn(IntensityTransform, seed):
             clip = transform.apply(draw, **clip)
         return clip["frames"], labels
@@ -155,7 +109,7 @@ class Augmentation:
         with _global_seed(int(np.random.default_rng([*seed, 1]).integers(2**31))):
             return self.intensity(data=frames[None])["data"][0].astype(np.float32)
 
-    def _drawn(self, kind: type[Transform], seed: Sequence[int]) -> Iterator[tuple[Any, Any]]:
+    def _drawn(self, kind: type, seed: Sequence[int]) -> Iterator[tuple[Any, Any]]:
         """The transforms of one kind that act on this sample, with what was drawn for them."""
         if not any(isinstance(transform, kind) for transform in self.ultrasound):
             return

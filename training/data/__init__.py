@@ -1,6 +1,6 @@
 """Data loading: which frames make a sample, how it is augmented, how batches come."""
 
-from ..augmentation.policy import Augmentation, build_augmentation
+from ..augmentation import Augmentation, build_augmentation
 from .loader import Batch, BatchLoader, SampleReader, split_batch
 from .sampling import Sample, clip_samples, frame_samples, planned_samples, visible_frames, window_samples
 

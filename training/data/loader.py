@@ -21,7 +21,7 @@ from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.clip import normalise
 from ...preprocessing.store import ClipStore
-from ..augmentation.policy import Augmentation
+from ..augmentation import Augmentation
 from .sampling import Sample, balanced_order, batches, epoch_order, visible_frames
 
 WORKER_TIMEOUT_SECONDS = 300  # a loader that has not delivered by then hangs

@@ -9,7 +9,7 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 
-from .masking import class_probabilities, mask_logits, mean_where
+from .region import class_probabilities, mask_logits, mean_where
 
 
 def signed_distance_maps(

@@ -1,14 +1,18 @@
-"""Moving a clip's pixels and labels about the sector's apex, in one resampling whatever moved."""
+"""What moves pixels and labels about the sector's apex: all moves of a clip in one resampling."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from echoplan.labels import IGNORE
+
+from .transform import Bounds, Clip, Transform, check_bounds
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def _move_labels(labels: np.ndarray, grid: torch.Tensor, classes: int) -> np.nda
         return moved  # a frame nobody labelled stays so everywhere: its borders must not turn into background
     known = labels if len(labelled) == len(labels) else labels[labelled]
     moved[labelled] = 0  # what comes in from outside the image is background
-    rows, columns = _reached(known.any(axis=0), grid)
+    rows, columns = _reached(np.any(known, axis=0), grid)
     values = [*range(1, classes)] + ([IGNORE] if known.max() == IGNORE else [])
     maps = torch.from_numpy(np.stack([known == value for value in values]).astype(np.float32))
     flat = functional.grid_sample(maps.flatten(0, 1)[None], grid[:, rows, columns], mode="bilinear", align_corners=True)
@@ -116,3 +120,119 @@ def _reached(anything: np.ndarray, grid: torch.Tensor) -> tuple[slice, slice]:
     if not len(rows):
         return slice(0, 0), slice(0, 0)
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+@dataclass(frozen=True)
+class SectorAffine:
+    """Turns and scales about the sector's apex, and mirrors left and right.
+
+    A scanner turns and rescales its image about the transducer, so that the apex stays where it is.
+
+    Args:
+        rotation_degrees: the largest rotation to either side.
+        scale: the range of scales.
+        mirror: whether left and right may be swapped (half of the draws).
+        probability: of a rotation, and independently of a scaling.
+    """
+
+    rotation_degrees: float
+    scale: tuple[float, float] = (1.0, 1.0)
+    mirror: bool = False
+    probability: float = 1.0
+
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """Random parameters."""
+        turned, scaled, mirrored = generator.random(3)
+        degrees = generator.uniform(-self.rotation_degrees, self.rotation_degrees)
+        # Uniform in the logarithm: halving is as likely as doubling.
+        scale = float(np.exp(generator.uniform(*np.log(self.scale))))
+        return SectorMove(
+            degrees=degrees if turned < self.probability else 0.0,
+            scale=scale if scaled < self.probability else 1.0,
+            mirror=self.mirror and mirrored < 0.5,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingTransform(Transform):
+    """Moves pixels about the apex, and labels with them."""
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """A random move."""
+
+    def apply(self, draw: SectorMove, **clip: Any) -> Clip:
+        """The clip moved, and its spacing corrected: a pixel of an enlarged picture shows fewer millimetres."""
+        frames, labels = move_clip(draw, clip["frames"], clip["labels"], apex=clip["apex"], classes=clip["classes"])
+        moved = clip | {"frames": frames, "labels": labels}
+        moved.pop("sector", None)
+        if clip.get("spacing_mm") is not None:
+            moved["spacing_mm"] = tuple(value / draw.scale for value in clip["spacing_mm"])
+        return moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation(MovingTransform):
+    """Turns the clip about the sector's apex, where the probe stands; depth under the probe stays what it was.
+
+    Source: rotation is every recipe's; about the apex because that is how a probe tilts. Geometric changes that
+    anatomy allows carried over best between echocardiography datasets (Elyasi et al. 2026, arXiv 2605.16427).
+
+    Attributes:
+        degrees: the largest rotation to either side, 0 to 45.
+    """
+
+    degrees: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds("rotation in degrees", (self.degrees, self.degrees), 0, 45)
+
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """Uniform to either side."""
+        return SectorMove(degrees=float(generator.uniform(-self.degrees, self.degrees)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthChange(MovingTransform):
+    """Scales the clip about the sector's apex, as another imaging depth does, and corrects "spacing_mm".
+
+    Source: after the idea of the zoom of Singla et al. (MIDL 2022) and the depth change of VanBerlo et al. (2025, arXiv
+    2504.07904), which both keep the beams where they are.
+
+    Attributes:
+        scale: bounds within 0.5 to 2; more than 1 is a shallower setting, which shows the heart larger.
+    """
+
+    scale: Bounds = (0.85, 1.15)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds("depth scale", self.scale, 0.5, 2)
+
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """Uniform in the logarithm: a tenth shallower is as likely as a tenth deeper."""
+        return SectorMove(scale=float(np.exp(generator.uniform(*np.log(self.scale)))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOfView(MovingTransform):
+    """Spreads or gathers the beams: what lay at an angle to the vertical lies at a multiple of that angle.
+
+    Distances along a beam stay, those across are stretched, so "spacing_mm" holds along the beams only.
+
+    Source: after the idea of the convexity mutation of VanBerlo et al. (2025, arXiv 2504.07904).
+
+    Attributes:
+        opening: bounds within 0.5 to 2; more than 1 widens the fan.
+    """
+
+    opening: Bounds = (0.9, 1.1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds("opening of the field of view", self.opening, 0.5, 2)
+
+    def draw(self, generator: np.random.Generator) -> SectorMove:
+        """Uniform in the logarithm."""
+        return SectorMove(opening=float(np.exp(generator.uniform(*np.log(self.opening)))))
