@@ -72,7 +72,7 @@ def run_cases(
     with progress([], description=description, total=len(waiting)) as bar:
         while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
             case = next(iter(waiting))
-            _record(results, case, _attempt(function, *waiting.pop(case)))
+            record(results, case, attempt(function, *waiting.pop(case)))
             bar.update()
         if waiting:
             _run_in_pool(function, waiting, workers, results, bar)
@@ -94,9 +94,18 @@ def progress(items: Iterable[Item], *, description: str, total: int | None = Non
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """Why a case failed.
+
+    Attributes:
+        reason: one line.
+        traceback: of an error that nobody foresaw.
+        again: whether the case may be tried again: its worker ended, not the case itself.
+    """
+
     reason: str
     traceback: str = ""
+    again: bool = False
 
 
 def _run_in_pool(
@@ -120,7 +129,7 @@ def _run_in_pool(
                     running[pool.submit(_attempt_in_worker, function, *values)] = case
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                _record(results, running[future], _attempt(future.result))
+                record(results, running[future], attempt(future.result))
                 del running[future]
                 bar.update()
     except BaseException as error:
@@ -177,13 +186,13 @@ def _leave(*_: Any) -> None:
 
 def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> Any:
     try:
-        return _attempt(function, *values)
+        return attempt(function, *values)
     except SystemExit:
         os._exit(1)  # the executor would go on with this worker
 
 
-def _attempt(function: Callable[..., Any], *values: Any) -> Any:
-    """The function's value or a `_Failure`: not every exception can be sent from a worker, but its text always can."""
+def attempt(function: Callable[..., Any], *values: Any) -> Any:
+    """The function's value or a `Failure`: not every exception can be sent from a worker, but its text always can."""
     try:
         return function(*values)
     except BrokenProcessPool:
@@ -191,13 +200,14 @@ def _attempt(function: Callable[..., Any], *values: Any) -> Any:
     except EchoPlanError as error:
         if error.fatal:
             raise
-        return _Failure(str(error))
+        return Failure(str(error))
     except Exception as error:
-        return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _record(results: CaseResults, case: str, outcome: Any) -> None:
-    if not isinstance(outcome, _Failure):
+def record(results: CaseResults, case: str, outcome: Any) -> None:
+    """Keep what `attempt` returned of a case."""
+    if not isinstance(outcome, Failure):
         results.done[case] = outcome
         return
     results.failures[case] = outcome.reason

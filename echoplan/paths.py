@@ -34,6 +34,10 @@ class Folders:
 
         return cls(raw=folder("raw"), preprocessed=folder("preprocessed"), results=folder("results"))
 
+    def absolute(self) -> Folders:
+        """As processes with another working directory find them."""
+        return Folders(self.raw.absolute(), self.preprocessed.absolute(), self.results.absolute())
+
     def find_raw(self, name: str) -> Path:
         """The raw folder of the dataset called `name` (its name, id or folder name); EchoPlanError if there is none."""
         if is_joint(name) and not _matches(self.raw, name):

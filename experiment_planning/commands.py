@@ -12,17 +12,16 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
+from echoplan.cluster import add_engine, check_engine
+from echoplan.cluster_map import ClusterCases
 from echoplan.dataset import EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.joint import JointDataset, home_name, members_of, read_dataset
 from echoplan.paths import Folders
 from echoplan.plans import Plan
-from echoplan.ray_cluster import add_engine, check_engine
-from echoplan.ray_tasks import absolute
 
 from ..preprocessing.dataset import preprocess_dataset
-from ..preprocessing.ray_engine import RayCases
 from ..training.methods import find_trainer, trainer_registry
 from .fingerprint import extract_fingerprint as measure_dataset
 from .gpu_check import check_batch
@@ -71,7 +70,7 @@ def plan_and_preprocess(arguments: Sequence[str]) -> int:
     add_engine(options)
     chosen = options.parse_args(arguments)
     check_engine(chosen)
-    where = absolute(folders()) if chosen.engine else folders()
+    where = folders().absolute() if chosen.engine else folders()
     return max(_plan_and_preprocess(where, name, chosen) for name in chosen.dataset)
 
 
@@ -91,7 +90,7 @@ def _preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> dict[s
     dataset = read_dataset(where, name)
     plan = Plan.read(where.preprocessed / home_name(dataset) / layout.plan_file(chosen.plans_name))
     names = None if chosen.trainers is None else list(_named(chosen.trainers))
-    engine = RayCases(where, chosen.address) if chosen.engine else None
+    engine = ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None
     results = preprocess_dataset(
         where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite, engine=engine
     )

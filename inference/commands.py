@@ -10,9 +10,9 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.cli import add_device, add_folds, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cluster import add_engine, check_engine
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
-from echoplan.ray_cluster import add_engine, check_engine
 
 from ..evaluation import VOLUME_RULES, PatientRow
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
+from echoplan.cluster import add_engine, check_engine
+from echoplan.cluster_map import ClusterCases
 from echoplan.joint import home_name, read_dataset
 from echoplan.plans import Plan
-from echoplan.ray_cluster import add_engine, check_engine
-from echoplan.ray_tasks import absolute
 
 from .dataset import preprocess_dataset
-from .ray_engine import RayCases
 
 
 @command
@@ -31,8 +30,8 @@ def preprocess(arguments: Sequence[str]) -> int:
     # A trainer of the user's own, path/to/file.py:Class, is in the plan by its class's name.
     trainers = None if chosen.trainers is None else [name.rpartition(":")[2] for name in chosen.trainers]
     status = 0
-    where = absolute(folders()) if chosen.engine else folders()
-    engine = RayCases(where, chosen.address) if chosen.engine else None
+    where = folders().absolute() if chosen.engine else folders()
+    engine = ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None
     for name in chosen.dataset:
         dataset = read_dataset(where, name)
         home = home_name(dataset)

@@ -18,10 +18,10 @@ from echoplan.cli import (
     parser,
     report_failures,
 )
+from echoplan.cluster import add_engine, check_engine
 from echoplan.device import choose_device
 from echoplan.files import read_json
 from echoplan.paths import Folders
-from echoplan.ray_cluster import add_engine, check_engine
 
 from .distributed import joined
 from .fold import fold_numbers

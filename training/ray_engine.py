@@ -1,41 +1,36 @@
-"""Folds times trainers on a Ray cluster: each fold a task that resumes from its checkpoint when its worker dies.
+"""Folds times trainers on a Ray cluster: each fold in a process that resumes from its checkpoint when it has died.
 
-A task trains as `echoplan_train` does, in a process of its own, and writes its files itself; the command only follows
-metrics.jsonl. Retries are the command's, not Ray's: a fold is given up only after several deaths without any progress.
+A worker trains as `echoplan_train` does and writes its files itself; the command only follows metrics.jsonl. A fold is
+given up only after several deaths without any progress.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
-import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from echoplan import layout
-from echoplan.errors import EchoPlanError, Terminated
+from echoplan.cluster import Cluster, connected, in_words, shared_disk
+from echoplan.cluster_map import ATTEMPTS, ClusterMap, Watch
+from echoplan.errors import EchoPlanError
+from echoplan.parallel_map import CaseResults
 from echoplan.paths import Folders
-from echoplan.ray_cluster import Cluster, connected, in_words
-from echoplan.ray_tasks import ATTEMPTS, SharedDisk, absolute, last_words, noting_sigterm, own_error, shared_disk
 
 from .fold import FoldSetup
 from .methods import find_trainer
 from .progress import FoldView
-from .together import train_together
+from .torchrun import train_together
 from .train_fold import FoldJob, check_progress, fold_progress, train_fold, validation_dice
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_SECONDS = 1.0
-_WORD_SECONDS = 60.0  # between two words on what is waited for
 _PASSED_ON = ("ECHOPLAN_WEIGHTS",)  # of the command's environment
-_BEGUN, _DONE, _FAILED, _TERMINATED = "begun", "done", "failed", "terminated"
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,6 @@ class FoldTask:
     Attributes:
         job: the fold; all its paths absolute.
         where: the three folders, absolute.
-        disk: what the node must see.
         device: "cuda" or "cpu".
         processes: more than one train together, under torchrun.
         threads: CPU threads of each.
@@ -55,42 +49,36 @@ class FoldTask:
 
     job: FoldJob
     where: Folders
-    disk: SharedDisk
     device: str
     processes: int = 1
     threads: int = 1
     validate: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def train(self) -> float:
-        """Train what is not trained yet; the validation Dice."""
-        self.disk.check()
-        os.environ.update(self.environment)
-        setup = self.job.setup(self.where)
-        if self.processes > 1:
-            train_together(
-                self.job, self.where, processes=self.processes, device=self.device, threads=self.threads,
-                validate=self.validate,
-            )  # fmt: skip
-            summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
-        else:
-            trainer = self.job.make_trainer(setup, device=torch.device(self.device))
-            summary = train_fold(trainer, resume=True, validate=self.validate)
-        return validation_dice(summary, setup.description.target)
 
+def train_task(task: FoldTask) -> float:
+    """Train what is not trained yet of a fold; the validation Dice.
 
-def _train_in_worker(task: FoldTask) -> Iterator[tuple[str, Any]]:
-    """The task: says where it begins, then what came of it."""
-    yield _BEGUN, socket.gethostname()
+    Raises:
+        EchoPlanError: it failed, for whatever reason.
+        Terminated: SIGTERM came, or a process of several was killed.
+    """
+    os.environ.update(task.environment)
+    setup = task.job.setup(task.where)
     try:
-        yield _DONE, task.train()
-    except EchoPlanError as error:
-        yield _FAILED, str(error)
-    except Terminated:
-        yield _TERMINATED, "it was terminated"
+        if task.processes > 1:
+            train_together(
+                task.job, task.where, processes=task.processes, device=task.device, threads=task.threads,
+                validate=task.validate,
+            )  # fmt: skip
+        else:
+            trainer = task.job.make_trainer(setup, device=torch.device(task.device))
+            train_fold(trainer, resume=True, validate=task.validate)
+    except EchoPlanError:
+        raise
     except Exception as error:
-        logger.debug("fold %d", task.job.fold, exc_info=True)
-        yield _FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}".rstrip()
+        raise EchoPlanError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}".rstrip()) from error
+    return _dice(setup)
 
 
 @dataclass
@@ -100,51 +88,85 @@ class FoldRun:
     Attributes:
         job: what to train.
         setup: its folders; None where it cannot be trained at all.
-        node: where it trains now; None while it waits.
         dice: of its validation, once it is done.
         failure: why it was given up.
         before: it was done before.
-        deaths: since it last made progress.
-        seen: which checkpoint it had at its last death.
+        deaths: of its workers since it last made progress.
+        checkpoint: when its last checkpoint was written, in ns, at the last of them.
     """
 
     job: FoldJob
     setup: FoldSetup | None = None
-    node: str | None = None
     dice: float | None = None
     failure: str | None = None
     before: bool = False
     deaths: int = 0
-    seen: int = -1
+    checkpoint: int = -1
 
     @property
     def name(self) -> str:
         """As users are told of it."""
         return f"{self.job.trainer.rpartition(':')[2]} fold {self.job.fold}"
 
-    def goes_on(self, why: str) -> bool:
-        """Whether the fold is worth another try now that its worker has ended before its time; else it has failed."""
-        self.node = None
-        now = self._checkpoint()
-        self.deaths = 1 if now != self.seen else self.deaths + 1
-        self.seen = now
+    def why_give_up(self, why: str) -> str:
+        """Why the fold is not worth another try now that its worker has ended before its time; empty: it is."""
+        latest = -1
+        if self.setup is not None and (file := self.setup.folder / layout.checkpoint_file("latest")).exists():
+            latest = file.stat().st_mtime_ns
+        self.deaths = 1 if latest != self.checkpoint else self.deaths + 1
+        self.checkpoint = latest
         if self.deaths < ATTEMPTS:
             logger.warning("%s: %s; it is handed out again and resumes", self.name, why)
-            return True
-        self.failure = (
+            return ""
+        return (
             f"{why}, {self.deaths} times without progress. What to do: it may need more memory than a node has; train "
             "this fold without --engine to see why, or go on with --c."
         )
-        logger.warning("%s: given up", self.name)
-        return False
 
-    def _checkpoint(self) -> int:
-        try:
-            return (
-                0 if self.setup is None else (self.setup.folder / layout.checkpoint_file("latest")).stat().st_mtime_ns
-            )
-        except FileNotFoundError:
-            return -1
+
+class FoldWatch(Watch):
+    """A line a fold that trains."""
+
+    def __init__(self, runs: Mapping[str, FoldRun], *, overwrite: bool) -> None:
+        self._runs, self._view = runs, FoldView()
+        self._to_overwrite = set(runs if overwrite else ())
+
+    def __enter__(self) -> FoldWatch:
+        self._view.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._view.__exit__(None, None, None)
+
+    def begin(self, case: str, node: str) -> None:
+        """See `Watch`; what is to be overwritten goes only now that there is room for the new training."""
+        run = self._runs[case]
+        logger.info("%s: begins on %s", case, node)
+        if run.setup is not None:
+            if case in self._to_overwrite:
+                fold_progress(run.setup, overwrite=True)
+                self._to_overwrite.remove(case)
+            recipe = find_trainer(run.job.trainer).recipe_class().with_settings(run.job.settings)
+            self._view.begin(case, run.setup.folder, recipe.epochs)
+
+    def end(self, case: str, results: CaseResults) -> None:
+        """See `Watch`."""
+        self._view.end(case)
+        run = self._runs[case]
+        run.dice, run.failure = results.done.get(case), results.failures.get(case)
+        if run.dice is None:
+            logger.warning("%s: failed", case)
+        else:
+            logger.info("%s: validation Dice %.4f", case, run.dice)
+
+    def why_give_up(self, case: str, why: str) -> str:
+        """See `Watch`."""
+        self._view.end(case)
+        return self._runs[case].why_give_up(why)
+
+    def look(self) -> None:
+        """See `Watch`."""
+        self._view.look()
 
 
 @dataclass(frozen=True)
@@ -152,7 +174,7 @@ class RayTraining:
     """Trains folds on a Ray cluster.
 
     Attributes:
-        address: as `echoplan.ray_cluster.connected` takes it.
+        address: as `echoplan.cluster.connected` takes it.
         device: "auto" (GPUs where the cluster has any), "cuda" or "cpu".
         gpus: of a fold; a part of 1 lets several folds share a GPU. None: 1 on GPUs, 0 on CPUs.
         cpus: of a fold; None: its data-loading workers and one, but not more than its share of a node.
@@ -187,7 +209,7 @@ class RayTraining:
         Raises:
             EchoPlanError: Ray is not installed or no cluster answers, or no node has what a fold takes.
         """
-        where = absolute(where)
+        where = where.absolute()
         runs = [
             _looked_at(_with_absolute_paths(job), where, resume=resume, validate=validate, overwrite=overwrite)
             for job in jobs
@@ -195,31 +217,27 @@ class RayTraining:
         names = [run.name for run in runs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise EchoPlanError(f"{twice[0]} is asked for twice", remedy="name every trainer once")
-        todo = [(run, run.setup) for run in runs if run.setup is not None and not run.before]
+        todo = {run.name: run for run in runs if run.setup is not None and not run.before}
         if not todo:
             return runs
-        first, setup = todo[0]
-        with (
-            connected(self.address) as cluster,
-            shared_disk(setup.model_folder.parent, setup.preprocessed) as disk,
-        ):
+        first = next(iter(todo.values()))
+        model_folder, preprocessed = first.setup.model_folder, first.setup.preprocessed
+        with connected(self.address) as cluster, shared_disk(model_folder.parent, preprocessed) as disk:
             need, device = self._need(cluster, first.job.processes)
-            cluster.wait_for(need)
-            for _, setup in todo:
-                fold_progress(setup, overwrite=overwrite)
             processes = self.processes or max(1, int(need.get("GPU", 0)))
             logger.info("training %d folds, each on %s", len(todo), in_words(need))
             task = FoldTask(
                 first.job,
                 where,
-                disk,
                 device,
                 processes=processes,
                 threads=max(1, int(need["CPU"]) // processes),
                 validate=validate,
                 environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             )
-            _follow(cluster, need, [_Followed(run, setup, replace(task, job=run.job)) for run, setup in todo])
+            run_cases = ClusterMap(cluster, disk, need, workers=len(todo), one_case_each=True)
+            arguments = {name: (replace(task, job=run.job),) for name, run in todo.items()}
+            run_cases(train_task, arguments, watch=FoldWatch(todo, overwrite=overwrite))
         return runs
 
     def _need(self, cluster: Cluster, loaders: int) -> tuple[dict[str, float], str]:
@@ -269,79 +287,13 @@ def _looked_at(job: FoldJob, where: Folders, *, resume: bool, validate: bool, ov
         check_progress(setup, finished, started, resume=resume, validate=validate)
     except EchoPlanError as error:
         return FoldRun(job, failure=str(error))
-    summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
-    if finished and not validate and summary.exists():
-        return FoldRun(job, setup, dice=validation_dice(summary, setup.description.target), before=True)
+    if finished and not validate and (setup.folder / layout.VALIDATION / layout.SUMMARY_FILE).exists():
+        return FoldRun(job, setup, dice=_dice(setup), before=True)
     return FoldRun(job, setup)
 
 
-@dataclass(frozen=True)
-class _Followed:
-    run: FoldRun
-    setup: FoldSetup
-    task: FoldTask
-
-
-def _follow(cluster: Cluster, need: Mapping[str, float], work: Sequence[_Followed]) -> None:
-    """Hand out the folds, hear what comes of them, and hand out again those whose workers died."""
-    import ray
-
-    task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=0, max_calls=1)(_train_in_worker)
-    running = {task.remote(item.task): item for item in work}
-    silent_since = time.monotonic()
-    with noting_sigterm() as check_sigterm, FoldView() as view:
-        while running:
-            check_sigterm()
-            heard, _ = ray.wait(list(running), timeout=_LOOK_EVERY_SECONDS)
-            for stream in heard:
-                item = running[stream]
-                kind, value = _hear(stream)
-                if kind == _BEGUN:
-                    item.run.node = value
-                    logger.info("%s: begins on %s", item.run.name, value)
-                    view.begin(item.run.name, item.setup.folder, _epochs(item.task.job))
-                    continue
-                del running[stream]
-                view.end(item.run.name)
-                if kind == _TERMINATED and item.run.goes_on(value):
-                    running[task.remote(item.task)] = item
-                elif kind != _TERMINATED:
-                    _note(item.run, kind, value)
-            waiting = sum(item.run.node is None for item in running.values())
-            if heard or waiting < len(running):
-                silent_since = time.monotonic()
-            elif time.monotonic() - silent_since > _WORD_SECONDS:
-                logger.warning(
-                    "%d folds wait for room or start; each takes %s: %s", waiting, in_words(need), cluster.state(need)
-                )
-                silent_since = time.monotonic()
-            view.look()
-
-
-def _hear(stream: Any) -> tuple[str, Any]:
-    """What a task says next, or how its worker died."""
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        return ray.get(next(stream))
-    except RayError as error:
-        own = own_error(error)
-        return (_TERMINATED, last_words(error)) if own is None else (_FAILED, f"{type(own).__name__}: {own}")
-
-
-def _note(run: FoldRun, kind: str, value: Any) -> None:
-    """The end of a fold."""
-    if kind == _DONE:
-        run.dice = value
-        logger.info("%s: validation Dice %.4f", run.name, value)
-    else:
-        run.failure = value
-        logger.warning("%s: failed", run.name)
-
-
-def _epochs(job: FoldJob) -> int:
-    return find_trainer(job.trainer).recipe_class().with_settings(job.settings).epochs
+def _dice(setup: FoldSetup) -> float:
+    return validation_dice(setup.folder / layout.VALIDATION / layout.SUMMARY_FILE, setup.description.target)
 
 
 def results_table(runs: Sequence[FoldRun]) -> str:

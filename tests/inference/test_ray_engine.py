@@ -1,12 +1,10 @@
-"""Prediction on a Ray cluster of two nodes on this machine; and an actor's own work, without any cluster."""
+"""Prediction on a Ray cluster of two nodes on this machine; and a worker's own part, without any cluster."""
 
 from __future__ import annotations
 
-import ast
 import logging
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +19,14 @@ from typing import Any
 
 import pytest
 
-from echoplan import ray_cluster
+from echoplan import cluster_map
+from echoplan.cluster import connected, shared_disk
+from echoplan.cluster_map import ATTEMPTS, ClusterMap
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import write_clip
-from echoplan.inference import EchoPredictor, find_inputs, predict_folder, ray_engine
-from echoplan.inference.ray_engine import Attempts, ClipActor, Job, RayEngine
-from echoplan.ray_cluster import Cluster, connected
-from echoplan.ray_tasks import ATTEMPTS, SharedDisk
+from echoplan.inference import EchoPredictor, find_inputs, predict_folder
+from echoplan.inference.ray_engine import ClipWorker, PredictionTask, RayEngine
+from echoplan.parallel_map import run_cases
 
 from .conftest import make_heart
 
@@ -122,124 +121,59 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-# An actor alone -----------------------------------------------------------------------------------------------------
+# A worker alone -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def make_actor(tmp_path, model):
-    """`make_actor(source, ...)`: an actor as Ray makes it, in this process."""
+def make_worker(tmp_path, model):
+    """`make_worker(device)`: a worker as the cluster makes it, in this process."""
 
-    def make(clips: Path, **changes: object) -> ClipActor:
-        out = tmp_path / "out"
-        (out / ".attempts").mkdir(parents=True, exist_ok=True)
-        (out / ".run").touch()
-        disk = replace(SharedDisk(out / ".run", (clips, model)), **changes)
-        return ClipActor(Job(models(model), "cpu", 1, out, False, Attempts(out / ".attempts"), disk))
+    def make(device: str = "cpu") -> ClipWorker:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        worker = ClipWorker(PredictionTask(models(model), "cpu", tmp_path / "out", False))
+        worker._task = replace(worker._task, device=device)
+        return worker
 
     return make
 
 
-def ask(actor: ClipActor, source: Path, replaces: int = -1) -> list[tuple[str, str, bool]]:
-    clips = find_inputs(source)
-    found = actor({"clip": clips, "replaces": [replaces] * len(clips)})
-    return list(zip(found["case"], found["failure"], found["fatal"], strict=True))
-
-
-def test_a_broken_clip_fails_at_once_and_a_broken_network_after_three_attempts(tmp_path, make_clips, make_actor):
+def test_a_worker_predicts_clips_and_says_why_it_cannot(tmp_path, make_clips, make_worker):
     source = make_clips(3, {1: RAISES})
     (source / "03.nii.gz").write_bytes(b"\x1f\x8bno NIfTI")
-    outcomes = ask(make_actor(source), source)
-    assert [(case, bool(failure), fatal) for case, failure, fatal in outcomes] == [
-        ("00", False, False), ("01", True, False), ("02", False, False), ("03", True, False),
-    ]  # fmt: skip
-    assert outcomes[1][1] == "RuntimeError: the network broke" and "NIfTI" in outcomes[3][1]
-    assert seen(tmp_path) == {"0-0": 1, f"{RAISES}-1": ATTEMPTS, "0-2": 1}
-    assert list((tmp_path / "out" / ".attempts").iterdir()) == []  # nothing is left begun
+    results = run_cases(make_worker(), {item.name: (item,) for item in find_inputs(source)})
+    assert list(results.done) == ["00", "02"] and list(results.failures) == ["01", "03"]
+    assert results.failures["01"] == "RuntimeError: the network broke" and "NIfTI" in results.failures["03"]
+    assert seen(tmp_path) == {"0-0": 1, f"{RAISES}-1": 1, "0-2": 1}
 
 
-def test_a_clip_that_three_workers_died_of_is_given_up(tmp_path, make_clips, make_actor):
-    source = make_clips(2)
-    actor = make_actor(source)
-    (tmp_path / "out" / ".attempts" / "00").write_text("one\ntwo\n")
-    (tmp_path / "out" / ".attempts" / "01").write_text("one\ntwo\none\n")
-    first, second = ask(actor, source)
-    assert first == ("00", "", False)
-    assert "died in each of 3 attempts (on one, two)" in second[1] and "memory" in second[1] and not second[2]
-    assert seen(tmp_path) == {"0-0": 1}
+def test_a_clip_is_decoded_while_the_network_works_on_another(tmp_path, make_clips, make_worker, monkeypatch):
+    worker, decoding = make_worker(), threading.Semaphore(0)
+    prepare = worker._predictor.prepare
 
+    def prepared(clip):
+        decoding.release()
+        return prepare(clip)
 
-def test_what_another_worker_has_finished_meanwhile_is_not_done_again(tmp_path, make_clips, make_actor):
-    source = make_clips(1)
-    actor = make_actor(source)
-    assert ask(actor, source) == ask(actor, source) == [("00", "", False)]
-    assert seen(tmp_path) == {"0-0": 1}
-    old = (tmp_path / "out" / "00.nii.gz").stat().st_mtime_ns
-    assert ask(actor, source, replaces=old) == [("00", "", False)]  # --overwrite: that result is to be replaced
-    assert seen(tmp_path) == {"0-0": 2}
-
-
-def test_clips_are_decoded_while_the_network_works_but_a_suspect_is_alone(
-    tmp_path, make_clips, make_actor, monkeypatch
-):
-    source = make_clips(6)
-    actor = make_actor(source)
-    inside, most = set(), {}
-    original = ClipActor._predict
-
-    def watched(self, item):
-        inside.add(item.name)
-        most[item.name] = len(inside)
-        time.sleep(0.2)
-        original(self, item)
-        most[item.name] = max(most[item.name], len(inside))
-        inside.remove(item.name)
-
-    monkeypatch.setattr(ClipActor, "_predict", watched)
-    (tmp_path / "out" / ".attempts" / "05").write_text("one\n")
-    threads = [
-        threading.Thread(target=actor, args=({"clip": [clip], "replaces": [-1]},)) for clip in find_inputs(source)
-    ]
-    for thread in threads:
-        thread.start()
+    monkeypatch.setattr(type(worker._predictor), "prepare", lambda self, clip: prepared(clip))
+    clips = find_inputs(make_clips(2))
+    with worker._network:  # the network is at work
+        threads = [threading.Thread(target=worker, args=(clip,)) for clip in clips]
+        for thread in threads:
+            thread.start()
+        assert all(decoding.acquire(timeout=PATIENCE) for _ in clips) and seen(tmp_path) == {}
     for thread in threads:
         thread.join(PATIENCE)
-    assert most["05"] == 1 and max(most.values()) == IN_FLIGHT
-    assert seen(tmp_path) == {f"0-{number}": 1 for number in range(6)}
+    assert seen(tmp_path) == {"0-0": 1, "0-1": 1}
 
 
-def test_two_commands_that_write_to_one_folder_count_apart(tmp_path):
-    """As parts of one work do."""
-    with ray_engine._attempts(tmp_path) as first:
-        with ray_engine._attempts(tmp_path) as second:
-            first.begin("00")
-            assert len(first.nodes("00")) == 1 and second.nodes("00") == []
-        assert len(first.nodes("00")) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"folders": (Path("/nowhere/clips"),)}, ("does not see", "/nowhere/clips", "share")),
-        ({"version": "0.0"}, ("0.0", "one version")),
-    ],
-)
-def test_a_node_that_sees_other_files_is_named(make_clips, make_actor, changes, words):
-    source = make_clips(1)
-    ((_, failure, fatal),) = ask(make_actor(source, **changes), source)
-    assert fatal and socket.gethostname() in failure and all(word in failure for word in words)
-
-
-def test_a_worker_whose_gpu_is_lost_ends(tmp_path, make_clips, make_actor, monkeypatch):
-    source = make_clips(1, {0: RAISES})
-    actor = make_actor(source)
-    actor._job = replace(actor._job, device="cuda")
+def test_a_worker_whose_gpu_is_lost_ends(tmp_path, make_clips, make_worker, monkeypatch):
+    (clip,) = find_inputs(make_clips(1, {0: RAISES}))
+    worker = make_worker("cuda")
     monkeypatch.setattr("torch.cuda.synchronize", lambda: (_ for _ in ()).throw(RuntimeError("CUDA error")))
     monkeypatch.setattr("os._exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
     with pytest.raises(SystemExit):
-        ask(actor, source)
+        worker(clip)
     assert seen(tmp_path) == {f"{RAISES}-0": 1}
-    assert len(actor._job.attempts.nodes("00")) == 1  # counted for the next worker
 
 
 # The cluster --------------------------------------------------------------------------------------------------------
@@ -288,15 +222,17 @@ def nodes():
 
 @needs_ray
 def test_results_are_those_of_the_plain_run_past_a_clip_that_kills_its_worker(tmp_path, nodes, model, make_clips):
-    source = make_clips(12, {5: FALLS})
+    source = make_clips(12, {5: FALLS, 7: RAISES})
     (source / "12.nii.gz").write_bytes(b"\x1f\x8bno NIfTI")
     run = predict_folder(source, tmp_path / "ray", plainly(model), engine=RayEngine(models(model), device="cpu"))
-    assert run.predicted == [f"{number:02}" for number in range(12) if number != 5]
-    assert list(run.failures) == ["05", "12"] and "died in each of 3 attempts" in run.failures["05"]
-    assert seen(tmp_path)[f"{FALLS}-5"] == ATTEMPTS
-    assert {row.patient: row.failure for row in run.rows}["05"].startswith("05: the worker died")
-    assert not (tmp_path / "ray" / ".attempts").exists()
-    (source / "05.nii.gz").unlink()
+    assert run.predicted == [f"{number:02}" for number in range(12) if number not in (5, 7)]
+    assert list(run.failures) == ["05", "07", "12"] and "died in each of 3 attempts" in run.failures["05"]
+    assert run.failures["07"] == "RuntimeError: the network broke"
+    assert seen(tmp_path)[f"{FALLS}-5"] == seen(tmp_path)[f"{RAISES}-7"] == ATTEMPTS
+    assert {row.patient: row.failure for row in run.rows}["05"].startswith("05: its worker died")
+    assert list((tmp_path / "ray").glob(".run-*")) == []
+    for number in (5, 7):
+        (source / f"{number:02}.nii.gz").unlink()
     plain = predict_folder(source, tmp_path / "plain", plainly(model))
     merged = predict_folder(source, tmp_path / "ray", plainly(model), continue_prediction=True)
     assert merged.kept == plain.predicted and merged.rows == plain.rows
@@ -345,49 +281,22 @@ def nodes_are_free() -> bool:
 
 
 @needs_ray
-def test_what_is_waited_for_is_said_and_what_cannot_come_is_an_error(nodes, monkeypatch, caplog):
+def test_what_is_waited_for_is_said_and_what_cannot_come_is_an_error(tmp_path, nodes, monkeypatch, caplog):
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    monkeypatch.setattr(ray_cluster, "_FIRST_WORD_SECONDS", 0.5)
+    monkeypatch.setattr(cluster_map, "_FIRST_WORD_SECONDS", 0.5)
     taken = placement_group([{"GPU": 1}])
     assert taken.wait(PATIENCE)
-    with connected() as cluster, caplog.at_level(logging.WARNING):
-        waiting = threading.Thread(target=cluster.wait_for, args=({"GPU": 1.0, "CPU": 1.0},))
+    with connected() as cluster, shared_disk(tmp_path) as disk, caplog.at_level(logging.WARNING):
+        run = ClusterMap(cluster, disk, {"GPU": 1.0, "CPU": 1.0}, workers=1)
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(run(abs, {"a": (-1,)})))
         waiting.start()
         wait_until(lambda: caplog.messages)
-        assert caplog.messages[0].startswith("waiting for 1 GPU and 1 CPU: ")
+        assert caplog.messages[0].startswith("1 wait for room or start; each takes 1 GPU and 1 CPU: ")
         assert "1 GPU, 0 free" in caplog.messages[0] and waiting.is_alive()
-        monkeypatch.setattr(ray_cluster, "_WORD_SECONDS", 0.5)
         remove_placement_group(taken)
         waiting.join(PATIENCE)
-        assert not waiting.is_alive()
+        assert found[0].done == {"a": 1}
         with pytest.raises(EchoPlanError, match=r"a worker takes 2 GPUs, which no node has: .* with 1 GPU"):
-            cluster.wait_for({"GPU": 2.0})
-
-
-# Without the extra --------------------------------------------------------------------------------------------------
-
-
-def test_ray_is_imported_by_functions_only():
-    top = [
-        str(path.relative_to(ROOT))
-        for room in ("echoplan", "preprocessing", "training", "inference", "experiment_planning", "evaluation")
-        for path in (ROOT / room).rglob("*.py")
-        for node in ast.parse(path.read_text()).body
-        if any(name.split(".")[0] == "ray" for name in imported(node))
-    ]
-    assert top == []
-
-
-def imported(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.ImportFrom):
-        return [node.module or ""] if node.level == 0 else []
-    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-
-
-def test_room_is_counted_by_node(monkeypatch):
-    have = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 2.0}]
-    monkeypatch.setattr(Cluster, "nodes", lambda self: have)
-    assert Cluster().room({"CPU": 2}) == 3
-    assert Cluster().room({"GPU": 1, "CPU": 1}) == 2
-    assert Cluster().room({"CPU": 8}) == 0
+            replace(run, need={"GPU": 2.0})(abs, {"a": (-1,)})

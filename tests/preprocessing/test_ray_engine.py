@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from echoplan import cluster_map
+from echoplan.cluster_map import ClusterCases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.paths import Folders
-from echoplan.preprocessing import ray_engine
 from echoplan.preprocessing.commands import preprocess
 from echoplan.preprocessing.dataset import preprocess_dataset
-from echoplan.preprocessing.ray_engine import RayCases
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
     # What is finished is left.
     clip = target / "EchoPlans_64x64" / "c0.b2nd"
     before = clip.stat().st_mtime_ns
-    again = preprocess_dataset(project, fan_dataset, plan, engine=RayCases(project))
+    again = preprocess_dataset(project, fan_dataset, plan, engine=ClusterCases(project.preprocessed, project.raw))
     assert again.done == {"c0": False, "c2": False} and list(again.done) == list(expected.done)
     assert again.failures == expected.failures and clip.stat().st_mtime_ns == before
 
@@ -67,7 +67,7 @@ def test_dead_workers_are_replaced_but_not_for_ever(two_nodes, tmp_path, monkeyp
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    monkeypatch.setattr(cluster_map, "ATTEMPTS", 2)
     where = Folders(*(tmp_path / name for name in ("raw", "preprocessed", "results")))
     where.raw.mkdir()
     for name in ("well", "once", "always"):
@@ -75,10 +75,10 @@ def test_dead_workers_are_replaced_but_not_for_ever(two_nodes, tmp_path, monkeyp
     arguments = {
         name: (tmp_path / f"{name}.json", deaths) for name, deaths in (("always", 9), ("once", 1), ("well", 0))
     }
-    results = RayCases(where)(die_or_count, arguments)
+    results = ClusterCases(where.preprocessed, where.raw)(die_or_count, arguments)
     assert results.done == {"once": 1, "well": 0}
     assert list(results.failures) == ["always"] and "each of 2 attempts" in results.failures["always"]
     assert read_json(tmp_path / "always.json") == 2
     with pytest.raises(EchoPlanError, match=r"the disk is full"):
-        RayCases(where)(full_disk, {"a": (tmp_path,), "b": (tmp_path,)})
+        ClusterCases(where.preprocessed, where.raw)(full_disk, {"a": (tmp_path,), "b": (tmp_path,)})
     assert list(where.preprocessed.iterdir()) == []

@@ -5,25 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from echoplan import __version__
+from echoplan.cluster import Cluster
+from echoplan.cluster_map import ATTEMPTS
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import read_json, write_json
 from echoplan.paths import Folders
-from echoplan.ray_cluster import Cluster
-from echoplan.ray_tasks import ATTEMPTS, SharedDisk, shared_disk
-from echoplan.training import together
+from echoplan.training import torchrun
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
 from echoplan.training.log import read_metrics
-from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, _train_in_worker, results_table
+from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, results_table, train_task
 from echoplan.training.train_fold import FoldJob, validation_dice
 
 PATIENCE = 240  # seconds; for machines that do much else
@@ -163,30 +161,23 @@ def test_folds_survive_their_workers_and_equal_the_plain_ones(
 def task_of(folds: Path, trainer: str, *, results: str = "results", processes: int = 1) -> FoldTask:
     """What a worker is told of fold 0."""
     where = Folders(folds / "raw", folds / "preprocessed", folds / results)
-    token = folds / "token"
-    token.touch()
     settings = {"epochs": 2, "iterations_per_epoch": 3, "base_features": 4, "batch_size": 3, "augmentation": "light"}
     job = FoldJob("Toy", 0, trainer, settings={**settings, "precision": "float32"}, seed=5)
-    return FoldTask(job, where, SharedDisk(token, (where.preprocessed,)), "cpu", processes=processes)
+    return FoldTask(job, where, "cpu", processes=processes)
 
 
 def test_a_task_says_how_it_ended(folds: Path) -> None:
     trainer = f"{folds / 'struck.py'}:Struck"
     task = task_of(folds, trainer)
     (folds / "blow0").write_text("raise")
-    assert [kind for kind, _ in _train_in_worker(task)] == ["begun", "failed"]
-    ((_, _), (_, reason)) = _train_in_worker(task)
-    assert reason.startswith("ValueError: struck\n") and "train_step" in reason
+    with pytest.raises(EchoPlanError, match=r"^ValueError: struck\n(.|\n)*train_step"):
+        train_task(task)
     (folds / "blow0").write_text("terminate")
-    assert [kind for kind, _ in _train_in_worker(task)] == ["begun", "terminated"]
-    ((_, _), (kind, dice)) = _train_in_worker(task)  # as it is handed out again
-    assert kind == "done"
-    whole = task_of(folds, trainer, results="plain")
-    assert list(_train_in_worker(whole))[1] == ("done", dice)
+    with pytest.raises(Terminated):
+        train_task(task)
+    dice = train_task(task)  # as it is handed out again
+    assert train_task(task_of(folds, trainer, results="plain")) == dice
     assert_the_same(*(model(folds / name, "Struck") / "fold_0" for name in ("results", "plain")))
-    strange = replace(task, disk=SharedDisk(task.disk.token, (folds / "nowhere",)))
-    ((_, _), (kind, reason)) = _train_in_worker(strange)
-    assert kind == "failed" and "does not see" in reason
 
 
 def test_a_fold_on_two_processes_within_a_task(
@@ -277,11 +268,11 @@ def test_what_a_fold_takes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_deaths_count_from_the_last_progress(frame_setup: FoldSetup) -> None:
     run = FoldRun(FoldJob("Toy", 0), frame_setup)
-    assert [run.goes_on("its node died") for _ in range(ATTEMPTS - 1)] == [True] * (ATTEMPTS - 1)
+    assert [run.why_give_up("its node died") for _ in range(ATTEMPTS - 1)] == [""] * (ATTEMPTS - 1)
     frame_setup.folder.mkdir(parents=True)
     (frame_setup.folder / "checkpoint_latest.pth").touch()
-    assert [run.goes_on("its node died") for _ in range(ATTEMPTS)] == [True] * (ATTEMPTS - 1) + [False]
-    assert run.failure is not None and f"its node died, {ATTEMPTS} times without progress" in run.failure
+    *going_on, reason = [run.why_give_up("its node died") for _ in range(ATTEMPTS)]
+    assert not any(going_on) and f"its node died, {ATTEMPTS} times without progress" in reason
 
 
 def test_the_table_names_what_is_missing() -> None:
@@ -291,21 +282,6 @@ def test_the_table_names_what_is_missing() -> None:
     assert lines == [
         ["fold", "A", "B"], ["0", "0.9000", "0.5000"], ["1", "0.9100", "failed"], ["mean", "0.9050", "-"],
     ]  # fmt: skip
-
-
-def test_a_node_that_sees_other_files_is_named(tmp_path: Path) -> None:
-    (tmp_path / "read").mkdir()
-    with shared_disk(tmp_path / "written", tmp_path / "read") as disk:
-        disk.check()
-        for wrong, match in (
-            (replace(disk, folders=(tmp_path / "nowhere",)), r"the node .* does not see .*nowhere.*share"),
-            (replace(disk, token=tmp_path / "read" / "token"), r"does not see .*read\)"),
-            (replace(disk, version="0.0"), rf"has EchoPlan {__version__}, the command 0.0"),
-        ):
-            with pytest.raises(EchoPlanError, match=match):
-                wrong.check(patience_s=0)
-    assert list((tmp_path / "written").iterdir()) == []
-    assert SharedDisk(disk.token) != disk
 
 
 def test_without_ray_the_command_says_how_to_install_it(
@@ -331,7 +307,7 @@ def test_without_ray_the_command_says_how_to_install_it(
 def test_how_torchrun_ends_is_understood(
     monkeypatch: pytest.MonkeyPatch, script: str, error: type[BaseException], match: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(together, "_LAUNCH", f"import os, sys, time; {script}")
+    monkeypatch.setattr(torchrun, "_LAUNCH", f"import os, sys, time; {script}")
     where = Folders(tmp_path, tmp_path, tmp_path)
     with pytest.raises(error, match=match):
-        together.train_together(FoldJob("Toy", 0), where, processes=2, device="cpu")
+        torchrun.train_together(FoldJob("Toy", 0), where, processes=2, device="cpu")

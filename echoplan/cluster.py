@@ -1,4 +1,4 @@
-"""Ray, the engine for more than one machine: the cluster connected to, what it has, and waiting for room in it.
+"""Ray, the engine for more than one machine: the cluster connected to, what it has, and the disk its nodes share.
 
 Ray is an optional extra, imported when it is asked for. Nothing here knows what is computed.
 """
@@ -10,18 +10,23 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager, suppress
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from echoplan.errors import EchoPlanError
+from echoplan import __version__
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.files import naming_full_disk
 
-logger = logging.getLogger(__name__)
-
-_OWN = "local"  # Ray's word for a cluster of this machine alone, which ends with the command
-_OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster of our own; only lists of names travel through it
-_FIRST_WORD_SECONDS, _WORD_SECONDS = 3.0, 30.0
+_THIS_MACHINE = "local"  # Ray's word for a cluster of this machine alone, which ends with the command
+_OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster of our own; only names and reasons travel through it
+_PATIENCE_SECONDS = 20.0  # network disks show a new file late
 
 
 def add_engine(to: argparse.ArgumentParser) -> None:
@@ -43,19 +48,69 @@ def check_engine(options: argparse.Namespace, *needing: str) -> None:
         EchoPlanError: such an option is given without --engine, or Ray is not installed.
     """
     if options.engine:
-        require_ray()
+        _require_ray()
         return
     for name in ("address", *needing):
         if getattr(options, name) is not None:
             raise EchoPlanError(f"--{name} is for the engine only", remedy="add --engine ray")
 
 
-def require_ray() -> None:
-    """Raise an EchoPlanError that says how to install Ray, where it is missing."""
+def _require_ray() -> None:
     # As Python itself looks for it: a folder named ray in the working directory has no __init__.py and is not meant.
-    found = importlib.util.find_spec("ray")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("ray")
+    if spec is None or spec.origin is None:
         raise EchoPlanError("Ray is not installed", remedy="pip install 'echoplan[ray]'")
+
+
+@dataclass(frozen=True)
+class SharedDisk:
+    """What a worker must see as the command sees it.
+
+    Attributes:
+        token: a file that only this run has, where workers write.
+        folders: what workers read.
+        version: EchoPlan's, of the command.
+    """
+
+    token: Path
+    folders: tuple[Path, ...] = ()
+    version: str = __version__
+
+    def check(self, patience_s: float = _PATIENCE_SECONDS) -> None:
+        """Raise an EchoPlanError that names this node if it sees other files, or has another EchoPlan."""
+        node = socket.gethostname()
+        if self.version != __version__:
+            raise EchoPlanError(
+                f"the node {node} has EchoPlan {__version__}, the command {self.version}",
+                remedy="install one version on all nodes",
+                fatal=True,
+            )
+        missing = [folder for folder in self.folders if not folder.exists()]
+        deadline = time.monotonic() + patience_s
+        while not missing and not self.token.exists():
+            if time.monotonic() > deadline:
+                missing = [self.token.parent]
+            time.sleep(0.2)
+        if missing:
+            raise EchoPlanError(
+                f"the node {node} does not see what the command sees",
+                file=missing[0],
+                remedy="what is read and written must lie on a disk that all nodes share, under the same path",
+                fatal=True,
+            )
+
+
+@contextmanager
+def shared_disk(written: Path, *read: Path) -> Iterator[SharedDisk]:
+    """A `SharedDisk` of a folder that workers write to and of those they read, all absolute; its token ends with it."""
+    token = written / f".run-{uuid.uuid4().hex}"
+    with naming_full_disk(written):
+        written.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    try:
+        yield SharedDisk(token, read)
+    finally:
+        token.unlink(missing_ok=True)
 
 
 class Cluster:
@@ -74,36 +129,13 @@ class Cluster:
             min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items()) for node in self.nodes()
         )
 
-    def wait_for(self, need: Mapping[str, float]) -> None:
-        """Return once one worker has room, and say meanwhile what is waited for.
-
-        Args:
-            need: what the worker takes, such as {"CPU": 2, "GPU": 1}.
-
-        Raises:
-            EchoPlanError: no node has that much, not even when it is empty.
-        """
-        from ray.util.placement_group import placement_group, remove_placement_group
-
-        self.check(need)
-        group = placement_group([dict(need)])
-        try:
-            seconds = _FIRST_WORD_SECONDS
-            while not group.wait(seconds):
-                self.check(need)  # the node that had it may have gone
-                logger.warning("waiting for %s: %s", in_words(need), self.state(need))
-                seconds = _WORD_SECONDS
-        finally:
-            remove_placement_group(group)
-
     def check(self, need: Mapping[str, float]) -> None:
         """Raise an EchoPlanError if no node has what one worker takes, not even when it is empty."""
-        if self.room(need):
-            return
-        raise EchoPlanError(
-            f"a worker takes {in_words(need)}, which no node has: {self.state(need)}",
-            remedy="start a node that has it, or let a worker take less (--device cpu, fewer CPUs or GPUs for each)",
-        )
+        if not self.room(need):
+            raise EchoPlanError(
+                f"a worker takes {in_words(need)}, which no node has: {self.state(need)}",
+                remedy="start a node that has it, or let a worker take less (--device cpu, fewer CPUs or GPUs each)",
+            )
 
     def state(self, need: Mapping[str, float]) -> str:
         """What the cluster has of the kinds in `need`, and how much of it is free, in words."""
@@ -128,14 +160,19 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     Raises:
         EchoPlanError: Ray is not installed, or the cluster does not answer or has another version.
     """
-    require_ray()
+    _require_ray()
     import ray
 
     if ray.is_initialized():
         yield Cluster()
         return
-    with _own_signals():
-        _connect(address or os.environ.get("RAY_ADDRESS") or _OWN)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(address or os.environ.get("RAY_ADDRESS") or _THIS_MACHINE)
+    finally:
+        if main:  # connecting to Ray changes what SIGTERM means here
+            signal.signal(signal.SIGTERM, before)
     try:
         yield Cluster()
     finally:
@@ -145,14 +182,14 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
 def _connect(address: str) -> None:
     import ray
 
-    own: dict[str, Any] = {}
-    if address == _OWN:
+    options: dict[str, Any] = {}
+    if address == _THIS_MACHINE:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a clinic's machine is told to anybody
         os.environ.setdefault("RAY_worker_niceness", "0")  # as quick as a command without the engine
-        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         # What workers print does not matter to users: reasons come back with the results.
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises many kinds, and says what it means by their words alone
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EchoPlanError(
@@ -163,45 +200,25 @@ def _connect(address: str) -> None:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep what SIGTERM means here: connecting to Ray changes it."""
+def noting_sigterm() -> Iterator[Callable[[], None]]:
+    """A function that raises Terminated if SIGTERM has come since the block began; for between two calls of Ray.
+
+    Inside a call of Ray, which is no Python code, an exception of a signal's handler would become another one.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise Terminated
+
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield check
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
-        yield
+        yield check
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def saying_when_stuck(cluster: Cluster, need: Mapping[str, float], progress: Sized) -> Iterator[None]:
-    """Log what the cluster has while nothing comes, so that nobody waits for a worker that cannot start.
-
-    Args:
-        cluster: where the work is done.
-        need: what one worker takes.
-        progress: grows with each result.
-    """
-    over = threading.Event()
-
-    def watch() -> None:
-        seen = len(progress)
-        while not over.wait(_WORD_SECONDS):
-            if len(progress) == seen:
-                with suppress(Exception):  # the cluster may be going down; the main thread says so
-                    logger.warning("no result for %.0f s: %s; a worker takes %s", _WORD_SECONDS, cluster.state(need),
-                                   in_words(need))  # fmt: skip
-            seen = len(progress)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def in_words(need: Mapping[str, float]) -> str:
