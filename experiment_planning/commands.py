@@ -22,7 +22,7 @@ from echoplan.paths import Folders
 from echoplan.plans import Plan
 
 from ..preprocessing.dataset import preprocess_dataset
-from ..training.methods import find_trainer, trainer_registry
+from ..training.methods import find_method, method_registry
 from .fingerprint import extract_fingerprint as measure_dataset
 from .gpu_check import check_batch
 from .integrity import verify_dataset
@@ -150,7 +150,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     plan = make_plan(
         fingerprint,
         dataset.description,
-        trainers=trainer_registry() if chosen.trainers is None else _named(chosen.trainers),
+        trainers=method_registry() if chosen.trainers is None else _named(chosen.trainers),
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
         size=chosen.size,
@@ -213,8 +213,8 @@ def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any])
 
 
 def _named(trainers: Sequence[str]) -> dict[str, Any]:
-    """The trainer classes that -tr names, by class name."""
-    return {trainer.__name__: trainer for trainer in map(find_trainer, trainers)}
+    """The methods that -tr names, by their own names."""
+    return {method.name: method for method in map(find_method, trainers)}
 
 
 def _add_datasets(to: argparse.ArgumentParser) -> None:

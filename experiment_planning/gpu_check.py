@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..training.rehearsal import rehearse
+from ..training.methods import Method
+from .dry_run import prepare_step
 from .memory import CONTEXT_GB, GIGABYTE, MARGIN, MemoryModel
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,13 @@ def can_check(gpu: Any, target_gb: float) -> bool:
 
 
 def check_batch(
-    batch: int, model: MemoryModel, target_gb: float, trainer: Any, *, take_step: TakeStep | None = None, **shape: Any
+    batch: int,
+    model: MemoryModel,
+    target_gb: float,
+    method: Method[Any],
+    *,
+    take_step: TakeStep | None = None,
+    **shape: Any,
 ) -> CheckedBatch:
     """Take a real step with the batch that the forecast allows, and lower the batch until it fits.
 
@@ -83,7 +90,7 @@ def check_batch(
         batch: what the forecast allows.
         model: the forecast.
         target_gb: of the GPU planned for.
-        trainer: a trainer class.
+        method: with its settings.
         take_step: None takes `measured_step`.
         shape: size, frames and classes, as `measured_step` has them.
     """
@@ -92,10 +99,10 @@ def check_batch(
     while batch:
         forecast = model.gb(batch) - CONTEXT_GB
         try:
-            step = take_step(trainer, batch_size=batch, **shape)
+            step = take_step(method, batch_size=batch, **shape)
         except Exception as error:  # a driver, or what a user's own network may raise: no reason not to plan
             reason = f"{type(error).__name__}: {error}"
-            logger.warning("%s: no real step could check the forecast of its memory: %s", trainer.__name__, reason)
+            logger.warning("%s: no real step could check the forecast of its memory: %s", method.name, reason)
             return CheckedBatch(batch, _lowered(wanted, batch, lowered), {"check_failed": reason})
         if step.gb is None:
             lowered.append(f"a real step with {batch} ran out of memory ({step.free_gb:.1f} GB were free)")
@@ -124,11 +131,13 @@ def _lowered(wanted: int, batch: int, reasons: list[str]) -> str:
     return f"; lowered from {wanted} to {batch}: {', '.join(reasons)}" if reasons else ""
 
 
-def measured_step(trainer: Any, *, batch_size: int, size: tuple[int, int], frames: int, classes: int) -> StepMemory:
-    """Take one training step on the GPU: the one that `measure_memory` rehearses, with real tensors.
+def measured_step(
+    method: Method[Any], *, batch_size: int, size: tuple[int, int], frames: int, classes: int
+) -> StepMemory:
+    """Take one training step on the GPU: the one that `measure_memory` simulates, with real tensors.
 
     Args:
-        trainer: a trainer class.
+        method: with its settings.
         batch_size: B.
         size: (H, W) of the input.
         frames: T.
@@ -141,8 +150,8 @@ def measured_step(trainer: Any, *, batch_size: int, size: tuple[int, int], frame
     gb, shortages = None, _shortages()
     try:
         with _as_in_training():
-            gb = _peak_gb(trainer, batch_size=batch_size, size=size, frames=frames, classes=classes)
-    except Exception:  # a trainer makes an error of its own of a lack of memory
+            gb = _peak_gb(method, batch_size=batch_size, size=size, frames=frames, classes=classes)
+    except Exception:  # a step makes an error of its own of a lack of memory
         if _shortages() == shortages:
             raise
     # Out of the except block, which holds on to the tensors; the next step finds the memory free.
@@ -156,14 +165,14 @@ def _shortages() -> int:
     return torch.cuda.memory_stats().get("num_ooms", 0)
 
 
-def _peak_gb(trainer: Any, **shape: Any) -> float | None:
+def _peak_gb(method: Method[Any], **shape: Any) -> float | None:
     before = torch.cuda.memory_allocated()
-    rehearsal = rehearse(trainer, device=_DEVICE, **shape)
-    rehearsal.make_optimiser_state()
+    run = prepare_step(method, device=_DEVICE, **shape)
+    run.make_optimizer_state()
     torch.cuda.reset_peak_memory_stats()
-    rehearsal.step()
+    run.take_step()
     torch.cuda.synchronize()
-    if rehearsal.trainer.accumulation > 1:  # it ran out of memory, and the trainer took the step in parts
+    if run.step.accumulation > 1:  # it ran out of memory, and was taken in parts
         return None
     return (torch.cuda.max_memory_allocated() - before) / GIGABYTE
 

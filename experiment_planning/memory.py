@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from echoplan.errors import EchoPlanError
 
-from ..training.rehearsal import rehearse
+from ..training.methods import Method
+from .dry_run import prepare_step
 from .memory_tracker import MemoryTracker
 
 GIGABYTE = 1024**3
@@ -44,38 +45,33 @@ class MemoryModel:
         return next(fitting, 0)
 
 
-def measure_memory(
-    trainer: Any, *, size: tuple[int, int], frames: int, classes: int, settings: Mapping[str, Any] | None = None
-) -> MemoryModel:
-    """Rehearse a trainer's step on the meta device, and track the memory it would take.
+def measure_memory(method: Method[Any], *, size: tuple[int, int], frames: int, classes: int) -> MemoryModel:
+    """Take a method's training step on the meta device, and track the memory it would take.
 
     The step is the training's own: network, loss, backward pass, optimiser. Its peak is a convex function of the batch
     size (at first the weights, later the activations decide), so the straight line through a batch of one and the
     paper's batch is never below it in between. Mixed precision is followed unless the recipe asks for float32.
 
     Args:
-        trainer: a trainer class.
+        method: with its settings.
         size: (H, W) of the input.
         frames: T.
         classes: K.
-        settings: changed settings of the recipe.
 
     Raises:
         EchoPlanError: the step cannot run without data, as when it looks at values to decide what to compute.
     """
-    recipe = trainer.recipe_class().with_settings(settings or {})
-    precision = "float32" if recipe.precision == "float32" else "mixed"
-    most = max(2, trainer.needs.batch_size)
+    precision = "float32" if method.recipe.precision == "float32" else "mixed"
+    most = max(2, method.requirements.batch_size)
     try:
         first, last = (
-            peak_bytes(trainer, size=size, frames=frames, classes=classes, settings=settings, batch_size=batch)
-            for batch in (1, most)
+            peak_bytes(method, size=size, frames=frames, classes=classes, batch_size=batch) for batch in (1, most)
         )
     except EchoPlanError:
         raise
     except Exception as error:  # whatever a user's own network may raise
         raise EchoPlanError(
-            f"the memory of {getattr(trainer, '__name__', trainer)} cannot be simulated at {size[0]} x {size[1]}, "
+            f"the memory of {method.name} cannot be simulated at {size[0]} x {size[1]}, "
             f"{frames} frame(s): {type(error).__name__}: {error}",
             remedy="a network must run on torch's meta device: no .item(), no numpy(), no branch on a tensor's values",
         ) from error
@@ -84,41 +80,38 @@ def measure_memory(
 
 
 def peak_bytes(
-    trainer: Any,
+    method: Method[Any],
     *,
     size: tuple[int, int],
     frames: int,
     classes: int,
     batch_size: int,
-    settings: Mapping[str, Any] | None = None,
     device: str = "meta",
 ) -> int:
     """The most memory that tensors take during a training step, the optimiser's state included, in bytes.
 
     Args:
-        trainer, size, frames, classes, settings: see `measure_memory`.
+        method, size, frames, classes: see `measure_memory`.
         batch_size: B.
         device: "meta", or a real one: then the step is computed, and the same tensors are counted.
     """
-    recipe = trainer.recipe_class().with_settings(settings or {})
     mode: _FusedAttention | None = None
     if device == "meta":
-        mode = _FusedAttention() if recipe.precision == "float32" else _MixedPrecision()
-    rehearsal = rehearse(
-        trainer,
+        mode = _FusedAttention() if method.recipe.precision == "float32" else _MixedPrecision()
+    run = prepare_step(
+        method,
         size=size,
         frames=frames,
         batch_size=batch_size,
         classes=classes,
-        settings=settings,
         device=device,
         autocast=mode and mode.forward_pass,
     )
-    rehearsal.make_optimiser_state()
+    run.make_optimizer_state()
     tracker = MemoryTracker()
-    tracker.watch(rehearsal.tensors())
+    tracker.watch(run.tensors())
     with tracker, mode or nullcontext():
-        rehearsal.step()
+        run.take_step()
     return tracker.peak
 
 

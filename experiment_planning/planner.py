@@ -98,7 +98,7 @@ def plan_experiment(
     Args:
         fingerprint: from `extract_fingerprint`.
         description: dataset.json.
-        trainers: name -> trainer class, with `configuration`, `needs` and `build_network`.
+        trainers: name -> method, as `method_registry` has them.
         gpu_memory_gb: the GPU to plan for; None: the one found here, else 8 GB.
         protocol: "aspect" (kept, padded) or "stretch" (the papers').
         size: (H, W) for all networks, instead of the rules.
@@ -133,7 +133,7 @@ def plan_experiment(
     configurations = {"frame": frame, "clip": clip}
     planned = {}
     for name, trainer in trainers.items():
-        if description.classes > 1 and not getattr(trainer.needs, "multi_structure", True):
+        if description.classes > 1 and not getattr(trainer.requirements, "multi_structure", True):
             logger.info("%s is left out of the plan: it segments one structure, the dataset has several", name)
             continue
         planned[name] = _trainer_configuration(name, trainer, configurations[trainer.configuration], request)
@@ -203,7 +203,7 @@ def _clip_configuration(request: Request) -> Configuration:
 
 
 def _trainer_configuration(name: str, trainer: Any, parent: Configuration, request: Request) -> Configuration:
-    needs = trainer.needs
+    needs = trainer.requirements
     size = rules.trainer_size_rule(
         needs,
         request.summary,
@@ -239,7 +239,7 @@ def _spacing(request: Request, size: Decision, part: str) -> Decision:
 
 def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:
     """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
-    needs, target = trainer.needs, request.gpu_memory_gb
+    needs, target = trainer.requirements, request.gpu_memory_gb
     wanted = rules.frames_rule(request.summary, needs.frames, override=request.frames)
     tried = None
     try:

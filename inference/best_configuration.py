@@ -23,8 +23,8 @@ from echoplan.plans import ResolvedPlan
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import evaluate_cases
 from ..preprocessing.store import ClipStore
-from ..training.basis import folds_of_other_plans
 from ..training.model_folder import ModelFolder
+from ..training.resume_check import folds_of_other_plans
 from ..training.validation import judged_case
 from .conformal import calibrate
 from .cross_validation import Candidate, CrossValidation, load_labelled, score_candidates

@@ -119,14 +119,14 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
     project.run("echoplan_preprocess", "-d", "Phantom", "-tr", *trainers, "-np", 0)
     own = tmp_path / "mine.py"
     own.write_text(
-        "from echoplan.training.methods.pkechonet import PKEchoNetR18Trainer\n\n"
-        "class MyTrainer(PKEchoNetR18Trainer):\n    '''One of a user's own.'''\n"
+        "from echoplan.training.methods.pkechonet import PKEchoNetMethod\n\n"
+        "class MyTrainer(PKEchoNetMethod):\n    '''One of a user's own.'''\n"
     )
     small = ["--epochs", 1, "--set", "batch_size=2", "-np", 0]
     project.run("echoplan_train", "Phantom", 0, "-tr", "UNet2DtTrainer", *small,
                 "--set", "base_features=4", "--set", "iterations_per_epoch=2")  # fmt: skip
     project.run("echoplan_train", "Phantom", 0, "-tr", "PKEchoNetR18Trainer", f"{own}:MyTrainer", *small,
-                "--set", "pretrained=false")  # fmt: skip
+                "--set", "pretrained=false", "--set", "backbone=resnet18")  # fmt: skip
     listed = project.run("echoplan_predict", "-i", project.raw / "imagesTs", "-o", tmp_path / "out", status=1)
     for name in ("UNet2DtTrainer", "PKEchoNetR18Trainer", "MyTrainer"):
         assert name in listed.stdout + listed.stderr

@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
 
 from echoplan import scripts
 from echoplan.imageio import Clip, read_clip, write_mask
-from echoplan.training.methods import find_trainer
+from echoplan.training.methods import find_method
 
 MODEL = "UNetTrainer__EchoPlans__frame"
 FRAMES, REGION = 8, (64, 80)  # frames; rows and columns of the ultrasound region
@@ -167,8 +167,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"echoplan_{name}", raising=False)
     monkeypatch.setenv("ECHOPLAN_ROOT", str(tmp_path / "root"))
-    only = {"UNetTrainer": find_trainer("UNetTrainer")}  # planning measures every trainer's memory, which takes long
-    monkeypatch.setattr("echoplan.experiment_planning.commands.trainer_registry", lambda: only)
+    only = {"UNetTrainer": find_method("UNetTrainer")}  # planning measures every trainer's memory, which takes long
+    monkeypatch.setattr("echoplan.experiment_planning.commands.method_registry", lambda: only)
     return tmp_path / "root"
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain types only, written whole, read without running code."""
+"""Checkpoints: what they hold; tensors and plain types only, written whole, read without running code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,140 @@ import io
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from echoplan import __version__
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain
 
 FORMAT = 1
+_FILE_KEYS = {"optimizer": "optimiser", "metrics": "recorded"}  # what files call some of the attributes
+State = TypeVar("State", bound="ModelState")
+
+
+@dataclass
+class EpochProgress:
+    """How far an epoch has come.
+
+    Attributes:
+        batches: training batches done.
+        losses: one a batch.
+        seconds: spent so far: "data_seconds" waiting for batches, "step_seconds" computing, "seconds" in all.
+    """
+
+    batches: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, **seconds: float) -> None:
+        """Add to `seconds`."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+
+@dataclass(kw_only=True)
+class ModelState:
+    """What inference needs of a fold: checkpoint_best.pth and checkpoint_final.pth.
+
+    Attributes:
+        trainer: the method's name, as `-tr` has it.
+        trainer_source: how `find_method` finds it: that name, or path/to/file.py:Class.
+        settings: of its recipe, in plain types.
+        size: (H, W) of the network's input.
+        classes: K of its output.
+        network: its weights.
+        epochs: trained to their end.
+        plan: `plan_basis` of the plan it was trained on.
+        seed: of weights, order and augmentation.
+        dataset: its name.
+        started_from: see `training.initialization`.
+        version: of the EchoPlan that wrote it.
+    """
+
+    trainer: str
+    trainer_source: str
+    settings: dict[str, Any]
+    size: tuple[int, int]
+    classes: int
+    network: dict[str, Tensor]
+    epochs: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dataset: str | None = None
+    started_from: dict[str, Any] = field(default_factory=dict)
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file holds it."""
+        content = {_FILE_KEYS.get(item.name, item.name): getattr(self, item.name) for item in fields(self)}
+        return {**content, "size": list(self.size)}
+
+    @classmethod
+    def from_dict(cls: type[State], content: Mapping[str, Any]) -> State:
+        """From what `load_checkpoint` gave; what an earlier EchoPlan did not write has its default.
+
+        Raises:
+            KeyError: it lacks something that cannot be done without.
+        """
+        known = {item.name: _FILE_KEYS.get(item.name, item.name) for item in fields(cls)}
+        needed = {item.name for item in fields(cls) if item.default is item.default_factory is MISSING}
+        values = {name: content[key] for name, key in known.items() if key in content or name in needed}
+        return cls(**{**values, "size": tuple(content["size"])})
+
+    @classmethod
+    def read(cls: type[State], path: Path, *, device: torch.device | str = "cpu", mapped: bool = False) -> State:
+        """Read a checkpoint; arguments and errors are those of `load_checkpoint`."""
+        try:
+            return cls.from_dict(load_checkpoint(path, device=device, mapped=mapped))
+        except KeyError as error:
+            raise EchoPlanError(
+                f"this checkpoint lacks {error}", file=path, remedy="restore the file, or train again"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write it as `save_checkpoint` does."""
+        save_checkpoint(path, self.to_dict())
+
+
+@dataclass(kw_only=True)
+class TrainingState(ModelState):
+    """All that a resumed training needs to go on as if it had never stopped: checkpoint_latest.pth.
+
+    Attributes:
+        optimizer, scaler, iteration: of the `TrainStep`.
+        random: of every process its `random_state`.
+        best_dice: the highest smoothed validation Dice, of checkpoint_best.pth.
+        smooth_dice: of the last whole epoch; None before the first one.
+        progress: within the epoch that is not over.
+        metrics: what the loss recorded in it.
+        accumulation: in how many parts batches are taken.
+        basis: `training_basis` of what it trains on; a resumed training must find it unchanged.
+    """
+
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    iteration: int
+    random: list[dict[str, Any]]
+    best_dice: float = -1.0
+    smooth_dice: float | None = None
+    progress: EpochProgress = field(default_factory=EpochProgress)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    accumulation: int = 1
+    basis: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file holds it."""
+        return {**super().to_dict(), "progress": asdict(self.progress)}
+
+    @classmethod
+    def from_dict(cls: type[State], content: Mapping[str, Any]) -> State:
+        """See `ModelState.from_dict`."""
+        return super().from_dict({**content, "progress": EpochProgress(**content.get("progress", {}))})
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from echoplan.paths import Folders
 
 from .distributed import joined
 from .fold import fold_numbers
-from .methods import find_trainer
+from .methods import find_method
 from .ray_engine import RayTraining, results_table
 from .recipe import parse_settings
 from .train_fold import FoldJob, dice_by_dataset, train_fold, validation_dice
@@ -47,9 +47,16 @@ def train(arguments: Sequence[str]) -> int:
     with joined(os.environ, choose_device(options.device)) as (world, device):
         for job in _jobs(options, settings, where):
             setup = job.setup(where)
-            trainer = job.make_trainer(setup, device=device, world=world)
-            summary = train_fold(trainer, resume=options.c, validate=options.val, overwrite=options.overwrite)
-            if world.leads:
+            summary = train_fold(
+                job,
+                setup,
+                device=device,
+                world=world,
+                resume=options.c,
+                validate=options.val,
+                overwrite=options.overwrite,
+            )
+            if world.is_main:
                 target = setup.description.target
                 each = [f", {name} {dice:.4f}" for name, dice in dice_by_dataset(summary, target).items() if name]
                 dice = validation_dice(summary, target)
@@ -74,7 +81,7 @@ def _train_on_cluster(options: argparse.Namespace, jobs: Sequence[FoldJob], wher
 def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folders) -> list[FoldJob]:
     """All folds of all trainers; a misspelt trainer or setting is found before the first one trains."""
     for name in options.trainers:
-        find_trainer(name).recipe_class().with_settings(settings)
+        find_method(name).with_settings(settings)
     count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
     return [
         FoldJob(

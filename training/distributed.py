@@ -36,7 +36,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
@@ -84,7 +84,7 @@ class World:
             dist.all_reduce(flat)
             _put_back(flat / self.size, own)
 
-    def total(self, *values: float, device: torch.device) -> list[float]:
+    def all_reduce(self, *values: float, device: torch.device) -> list[float]:
         """Each value's sum over the processes."""
         if self.size == 1:
             return list(values)
@@ -92,7 +92,7 @@ class World:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def from_leader(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the leading process has; the others wait for it."""
         if self.size == 1:
             return value

@@ -6,18 +6,16 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 
-from .checkpoint import load_checkpoint
+from .checkpoint import ModelState
+from .methods import Method
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .methods.base import EchoTrainer
 
 RANDOM, PUBLISHED, CHECKPOINT = "random weights", "published weights", "checkpoint"
 _NAMED = 8  # tensors named in a log line
@@ -51,82 +49,95 @@ def is_checkpoint(path: Path) -> bool:
     return isinstance(content, dict) and {"format", "trainer", "network"} <= content.keys()
 
 
-def build_started(trainer: EchoTrainer, *, resume: bool = False) -> tuple[nn.Module, Start]:
+def initial_network(
+    method: Method[Any], *, size: tuple[int, int], classes: int, weights: Path | None = None, resume: bool = False
+) -> tuple[nn.Module, Start]:
     """The network of a training that begins, on the CPU, with the weights it is to start from.
 
     A checkpoint of EchoPlan takes the place of published weights, which are then not read. Where a training is resumed
     nothing is: its own checkpoint will say how it began.
 
+    Args:
+        method: whose network.
+        size: (H, W) of the input.
+        classes: K output channels.
+        weights: published ones, or a checkpoint of the same method; None looks for published ones in the usual places.
+        resume: whether a training is resumed.
+
     Raises:
-        EchoPlanError: the weights cannot be had, or are of another trainer, or of other settings of this one.
+        EchoPlanError: the weights cannot be had, or are of another method, or of other settings of this one.
     """
-    weights, size = None if resume else trainer.weights, trainer.setup.plan.size
-    known = {"size": size, "classes": trainer.classes, "settings": trainer.recipe.to_dict()}
+    weights = None if resume else weights
     if weights is not None and is_checkpoint(weights):
-        network = trainer.build_network(**known)
-        return network, fill_from_checkpoint(network, weights, trainer)
-    published = not resume and (weights or bool(getattr(trainer.recipe, "pretrained", False)))
-    network = trainer.build_network(**known, pretrained=published)
+        network = method.build_network(size=size, classes=classes)
+        return network, fill_from_checkpoint(network, weights, method)
+    published = not resume and (weights or bool(getattr(method.recipe, "pretrained", False)))
+    network = method.build_network(size=size, classes=classes, pretrained=published)
     return network, {"kind": PUBLISHED if published else RANDOM, "file": None if weights is None else str(weights)}
 
 
-def fill_from_checkpoint(network: nn.Module, file: Path, trainer: EchoTrainer) -> Start:
-    """Fill a network with the weights of a checkpoint of the same trainer, trained on other data.
+def fill_from_checkpoint(network: nn.Module, file: Path, method: Method[Any]) -> Start:
+    """Fill a network with the weights of a checkpoint of the same method, trained on other data.
 
     What depends on the input's size or on the number of classes stays at its new values where these differ: position
     tables, and the last layer.
 
     Args:
-        network: built with the trainer's settings; changed in place.
+        network: built with the method's settings; changed in place.
         file: any of a fold's checkpoints.
-        trainer: whose network it is.
+        method: whose network it is.
 
     Raises:
-        EchoPlanError: the checkpoint is of another trainer, or of settings that make another network.
+        EchoPlanError: the checkpoint is of another method, or of settings that make another network.
     """
-    state = load_checkpoint(file)
-    name = type(trainer).__name__
-    if state["trainer"] != name:
+    state = ModelState.read(file)
+    if state.trainer != method.name:
         raise EchoPlanError(
-            f"this checkpoint was trained by {state['trainer']}, not by {name}",
+            f"this checkpoint was trained by {state.trainer}, not by {method.name}",
             file=file,
-            remedy=f"start from a checkpoint of {name}, or train {state['trainer']}",
+            remedy=f"start from a checkpoint of {method.name}, or train {state.trainer}",
         )
-    learned: dict[str, Tensor] = state["network"]
     with torch.device("meta"):  # what the network is where the checkpoint was made, without its values
-        twin = trainer.build_network(
-            size=tuple(state["size"]), classes=state["classes"], settings=trainer.recipe.to_dict()
-        ).state_dict()
-    if _shapes(twin) != _shapes(learned):
+        twin = method.build_network(size=state.size, classes=state.classes).state_dict()
+    if _shapes(twin) != _shapes(state.network):
         raise EchoPlanError(
-            f"the checkpoint is of another network: {_difference(twin, learned)}; {_other_settings(trainer, state)}",
+            f"the checkpoint is of another network: {_difference(twin, state.network)}; "
+            f"{_other_settings(method, state)}",
             file=file,
             remedy="train with the settings of the checkpoint (--set), or start from another one",
         )
-    own = network.state_dict()
-    fitting = {key: value for key, value in learned.items() if key in own and own[key].shape == value.shape}
+    new = network.state_dict()
+    fitting = {key: value for key, value in state.network.items() if key in new and new[key].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
-    about = {key: state.get(key) for key in ("trainer", "dataset", "epochs", "size", "classes")}
-    return {"kind": CHECKPOINT, "file": str(file), **about, "left_new": [key for key in own if key not in fitting]}
+    return {
+        "kind": CHECKPOINT,
+        "file": str(file),
+        "trainer": state.trainer,
+        "dataset": state.dataset,
+        "epochs": state.epochs,
+        "size": list(state.size),
+        "classes": state.classes,
+        "left_new": [key for key in new if key not in fitting],
+    }
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def _difference(expected: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
     for key, value in expected.items():
-        if key not in found:
+        if key not in there:
             return f"it lacks {key}"
-        if found[key].shape != value.shape:
-            return f"{key} is {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-    return f"it has {next(key for key in found if key not in expected)} besides"
+        if there[key].shape != value.shape:
+            return f"{key} is {tuple(there[key].shape)} instead of {tuple(value.shape)}"
+    return f"it has {next(key for key in there if key not in expected)} besides"
 
 
-def _other_settings(trainer: EchoTrainer, state: Mapping[str, Any]) -> str:
+def _other_settings(method: Method[Any], state: ModelState) -> str:
     """The settings of the method, not of its training, in which the checkpoint differs."""
     common = {field.name for field in fields(Recipe)} | {"pretrained"}
-    mine, theirs = trainer.recipe.to_dict(), type(trainer.recipe)().to_dict() | state["settings"]
+    mine, theirs = method.recipe.to_dict(), method.defaults.to_dict() | state.settings
     other = [
         f"{name}={theirs[name]} there, {mine[name]} here"
         for name in mine

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from echoplan import layout
+from echoplan import __version__, layout
 from echoplan.dataset import DatasetDescription
 from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json
+from echoplan.files import atomic_path, read_json, write_json
 from echoplan.plans import Plan, ResolvedPlan
 
-from .basis import plan_changes
-from .checkpoint import load_checkpoint
-from .methods import find_trainer
+from .checkpoint import ModelState
+from .fold import FoldSetup
+from .methods import find_method
+from .resume_check import plan_changes
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,16 @@ class ModelFolder:
 
     def folds(self) -> tuple[int, ...]:
         """The folds whose training is finished."""
-        finished = self.path.glob("fold_*/checkpoint_final.pth")
-        return tuple(sorted(int(file.parent.name.removeprefix("fold_")) for file in finished))
+        return tuple(fold for fold, _ in layout.folds_with(self.path, layout.checkpoint_file("final")))
 
-    def trainer_source(self, state: Mapping[str, Any]) -> str:
-        """How `find_trainer` finds the class that a checkpoint was trained by.
+    def trainer_source(self, state: ModelState) -> str:
+        """How `find_method` finds the method that a checkpoint was trained by.
 
         Args:
             state: the checkpoint; where it names a file without a folder, one of that name in the model folder counts
                 before one in the working directory: an installed model brings its trainer along.
         """
-        source: str = state["trainer_source"]
+        source = state.trainer_source
         file, _, class_name = source.rpartition(":")
         beside = self.path / file
         if file.endswith(".py") and Path(file).name == file and beside.is_file():
@@ -105,7 +105,7 @@ class ModelFolder:
             EchoPlanError: the checkpoint is missing, damaged, of another network, or was trained on another plan.
         """
         file = self.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
-        state = load_checkpoint(file)
+        state = ModelState.read(file)
         if changes := plan_changes(state, self.plan):
             raise EchoPlanError(
                 f"fold {fold} was trained on another plan than the plans.json that lies beside it: "
@@ -114,10 +114,10 @@ class ModelFolder:
                 remedy=f"train it again (echoplan_train {self.plan.dataset} {fold} -tr {self.trainer} --overwrite), or "
                 "predict without it (-f)",
             )
-        trainer = find_trainer(self.trainer_source(state))
-        network = trainer.build_network(size=tuple(state["size"]), classes=state["classes"], settings=state["settings"])
+        method = find_method(self.trainer_source(state)).with_settings(state.settings)
+        network = method.build_network(size=state.size, classes=state.classes)
         try:
-            network.load_state_dict(state["network"])
+            network.load_state_dict(state.network)
         except RuntimeError as error:
             raise EchoPlanError(
                 f"the weights do not fit the network of {self.trainer}: {str(error).splitlines()[1].strip()}",
@@ -125,5 +125,27 @@ class ModelFolder:
                 remedy="use the EchoPlan that trained it, or train again",
             ) from error
         network = network.to(device).eval()
-        fast = state["settings"]["channels_last"] and torch.device(device).type == "cuda"
+        fast = method.recipe.channels_last and torch.device(device).type == "cuda"
         return channels_last(network) if fast else network
+
+
+def write_model_files(setup: FoldSetup, debug: Mapping[str, Any]) -> None:
+    """Keep beside a fold's weights the plan, labels and fingerprint that they were trained from, and `debug`."""
+    folder, source = setup.model_folder, setup.preprocessed
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, copy in (
+        (layout.plan_file(setup.plan.plans_name), layout.MODEL_PLAN_FILE),
+        (layout.DATASET_FILE, layout.DATASET_FILE),
+        (layout.FINGERPRINT_FILE, layout.FINGERPRINT_FILE),
+    ):
+        if (source / name).exists():
+            _keep_copy(source / name, folder / copy)
+    write_json(setup.folder / layout.DEBUG_FILE, {"echoplan": __version__, "torch": torch.__version__, **debug})
+
+
+def _keep_copy(source: Path, copy: Path) -> None:
+    """Make `copy` as `source` is; other folds, which train or predict at the same time, find it whole throughout."""
+    content = source.read_bytes()
+    if not copy.is_file() or copy.read_bytes() != content:
+        with atomic_path(copy) as temporary:
+            temporary.write_bytes(content)

@@ -11,7 +11,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from echoplan import layout
 from echoplan.parallel_map import progress
 
-from .log import read_metrics
+from .metrics import read_metrics
 
 
 class FoldView:

@@ -14,7 +14,7 @@ from echoplan.files import read_json
 
 from ..evaluation.metrics import summarise
 from .fold import FoldSetup, fold_numbers
-from .methods import find_trainer
+from .methods import find_method
 from .model_folder import ModelFolder
 from .prompts import CasePrompts, prompt_kinds, without_begun
 from .train_fold import FoldJob
@@ -35,7 +35,7 @@ def compare_prompts(arguments: Sequence[str]) -> int:
     add_plans_name(made)
     add_device(made)
     options = made.parse_args(arguments)
-    find_trainer(options.trainer)
+    find_method(options.trainer)
     where = folders()
     count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
     for fold in fold_numbers(options.fold, count):

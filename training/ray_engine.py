@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from echoplan import layout
 from echoplan.cluster import Cluster, connected, in_words, shared_disk
 from echoplan.cluster_map import ATTEMPTS, ClusterMap, Watch
@@ -23,7 +21,6 @@ from echoplan.parallel_map import CaseResults
 from echoplan.paths import Folders
 
 from .fold import FoldSetup
-from .methods import find_trainer
 from .progress import FoldView
 from .torchrun import train_together
 from .train_fold import FoldJob, check_progress, fold_progress, train_fold, validation_dice
@@ -72,8 +69,7 @@ def train_task(task: FoldTask) -> float:
                 validate=task.validate,
             )  # fmt: skip
         else:
-            trainer = task.job.make_trainer(setup, device=torch.device(task.device))
-            train_fold(trainer, resume=True, validate=task.validate)
+            train_fold(task.job, setup, device=task.device, resume=True, validate=task.validate)
     except EchoPlanError:
         raise
     except Exception as error:

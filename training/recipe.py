@@ -16,7 +16,7 @@ Made = TypeVar("Made", bound="Recipe")
 
 
 @dataclass(frozen=True)
-class TrainerNeeds:
+class MethodRequirements:
     """What a method asks of the plan.
 
     Attributes:

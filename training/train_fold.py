@@ -18,8 +18,9 @@ from echoplan.paths import Folders
 
 from .distributed import World
 from .fold import FoldSetup, prepare_fold
-from .methods import EchoTrainer, find_trainer, trainer_registry
+from .methods import Method, find_method, method_registry
 from .model_folder import ModelFolder
+from .trainer import Trainer
 from .validation import validate_fold
 
 
@@ -47,49 +48,45 @@ class FoldJob:
     processes: int = 0
     weights: Path | None = None
 
+    def method(self) -> Method[Any]:
+        """The method with its settings; EchoPlanError where there is no such method or setting."""
+        return find_method(self.trainer).with_settings(self.settings)
+
     def setup(self, where: Folders) -> FoldSetup:
         """The fold's plan, store and cases.
 
         Raises:
             EchoPlanError: see `prepare_fold`.
         """
-        kind = find_trainer(self.trainer)
+        method = self.method()
         return prepare_fold(
             where,
             self.dataset,
-            trainer=kind.__name__,
+            trainer=method.name,
             # One of the project's own is in the plan with what its paper asks for, or has to be planned first.
-            configuration=None if self.trainer in trainer_registry() else kind.configuration,
+            configuration=None if self.trainer in method_registry() else method.configuration,
             fold=self.fold,
             plans_name=self.plans_name,
         )
 
-    def make_trainer(
-        self, setup: FoldSetup, *, device: torch.device | str = "cpu", world: World | None = None
-    ) -> EchoTrainer:
-        """The trainer, ready for `train_fold`.
 
-        Raises:
-            EchoPlanError: there is no such trainer or setting, or it cannot train on this dataset.
-        """
-        kind = find_trainer(self.trainer)
-        return kind(
-            setup,
-            kind.recipe_class().with_settings(self.settings),
-            device=device,
-            seed=self.seed,
-            processes=self.processes,
-            weights=self.weights,
-            source=self.trainer,
-            world=world,
-        )
-
-
-def train_fold(trainer: EchoTrainer, *, resume: bool = False, validate: bool = False, overwrite: bool = False) -> Path:
+def train_fold(
+    job: FoldJob,
+    setup: FoldSetup,
+    *,
+    device: torch.device | str = "cpu",
+    world: World | None = None,
+    resume: bool = False,
+    validate: bool = False,
+    overwrite: bool = False,
+) -> Path:
     """Train a fold to its end and validate it, doing only what is not done yet.
 
     Args:
-        trainer: of `FoldJob.make_trainer`.
+        job: what to train.
+        setup: of `FoldJob.setup`.
+        device: where to train.
+        world: the processes that train together.
         resume: go on with a training that was started; a finished one is left as it is.
         validate: only validate a finished training again.
         overwrite: throw away what is there, and start again.
@@ -98,20 +95,31 @@ def train_fold(trainer: EchoTrainer, *, resume: bool = False, validate: bool = F
         validation/summary.json of the fold.
 
     Raises:
-        EchoPlanError: something is there, and nothing was said of what to do with it.
+        EchoPlanError: something is there, and nothing was said of what to do with it; or the method cannot train on
+            this dataset.
         Terminated: SIGTERM came; what was done is saved.
     """
-    setup, world = trainer.setup, trainer.world
+    world, method = world or World(), job.method()
+    method.check_dataset(setup.description)
     # Asked before anybody writes: what a process finds must not depend on how fast the others are.
-    finished, started = world.from_leader(fold_progress(setup, overwrite=overwrite) if world.leads else None)
+    finished, started = world.broadcast(fold_progress(setup, overwrite=overwrite) if world.is_main else None)
     check_progress(setup, finished, started, resume=resume, validate=validate)
     if not finished:
-        trainer.run_training(resume=started)
+        trainer = Trainer(
+            method,
+            setup,
+            device=device,
+            seed=job.seed,
+            processes=job.processes,
+            weights=job.weights,
+            source=job.trainer,
+            world=world,
+            resume=started,
+        )
+        trainer.run_training()
     summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
-    if world.leads and (validate or not summary.exists()):
-        model = ModelFolder.read(setup.model_folder)
-        network = model.load_network(setup.fold, device=trainer.device)
-        validate_fold(network, setup)
+    if world.is_main and (validate or not summary.exists()):
+        validate_fold(ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device), setup)
     return summary
 
 
@@ -152,4 +160,5 @@ def fold_progress(setup: FoldSetup, *, overwrite: bool = False) -> tuple[bool, b
         discarded = setup.folder.with_name(partial_prefix() + setup.folder.name)
         setup.folder.rename(discarded)
         shutil.rmtree(discarded)
-    return tuple((setup.folder / layout.checkpoint_file(name)).exists() for name in ("final", "latest"))
+    final, latest = (setup.folder / layout.checkpoint_file(kind) for kind in ("final", "latest"))
+    return final.exists(), latest.exists()

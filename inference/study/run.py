@@ -80,9 +80,8 @@ def run_study(where: Folders, study: Study, *, device: torch.device | str = "cpu
 
 def _train(training: Training, device: torch.device | str, number: str) -> None:
     started = time.monotonic()
-    trainer = training.job.make_trainer(training.setup, device=device)
     try:
-        summary = train_fold(trainer, resume=True)
+        summary = train_fold(training.job, training.setup, device=device, resume=True)
     except EchoPlanError as error:
         if "other settings" in error.problem:
             raise EchoPlanError(error.problem, file=error.file, remedy="give the study another --name") from error

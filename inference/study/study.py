@@ -21,7 +21,7 @@ from echoplan.paths import Folders
 from echoplan.plans import ResolvedPlan
 
 from ...training.fold import FoldSetup
-from ...training.methods import find_trainer
+from ...training.methods import find_method
 from ...training.train_fold import FoldJob
 from .clip_length import with_clip_length, write_plan_folder
 from .grid import OWN_AUGMENTATION, Cell, StudyRequest, class_name, drawn_patients, make_cells, patients_asked
@@ -193,7 +193,7 @@ def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> 
     request.check()
     for trainer in request.trainers:
         for augmentation in request.augmentations or (OWN_AUGMENTATION,):
-            find_trainer(trainer).recipe_class().with_settings(request.settings_of(trainer, augmentation))
+            find_method(trainer).with_settings(request.settings_of(trainer, augmentation))
     setups = {
         (trainer, fold): FoldJob(request.dataset, fold, trainer=trainer, plans_name=request.plans_name).setup(where)
         for trainer in request.trainers
@@ -284,11 +284,9 @@ def write_plans(study: Study) -> None:
 
 def _parameters(training: Training) -> int:
     """Of the network, built without memory for its weights."""
-    setup, kind = training.setup, find_trainer(training.cell.trainer)
+    setup, method = training.setup, training.job.method()
     with torch.device("meta"):
-        network = kind.build_network(
-            size=setup.plan.size, classes=setup.description.classes, settings=training.job.settings
-        )
+        network = method.build_network(size=setup.plan.size, classes=setup.description.classes)
     return count_parameters(network)
 
 

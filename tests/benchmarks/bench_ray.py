@@ -31,13 +31,13 @@ from echoplan.files import write_json
 from echoplan.imageio import Clip, write_clip
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
-from echoplan.training.methods import find_trainer
+from echoplan.training.methods import find_method
 
 TRAINER = "BenchTrainer"
 TRAINER_FILE = """
 from torch import nn
 from torch.nn.functional import avg_pool2d
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
 
 
 class Dark(nn.Module):
@@ -50,10 +50,9 @@ class Dark(nn.Module):
         return 40 * (0.15 - smooth) + 0 * self.network(clip)
 
 
-class BenchTrainer(UNetTrainer):
-    @classmethod
-    def make_network(cls, recipe, **options):
-        return Dark(super().make_network(recipe, **options))
+class BenchTrainer(UNetMethod):
+    def build_network(self, **options):
+        return Dark(super().build_network(**options))
 """
 TARGET = 0.9
 MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")
@@ -75,14 +74,14 @@ def make_model(folder: Path, size: int, features: int) -> Path:
     write_json(model / "dataset.json", description.to_dict())
     source = folder / "trainer.py"
     source.write_text(TRAINER_FILE)
-    trainer = find_trainer(f"{source}:{TRAINER}")
-    recipe = trainer.recipe_class().with_settings({"base_features": features})
+    method = find_method(f"{source}:{TRAINER}").with_settings({"base_features": features})
     torch.manual_seed(0)
-    network = trainer.make_network(recipe, size=(size, size), classes=description.classes)
+    network = method.build_network(size=(size, size), classes=description.classes)
     save_checkpoint(
         model / "fold_0" / "checkpoint_final.pth",
         {
-            "trainer": TRAINER, "trainer_source": f"{source}:{TRAINER}", "settings": plain_settings(recipe.to_dict()),
+            "trainer": TRAINER, "trainer_source": f"{source}:{TRAINER}",
+            "settings": plain_settings(method.recipe.to_dict()),
             "size": [size, size], "classes": description.classes, "network": network.state_dict(),
         },
     )  # fmt: skip

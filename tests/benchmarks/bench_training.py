@@ -39,7 +39,8 @@ from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore, StoredCase
 from echoplan.training.data import Batch
 from echoplan.training.fold import FoldSetup
-from echoplan.training.methods import EchoTrainer, trainer_registry
+from echoplan.training.methods import Method, find_method, method_registry
+from echoplan.training.trainer import Trainer
 
 PATIENTS, CLIP_FRAMES = 4, 20
 LOADED = 24  # samples that the loader is timed with, at least
@@ -67,23 +68,23 @@ class Seconds:
         return self.step / self.samples / self.loading
 
 
-def make_setup(folder: Path, trainer: type[EchoTrainer], *, size: int, frames: int) -> FoldSetup:
+def make_setup(folder: Path, method: Method[Any], *, size: int, frames: int) -> FoldSetup:
     """A fold of phantom clips labelled at end-diastole and end-systole; trainers of one size share the clips."""
     values = {
         "size": [size, size], "frames": frames, "frame_stride": 1, "batch_size": 4, "crop": False, "protocol": "aspect",
         "normalisation": "zscore_sector", "mirror_axes": ["horizontal"], "rotation_degrees": 20.0,
-        "sampling": "labelled_frames" if trainer.needs.frames == 1 else "uniform_ed_es", "learning_rate": 1e-4,
+        "sampling": "labelled_frames" if method.requirements.frames == 1 else "uniform_ed_es", "learning_rate": 1e-4,
     }  # fmt: skip
     decisions = {name: Decision(value, "for this benchmark") for name, value in values.items()}
-    kind = trainer.configuration
+    kind = method.configuration
     plan = Plan("Bench", "EchoPlans", {kind: Configuration(kind, decisions)}, {})
-    resolved = plan.resolve(trainer.__name__, configuration=kind)
+    resolved = plan.resolve(method.name, configuration=kind)
     store = ClipStore(folder / resolved.store)
     cases = tuple(f"p{number}" for number in range(PATIENTS))
     for number, case in enumerate(cases):
         if not store.has(case):
             _write_clip(store, case, number, size)
-    return FoldSetup(0, resolved, DatasetDescription("Bench"), store, cases, (), folder / trainer.__name__, folder)
+    return FoldSetup(0, resolved, DatasetDescription("Bench"), store, cases, (), folder / method.name, folder)
 
 
 def _write_clip(store: ClipStore, case: str, number: int, size: int) -> None:
@@ -103,24 +104,23 @@ def _write_clip(store: ClipStore, case: str, number: int, size: int) -> None:
 
 def make_trainer(
     name: str, folder: Path, options: argparse.Namespace, *, size: int, batches: int, workers: int
-) -> EchoTrainer:
+) -> Trainer:
     """A trainer that is about to start; frame networks get as many frames as clip networks."""
-    kind = trainer_registry()[name]
-    single = kind.needs.frames == 1
+    method = find_method(name)
+    single = method.requirements.frames == 1
     batch = options.batch * options.frames if single else options.batch
-    recipe = kind.recipe_class()
+    recipe = method.recipe
     wanted = {"pretrained": False, "trainable": getattr(recipe.network, "learning_part", None),
               "encoder_size": options.encoder_size}  # fmt: skip
     settings = {name: value for name, value in wanted.items() if name in recipe.to_dict()}
     settings |= {"epochs": options.repeats + 1, "iterations_per_epoch": batches, "batch_size": batch}
-    setup = make_setup(folder, kind, size=size, frames=1 if single else options.frames)
-    trainer = kind(setup, recipe.with_settings(settings), processes=workers)
-    trainer.on_train_start(resume=False)
-    trainer.network.train()
+    setup = make_setup(folder, method, size=size, frames=1 if single else options.frames)
+    trainer = Trainer(method.with_settings(settings), setup, processes=workers)
+    trainer.on_epoch_start(0)
     return trainer
 
 
-def network_alone(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
+def network_alone(trainer: Trainer, batch: Batch) -> Callable[[], None]:
     """Forward and backward passes of a copy of the network, told what its method tells it, and no loss but a mean."""
     network = copy.deepcopy(trainer.network)
     told: list[Any] = []
@@ -130,14 +130,12 @@ def network_alone(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
             told[:] = arguments
             return network(*arguments)
 
-    own, trainer.model = trainer.model, Recorder()
     with torch.no_grad():
-        trainer.forward(batch)
-    trainer.model = own
+        trainer.method.forward(Recorder(), batch)
 
     def once() -> None:
         network.zero_grad(set_to_none=True)
-        with trainer.optimisation.autocast():
+        with trainer.step.autocast():
             output = network(*told)
             torch.stack([tensor.mean() for tensor in learning_tensors(output)]).sum().backward()
 
@@ -156,22 +154,20 @@ def learning_tensors(value: Any) -> Iterable[Tensor]:
         yield from learning_tensors(item)
 
 
-def passes(trainer: EchoTrainer, batch: Batch) -> Callable[[], None]:
+def passes(trainer: Trainer, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and a plain optimiser's step as bare PyTorch does them, on a network of its own."""
-    network = copy.deepcopy(trainer.network)
+    method, network = trainer.method, copy.deepcopy(trainer.network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[trainer.recipe.optimiser]
     optimiser = kind(parameters, 1e-6)
 
     def once() -> None:
-        trainer.model, own = network, trainer.model
         optimiser.zero_grad(set_to_none=True)
-        with trainer.optimisation.autocast():
-            output = trainer.forward(batch)  # the network on the batch, with what its method tells it beside the clip
-            loss = trainer.loss(output, batch)
+        with trainer.step.autocast():
+            output = method.forward(network, batch)  # with what the method tells its network beside the clip
+            loss = method.loss(output, batch, epoch=0, record=trainer.metrics.add)
         loss.backward()
         optimiser.step()
-        trainer.model = own
 
     return once
 
@@ -188,7 +184,7 @@ def seconds(works: list[Callable[[], object]], options: argparse.Namespace) -> l
     return [min(own[1:]) for own in taken]
 
 
-def measure(trainer: EchoTrainer, options: argparse.Namespace) -> Seconds:
+def measure(trainer: Trainer, options: argparse.Namespace) -> Seconds:
     """Network, step and loader of a trainer, a batch at a time."""
     batches = trainer.training_batches
     batch = next(iter(batches.epoch(0)))
@@ -198,12 +194,12 @@ def measure(trainer: EchoTrainer, options: argparse.Namespace) -> Seconds:
         for _ in batches.epoch(0):
             pass
 
-    network, step = seconds([network_alone(trainer, batch), lambda: trainer.train_step(batch)], options)
+    network, step = seconds([network_alone(trainer, batch), lambda: trainer.step(batch)], options)
     (loading,) = seconds([load], options)
     return Seconds(network, step, samples, loading / (len(batches) * samples))
 
 
-def measure_epochs(trainer: EchoTrainer, options: argparse.Namespace) -> tuple[float, float]:
+def measure_epochs(trainer: Trainer, options: argparse.Namespace) -> tuple[float, float]:
     """A batch's seconds in bare passes, and in a whole epoch; epochs follow each other, as the loader is made for."""
     bare_pass = passes(trainer, next(iter(trainer.training_batches.epoch(0))))
     numbers = iter(range(options.repeats + 1))
@@ -214,7 +210,8 @@ def measure_epochs(trainer: EchoTrainer, options: argparse.Namespace) -> tuple[f
 
     def epoch() -> None:
         trainer.progress = type(trainer.progress)()
-        trainer.train_epoch(next(numbers))
+        trainer.on_epoch_start(next(numbers))
+        trainer.train_epoch()
 
     bare, whole = seconds([bare_epoch, epoch], options)
     return bare / options.batches, whole / options.batches
@@ -263,7 +260,7 @@ def epochs_table(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainers", nargs="+", default=list(trainer_registry()))
+    parser.add_argument("--trainers", nargs="+", default=list(method_registry()))
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--frames", type=int, default=2, help="of a clip in the first table")
     parser.add_argument("--batch", type=int, default=2, help="clips")

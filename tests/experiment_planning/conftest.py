@@ -12,7 +12,8 @@ from echoplan.experiment_planning import MemoryModel, plan_experiment
 from echoplan.experiment_planning.summary import summarise
 from echoplan.imageio import write_clip, write_mask
 from echoplan.imageio.clip import Clip
-from echoplan.training.recipe import Recipe, TrainerNeeds
+from echoplan.training.methods import Method
+from echoplan.training.recipe import MethodRequirements, Recipe
 
 HERE = Path(__file__).parent
 
@@ -82,30 +83,32 @@ class FakeRecipe(Recipe):
     optimiser: str = "sgd"
 
 
-class FakeFrameTrainer:
+class FakeFrameTrainer(Method[Recipe]):
     """A frame network without a paper's size, as nnU-Net's recipe is."""
 
     configuration = "frame"
-    needs = TrainerNeeds(batch_size=32, learning_rate=1e-2)
+    requirements = MethodRequirements(batch_size=32, learning_rate=1e-2)
     recipe_class = FakeRecipe
 
-    @classmethod
-    def build_network(cls, *, size, classes, settings=None, **_):
+    def build_network(self, *, size, classes, pretrained=False):
         return _Convolutions(classes)
+
+    def loss(self, output, batch, **_):
+        return output.logits.sum()
 
 
 class FakeClipTrainer(FakeFrameTrainer):
     """A clip network of a paper: 320 x 320, ten frames."""
 
     configuration = "clip"
-    needs = TrainerNeeds(batch_size=8, learning_rate=1e-3, frames=10, paper_size=320, square=True)
+    requirements = MethodRequirements(batch_size=8, learning_rate=1e-3, frames=10, paper_size=320, square=True)
     recipe_class = Recipe
 
 
 class FakeSmallTrainer(FakeFrameTrainer):
     """A frame network of a paper that works at 112 and takes one structure only."""
 
-    needs = TrainerNeeds(
+    requirements = MethodRequirements(
         batch_size=20, learning_rate=1e-5, paper_size=112, square=True, size_multiple=16, multi_structure=False
     )
 
@@ -124,7 +127,7 @@ class _Convolutions(nn.Module):
 @pytest.fixture
 def trainers():
     """Three made-up trainers by name."""
-    return {kind.__name__: kind for kind in (FakeFrameTrainer, FakeClipTrainer, FakeSmallTrainer)}
+    return {kind.__name__: kind() for kind in (FakeFrameTrainer, FakeClipTrainer, FakeSmallTrainer)}
 
 
 @dataclass
@@ -134,8 +137,8 @@ class FakeMemory:
     gb_per_megapixel: float = 1.0
     asked: list = field(default_factory=list)
 
-    def __call__(self, trainer, *, size, frames, classes, settings=None):
-        self.asked.append((trainer.__name__, size, frames))
+    def __call__(self, method, *, size, frames, classes):
+        self.asked.append((method.name, size, frames))
         return MemoryModel(0.5, self.gb_per_megapixel * size[0] * size[1] * frames / 1e6)
 
 

@@ -8,7 +8,7 @@ from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
 from echoplan.training.commands import train
-from echoplan.training.methods import trainer_registry
+from echoplan.training.methods import method_registry
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def planned(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("ECHOPLAN_ROOT", str(tmp_path))
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"echoplan_{name}", raising=False)
-    only = {"UNetTrainer": trainer_registry()["UNetTrainer"]}  # simulating all of them takes seconds a test
-    monkeypatch.setattr("echoplan.experiment_planning.commands.trainer_registry", lambda: dict(only))
+    only = {"UNetTrainer": method_registry()["UNetTrainer"]}  # simulating all of them takes seconds a test
+    monkeypatch.setattr("echoplan.experiment_planning.commands.method_registry", lambda: dict(only))
     tiny_dataset(patients=3)
     return tmp_path / "preprocessed" / "Dataset001_TINY"
 
@@ -89,10 +89,10 @@ def test_no_preprocess(planned):
 def test_a_trainer_of_the_users_own_is_planned(planned, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from echoplan.training.recipe import TrainerNeeds\n"
-        "from echoplan.training.methods.unet import UNetTrainer\n\n"
-        "class MyTrainer(UNetTrainer):\n"
-        "    needs = TrainerNeeds(batch_size=3, learning_rate=0.5, paper_size=64, square=True)\n"
+        "from echoplan.training.recipe import MethodRequirements\n"
+        "from echoplan.training.methods.unet import UNetMethod\n\n"
+        "class MyTrainer(UNetMethod):\n"
+        "    requirements = MethodRequirements(batch_size=3, learning_rate=0.5, paper_size=64, square=True)\n"
     )
     name = f"{file}:MyTrainer"
     assert plan_and_preprocess(["-d", "TINY", "-tr", name, "-np", "0"]) == 0

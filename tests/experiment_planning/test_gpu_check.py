@@ -13,7 +13,7 @@ from echoplan.experiment_planning.gpu_check import StepMemory, can_check, check_
 from echoplan.experiment_planning.memory import CONTEXT_GB
 
 from .conftest import load
-from .test_memory import GB, TwoConvolutions, trainer_of
+from .test_memory import GB, TwoConvolutions, method_of
 
 SHAPE = {"size": (32, 32), "frames": 2, "classes": 1}
 FORECAST = MemoryModel(fixed_gb=0.4, per_sample_gb=0.5)  # 1.0 GB with the context, and 0.5 a sample: 5 samples in 4 GB
@@ -61,49 +61,49 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def trainer(gpu):
-    """A trainer whose steps fill the made-up GPU."""
+def method(gpu):
+    """A method whose steps fill the made-up GPU."""
 
-    class FillingTrainer(trainer_of(TwoConvolutions)):
-        def loss(self, output, batch):
+    class Filling(method_of(TwoConvolutions)):
+        def loss(self, output, batch, **watch):
             if not output.logits.is_meta:  # the forecast
                 gpu.enter(batch["clip"])
-            return super().loss(output, batch)
+            return super().loss(output, batch, **watch)
 
-    return FillingTrainer
+    return Filling()
 
 
-def test_a_step_is_taken_and_its_peak_read(trainer, gpu):
+def test_a_step_is_taken_and_its_peak_read(method, gpu):
     before = torch.are_deterministic_algorithms_enabled()  # whatever other tests of this process have left
-    assert measured_step(trainer, batch_size=3, **SHAPE) == StepMemory(gb=pytest.approx(0.3), free_gb=7.5)
+    assert measured_step(method, batch_size=3, **SHAPE) == StepMemory(gb=pytest.approx(0.3), free_gb=7.5)
     assert gpu.calls == ["reset", 3]
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
 @pytest.mark.parametrize("most", [2, 0])  # the trainer goes on with two halves, or they do not fit either
-def test_a_step_that_runs_out_of_memory_has_no_peak(trainer, gpu, most):
+def test_a_step_that_runs_out_of_memory_has_no_peak(method, gpu, most):
     gpu.most = most
-    assert measured_step(trainer, batch_size=4, **SHAPE).gb is None
+    assert measured_step(method, batch_size=4, **SHAPE).gb is None
 
 
-def test_what_else_goes_wrong_is_no_lack_of_memory(trainer, monkeypatch):
-    def broken(self, output, batch):
+def test_what_else_goes_wrong_is_no_lack_of_memory(method, monkeypatch):
+    def broken(output, batch, **_):
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(trainer, "loss", broken)
+    monkeypatch.setattr(method, "loss", broken)
     with pytest.raises(RuntimeError, match="CUDA error"):
-        measured_step(trainer, batch_size=4, **SHAPE)
+        measured_step(method, batch_size=4, **SHAPE)
 
 
 def check(batch, taken):
     """`check_batch` of the forecast in 4 GB, with steps that take what `taken` says of a batch; None: too much."""
     tried = []
 
-    def take_step(trainer, *, batch_size, **shape):
+    def take_step(method, *, batch_size, **shape):
         tried.append(batch_size)
         return StepMemory(taken(batch_size), 3.5)
 
-    return check_batch(batch, FORECAST, 4.0, trainer_of(TwoConvolutions), take_step=take_step, **SHAPE), tried
+    return check_batch(batch, FORECAST, 4.0, method_of(TwoConvolutions)(), take_step=take_step, **SHAPE), tried
 
 
 def forecast(batch):
@@ -161,42 +161,42 @@ def test_a_gpu_that_cannot_be_used_is_none(gpu, monkeypatch, caplog):
     assert gpu_here() is None and "no CUDA-capable device" in caplog.text
 
 
-def planned(trainer, **options):
+def planned(method, **options):
     fingerprint, description = load("camus")
-    plan = plan_experiment(fingerprint, description, trainers={"T": trainer}, size=(32, 32), **options)
+    plan = plan_experiment(fingerprint, description, trainers={"T": method}, size=(32, 32), **options)
     return plan.trainers["T"].decisions
 
 
-def test_a_plan_has_what_was_measured(trainer, gpu):
+def test_a_plan_has_what_was_measured(method, gpu):
     gpu.gb_per_sample = 0.001
-    batch = planned(trainer)["batch_size"]
+    batch = planned(method)["batch_size"]
     assert batch.value == 4 and gpu.calls == ["reset", 4]
     assert batch.evidence["measured_gb"] == 0.0 and batch.evidence["measured_over_forecast"] > 0
     assert "a real step with 4 took" in batch.rule
 
 
-def test_a_plan_is_lowered_to_what_fits_and_its_rate_says_so(trainer, gpu):
+def test_a_plan_is_lowered_to_what_fits_and_its_rate_says_so(method, gpu):
     gpu.most = 2
-    decided = planned(trainer)
+    decided = planned(method)
     assert decided["batch_size"].value == 2 and decided["batch_size"].evidence["fits"]
     assert "lowered from 4 to 2: a real step with 4 ran out of memory (7.5 GB were free)" in decided["batch_size"].rule
     assert decided["learning_rate"].value == 1e-3 and "the batch is 2 instead of 4" in decided["learning_rate"].rule
 
 
-def test_clips_become_shorter_where_a_real_step_does_not_fit(trainer, gpu):
+def test_clips_become_shorter_where_a_real_step_does_not_fit(method, gpu):
     gpu.longest = 7
 
-    class Clips(trainer):
+    class Clips(type(method)):
         configuration = "clip"
-        needs = replace(trainer.needs, batch_size=2, frames=10)
+        requirements = replace(method.requirements, batch_size=2, frames=10)
 
-    decided = planned(Clips, gpu_memory_gb=8.0)
+    decided = planned(Clips(), gpu_memory_gb=8.0)
     assert decided["frames"].value == 6 and decided["batch_size"].value == 2
 
 
 @pytest.mark.parametrize("options", [{"check": None}, {"gpu_memory_gb": 24.0}])
-def test_no_step_is_taken_where_none_is_wanted(trainer, gpu, options):
-    batch = planned(trainer, **options)["batch_size"]
+def test_no_step_is_taken_where_none_is_wanted(method, gpu, options):
+    batch = planned(method, **options)["batch_size"]
     assert gpu.calls == [] and batch.value == 4 and "measured_gb" not in batch.evidence
 
 

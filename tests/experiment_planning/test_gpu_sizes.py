@@ -12,13 +12,15 @@ from echoplan.dataset import DatasetDescription
 from echoplan.experiment_planning import measure_memory, plan_experiment
 from echoplan.experiment_planning.summary import summarise
 from echoplan.files import write_json
-from echoplan.training.methods import trainer_registry
+from echoplan.training.methods import method_registry
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "plans" / "gpu_sizes.json"
 GPUS_GB = (8, 11, 24, 80)
 TRAINERS = {
-    name: trainer for name, trainer in trainer_registry().items() if trainer.__module__.startswith("echoplan.training.")
+    name: method
+    for name, method in method_registry().items()
+    if type(method).__module__.startswith("echoplan.training.")
 }
 
 

@@ -8,14 +8,14 @@ from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import MemoryModel, measure_memory
 from echoplan.experiment_planning.memory import CONTEXT_GB, peak_bytes
 from echoplan.experiment_planning.memory_tracker import MemoryTracker
-from echoplan.training.methods import EchoTrainer, trainer_registry
-from echoplan.training.recipe import Recipe, TrainerNeeds
+from echoplan.training.methods import Method, find_method, method_registry
+from echoplan.training.recipe import MethodRequirements, Recipe
 
 GB = 1024**3
 
 
-def trainer_of(network, **recipe):
-    """A trainer class around a network, with the sum of the logits as its loss."""
+def method_of(network, **recipe):
+    """A class of methods around a network, with the sum of the logits as its loss."""
 
     @dataclass(frozen=True)
     class Made(Recipe):
@@ -23,18 +23,17 @@ def trainer_of(network, **recipe):
         momentum: float = recipe.get("momentum", 0.9)
         precision: str = recipe.get("precision", "auto")
 
-    class MadeTrainer(EchoTrainer):
-        needs = TrainerNeeds(batch_size=4, learning_rate=1e-3)
+    class MadeMethod(Method):
+        requirements = MethodRequirements(batch_size=4, learning_rate=1e-3)
         recipe_class = Made
 
-        @classmethod
-        def make_network(cls, recipe, *, size, classes, pretrained=False):
+        def build_network(self, *, size, classes, pretrained=False):
             return network()
 
-        def loss(self, output, batch):
+        def loss(self, output, batch, **_):
             return output.logits.sum()
 
-    return MadeTrainer
+    return MadeMethod
 
 
 class TwoConvolutions(nn.Module):
@@ -49,7 +48,7 @@ class TwoConvolutions(nn.Module):
 
 
 def test_float32_equals_the_count_by_hand():
-    model = measure_memory(trainer_of(TwoConvolutions, precision="float32"), size=(64, 32), frames=4, classes=1)
+    model = measure_memory(method_of(TwoConvolutions, precision="float32")(), size=(64, 32), frames=4, classes=1)
     pixels = 64 * 32 * 4
     # At the peak, in the backward pass: clip, labels, relu's output, its gradient, and that of the first convolution.
     assert model.per_sample_gb * GB == pytest.approx(pixels * (4 + 1 + 4 * 8 * 3), rel=0.05)
@@ -67,8 +66,8 @@ def test_frozen_weights_need_neither_gradient_nor_state():
             return clip * self.scale * self.weight[0, 0]
 
     def fixed(frozen, optimiser):
-        trainer = trainer_of(lambda: Large(frozen), precision="float32", optimiser=optimiser)
-        return measure_memory(trainer, size=(32, 32), frames=1, classes=1).fixed_gb * GB / 4e6
+        method = method_of(lambda: Large(frozen), precision="float32", optimiser=optimiser)()
+        return measure_memory(method, size=(32, 32), frames=1, classes=1).fixed_gb * GB / 4e6
 
     assert fixed(True, "adam") == pytest.approx(1, abs=0.1)
     # Weights, gradients, two moments; Adam's step itself takes two tensors more of that size for a moment.
@@ -77,27 +76,24 @@ def test_frozen_weights_need_neither_gradient_nor_state():
 
 
 @pytest.mark.usefixtures("tiny_sam")
-@pytest.mark.parametrize("name", list(trainer_registry()))
+@pytest.mark.parametrize("name", list(method_registry()))
 def test_the_forecast_agrees_with_real_tensors_at_three_batch_sizes(name):
     """The same step with real tensors on the CPU, followed by the same tracker."""
-    trainer = trainer_registry()[name]
     small = {"base_features": 8} if "UNet" in name else {"encoder_size": 64} if "SAMTrainer" in name else {}
-    settings = {"precision": "float32", **small}
-    options = {"size": (64, 64), "frames": min(2, trainer.needs.frames), "classes": 1, "settings": settings}
-    model = measure_memory(trainer, **options)
+    method = find_method(name).with_settings({"precision": "float32", **small})
+    options = {"size": (64, 64), "frames": min(2, method.requirements.frames), "classes": 1}
+    model = measure_memory(method, **options)
     for batch in (1, 2, 4):
-        real = peak_bytes(trainer, batch_size=batch, device="cpu", **options) / GB
+        real = peak_bytes(method, batch_size=batch, device="cpu", **options) / GB
         assert model.gb(batch) - CONTEXT_GB == pytest.approx(real, rel=0.1), batch
 
 
 @pytest.mark.parametrize("name", ["PKEchoNetR18Trainer", "UNetTrainer", "UNet2DtTrainer"])
 def test_mixed_precision_takes_less(name):
-    trainer = trainer_registry()[name]
+    methods = (find_method(name).with_settings({"precision": precision}) for precision in ("float32", "auto"))
     full, mixed = (
-        measure_memory(
-            trainer, size=(128, 128), frames=min(4, trainer.needs.frames), classes=1, settings={"precision": precision}
-        )
-        for precision in ("float32", "auto")
+        measure_memory(method, size=(128, 128), frames=min(4, method.requirements.frames), classes=1)
+        for method in methods
     )
     assert mixed.precision == "mixed"
     assert 0.4 < mixed.per_sample_gb / full.per_sample_gb < 0.8
@@ -115,8 +111,8 @@ def test_attention_is_counted_without_its_map():
             return out.mean(-1).view_as(clip)
 
     def per_sample(side):
-        trainer = trainer_of(Attends, precision="float32")
-        return measure_memory(trainer, size=(side, side), frames=1, classes=1).per_sample_gb
+        method = method_of(Attends, precision="float32")()
+        return measure_memory(method, size=(side, side), frames=1, classes=1).per_sample_gb
 
     assert per_sample(64) / per_sample(32) == pytest.approx(4, rel=0.2)  # with the map it would be 16
 
@@ -141,7 +137,7 @@ def test_a_network_that_looks_at_values_is_a_clear_error():
             return super().forward(clip) if clip.sum().item() > 0 else clip
 
     with pytest.raises(EchoPlanError, match=r"meta device: no \.item"):
-        measure_memory(trainer_of(Looks), size=(32, 32), frames=1, classes=1)
+        measure_memory(method_of(Looks)(), size=(32, 32), frames=1, classes=1)
 
 
 def test_the_largest_batch_leaves_a_tenth_free():

@@ -25,14 +25,14 @@ from echoplan.preprocessing import (
     sector_statistics,
 )
 from echoplan.training.checkpoint import plain_settings, save_checkpoint
-from echoplan.training.methods import find_trainer
+from echoplan.training.methods import find_method
 from echoplan.training.recipe import Recipe
 
 TRAINER_FILE = """
 import torch
 from torch import nn
-from echoplan.training.recipe import TrainerNeeds
-from echoplan.training.methods import EchoTrainer
+from echoplan.training.recipe import MethodRequirements
+from echoplan.training.methods import Method
 
 
 class Bright(nn.Module):
@@ -48,15 +48,14 @@ class Bright(nn.Module):
         return torch.cat([torch.zeros_like(logits), logits, *[logits - 1000] * (self.classes - 2)], dim=2)
 
 
-class BrightTrainer(EchoTrainer):
+class BrightTrainer(Method):
     configuration = "frame"
-    needs = TrainerNeeds(batch_size=1, learning_rate=1e-3)
+    requirements = MethodRequirements(batch_size=1, learning_rate=1e-3)
 
-    @classmethod
-    def make_network(cls, recipe, *, size, classes, pretrained=False):
+    def build_network(self, *, size, classes, pretrained=False):
         return Bright(classes)
 
-    def loss(self, output, batch):
+    def loss(self, output, batch, **_):
         return output.logits.mean()
 
 
@@ -235,13 +234,13 @@ def save_unet() -> Callable[..., None]:
 
     def save(file: Path, *, seed: int = 0, **more: object) -> None:
         torch.manual_seed(seed)
-        trainer, tiny = find_trainer("UNetTrainer"), {"base_features": 4}
+        method = find_method("UNetTrainer").with_settings({"base_features": 4})
         state = {
             "version": "0.1.0", "trainer": "UNetTrainer", "trainer_source": "UNetTrainer", "size": [64, 64],
             "classes": 1, "epochs": 2, "seed": 0, "dataset": "Phantom",
-            "settings": plain_settings(trainer.recipe_class().to_dict() | tiny),
+            "settings": plain_settings(method.recipe.to_dict()),
             "started_from": {"kind": "random weights", "file": None},
-            "network": trainer.build_network(size=(64, 64), classes=1, settings=tiny).state_dict(),
+            "network": method.build_network(size=(64, 64), classes=1).state_dict(),
         }  # fmt: skip
         save_checkpoint(file, state | more)
 

@@ -48,8 +48,7 @@ MARKED += """
 
 
 class MarkedTrainer(BrightTrainer):
-    @classmethod
-    def make_network(cls, recipe, *, size, classes, pretrained=False):
+    def build_network(self, *, size, classes, pretrained=False):
         return Marked(classes)
 
 

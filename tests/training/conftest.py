@@ -15,7 +15,7 @@ from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore, StoredCase
 from echoplan.training.fold import FoldSetup
-from echoplan.training.methods import trainer_registry
+from echoplan.training.methods import method_registry
 
 SIDE, FRAMES, LAST = 32, 6, 5
 
@@ -33,8 +33,8 @@ def make_setup(
     preprocessed = folder / "preprocessed" / "Dataset001_Toy"
     trainers = {
         name: Configuration(name, {}, inherits_from=kind)
-        for name, trainer in trainer_registry().items()
-        if trainer.configuration == kind
+        for name, method in method_registry().items()
+        if method.configuration == kind
     }
     made = Plan("Toy", "EchoPlans", {kind: Configuration(kind, decisions)}, trainers)
     made.write(preprocessed / "EchoPlans.json")

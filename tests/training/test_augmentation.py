@@ -18,7 +18,7 @@ from echoplan.training.augmentation import (
     build_augmentation,
     move_clip,
 )
-from echoplan.training.methods import trainer_registry
+from echoplan.training.methods import method_registry
 from echoplan.training.recipe import Recipe
 
 SIDE = 64
@@ -148,9 +148,9 @@ def test_a_policy_that_is_none_says_what_there_is(kind: str) -> None:
 
 
 def test_generic_is_the_methods_own_and_named_in_full() -> None:
-    for trainer in trainer_registry().values():
-        own = trainer.recipe_class().augmentation
-        chosen = trainer.recipe_class().with_settings({"augmentation": "generic"}).to_dict()["augmentation"]
+    for method in method_registry().values():
+        own = method.recipe.augmentation
+        chosen = method.with_settings({"augmentation": "generic"}).recipe.augmentation
         assert chosen == ("strong" if own == "none" else own)
 
 

@@ -13,10 +13,10 @@ from echoplan.plans import Decision
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.data import BatchLoader, Sample, SampleReader, build_augmentation
 from echoplan.training.data.sampling import balanced_order
-from echoplan.training.log import read_metrics
-from echoplan.training.methods.unet import UNetTrainer
-from echoplan.training.online_dice import OnlineDice
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.metrics import OnlineDice, read_metrics
 from echoplan.training.recipe import Recipe
+from echoplan.training.trainer import Trainer
 
 from .conftest import make_setup
 
@@ -95,16 +95,16 @@ def test_a_stopped_joint_training_goes_on_to_the_bit(tmp_path) -> None:
     setup = joint_setup(tmp_path)
     settings = {"epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "base_features": 4, "optimiser": "adamw"}
 
-    def trainer(fold: int) -> UNetTrainer:
-        return UNetTrainer(replace(setup, fold=fold), UNetTrainer.recipe_class().with_settings(settings), seed=1)
+    def trainer(fold: int, *, resume: bool = False) -> Trainer:
+        return Trainer(UNetMethod().with_settings(settings), replace(setup, fold=fold), seed=1, resume=resume)
 
-    whole, stopped, again = trainer(0), trainer(1), trainer(1)
+    whole, stopped, again = trainer(0), trainer(1), trainer(1, resume=True)
     whole.run_training()
     ends = iter((stopped.on_epoch_end, _interrupt))
     stopped.on_epoch_end = lambda *arguments: next(ends)(*arguments)
     with pytest.raises(KeyboardInterrupt):
         stopped.run_training()
-    again.run_training(resume=True)
+    again.run_training()
     assert again.first_epoch == 1
     histories = [
         [{name: value for name, value in entry.items() if "seconds" not in name} for entry in read_metrics(folder)]

@@ -14,13 +14,13 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix, read_json, write_json
 from echoplan.plans import Decision
-from echoplan.training.basis import basis_changes, training_basis
-from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
+from echoplan.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
-from echoplan.training.methods.unet import UNetTrainer
-from echoplan.training.model_folder import ModelFolder
-from echoplan.training.state import write_model_files
+from echoplan.training.methods import find_method
+from echoplan.training.model_folder import ModelFolder, write_model_files
+from echoplan.training.resume_check import basis_changes, training_basis
 from echoplan.training.train_fold import fold_progress
+from echoplan.training.trainer import Trainer
 
 from .conftest import make_setup
 
@@ -28,8 +28,12 @@ SETTINGS = {"epochs": 1, "iterations_per_epoch": 1, "base_features": 4}
 DEAD = 2**22 + 1  # the number of no process: Linux gives none so large
 
 
-def make_trainer(setup: FoldSetup, **settings: Any) -> UNetTrainer:
-    return UNetTrainer(setup, UNetTrainer.recipe_class().with_settings({**SETTINGS, **settings}), seed=1)
+def make_trainer(setup: FoldSetup, *, resume: bool = False, **settings: Any) -> Trainer:
+    return Trainer(find_method("UNetTrainer").with_settings({**SETTINGS, **settings}), setup, seed=1, resume=resume)
+
+
+def basis(setup: FoldSetup, **settings: Any) -> dict[str, Any]:
+    return training_basis(setup, find_method("UNetTrainer").with_settings({**SETTINGS, **settings}).recipe)
 
 
 def planned_anew(setup: FoldSetup, /, **values: Any) -> FoldSetup:
@@ -74,7 +78,7 @@ def started(kept: FoldSetup, frame_setup: FoldSetup) -> FoldSetup:
 def test_a_training_is_not_resumed_from_another_plan(kept: FoldSetup, values: dict[str, Any], said: str) -> None:
     before = (kept.folder / "metrics.jsonl").read_text()
     with pytest.raises(EchoPlanError, match=said) as raised:
-        make_trainer(planned_anew(kept, **values)).run_training(resume=True)
+        make_trainer(planned_anew(kept, **values), resume=True).run_training()
     assert "rests on another plan or other data" in str(raised.value) and "--overwrite" in str(raised.value)
     assert (kept.folder / "metrics.jsonl").read_text() == before
 
@@ -83,17 +87,17 @@ def test_a_training_is_not_resumed_on_other_cases(kept: FoldSetup) -> None:
     first, *others = kept.train
     exchanged = replace(kept, train=(*others, *kept.val), val=(first,))
     with pytest.raises(EchoPlanError) as raised:
-        make_trainer(exchanged).run_training(resume=True)
+        make_trainer(exchanged, resume=True).run_training()
     assert "the training cases (1 new, p3_A4C; 1 gone, p0_A4C), the validation cases" in str(raised.value)
 
 
 def test_what_has_no_part_in_a_training_may_change(kept: FoldSetup) -> None:
-    state = load_checkpoint(kept.folder / "checkpoint_latest.pth")
+    state = TrainingState.read(kept.folder / "checkpoint_latest.pth")
     same = planned_anew(kept, typical_clip={"height_px": 9}, frame_stride=3)  # a frame network has no stride
-    assert basis_changes(make_trainer(same), state) == []
+    assert basis_changes(state, basis(same)) == []
     # What the recipe says counts, and is compared with it.
-    fixed = make_trainer(planned_anew(kept, batch_size=2, learning_rate=0.5), batch_size=4, learning_rate=0.001)
-    assert basis_changes(fixed, state) == []
+    fixed = basis(planned_anew(kept, batch_size=2, learning_rate=0.5), batch_size=4, learning_rate=0.001)
+    assert basis_changes(state, fixed) == []
 
 
 def test_a_joints_datasets_are_compared_one_by_one(kept: FoldSetup) -> None:
@@ -102,10 +106,10 @@ def test_a_joints_datasets_are_compared_one_by_one(kept: FoldSetup) -> None:
         apart = {name: {"crop": Decision(value, "its own")} for name, value in (("A", True), ("B", crop))}
         return replace(kept, plan=replace(kept.plan, decisions=shared, datasets=apart))
 
-    state = {"basis": training_basis(make_trainer(joint(True)))}
-    assert state["basis"]["crop"] == {"A": True, "B": True}
-    assert basis_changes(make_trainer(joint(True)), state) == []
-    (change,) = basis_changes(make_trainer(joint(False)), state)
+    state = replace(TrainingState.read(kept.folder / "checkpoint_latest.pth"), basis=basis(joint(True)))
+    assert state.basis["crop"] == {"A": True, "B": True}
+    assert basis_changes(state, basis(joint(True))) == []
+    (change,) = basis_changes(state, basis(joint(False)))
     assert change == "the crop to the sector ({'A': True, 'B': True} then, {'A': True, 'B': False} now)"
 
 
@@ -147,11 +151,11 @@ def test_checkpoints_of_an_earlier_echoplan_are_resumed(started: FoldSetup) -> N
     state = load_checkpoint(file)
     del state["basis"], state["format"]
     save_checkpoint(file, state)
-    make_trainer(planned_anew(started, rotation_degrees=5.0)).run_training(resume=True)
+    make_trainer(planned_anew(started, rotation_degrees=5.0), resume=True).run_training()
     # Of the input size and the classes they do know.
     save_checkpoint(file, {**state, "size": [16, 16]})
     with pytest.raises(EchoPlanError, match=r"\[16, 16\] then, \[32, 32\] now"):
-        make_trainer(started).run_training(resume=True)
+        make_trainer(started, resume=True).run_training()
 
 
 # What lies beside the weights ---------------------------------------------------------------------------------------
@@ -162,19 +166,19 @@ def model_file(setup: FoldSetup, name: str) -> Path:
 
 
 def test_files_that_are_as_they_should_be_are_not_written_again(started: FoldSetup) -> None:
-    trainer = make_trainer(started)
-    trainer.on_train_start(resume=True)
-    trainer.log.close()
+    trainer = make_trainer(started, resume=True)
+    trainer.on_train_start()
+    trainer.close()
     files = [model_file(started, name) for name in ("plans.json", "dataset.json")]
     before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
-    write_model_files(trainer)
+    write_model_files(started, trainer.describe())
     assert [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files] == before
 
 
 def test_a_plan_is_replaced_whole_or_not_at_all(started: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(started)
-    trainer.on_train_start(resume=True)
-    trainer.log.close()
+    trainer = make_trainer(started, resume=True)
+    trainer.on_train_start()
+    trainer.close()
     plan = started.preprocessed / "EchoPlans.json"
     before = plan.read_text()
     plan.write_text(before + "\n")
@@ -185,9 +189,9 @@ def test_a_plan_is_replaced_whole_or_not_at_all(started: FoldSetup, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_model_files(trainer)
+            write_model_files(started, trainer.describe())
     assert model_file(started, "plans.json").read_text() == before
-    write_model_files(trainer)
+    write_model_files(started, trainer.describe())
     assert model_file(started, "plans.json").read_text() == before + "\n"
     assert read_json(started.folder / "debug.json")["train"] == list(started.train)
 

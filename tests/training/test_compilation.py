@@ -6,7 +6,8 @@ from torch import nn
 
 from echoplan.training.compilation import CompiledModel
 from echoplan.training.fold import FoldSetup
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.trainer import Trainer
 
 
 def test_a_compiled_model_gives_what_the_model_gives() -> None:
@@ -50,7 +51,7 @@ def test_training_goes_on_without_a_compiler(frame_setup: FoldSetup, monkeypatch
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     settings = {"epochs": 1, "iterations_per_epoch": 2, "base_features": 4, "compile": True}
-    trainer = UNetTrainer(frame_setup, UNetTrainer.recipe_class().with_settings(settings))
+    trainer = Trainer(UNetMethod().with_settings(settings), frame_setup)
     trainer.run_training()
     log = next(trainer.setup.folder.glob("training_log_*.txt")).read_text()
     assert log.count("torch.compile failed (no C compiler)") == 1

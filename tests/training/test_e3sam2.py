@@ -15,19 +15,22 @@ from echoplan.networks import ClipOutput
 from echoplan.plans import Configuration, Plan
 from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
 from echoplan.training.losses import mask_quality_loss, presence_loss
 from echoplan.training.methods import e3sam2 as module
-from echoplan.training.methods import find_trainer
-from echoplan.training.methods.e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
+from echoplan.training.methods import find_method
+from echoplan.training.metrics import read_metrics
 from echoplan.training.prompting_commands import compare_prompts
 from echoplan.training.prompts import LABEL_KINDS, draw_prompts, inner_point, jittered_point, prompt_of_case
+from echoplan.training.trainer import Trainer
 
 
-def make_trainer(kind: type, setup: FoldSetup, **settings: object):
-    recipe = kind.recipe_class().with_settings({"epochs": 2, "pretrained": False, **settings})
-    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__clip")
-    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+def make_method(name: str, **settings: object) -> module.SAM2Family:
+    return find_method(name).with_settings({"epochs": 2, "pretrained": False, **settings})
+
+
+def make_trainer(name: str, setup: FoldSetup, **settings: object) -> Trainer:
+    folder = setup.model_folder.with_name(f"{name}__EchoPlans__clip")
+    return Trainer(make_method(name, **settings), replace(setup, model_folder=folder), seed=1)
 
 
 def discs() -> torch.Tensor:
@@ -101,7 +104,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     from .conftest import make_setup
 
     trainer = make_trainer(
-        E3SAM2Trainer, make_setup(tmp_path_factory.mktemp("e3sam2"), frames=3, batch_size=2), epochs=3
+        "E3SAM2Trainer", make_setup(tmp_path_factory.mktemp("e3sam2"), frames=3, batch_size=2), epochs=3
     )
     trainer.run_training()
     return trainer
@@ -121,17 +124,17 @@ def test_nothing_is_learned_from_unlabelled_clips(trained) -> None:
     network = trained.network.train()
     batch = {"clip": torch.randn(1, 3, 1, 32, 32), "labels": torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)}
     network.zero_grad()
-    loss = trained.loss(trained.forward(batch), batch)
+    loss = trained.loss(batch)
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
-@pytest.mark.parametrize("kind", [SAM2Trainer, E3SAM2Trainer])
-def test_a_frame_without_a_label_has_no_part_in_any_term(clip_setup: FoldSetup, kind: type) -> None:
+@pytest.mark.parametrize("name", ["SAM2Trainer", "E3SAM2Trainer"])
+def test_a_frame_without_a_label_has_no_part_in_any_term(name: str) -> None:
     """Whatever the network says of it: the gradient there is zero in every term, and elsewhere it is not."""
     random = torch.Generator().manual_seed(0)
-    trainer, unlabelled, length = make_trainer(kind, clip_setup), 1, 3
+    method, unlabelled, length = make_method(name), 1, 3
     shapes = {"coarse": (1, 2, 2), "masks": (3, 8, 8), "iou": (3,), "object_score": (), "edges": (1, 8, 8)}
     found = {name: torch.randn(1, length, *shape, generator=random) for name, shape in shapes.items()}
     found["iou"] = found["iou"].sigmoid()
@@ -141,11 +144,11 @@ def test_a_frame_without_a_label_has_no_part_in_any_term(clip_setup: FoldSetup, 
         each.requires_grad_()
     labels = discs()[:1]
     labels[0, unlabelled] = 255
-    terms = trainer.terms(ClipOutput(logits, {**found, "entropies": entropies}), labels)
+    terms = method.terms(ClipOutput(logits, {**found, "entropies": entropies}), labels)
     assert {"segmentation", "coarse", "quality", "presence"} <= terms.keys()
     sum(value for _, value in terms.values()).backward()
     read = [logits, *(found[name] for name in ("coarse", "iou", "object_score"))]  # masks teach the IoU head alone
-    read += [found["edges"], *entropies] if kind is E3SAM2Trainer else []
+    read += [found["edges"], *entropies] if name == "E3SAM2Trainer" else []
     for each in read:
         assert not each.grad[0, unlabelled].any()
         assert all(each.grad[0, frame].any() for frame in (0, 2))
@@ -179,10 +182,10 @@ def test_each_kind_of_prompt_is_drawn_from_the_label_of_its_frame() -> None:
 )
 def test_sam2_trains_with_every_kind_of_prompt(clip_setup: FoldSetup, prompt: str, share: str | None) -> None:
     settings = {"point_share": 0.0, "jittered_share": 0.0, **({} if share is None else {f"{share}_share": 1.0})}
-    trainer = make_trainer(SAM2Trainer, clip_setup, prompt=prompt, **settings)
-    trainer.network = trainer.model = trainer.make_network(trainer.recipe, size=(32, 32), classes=1).train()
+    trainer = make_trainer("SAM2Trainer", clip_setup, prompt=prompt, **settings)
+    trainer.on_epoch_start(0)
     batch = {"clip": torch.randn(1, 3, 1, 32, 32), "labels": discs()[:1]}
-    loss = trainer.loss(trainer.forward(batch), batch)
+    loss = trainer.loss(batch)
     loss.backward()
     assert torch.isfinite(loss) and trainer.network.memory.attention.layers[0].linear1.weight.grad.any()
     learned = trainer.network.prompting.encoder.mask_downscaling[0].weight.grad
@@ -196,11 +199,11 @@ def test_validation_sees_frames_only(trained, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "draw_prompts", forbidden)
     assert trained.validate_epoch() is not None
     with pytest.raises(AssertionError, match="from labels"):
-        trained.forward({"clip": torch.zeros(1, 3, 1, 32, 32), "labels": torch.zeros(1, 3, 32, 32)})
+        trained.loss({"clip": torch.zeros(1, 3, 1, 32, 32), "labels": torch.zeros(1, 3, 32, 32)})
 
 
-def test_switches_reach_the_network_and_the_loss(clip_setup: FoldSetup) -> None:
-    plain = make_trainer(E3SAM2Trainer, clip_setup, edge_supervision=False, entropy_regularisation=False)
+def test_switches_reach_the_network_and_the_loss() -> None:
+    plain = make_method("E3SAM2Trainer", edge_supervision=False, entropy_regularisation=False)
     labels = torch.ones(1, 2, 32, 32, dtype=torch.uint8)
     auxiliary = {
         "coarse": torch.zeros(1, 2, 1, 2, 2), "iou": torch.ones(1, 2, 3), "masks": torch.ones(1, 2, 3, 8, 8),
@@ -208,23 +211,22 @@ def test_switches_reach_the_network_and_the_loss(clip_setup: FoldSetup) -> None:
     }  # fmt: skip
     terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels)
     assert set(terms) == {"segmentation", "coarse", "quality", "presence"}
-    assert plain.make_network(plain.recipe, size=(32, 32), classes=1).edges is None
-    assert SAM2Trainer.recipe_class().network_settings().trainable == "auto"  # all but the trunk
-    assert make_trainer(SAM2Trainer, clip_setup).recipe.network_settings().trainable == "all"  # from scratch
-    assert make_trainer(SAM2Trainer, clip_setup, trainable="decoder").recipe.network_settings().trainable == "decoder"
+    assert plain.build_network(size=(32, 32), classes=1).edges is None
+    assert find_method("SAM2Trainer").recipe.network_settings().trainable == "auto"  # all but the trunk
+    assert make_method("SAM2Trainer").recipe.network_settings().trainable == "all"  # from scratch
+    assert make_method("SAM2Trainer", trainable="decoder").recipe.network_settings().trainable == "decoder"
     with pytest.raises(EchoPlanError, match="add up to 1"):
-        make_trainer(SAM2Trainer, clip_setup, point_share=0.8, jittered_share=0.4)
+        make_method("SAM2Trainer", point_share=0.8, jittered_share=0.4)
 
 
 def test_the_recipes_are_the_papers() -> None:
-    for trainer in (E3SAM2Trainer, E3SAM2SmallTrainer, SAM2Trainer):
-        recipe, needs = trainer.recipe_class(), trainer.needs
+    for name in ("E3SAM2Trainer", "E3SAM2SmallTrainer", "SAM2Trainer"):
+        recipe, needs = find_method(name).recipe, find_method(name).requirements
         assert (recipe.epochs, recipe.optimiser, needs.learning_rate, needs.batch_size) == (200, "adamw", 1e-4, 4)
         assert (needs.frames, needs.paper_size, needs.square, needs.multi_structure) == (10, 256, True, False)
-        assert find_trainer(trainer.__name__) is trainer
-    recipe = E3SAM2Trainer.recipe_class()
+    recipe = find_method("E3SAM2Trainer").recipe
     assert (recipe.segmentation_weight, recipe.entropy_weight, recipe.edge_weight) == (0.8, 0.1, 0.2)
-    assert E3SAM2SmallTrainer.recipe_class().network.variant == "small"
+    assert find_method("E3SAM2SmallTrainer").recipe.network.variant == "small"
 
 
 def test_prompts_are_compared_as_typed(trained, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

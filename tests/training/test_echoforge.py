@@ -9,10 +9,10 @@ import torch
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
-from echoplan.training.methods import trainer_registry
-from echoplan.training.methods.echoforge import EchoForgeTrainer
+from echoplan.training.methods import find_method
+from echoplan.training.metrics import read_metrics
 from echoplan.training.model_folder import ModelFolder
+from echoplan.training.trainer import Trainer
 from echoplan.training.validation import validate_fold
 
 from .conftest import make_setup
@@ -23,10 +23,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def make_trainer(setup: FoldSetup, **settings: object) -> EchoForgeTrainer:
-    recipe = EchoForgeTrainer.recipe_class().with_settings({**SMALL, **settings})
+def make_trainer(setup: FoldSetup, *, seed: int = 1, **settings: object) -> Trainer:
+    method = find_method("EchoForgeTrainer").with_settings({**SMALL, **settings})
     folder = setup.model_folder.with_name(f"EchoForgeTrainer__EchoPlans__{setup.plan.configuration}")
-    return EchoForgeTrainer(replace(setup, model_folder=folder), recipe, seed=1)
+    return Trainer(method, replace(setup, model_folder=folder), seed=seed)
 
 
 @pytest.fixture
@@ -34,20 +34,17 @@ def dense_setup(tmp_path: Path) -> FoldSetup:
     return make_setup(tmp_path, frames=4, batch_size=2, dense=True)
 
 
-def started(setup: FoldSetup, *, epoch: int = 1, **settings: object) -> tuple[EchoForgeTrainer, dict]:
+def started(setup: FoldSetup, *, epoch: int = 1, **settings: object) -> tuple[Trainer, dict]:
     """A trainer and a batch; by default in the last epoch, where pseudo-labels weigh fully."""
-    trainer = make_trainer(setup, **settings)
-    torch.manual_seed(0)
-    network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
-    trainer.network = trainer.model = network
-    trainer.epoch = epoch
-    return trainer, next(iter(trainer.build_loader(setup.train, training=True).epoch(0)))
+    trainer = make_trainer(setup, seed=0, **settings)
+    trainer.on_epoch_start(epoch)
+    return trainer, next(iter(trainer.training_batches.epoch(0)))
 
 
-def gradients(trainer: EchoForgeTrainer, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(trainer: Trainer, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     trainer.network.zero_grad()
-    loss = trainer.loss(trainer.forward(batch), batch)
+    loss = trainer.loss(batch)
     loss.backward()
     return loss.item(), {
         name: parameter.grad.clone()
@@ -86,7 +83,7 @@ def test_hidden_truth_changes_neither_loss_nor_gradients(dense_setup: FoldSetup)
 def test_pseudo_labels_teach_the_answer_and_not_the_reforging(dense_setup: FoldSetup) -> None:
     trainer, batch = started(dense_setup, first_threshold=0.5, last_threshold=0.5)
     with_them, taught = gradients(trainer, batch)
-    trainer.schedule = replace(trainer.schedule, start=1.0, end=1.0)
+    trainer.method.schedule = replace(trainer.method.schedule, start=1.0, end=1.0)
     without, untaught = gradients(trainer, batch)
     assert with_them > without
     assert any(not torch.equal(taught[name], untaught[name]) for name in taught if name.startswith("pyramid"))
@@ -129,30 +126,26 @@ def test_each_ablation_trains(clip_setup: FoldSetup, module: str) -> None:
     if module in parts:
         assert not any(name.startswith(parts[module]) for name in found)
     else:
-        assert {trainer.schedule.weight_at(epoch) for epoch in (1, 2, 3)} == {1.0}
-        assert trainer.schedule.threshold_at(1) == 0.80
+        assert {trainer.method.schedule.weight_at(epoch) for epoch in (1, 2, 3)} == {1.0}
+        assert trainer.method.schedule.threshold_at(1) == 0.80
 
 
 def test_clips_with_all_their_labels_train_without_pseudo_labels(dense_setup: FoldSetup) -> None:
     trainer, batch = started(dense_setup, supervision="all")
     assert (batch["labels"] != 255).all() and "hidden" not in batch
     loss, _ = gradients(trainer, batch)
-    trainer.schedule = replace(trainer.schedule, weight=9.0)
+    trainer.method.schedule = replace(trainer.method.schedule, weight=9.0)
     assert gradients(trainer, batch)[0] == loss
-    recorded = trainer.recorded.take()
+    recorded = trainer.metrics.take()
     assert recorded["confident_share"] is None and "pseudo_label_dice" not in recorded
 
 
 def test_the_recipe_is_the_papers() -> None:
-    assert trainer_registry()["EchoForgeTrainer"] is EchoForgeTrainer
-    recipe, needs = EchoForgeTrainer.recipe_class(), EchoForgeTrainer.needs
-    assert (recipe.epochs, recipe.optimiser, recipe.poly_power, recipe.network.backbone) == (
-        50,
-        "adam",
-        0.9,
-        "resnet50",
-    )
+    method = find_method("EchoForgeTrainer")
+    recipe, needs = method.recipe, method.requirements
+    assert (recipe.epochs, recipe.optimiser, recipe.poly_power) == (50, "adam", 0.9)
     assert (recipe.network.anchors, recipe.network.neighbours, recipe.pretrained) == (2, 16, True)
+    assert recipe.network.backbone == "resnet50"
     assert (needs.batch_size, needs.learning_rate, needs.frames, needs.paper_size) == (4, 1e-4, 10, 256)
     rise = recipe.schedule()
     assert [rise.weight_at(epoch) for epoch in (5, 30)] == [0, 1] and rise.threshold_at(50) == 0.80
@@ -163,4 +156,4 @@ def test_the_recipe_is_the_papers() -> None:
 def test_one_structure_is_what_it_takes(clip_setup: FoldSetup) -> None:
     several = DatasetDescription("Toy", labels={"background": 0, "LV": 1, "MYO": 2})
     with pytest.raises(EchoPlanError, match="EchoForgeTrainer segments one structure"):
-        EchoForgeTrainer(replace(clip_setup, description=several))
+        Trainer(find_method("EchoForgeTrainer"), replace(clip_setup, description=several))

@@ -30,10 +30,12 @@ from echoplan.errors import Terminated
 from echoplan.networks import deeplabv3, resnet
 from echoplan.networks.e3sam2 import sam2_parts
 from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.data import Batch
 from echoplan.training.distributed import World
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import TrainingLog, read_metrics
-from echoplan.training.methods import EchoTrainer, trainer_registry
+from echoplan.training.methods import method_registry
+from echoplan.training.metrics import TrainingLog, read_metrics
+from echoplan.training.trainer import Trainer
 
 from .two_processes import in_two
 
@@ -80,12 +82,14 @@ def slim_networks(tiny_sam: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
 
 
-def make_trainer(name: str, setup: FoldSetup, **settings: Any) -> EchoTrainer:
-    kind = trainer_registry()[name]
-    recipe = kind.recipe_class()
+def make_trainer(
+    name: str, setup: FoldSetup, *, resume: bool = False, world: World | None = None, **settings: Any
+) -> Trainer:
+    method = method_registry()[name]
     common = {"epochs": EPOCHS, "iterations_per_epoch": ITERATIONS, "batch_size": 1}
-    unlearned = {"pretrained": False} if hasattr(recipe, "pretrained") else {}
-    return kind(setup, recipe.with_settings({**common, **unlearned, **QUICK.get(name, {}), **settings}), seed=3)
+    unlearned = {"pretrained": False} if hasattr(method.recipe, "pretrained") else {}
+    method = method.with_settings({**common, **unlearned, **QUICK.get(name, {}), **settings})
+    return Trainer(method, setup, seed=3, resume=resume, world=world)
 
 
 def train_until_killed(name: str, setup: FoldSetup) -> None:
@@ -94,8 +98,8 @@ def train_until_killed(name: str, setup: FoldSetup) -> None:
     trainer = make_trainer(name, setup)
     step = trainer.train_step
 
-    def step_and_die(*arguments: Any) -> float:
-        loss = step(*arguments)
+    def step_and_die(batch: Batch) -> float:
+        loss = step(batch)
         if trainer.epoch == KILLED_IN:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss
@@ -104,20 +108,20 @@ def train_until_killed(name: str, setup: FoldSetup) -> None:
     trainer.run_training()
 
 
-def history(trainer: EchoTrainer) -> list[dict[str, Any]]:
+def history(trainer: Trainer) -> list[dict[str, Any]]:
     """The metrics without what depends on the clock."""
     metrics = read_metrics(trainer.setup.folder)
     return [{name: value for name, value in entry.items() if "seconds" not in name} for entry in metrics]
 
 
-def assert_same(one: EchoTrainer, other: EchoTrainer) -> None:
+def assert_same(one: Trainer, other: Trainer) -> None:
     for kind in ("latest", "best", "final"):
         states = [load_checkpoint(trainer.setup.folder / f"checkpoint_{kind}.pth") for trainer in (one, other)]
         assert states[0]["epochs"] == states[1]["epochs"]
         for name, value in states[0]["network"].items():
             assert torch.equal(value, states[1]["network"][name]), f"{kind}: {name}"
     assert history(one) == history(other)
-    mine, theirs = (trainer.optimisation.optimiser.state_dict() for trainer in (one, other))
+    mine, theirs = (trainer.step.optimizer.state_dict() for trainer in (one, other))
     assert mine["param_groups"] == theirs["param_groups"]
     for parameter, remembered in mine["state"].items():
         for name, value in remembered.items():
@@ -132,17 +136,17 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slim_networks")
-@pytest.mark.parametrize("name", sorted(trainer_registry()))
+@pytest.mark.parametrize("name", sorted(method_registry()))
 def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.FixtureRequest) -> None:
-    frames = trainer_registry()[name].needs.frames
+    frames = method_registry()[name].requirements.frames
     setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
     whole = make_trainer(name, setup)
-    own = type(whole.recipe)()
+    own = whole.method.defaults
     for setting in ("optimiser", "momentum", "nesterov", "weight_decay", "gradient_clip"):
         assert getattr(whole.recipe, setting) == getattr(own, setting)
     whole.run_training()
     assert len(history(whole)) == EPOCHS
-    remembered = whole.optimisation.optimiser.state_dict()["state"]
+    remembered = whole.step.optimizer.state_dict()["state"]
     assert {"adam": "exp_avg_sq", "adamw": "exp_avg_sq", "sgd": "momentum_buffer"}[own.optimiser] in remembered[0]
 
     killed_setup = replace(setup, fold=1)
@@ -151,24 +155,23 @@ def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.Fixture
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
-    again = make_trainer(name, killed_setup)
-    again.run_training(resume=True)
+    again = make_trainer(name, killed_setup, resume=True)
+    again.run_training()
     assert again.first_epoch == KILLED_IN
     assert_same(whole, again)
     shutil.rmtree(setup.model_folder)  # pytest would keep hundreds of megabytes a method
 
 
 @pytest.mark.usefixtures("slim_networks")
-@pytest.mark.parametrize("name", sorted(trainer_registry()))
+@pytest.mark.parametrize("name", sorted(method_registry()))
 def test_two_processes_train_together(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    frames = trainer_registry()[name].needs.frames
+    frames = method_registry()[name].requirements.frames
     setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
 
     def train(world: World) -> list[Any]:
-        trainer = make_trainer(name, setup, epochs=1, batch_size=2, augmentation="none")
-        trainer.world = world
+        trainer = make_trainer(name, setup, world=world, epochs=1, batch_size=2, augmentation="none")
         trainer.run_training()
-        assert isinstance(trainer.parallel, DistributedDataParallel)
+        assert isinstance(trainer.model, DistributedDataParallel)
         weights = torch.cat([item.detach().flatten() for item in trainer.network.parameters()])
         return [hashlib.sha256(weights.numpy().tobytes()).hexdigest(), history(trainer)]
 
@@ -177,14 +180,14 @@ def test_two_processes_train_together(name: str, request: pytest.FixtureRequest,
     assert len(metrics) == 1 and np.isfinite(metrics[0]["train_loss"])
 
 
-def rising_unet(setup: FoldSetup) -> EchoTrainer:
+def rising_unet(setup: FoldSetup, *, resume: bool = False) -> Trainer:
     """Two epochs of a U-Net, of which the second always is the better one."""
-    trainer = make_trainer("UNetTrainer", setup, epochs=2)
+    trainer = make_trainer("UNetTrainer", setup, resume=resume, epochs=2)
     trainer.validate_epoch = lambda: 0.5 + 0.1 * trainer.epoch
     return trainer
 
 
-def signalled(trainer: EchoTrainer, hook: str, number: int, sent: signal.Signals) -> None:
+def signalled(trainer: Trainer, hook: str, number: int, sent: signal.Signals) -> None:
     """Train, and get a signal just before the `number`th call of a method."""
     own, calls = getattr(trainer, hook), []
 
@@ -207,9 +210,9 @@ def test_a_training_stopped_between_any_two_of_its_files_goes_on_to_the_bit(
     whole = rising_unet(frame_setup)
     whole.run_training()
     setup = replace(frame_setup, fold=1)
-    signalled(rising_unet(setup), "_save", number, signal.SIGINT)
-    again = rising_unet(setup)
-    again.run_training(resume=(setup.folder / "checkpoint_latest.pth").exists())
+    signalled(rising_unet(setup), "save", number, signal.SIGINT)
+    again = rising_unet(setup, resume=(setup.folder / "checkpoint_latest.pth").exists())
+    again.run_training()
     assert_same(whole, again)
 
 
@@ -222,8 +225,8 @@ def test_a_training_terminated_while_it_validates_saves_at_once(frame_setup: Fol
     assert history(trainer) == []  # the epoch is not over
     state = load_checkpoint(setup.folder / "checkpoint_latest.pth")
     assert state["epochs"] == 0 and state["progress"]["batches"] == ITERATIONS
-    again = make_trainer("UNetTrainer", setup, epochs=2)
-    again.run_training(resume=True)
+    again = make_trainer("UNetTrainer", setup, resume=True, epochs=2)
+    again.run_training()
     assert_same(whole, again)
 
 

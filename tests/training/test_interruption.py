@@ -13,32 +13,35 @@ import torch
 
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.data import Batch
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import EpochMeans, read_metrics
-from echoplan.training.methods import EchoTrainer
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.metrics import MetricAverager, read_metrics
+from echoplan.training.trainer import Trainer
 
 SMALL = {"epochs": 3, "iterations_per_epoch": 4, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}
 
 
-class Recording(UNetTrainer):
-    """A trainer that records something of its own, with a random part."""
+class Recording(UNetMethod):
+    """A method that records something of its own, with a random part."""
 
-    def loss(self, output, batch):
-        self.recorded.add(noise=float(torch.rand(())))
-        return super().loss(output, batch)
-
-
-def make_trainer(setup: FoldSetup, fold: int = 0, **settings: object) -> EchoTrainer:
-    recipe = Recording.recipe_class().with_settings({**SMALL, **settings})
-    return Recording(replace(setup, fold=fold), recipe, seed=1)
+    def loss(self, output, batch, *, epoch, record):
+        record(noise=float(torch.rand(())))
+        return super().loss(output, batch, epoch=epoch, record=record)
 
 
-def weights(trainer: EchoTrainer) -> dict[str, torch.Tensor]:
+def make_trainer(
+    setup: FoldSetup, fold: int = 0, *, processes: int = 0, resume: bool = False, **settings: object
+) -> Trainer:
+    method = Recording().with_settings({**SMALL, **settings})
+    return Trainer(method, replace(setup, fold=fold), seed=1, processes=processes, resume=resume)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")["network"]
 
 
-def history(trainer: EchoTrainer) -> list[dict]:
+def history(trainer: Trainer) -> list[dict]:
     timeless = ("epoch", "train_loss", "val_dice", "noise", "learning_rate")
     return [{name: entry[name] for name in timeless} for entry in read_metrics(trainer.setup.folder)]
 
@@ -50,12 +53,11 @@ def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(
     whole = make_trainer(frame_setup)
     whole.run_training()
 
-    terminated = make_trainer(frame_setup, fold=1)
-    terminated.processes = processes
+    terminated = make_trainer(frame_setup, fold=1, processes=processes)
     step = terminated.train_step
 
-    def terminate_within_the_second_epoch(batch, share):
-        loss = step(batch, share)
+    def terminate_within_the_second_epoch(batch):
+        loss = step(batch)
         if terminated.epoch == 1 and terminated.progress.batches == batches - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
@@ -66,9 +68,8 @@ def test_a_terminated_training_goes_on_from_its_batch_to_the_bit(
         terminated.run_training()
     assert signal.getsignal(signal.SIGTERM) == before
     assert multiprocessing.active_children() == []
-    again = make_trainer(frame_setup, fold=1)
-    again.processes = processes
-    again.run_training(resume=True)
+    again = make_trainer(frame_setup, fold=1, processes=processes, resume=True)
+    again.run_training()
     assert multiprocessing.active_children() == []
     assert again.first_epoch == 1 and history(again) == history(whole)
     for name, value in weights(whole).items():
@@ -80,22 +81,22 @@ def test_a_batch_too_large_for_the_gpu_is_halved_once_and_the_log_says_so(frame_
     whole.run_training()
 
     crowded = make_trainer(frame_setup, fold=1, epochs=1, iterations_per_epoch=1, optimiser="sgd", precision="float32")
-    forward = crowded.forward
+    loss = crowded.step.loss
 
-    def forward_of_two_at_most(batch):
+    def loss_of_two_at_most(batch: Batch) -> torch.Tensor:
         if len(batch["case"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(batch)
+        return loss(batch)
 
-    crowded.forward = forward_of_two_at_most
+    crowded.step.loss = loss_of_two_at_most
     crowded.run_training()
-    assert crowded.accumulation == 2
+    assert crowded.step.accumulation == 2
     log = next(crowded.setup.folder.glob("training_log_*.txt")).read_text()
     assert log.count("out of GPU memory with a batch of 4") == 1
     # The same mean loss and gradient, but for rounding.
     assert history(crowded)[0]["train_loss"] == pytest.approx(history(whole)[0]["train_loss"], abs=1e-6)
-    gradients = [state["momentum_buffer"] for state in crowded.optimisation.optimiser.state_dict()["state"].values()]
-    expected = [state["momentum_buffer"] for state in whole.optimisation.optimiser.state_dict()["state"].values()]
+    gradients = [state["momentum_buffer"] for state in crowded.step.optimizer.state_dict()["state"].values()]
+    expected = [state["momentum_buffer"] for state in whole.step.optimizer.state_dict()["state"].values()]
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-6)
 
 
@@ -105,7 +106,7 @@ def test_a_gpu_too_small_for_half_a_batch_says_what_to_do(frame_setup: FoldSetup
     def always_too_large(batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    trainer.forward = always_too_large
+    trainer.step.loss = always_too_large
     with pytest.raises(EchoPlanError, match=r"too small for 2 sample\(s\).*--gpu_memory_target"):
         trainer.run_training()
 
@@ -124,10 +125,10 @@ def test_a_gpu_too_small_for_the_optimiser_says_what_to_do(
 
 
 def test_means_of_an_epoch_leave_out_steps_without_a_value() -> None:
-    means = EpochMeans()
+    means = MetricAverager()
     means.add(share=0.5, dice=float("nan"))
     means.add(share=1.0)
-    again = EpochMeans()
+    again = MetricAverager()
     again.restore(means.state())
     assert again.take() == means.take() == {"share": 0.75, "dice": None}
     assert means.take() == {}
@@ -137,9 +138,9 @@ def test_checkpoints_of_a_terminated_training_hold_plain_types_only(frame_setup:
     trainer = make_trainer(frame_setup)
     step = trainer.train_step
 
-    def terminate(batch, share):
+    def terminate(batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch, share)
+        return step(batch)
 
     trainer.train_step = terminate
     with pytest.raises(Terminated):

@@ -18,14 +18,15 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import write_json
-from echoplan.training.checkpoint import load_checkpoint
+from echoplan.training.checkpoint import TrainingState, load_checkpoint
 from echoplan.training.commands import train as train_command
-from echoplan.training.data import BatchLoader, SampleReader, frame_samples
+from echoplan.training.data import Batch, BatchLoader, SampleReader, frame_samples
 from echoplan.training.distributed import World, joined, silent
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
-from echoplan.training.methods.unet import UNetTrainer
-from echoplan.training.state import restore_training
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.metrics import read_metrics
+from echoplan.training.resume_check import check_resume
+from echoplan.training.trainer import Trainer
 
 from .two_processes import in_two
 
@@ -86,13 +87,13 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
 # In two processes, forked from this one -----------------------------------------------------------------------------
 
 
-class Crowded(UNetTrainer):
+class Crowded(Trainer):
     """The GPU of the second of two processes is too small for more than `limit` samples, from the second pass on."""
 
     limit, fails_in, passes = 1, "the forward pass", 0
 
-    def loss(self, output: Any, batch: Any) -> torch.Tensor:
-        loss = super().loss(output, batch)
+    def loss(self, batch: Batch) -> torch.Tensor:
+        loss = super().loss(batch)
         self.passes += 1
         if self.world.rank == 1 and self.passes > 1 and len(batch["case"]) > self.limit:
             if self.fails_in == "the forward pass":
@@ -107,10 +108,10 @@ def out_of_memory(_: torch.Tensor) -> None:
 
 def crowded_trainer(setup: FoldSetup, world: World | None = None) -> Crowded:
     settings = {"epochs": 2, "iterations_per_epoch": 2, "base_features": 4, "batch_size": 4, "precision": "float32"}
-    return Crowded(setup, Crowded.recipe_class().with_settings(settings), seed=5, world=world)
+    return Crowded(UNetMethod().with_settings(settings), setup, seed=5, world=world)
 
 
-def weights_of(trainer: UNetTrainer) -> str:
+def weights_of(trainer: Trainer) -> str:
     values = b"".join(value.numpy().tobytes() for value in trainer.network.state_dict().values())
     return hashlib.sha256(values).hexdigest()
 
@@ -127,7 +128,7 @@ def test_both_halve_their_batches_when_one_runs_out_of_memory(
     def train_together(world: World) -> list[Any]:
         trainer = crowded_trainer(setup, world)
         trainer.run_training()
-        return [trainer.accumulation, weights_of(trainer)]
+        return [trainer.step.accumulation, weights_of(trainer)]
 
     first, second = in_two(train_together, tmp_path)
     assert first == second and first[0] == 2
@@ -150,22 +151,22 @@ def test_two_resume_to_the_bit(frame_setup: FoldSetup, tmp_path: Path) -> None:
     """What they rehearse before they go on leaves no trace, with an optimiser that remembers much."""
     settings = {"epochs": 2, "iterations_per_epoch": 2, "base_features": 4, "batch_size": 4, "optimiser": "adamw"}
 
-    def trainer(fold: int, world: World) -> UNetTrainer:
-        recipe = UNetTrainer.recipe_class().with_settings({**settings, "learning_rate": 1e-3})
-        return UNetTrainer(replace(frame_setup, fold=fold), recipe, seed=5, world=world)
+    def trainer(fold: int, world: World, *, resume: bool = False) -> Trainer:
+        method = UNetMethod().with_settings({**settings, "learning_rate": 1e-3})
+        return Trainer(method, replace(frame_setup, fold=fold), seed=5, world=world, resume=resume)
 
     def train_together(world: World) -> list[str]:
-        whole, begun, resumed = trainer(0, world), trainer(1, world), trainer(1, world)
+        whole, begun, resumed = trainer(0, world), trainer(1, world), trainer(1, world, resume=True)
         whole.run_training()
-        begun.on_epoch_end = lambda *about: stop_after(begun, *about)
+        begun.on_epoch_end = lambda dice: stop_after(begun, dice)
         with pytest.raises(Terminated):
             begun.run_training()
-        resumed.run_training(resume=True)
+        resumed.run_training()
         assert resumed.first_epoch == 1
         return [weights_of(whole), weights_of(resumed)]
 
-    def stop_after(trainer: UNetTrainer, epoch: int, dice: float | None) -> None:
-        UNetTrainer.on_epoch_end(trainer, epoch, dice)
+    def stop_after(trainer: Trainer, dice: float | None) -> None:
+        Trainer.on_epoch_end(trainer, dice)
         dist.barrier()  # the leader has written its checkpoint
         raise Terminated
 
@@ -173,20 +174,20 @@ def test_two_resume_to_the_bit(frame_setup: FoldSetup, tmp_path: Path) -> None:
     assert first == second and first[0] == first[1]
 
 
-class Fills(UNetTrainer):
+class Fills(Trainer):
     """Another program fills the second process's GPU when the second step begins."""
 
-    def loss(self, output: Any, batch: Any) -> torch.Tensor:
-        if self.world.rank == 1 and self.rehearsed and self.optimisation.iteration == 1:
+    def loss(self, batch: Batch) -> torch.Tensor:
+        if self.world.rank == 1 and self.check_room.largest and self.step.iteration == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().loss(output, batch)
+        return super().loss(batch)
 
 
 def test_memory_that_becomes_too_small_later_is_an_error_with_a_way_on(frame_setup: FoldSetup, tmp_path: Path) -> None:
     def train_together(world: World) -> str:
         settings = {"epochs": 1, "iterations_per_epoch": 3, "base_features": 4, "batch_size": 4}
         try:
-            Fills(frame_setup, Fills.recipe_class().with_settings(settings), world=world).run_training()
+            Fills(UNetMethod().with_settings(settings), frame_setup, world=world).run_training()
         except RuntimeError as error:  # the first one waits until the second has ended
             return type(error).__name__
         return "trained"
@@ -236,13 +237,12 @@ def test_gradients_are_averaged_but_for_silent_passes(tmp_path: Path) -> None:
 def test_with_batch_normalisation_over_gpus_a_batch_too_large_is_an_error(frame_setup: FoldSetup) -> None:
     """The others wait within their passes: there is no agreeing with them."""
     trainer = crowded_trainer(frame_setup)
-    trainer.on_train_start(resume=False)
-    trainer.network.add_module("synchronised", nn.SyncBatchNorm(1))
-    trainer.world = World(1, 2)
-    trainer.passes, trainer.rehearsed = 1, 4
+    trainer.network.train().add_module("synchronised", nn.SyncBatchNorm(1))
+    trainer.world = trainer.step.world = World(1, 2)
+    trainer.passes, trainer.check_room.largest = 1, 4
     with pytest.raises(EchoPlanError, match=r"2 samples at a time.*--overwrite --set batch_size=2"):
-        trainer.train_step(
-            {"clip": torch.zeros(2, 1, 1, 32, 32), "labels": torch.zeros(2, 1, 32, 32), "case": ["a", "b"]}
+        trainer.step(
+            {"clip": torch.zeros(2, 1, 1, 32, 32), "labels": torch.zeros(2, 1, 32, 32), "case": ["a", "b"]}, 0.5
         )
 
 
@@ -288,9 +288,9 @@ def test_processes_share_each_batch_without_rest(frame_setup: FoldSetup) -> None
 def test_without_torchrun_a_training_is_alone() -> None:
     device = torch.device("cpu")
     with joined({}, device) as (world, own):
-        assert world == World(0, 1) and world.leads and own == device
-    assert World().total(1.5, 2.0, device=device) == [1.5, 2.0]
-    assert World().gather("x") == ["x"] and World().from_leader("x") == "x"
+        assert world == World(0, 1) and world.is_main and own == device
+    assert World().all_reduce(1.5, 2.0, device=device) == [1.5, 2.0]
+    assert World().gather("x") == ["x"] and World().broadcast("x") == "x"
 
 
 def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,10 +301,9 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_resuming_with_other_processes_is_refused(frame_setup: FoldSetup) -> None:
-    recipe = UNetTrainer.recipe_class().with_settings({"epochs": 1, "iterations_per_epoch": 1, "base_features": 4})
-    trainer = UNetTrainer(frame_setup, recipe)
-    trainer.run_training()
-    state = load_checkpoint(trainer.setup.folder / "checkpoint_latest.pth")
-    again = UNetTrainer(frame_setup, recipe, world=World(0, 2))
+    method = UNetMethod().with_settings({"epochs": 1, "iterations_per_epoch": 1, "base_features": 4})
+    Trainer(method, frame_setup).run_training()
+    state, recipe = TrainingState.read(frame_setup.folder / "checkpoint_latest.pth"), method.recipe
+    check_resume(state, frame_setup, recipe, defaults=recipe, seed=0, processes=1)
     with pytest.raises(EchoPlanError, match="number of processes"):
-        restore_training(again, state)
+        check_resume(state, frame_setup, recipe, defaults=recipe, seed=0, processes=2)

@@ -11,15 +11,16 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import read_mask
+from echoplan.networks import build_network
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.plans import Configuration, Plan
 from echoplan.training.boxes import box_of
 from echoplan.training.fold import FoldSetup
-from echoplan.training.methods.sam import SAMTrainer
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods import find_method
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.prompting_commands import compare_prompts
 from echoplan.training.prompts import CasePrompts, prompt_kinds
+from echoplan.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_sam")
 
@@ -33,8 +34,8 @@ def trained(frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> FoldSetu
     plan, own = Plan.read(frame_setup.preprocessed / "EchoPlans.json"), Configuration("SAMTrainer", {}, "frame")
     replace(plan, trainers={"SAMTrainer": own}).write(frame_setup.preprocessed / "EchoPlans.json")
     setup = replace(frame_setup, model_folder=frame_setup.model_folder.with_name("SAMTrainer__EchoPlans__frame"))
-    recipe = SAMTrainer.recipe_class().with_settings({"epochs": 1, "pretrained": False, "encoder_size": 32})
-    SAMTrainer(setup, recipe).run_training()
+    method = find_method("SAMTrainer").with_settings({"epochs": 1, "pretrained": False, "encoder_size": 32})
+    Trainer(method, setup).run_training()
     return setup
 
 
@@ -71,11 +72,11 @@ def test_sam_is_compared_with_its_own_boxes_those_of_labels_and_those_near(
 
 def test_a_network_that_takes_no_prompts_is_told_so() -> None:
     with pytest.raises(EchoPlanError, match=r"FrameUNet takes no prompts.*SAMTrainer"):
-        prompt_kinds(UNetTrainer.build_network(size=(32, 32), classes=1, settings={"base_features": 4}))
+        prompt_kinds(build_network("unet", size=(32, 32), base_features=4))
 
 
 def test_boxes_are_not_for_flipped_frames() -> None:
-    network = UNetTrainer.build_network(size=(32, 32), classes=1, settings={"base_features": 4})
+    network = build_network("unet", size=(32, 32), base_features=4)
     with pytest.raises(ValueError, match="not for flipped ones"):
         segment_clip(
             network, torch.zeros(2, 32, 32), window=1, classes=1, mirror_axes=["horizontal"], prompts=torch.zeros(2, 4)

@@ -20,7 +20,7 @@ from echoplan.training import torchrun
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
+from echoplan.training.metrics import read_metrics
 from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, results_table, train_task
 from echoplan.training.train_fold import FoldJob, validation_dice
 
@@ -30,25 +30,34 @@ SETTINGS = (
     "--set", "augmentation=light", "-np", "0", "--device", "cpu", "--seed", "5",
 )  # fmt: skip
 
+# Each of these files changes the training of its method alone. It may be imported more than once.
+
 # Reads, in its second step of the second epoch, from a file named after its fold how it is struck.
 STRUCK = """
 import os
 import signal
 from pathlib import Path
 
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.trainer import Trainer
 
 
-class Struck(UNetTrainer):
-    def train_step(self, batch, share=1.0):
-        blow = Path(__file__).with_name(f"blow{self.setup.fold}")
-        if self.epoch == 1 and self.progress.batches == 1 and blow.exists():
-            kind = blow.read_text()
-            if kind == "raise":
-                raise ValueError("struck")
-            blow.unlink()
-            os.kill(os.getpid(), signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
-        return super().train_step(batch, share)
+class Struck(UNetMethod):
+    pass
+
+
+def step_or_blow(self, batch, step=Trainer.train_step):
+    blow = Path(__file__).with_name(f"blow{self.setup.fold}")
+    if self.method.name == "Struck" and self.epoch == 1 and self.progress.batches == 1 and blow.exists():
+        kind = blow.read_text()
+        if kind == "raise":
+            raise ValueError("struck")
+        blow.unlink()
+        os.kill(os.getpid(), signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
+    return step(self, batch)
+
+
+Trainer.train_step = step_or_blow
 """
 
 # Writes down what it trains with; its second process dies once, in the second epoch.
@@ -57,22 +66,30 @@ import os
 import signal
 from pathlib import Path
 
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.trainer import Trainer
 
 
-class Wrapped(UNetTrainer):
-    def train_step(self, batch, share=1.0):
-        blow = Path(__file__).with_name("blow")
-        if self.epoch == 1 and self.world.rank == 1 and blow.exists():
-            blow.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().train_step(batch, share)
+class Wrapped(UNetMethod):
+    pass
 
-    def on_train_end(self):
-        super().on_train_end()
-        if self.world.leads:
-            below = [name for name in ("RAY_RAYLET_PID", "TORCHELASTIC_RUN_ID") if name in os.environ]
-            (self.setup.folder / "wrapper").write_text(" ".join([type(self.parallel).__name__, *below]))
+
+def step_or_blow(self, batch, step=Trainer.train_step):
+    blow = Path(__file__).with_name("blow")
+    if self.method.name == "Wrapped" and self.epoch == 1 and self.world.rank == 1 and blow.exists():
+        blow.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+
+def end_and_tell(self, end=Trainer.on_train_end):
+    end(self)
+    if self.method.name == "Wrapped" and self.world.is_main:
+        below = [name for name in ("RAY_RAYLET_PID", "TORCHELASTIC_RUN_ID") if name in os.environ]
+        (self.setup.folder / "wrapper").write_text(" ".join([type(self.model).__name__, *below]))
+
+
+Trainer.train_step, Trainer.on_train_end = step_or_blow, end_and_tell
 """
 
 # Waits in its second epoch until it may go on.
@@ -80,14 +97,21 @@ HELD = """
 import time
 from pathlib import Path
 
-from echoplan.training.methods.unet import UNetTrainer
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.trainer import Trainer
 
 
-class Held(UNetTrainer):
-    def train_step(self, batch, share=1.0):
-        while self.epoch == 1 and not Path(__file__).with_name("go").exists():
-            time.sleep(0.1)
-        return super().train_step(batch, share)
+class Held(UNetMethod):
+    pass
+
+
+def wait_and_step(self, batch, step=Trainer.train_step):
+    while self.method.name == "Held" and self.epoch == 1 and not Path(__file__).with_name("go").exists():
+        time.sleep(0.1)
+    return step(self, batch)
+
+
+Trainer.train_step = wait_and_step
 """
 
 

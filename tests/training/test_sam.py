@@ -15,29 +15,29 @@ from echoplan.networks import ClipOutput
 from echoplan.networks.complexity import count_parameters
 from echoplan.training.boxes import boxes_of_labels
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
-from echoplan.training.methods import trainer_registry
-from echoplan.training.methods.sam import MedSAMTrainer, SAMRecipe, SAMTrainer
-from echoplan.training.optimisation import Optimisation, poly_rate
+from echoplan.training.methods import find_method
+from echoplan.training.methods.sam import SAMMethod, SAMRecipe
+from echoplan.training.metrics import read_metrics
+from echoplan.training.step import TrainStep, poly_rate
+from echoplan.training.trainer import Trainer
 from echoplan.training.validation import validate_fold
 
 
-def make_trainer(setup: FoldSetup, kind: type = SAMTrainer, **settings: object) -> SAMTrainer:
+def make_trainer(setup: FoldSetup, **settings: object) -> Trainer:
     small = {"epochs": 2, "pretrained": False, "encoder_size": 32}
-    recipe = kind.recipe_class().with_settings({**small, **settings})
-    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__frame")
-    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+    folder = setup.model_folder.with_name("SAMTrainer__EchoPlans__frame")
+    method = find_method("SAMTrainer").with_settings({**small, **settings})
+    return Trainer(method, replace(setup, model_folder=folder), seed=1)
 
 
-def started(setup: FoldSetup, **settings: object) -> tuple[SAMTrainer, dict[str, Any]]:
+def started(setup: FoldSetup, **settings: object) -> tuple[Trainer, dict[str, Any]]:
     trainer = make_trainer(setup, **settings)
-    trainer.on_train_start(resume=False)
-    trainer.network.train()
+    trainer.on_epoch_start(0)
     return trainer, next(iter(trainer.training_batches.epoch(0)))
 
 
 def test_the_recipe_is_the_papers() -> None:
-    recipe, needs = SAMRecipe(), SAMTrainer.needs
+    recipe, needs = SAMRecipe(), SAMMethod.requirements
     assert (recipe.epochs, recipe.optimiser, recipe.weight_decay, recipe.augmentation) == (27, "adam", 0.0, "none")
     assert (needs.learning_rate, recipe.final_learning_rate, needs.batch_size) == (2e-5, 3e-6, 8)
     assert (needs.paper_size, recipe.network.encoder_size, recipe.network.encoder) == (112, 1024, "vit_b")
@@ -46,14 +46,13 @@ def test_the_recipe_is_the_papers() -> None:
     assert SAMRecipe(pretrained=False).network_settings().trainable == "all"
     chosen = SAMRecipe().with_settings({"pretrained": False, "trainable": "all_but_prompt_encoder"})
     assert chosen.network_settings().trainable == "all_but_prompt_encoder"
-    assert {"SAMTrainer", "MedSAMTrainer"} <= trainer_registry().keys()
 
 
-@pytest.mark.parametrize(("kind", "model"), [(SAMTrainer, "sam"), (MedSAMTrainer, "medsam")])
-def test_the_network_is_sam_vit_b(kind: type, model: str) -> None:
+@pytest.mark.parametrize(("name", "model"), [("SAMTrainer", "sam"), ("MedSAMTrainer", "medsam")])
+def test_the_network_is_sam_vit_b(name: str, model: str) -> None:
     """MedSAM's authors count 93,735,472 parameters in it."""
     with torch.device("meta"):
-        network = kind.build_network(size=(112, 112), classes=1)
+        network = find_method(name).build_network(size=(112, 112), classes=1)
     assert network.model == model and network.encoder_size == 1024
     assert count_parameters(network) - count_parameters(network.locator) == 93_735_472
 
@@ -67,19 +66,25 @@ def test_the_rate_falls_in_a_straight_line_to_its_end() -> None:
 
 @pytest.mark.usefixtures("tiny_sam")
 def test_the_locator_has_a_rate_of_its_own() -> None:
-    recipe = SAMRecipe().with_settings({"pretrained": False, "encoder_size": 32})
-    network = SAMTrainer.build_network(size=(32, 32), classes=1, settings=recipe.to_dict())
-    optimisation = Optimisation(network, recipe, learning_rate=2e-5, iterations=11, device=torch.device("cpu"))
+    method = SAMMethod().with_settings({"pretrained": False, "encoder_size": 32})
+    network = method.build_network(size=(32, 32), classes=1)
+    step = TrainStep(
+        network,
+        method.recipe,
+        lambda _: sum(p.sum() for p in network.parameters() if p.requires_grad),
+        learning_rate=2e-5,
+        iterations=11,
+        device=torch.device("cpu"),
+    )
     rates = []
     for _ in range(11):
-        optimisation.gradient([(1.0, lambda: sum(p.sum() for p in network.parameters() if p.requires_grad))])
-        optimisation.move()
-        rates.append([group["lr"] for group in optimisation.optimiser.param_groups])
+        step({"case": ["a"]})
+        rates.append([group["lr"] for group in step.optimizer.param_groups])
     assert rates[0] == pytest.approx([2e-5, 1e-3]) and rates[-1] == pytest.approx([3e-6, 1.5e-4])
-    assert optimisation.rate == pytest.approx(3e-6)
-    groups = [{id(p) for p in group["params"]} for group in optimisation.optimiser.param_groups]
+    assert step.rate == pytest.approx(3e-6)
+    groups = [{id(p) for p in group["params"]} for group in step.optimizer.param_groups]
     assert groups[1] == {id(p) for p in network.locator.parameters()}
-    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == len(optimisation.parameters)
+    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == len(step.parameters)
 
 
 @pytest.mark.usefixtures("tiny_sam")
@@ -90,7 +95,7 @@ def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
     told: list[tuple[Tensor, ...]] = []
     trainer.model = lambda *arguments: told.append(arguments) or trainer.network(*arguments)
     torch.manual_seed(5)
-    trainer.loss(trainer.forward(batch), batch).backward()
+    trainer.loss(batch).backward()
     truth = boxes_of_labels(batch["labels"])
     if kind == "automatic":
         assert len(told[0]) == 1
@@ -106,8 +111,7 @@ def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny_sam")
-def test_the_loss_is_dice_and_cross_entropy_of_mask_and_locator(frame_setup: FoldSetup) -> None:
-    trainer = make_trainer(frame_setup)
+def test_the_loss_is_dice_and_cross_entropy_of_mask_and_locator() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 1, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     labels[0, 0, 2:6, 3:7] = 1
@@ -120,9 +124,12 @@ def test_the_loss_is_dice_and_cross_entropy_of_mask_and_locator(frame_setup: Fol
 
     expected = by_hand(logits, labels) + by_hand(found, labels[..., 1::2, 1::2])
     output = ClipOutput(logits, {"locator": found})
-    torch.testing.assert_close(trainer.loss(output, {"labels": labels}), expected, atol=1e-5, rtol=1e-5)
-    unlabelled = torch.full_like(labels, 255)
-    assert trainer.loss(output, {"labels": unlabelled}) == 0
+
+    def loss(labels: Tensor) -> Tensor:
+        return SAMMethod().loss(output, {"labels": labels}, epoch=0, record=lambda **_: None)
+
+    torch.testing.assert_close(loss(labels), expected, atol=1e-5, rtol=1e-5)
+    assert loss(torch.full_like(labels, 255)) == 0
 
 
 @pytest.mark.usefixtures("tiny_sam")
@@ -153,12 +160,11 @@ def test_one_command_trains_both_stages_and_validation_needs_no_box(
 def test_frozen_parts_stay_as_they_are(frame_setup: FoldSetup) -> None:
     trainer, batch = started(frame_setup, trainable="decoder", training_boxes="truth")
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
-    trainer.train_step(batch)
+    trainer.step(batch)
     moved = {
         name.split(".")[0] for name, value in trainer.network.state_dict().items() if (value != before[name]).any()
     }
     assert moved == {"mask_decoder", "locator"}
-    trainer.log.close()
 
 
 @pytest.mark.parametrize(
@@ -177,4 +183,4 @@ def test_faulty_settings_are_refused(settings: dict[str, object], message: str) 
 def test_several_structures_are_refused(frame_setup: FoldSetup) -> None:
     several = replace(frame_setup.description, labels={"background": 0, "LV": 1, "LA": 2})
     with pytest.raises(EchoPlanError, match="SAMTrainer segments one structure"):
-        SAMTrainer(replace(frame_setup, description=several))
+        Trainer(find_method("SAMTrainer"), replace(frame_setup, description=several))

@@ -12,31 +12,31 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_mask
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
-from echoplan.training.log import read_metrics
-from echoplan.training.methods import find_trainer, trainer_registry
-from echoplan.training.methods.pkechonet import PKEchoNetR18Trainer
-from echoplan.training.methods.unet import UNet2DtTrainer, UNetTrainer
+from echoplan.training.methods import find_method, method_registry
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.metrics import read_metrics
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.optimisation import choose_precision, poly_rate
 from echoplan.training.recipe import Recipe
+from echoplan.training.step import choose_precision, poly_rate
+from echoplan.training.trainer import Trainer
 from echoplan.training.validation import validate_fold
 
 SMALL_UNET = {"epochs": 4, "iterations_per_epoch": 5, "base_features": 4, "optimiser": "adamw", "learning_rate": 5e-3}
 SMALL = {
-    UNetTrainer: SMALL_UNET,
-    UNet2DtTrainer: {**SMALL_UNET, "epochs": 3, "iterations_per_epoch": 4},
-    PKEchoNetR18Trainer: {"epochs": 3, "pretrained": False},
+    "UNetTrainer": SMALL_UNET,
+    "UNet2DtTrainer": {**SMALL_UNET, "epochs": 3, "iterations_per_epoch": 4},
+    "PKEchoNetR18Trainer": {"epochs": 3, "pretrained": False},
 }
 
 
-def make_trainer(kind: type, setup: FoldSetup, **settings: object):
-    recipe = kind.recipe_class().with_settings({**SMALL[kind], **settings})
-    folder = setup.model_folder.with_name(f"{kind.__name__}__EchoPlans__{setup.plan.configuration}")
-    return kind(replace(setup, model_folder=folder), recipe, seed=1)
+def make_trainer(name: str, setup: FoldSetup, *, resume: bool = False, **settings: object) -> Trainer:
+    method = find_method(name).with_settings({**SMALL[name], **settings})
+    folder = setup.model_folder.with_name(f"{name}__EchoPlans__{setup.plan.configuration}")
+    return Trainer(method, replace(setup, model_folder=folder), seed=1, resume=resume)
 
 
 def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: FoldSetup) -> None:
-    trainer = make_trainer(UNetTrainer, frame_setup, epochs=8, iterations_per_epoch=8)
+    trainer = make_trainer("UNetTrainer", frame_setup, epochs=8, iterations_per_epoch=8)
     trainer.run_training()
     folder = trainer.setup.folder
     metrics = read_metrics(folder)
@@ -51,45 +51,42 @@ def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: Fol
 
 
 def test_resuming_with_other_settings_is_refused(frame_setup: FoldSetup) -> None:
-    make_trainer(UNetTrainer, frame_setup, epochs=1).run_training()
+    make_trainer("UNetTrainer", frame_setup, epochs=1).run_training()
     with pytest.raises(EchoPlanError, match=r"other settings: epochs"):
-        make_trainer(UNetTrainer, frame_setup, epochs=2).run_training(resume=True)
+        make_trainer("UNetTrainer", frame_setup, resume=True, epochs=2).run_training()
 
 
 def test_unlabelled_frames_give_no_gradient(clip_setup: FoldSetup) -> None:
-    trainer = make_trainer(PKEchoNetR18Trainer, clip_setup)
-    network = trainer.build_network(size=(32, 32), classes=1, settings=trainer.recipe.to_dict()).train()
+    trainer = make_trainer("PKEchoNetR18Trainer", clip_setup)
+    network = trainer.network.train()
     labels = torch.full((2, 4, 32, 32), 255, dtype=torch.uint8)
     batch = {"clip": torch.randn(2, 4, 1, 32, 32), "labels": labels, "distance": torch.zeros(2, 4, 32, 32)}
-    trainer.network = trainer.model = network
-    trainer.loss(trainer.forward(batch), batch).backward()
+    trainer.loss(batch).backward()
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
 def test_pkechonet_is_supervised_at_every_refinement_stage(clip_setup: FoldSetup) -> None:
-    trainer = make_trainer(PKEchoNetR18Trainer, clip_setup)
-    trainer.network = trainer.model = trainer.build_network(
-        size=(32, 32), classes=1, settings=trainer.recipe.to_dict()
-    ).train()
-    batch = next(iter(trainer.build_loader(clip_setup.train, training=True).epoch(0)))
-    output = trainer.forward(batch)
+    trainer = make_trainer("PKEchoNetR18Trainer", clip_setup)
+    batch = next(iter(trainer.training_batches.epoch(0)))
+    output = trainer.method.forward(trainer.network.train(), batch)
     assert len(output.auxiliary["stages"]) == 3  # P0 to P2; the logits are P3
-    whole = trainer.loss(output, batch)
-    without = trainer.loss(type(output)(output.logits, {"stages": output.auxiliary["stages"][1:]}), batch)
+    watch = {"epoch": 0, "record": trainer.metrics.add}
+    whole = trainer.method.loss(output, batch, **watch)
+    fewer = type(output)(output.logits, {"stages": output.auxiliary["stages"][1:]})
+    without = trainer.method.loss(fewer, batch, **watch)
     assert whole.item() != pytest.approx(without.item(), abs=1e-4)
 
 
 def test_the_space_time_unet_trains_on_windows_and_is_watched_on_clips(clip_setup: FoldSetup) -> None:
-    trainer = make_trainer(UNet2DtTrainer, clip_setup)
-    training = trainer.build_loader(clip_setup.train, training=True).samples
-    watched = trainer.build_loader(clip_setup.val, training=False).samples
+    trainer = make_trainer("UNet2DtTrainer", clip_setup)
+    training, watched = trainer.training_batches.samples, trainer.validation_batches.samples
     assert len(training) == 3 * 2 * 4  # cases, labelled frames, places in a window
     assert [sample.frames for sample in watched] == [(0, 2, 3, 5)]
 
 
 def test_validation_never_sees_a_label(frame_setup: FoldSetup) -> None:
     """The same fold with its validation labels falsified must give the same masks."""
-    trainer = make_trainer(UNetTrainer, frame_setup, epochs=2)
+    trainer = make_trainer("UNetTrainer", frame_setup, epochs=2)
     trainer.run_training()
     model = ModelFolder.read(trainer.setup.model_folder)
     network = model.load_network(0)
@@ -111,7 +108,7 @@ def test_validation_never_sees_a_label(frame_setup: FoldSetup) -> None:
 
 
 def test_the_model_folder_finds_folds_and_rebuilds_the_network(frame_setup: FoldSetup) -> None:
-    trainer = make_trainer(UNetTrainer, frame_setup, epochs=1)
+    trainer = make_trainer("UNetTrainer", frame_setup, epochs=1)
     trainer.run_training()
     model = ModelFolder.read(trainer.setup.model_folder)
     assert model.folds() == (0,) and model.trainer == "UNetTrainer" and model.window == 1
@@ -138,16 +135,16 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path) -> None:
 
 
 def test_a_trainer_for_one_structure_says_so(frame_setup: FoldSetup) -> None:
-    class OneStructure(UNetTrainer):
-        needs = replace(UNetTrainer.needs, multi_structure=False)
+    class OneStructure(UNetMethod):
+        requirements = replace(UNetMethod.requirements, multi_structure=False)
 
     several = DatasetDescription("Toy", labels={"background": 0, "LV": 1, "MYO": 2})
     with pytest.raises(EchoPlanError, match=r"OneStructure segments one structure.*--structures lv"):
-        OneStructure(replace(frame_setup, description=several))
+        Trainer(OneStructure(), replace(frame_setup, description=several))
 
 
 def test_settings_are_checked_and_near_names_offered() -> None:
-    recipe = UNetTrainer.recipe_class()
+    recipe = UNetMethod().recipe
     with pytest.raises(EchoPlanError, match="did you mean learning_rate"):
         recipe.with_settings({"learnin_rate": 1e-3})
     for settings in ({"epochs": "many"}, {"epochs": True}, {"optimiser": "rmsprop"}, {"epochs": 0}):
@@ -166,9 +163,9 @@ def test_settings_of_a_recipe_without_postponed_annotations_are_checked_too() ->
         recipe.with_settings({"width": "wide"})
 
 
-@pytest.mark.parametrize("name", sorted(trainer_registry()))
+@pytest.mark.parametrize("name", sorted(method_registry()))
 def test_the_networks_settings_are_among_the_recipes_own(name: str) -> None:
-    recipe = trainer_registry()[name].recipe_class()
+    recipe = method_registry()[name].recipe
     flat, of_network = recipe.to_dict(), asdict(recipe.network)
     assert of_network and of_network.items() <= flat.items()
     assert len(flat) == len(fields(recipe)) - 1 + len(of_network)  # no name means two things
@@ -178,10 +175,11 @@ def test_the_networks_settings_are_among_the_recipes_own(name: str) -> None:
 
 
 def test_the_recipes_are_the_papers() -> None:
-    unet, pkecho = UNetTrainer.recipe_class(), PKEchoNetR18Trainer.recipe_class()
+    unet, method = find_method("UNetTrainer").recipe, find_method("PKEchoNetR18Trainer")
+    pkecho = method.recipe
     assert (unet.epochs, unet.iterations_per_epoch, unet.optimiser, unet.momentum) == (1000, 250, "sgd", 0.99)
     assert (pkecho.epochs, pkecho.optimiser, pkecho.poly_power, pkecho.network.stages) == (50, "adam", 0.9, 3)
-    assert PKEchoNetR18Trainer.needs.batch_size == 8 and PKEchoNetR18Trainer.needs.learning_rate == 1e-3
+    assert method.requirements.batch_size == 8 and method.requirements.learning_rate == 1e-3
 
 
 def test_poly_schedule() -> None:
@@ -191,27 +189,27 @@ def test_poly_schedule() -> None:
 
 
 def test_trainers_are_found_by_name_and_by_file(tmp_path) -> None:
-    assert {"UNetTrainer", "UNet2DtTrainer", "PKEchoNetTrainer", "PKEchoNetR18Trainer"} <= trainer_registry().keys()
+    assert {"UNetTrainer", "UNet2DtTrainer", "PKEchoNetTrainer", "PKEchoNetR18Trainer"} <= method_registry().keys()
     with pytest.raises(EchoPlanError, match=r"did you mean .*PKEchoNetTrainer"):
-        find_trainer("PkEchoNetTrainer")
+        find_method("PkEchoNetTrainer")
     own = tmp_path / "mine.py"
     own.write_text(
-        "from echoplan.training.methods.unet import UNetTrainer\n\nclass Mine(UNetTrainer):\n    '''Mine.'''\n"
+        "from echoplan.training.methods.unet import UNetMethod\n\nclass Mine(UNetMethod):\n    '''Mine.'''\n"
     )
-    assert issubclass(find_trainer(f"{own}:Mine"), UNetTrainer)
+    assert isinstance(find_method(f"{own}:Mine"), UNetMethod)
     for spec in (f"{own}:Other", f"{tmp_path / 'none.py'}:Mine"):
         with pytest.raises(EchoPlanError):
-            find_trainer(spec)
+            find_method(spec)
     own.write_text("class Mine:\n    pass\n")
     with pytest.raises(EchoPlanError, match="is no trainer"):
-        find_trainer(f"{own}:Mine")
+        find_method(f"{own}:Mine")
     own.write_text("import nothing_of_that_name\n")
     with pytest.raises(EchoPlanError, match="fails on import"):
-        find_trainer(f"{own}:Mine")
+        find_method(f"{own}:Mine")
 
 
 def test_three_dimensional_convolutions_train_in_float32_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echoplan.training.optimisation.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("echoplan.training.step.fast_dtype", lambda device: torch.bfloat16)
     flat, deep = torch.nn.Conv2d(1, 1, 3), torch.nn.Sequential(torch.nn.Conv3d(1, 1, 3))
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_precision("auto", cpu, deep) == torch.float32

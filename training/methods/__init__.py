@@ -1,6 +1,6 @@
-"""The trainers: one class a method, found by name."""
+"""The published methods: one class each, found by the name that `-tr` takes."""
 
-from .base import EchoTrainer
-from .registry import find_trainer, trainer_registry
+from .method import Method, Record
+from .registry import find_method, method_registry
 
-__all__ = ["EchoTrainer", "find_trainer", "trainer_registry"]
+__all__ = ["Method", "Record", "find_method", "method_registry"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
@@ -15,8 +15,8 @@ from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
 from ..data import Batch
 from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
 from ..prompts import LABEL_KINDS, draw_prompts
-from ..recipe import Recipe, TrainerNeeds
-from .base import EchoTrainer
+from ..recipe import MethodRequirements, Recipe
+from .method import Method, Record
 
 
 @dataclass(frozen=True)
@@ -85,33 +85,27 @@ class E3SAM2Recipe(SAM2Recipe):
     network: E3SAM2Settings = field(default_factory=E3SAM2Settings)
 
 
-@dataclass(frozen=True)
-class E3SAM2SmallRecipe(E3SAM2Recipe):
-    """The same on the small trunk."""
-
-    network: E3SAM2Settings = field(default_factory=lambda: E3SAM2Settings(variant="small"))
+SAM2RecipeT = TypeVar("SAM2RecipeT", bound=SAM2Recipe)
 
 
-class SAM2Trainer(EchoTrainer):
-    """Plain SAM 2.1, fine-tuned with the data and prompts of E3SAM2: the baseline of its table 3."""
+class SAM2Family(Method[SAM2RecipeT]):
+    """SAM 2.1, fine-tuned with the data and prompts of E3SAM2."""
 
     configuration: ClassVar[str] = "clip"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, square=True, multi_structure=False
     )
-    recipe_class: ClassVar[type[Recipe]] = SAM2Recipe
-    network_name: ClassVar[str] = "sam2"
 
-    def forward(self, batch: Batch) -> ClipOutput:
+    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
         """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
         prompts = draw_prompts(batch["labels"], automatic=self.recipe.network.prompt, shares=self.recipe.label_shares)
-        return self.model(batch["clip"], prompts)
+        return network(batch["clip"], prompts)
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 8, and what keeps SAM2's own heads and the coarse head in training; means over frames throughout."""
         total = torch.zeros((), device=output.logits.device)
         for name, (weight, value) in self.terms(output, batch["labels"]).items():
-            self.recorded.add(**{f"loss_{name}": value})
+            record(**{f"loss_{name}": value})
             total = total + weight * value
         return total
 
@@ -127,10 +121,17 @@ class SAM2Trainer(EchoTrainer):
         }
 
 
-class E3SAM2Trainer(SAM2Trainer):
-    """E3SAM2 on SAM 2.1 tiny."""
+class SAM2Method(SAM2Family[SAM2Recipe]):
+    """Plain SAM 2.1: the baseline of E3SAM2's table 3."""
 
-    recipe_class: ClassVar[type[Recipe]] = E3SAM2Recipe
+    recipe_class = SAM2Recipe
+    network_name: ClassVar[str] = "sam2"
+
+
+class E3SAM2Method(SAM2Family[E3SAM2Recipe]):
+    """E3SAM2 on SAM 2.1."""
+
+    recipe_class = E3SAM2Recipe
     network_name: ClassVar[str] = "e3sam2"
 
     def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
@@ -141,9 +142,3 @@ class E3SAM2Trainer(SAM2Trainer):
         if recipe.network.edge_supervision:
             terms["edges"] = recipe.edge_weight, edge_loss(output.auxiliary["edges"], labels)
         return terms
-
-
-class E3SAM2SmallTrainer(E3SAM2Trainer):
-    """E3SAM2 on SAM 2.1 small."""
-
-    recipe_class: ClassVar[type[Recipe]] = E3SAM2SmallRecipe

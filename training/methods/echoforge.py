@@ -1,4 +1,4 @@
-"""EchoForgeTrainer: EchoForge (Fang et al.), which learns from unlabelled frames as well."""
+"""EchoForgeTrainer of `-tr`: EchoForge (Fang et al.), which learns from unlabelled frames as well."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from echoplan.networks import ClipOutput
 from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
-from ..recipe import Recipe, TrainerNeeds
+from ..recipe import MethodRequirements, Recipe
 from ..semi_supervision import FlameRise, confident_share, hidden_dice, pseudo_labels
-from .base import EchoTrainer
+from .method import Method, Record
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class EchoForgeRecipe(Recipe):
         )
 
 
-class EchoForgeTrainer(EchoTrainer):
+class EchoForgeMethod(Method[EchoForgeRecipe]):
     """EchoForge with ResNet-50: labels where they are, reforged pseudo-labels where they are not."""
 
     configuration: ClassVar[str] = "clip"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, multi_structure=False
     )
-    recipe_class: ClassVar[type[Recipe]] = EchoForgeRecipe
+    recipe_class = EchoForgeRecipe
     network_name: ClassVar[str] = "echoforge"
 
     @cached_property
@@ -77,11 +77,11 @@ class EchoForgeTrainer(EchoTrainer):
         """The pseudo-labels' weight and threshold over the epochs."""
         return self.recipe.schedule()
 
-    def forward(self, batch: Batch) -> ClipOutput:
+    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
         """In training, labelled frames with their masks may serve as reference, so the network gets them too."""
-        return self.model(batch["clip"], batch["labels"])
+        return network(batch["clip"], batch["labels"])
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 9: BCE and Dice on labelled frames, and lambda times the same on confident pseudo-labels.
 
         Supervised are the answer, the mean over the query layers before it, the anchors' map, and the labelled frames'
@@ -96,20 +96,19 @@ class EchoForgeTrainer(EchoTrainer):
             return total
         frames = auxiliary["reforged_frames"][..., None, None].expand(-1, -1, *labels.shape[2:])
         total = total + _supervised(auxiliary["reforged"], labels.gather(1, frames))
-        return total + self._unsupervised(output, batch)
+        return total + self._unsupervised(output, batch, epoch=epoch, record=record)
 
-    def _unsupervised(self, output: ClipOutput, batch: Batch) -> Tensor | float:
+    def _unsupervised(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor | float:
         """lambda(e) L_U: the answer against the confident pixels of the reforged masks."""
-        epoch = self.epoch + 1
-        weight, threshold = self.schedule.weight_at(epoch), self.schedule.threshold_at(epoch)
+        weight, threshold = self.schedule.weight_at(epoch + 1), self.schedule.threshold_at(epoch + 1)
         probabilities = output.auxiliary["pseudo"]
         pseudo = pseudo_labels(probabilities, batch["labels"], threshold=threshold)
         share = confident_share(pseudo, batch["labels"])
-        self.recorded.add(**{"lambda": weight, "tau": threshold}, confident_share=share)
+        record(**{"lambda": weight, "tau": threshold}, confident_share=share)
         if "hidden" in batch:
             reforged = hidden_dice(probabilities, batch["hidden"])
             answered = hidden_dice(output.logits.detach().sigmoid(), batch["hidden"])
-            self.recorded.add(pseudo_label_dice=reforged, hidden_dice=answered)
+            record(pseudo_label_dice=reforged, hidden_dice=answered)
         return weight * dice_ce_loss(output.logits, pseudo) if weight else 0.0
 
 

@@ -1,4 +1,4 @@
-"""EchoNetTrainer: the segmentation of EchoNet-Dynamic (Ouyang et al., Nature 2020)."""
+"""EchoNetTrainer of `-tr`: the segmentation of EchoNet-Dynamic (Ouyang et al., Nature 2020)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from echoplan.networks.deeplabv3 import DeepLabV3Settings
 
 from ..data import Batch
 from ..losses import cross_entropy_loss
-from ..recipe import Recipe, TrainerNeeds
-from .base import EchoTrainer
+from ..recipe import MethodRequirements, Recipe
+from .method import Method, Record
 
 _BATCH, _SIDE = 20, 112
 
@@ -43,7 +43,7 @@ class EchoNetRecipe(Recipe):
     network: DeepLabV3Settings = field(default_factory=DeepLabV3Settings)
 
 
-class EchoNetTrainer(EchoTrainer):
+class EchoNetMethod(Method[EchoNetRecipe]):
     """DeepLabV3 with ResNet-50 on single frames.
 
     The authors' step takes 20 videos: their 20 end-diastolic frames, then their 20 end-systolic ones, and half the sum
@@ -52,14 +52,14 @@ class EchoNetTrainer(EchoTrainer):
     """
 
     configuration: ClassVar[str] = "frame"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
     )
-    recipe_class: ClassVar[type[Recipe]] = EchoNetRecipe
+    recipe_class = EchoNetRecipe
     network_name: ClassVar[str] = "deeplabv3"
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """The cross-entropy, summed as the authors do (`loss_scale`); "cross_entropy" in the log is a pixel's mean."""
         mean = cross_entropy_loss(output.logits, batch["labels"])
-        self.recorded.add(cross_entropy=mean)
+        record(cross_entropy=mean)
         return self.recipe.loss_scale * mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -14,8 +14,8 @@ from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 
 from ..data import Batch
 from ..losses import boundary_loss, signed_distance_maps, soft_dice_loss
-from ..recipe import Recipe, TrainerNeeds
-from .base import EchoTrainer
+from ..recipe import MethodRequirements, Recipe
+from .method import Method, Record, Targets
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,21 @@ class PKEchoNetRecipe(Recipe):
     network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet50"))
 
 
-@dataclass(frozen=True)
-class PKEchoNetR34Recipe(PKEchoNetRecipe):
-    """The same on ResNet-34."""
-
-    network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet34"))
-
-
-@dataclass(frozen=True)
-class PKEchoNetR18Recipe(PKEchoNetRecipe):
-    """The same on ResNet-18."""
-
-    network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet18"))
-
-
-class PKEchoNetTrainer(EchoTrainer):
-    """PKEcho-Net with ResNet-50."""
+class PKEchoNetMethod(Method[PKEchoNetRecipe]):
+    """PKEcho-Net."""
 
     configuration: ClassVar[str] = "clip"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=8, learning_rate=1e-3, frames=10, paper_size=320, square=True
     )
-    recipe_class: ClassVar[type[Recipe]] = PKEchoNetRecipe
+    recipe_class = PKEchoNetRecipe
     network_name: ClassVar[str] = "pkechonet"
 
-    def finish_sample(self) -> Any:
+    def extra_targets(self, classes: int) -> Targets:
         """The signed distance maps of the boundary loss, made by the loader's workers after augmentation."""
-        return partial(_distance_targets, classes=self.classes)
+        return partial(_distance_targets, classes=classes)
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 6: Dice and boundary loss, summed over the masks of all refinement stages."""
         total = output.logits.new_zeros(())
         for logits in (*output.auxiliary.get("stages", []), output.logits):
@@ -71,18 +57,6 @@ class PKEchoNetTrainer(EchoTrainer):
             boundary = boundary_loss(logits, batch["distance"], batch["labels"])
             total = total + dice + self.recipe.boundary_weight * boundary
         return total
-
-
-class PKEchoNetR34Trainer(PKEchoNetTrainer):
-    """PKEcho-Net with ResNet-34."""
-
-    recipe_class: ClassVar[type[Recipe]] = PKEchoNetR34Recipe
-
-
-class PKEchoNetR18Trainer(PKEchoNetTrainer):
-    """PKEcho-Net with ResNet-18."""
-
-    recipe_class: ClassVar[type[Recipe]] = PKEchoNetR18Recipe
 
 
 def _distance_targets(labels: np.ndarray, *, classes: int) -> dict[str, np.ndarray]:

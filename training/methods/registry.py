@@ -1,4 +1,4 @@
-"""Trainers by name: the project's own, those of other packages (entry points), and a class in a user's file."""
+"""Methods by the names that `-tr` takes: the project's own, those of other packages, and a class in a user's file."""
 
 from __future__ import annotations
 
@@ -6,77 +6,87 @@ import difflib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from echoplan.errors import EchoPlanError
 
-from .base import EchoTrainer
-from .e3sam2 import E3SAM2SmallTrainer, E3SAM2Trainer, SAM2Trainer
-from .echoforge import EchoForgeTrainer
-from .echonet import EchoNetTrainer
-from .pkechonet import PKEchoNetR18Trainer, PKEchoNetR34Trainer, PKEchoNetTrainer
-from .sam import MedSAMTrainer, SAMTrainer
-from .unet import UNet2DtTrainer, UNetTrainer
+from .e3sam2 import E3SAM2Method, SAM2Method
+from .echoforge import EchoForgeMethod
+from .echonet import EchoNetMethod
+from .method import Method
+from .pkechonet import PKEchoNetMethod
+from .sam import SAMMethod
+from .unet import SpaceTimeUNetMethod, UNetMethod
 
 ENTRY_POINTS = "echoplan.trainers"
-_OWN = (
-    UNetTrainer,
-    UNet2DtTrainer,
-    PKEchoNetR18Trainer,
-    PKEchoNetR34Trainer,
-    PKEchoNetTrainer,
-    SAM2Trainer,
-    E3SAM2Trainer,
-    E3SAM2SmallTrainer,
-    EchoForgeTrainer,
-    EchoNetTrainer,
-    SAMTrainer,
-    MedSAMTrainer,
-)
+# Name -> method, and the settings in which this name differs from the method's own.
+_OWN: dict[str, tuple[type[Method[Any]], Mapping[str, Any]]] = {
+    "UNetTrainer": (UNetMethod, {}),
+    "UNet2DtTrainer": (SpaceTimeUNetMethod, {}),
+    "PKEchoNetR18Trainer": (PKEchoNetMethod, {"backbone": "resnet18"}),
+    "PKEchoNetR34Trainer": (PKEchoNetMethod, {"backbone": "resnet34"}),
+    "PKEchoNetTrainer": (PKEchoNetMethod, {}),
+    "SAM2Trainer": (SAM2Method, {}),
+    "E3SAM2Trainer": (E3SAM2Method, {}),
+    "E3SAM2SmallTrainer": (E3SAM2Method, {"variant": "small"}),
+    "EchoForgeTrainer": (EchoForgeMethod, {}),
+    "EchoNetTrainer": (EchoNetMethod, {}),
+    "SAMTrainer": (SAMMethod, {}),
+    "MedSAMTrainer": (SAMMethod, {"model": "medsam"}),
+}
 
 
-def trainer_registry() -> dict[str, type[EchoTrainer]]:
-    """Every trainer that `-tr NAME` finds, by name: the project's own and those of installed packages.
+def method_registry() -> dict[str, Method[Any]]:
+    """Every method that `-tr NAME` finds, with its own settings: the project's own and those of installed packages.
 
-    A package offers its trainers as entry points of the group "echoplan.trainers".
+    A package offers its methods as entry points of the group "echoplan.trainers".
     """
-    found = {trainer.__name__: trainer for trainer in _OWN}
+    methods = {name: _built_in(name) for name in _OWN}
     for point in entry_points(group=ENTRY_POINTS):
-        found.setdefault(point.name, _checked(point.load(), point.value))
-    return found
+        methods.setdefault(point.name, _checked(point.load(), point.value)())
+    return methods
 
 
 def offering_package(name: str) -> str | None:
-    """The package that offers the trainer of that name: "echoplan", or an installed one, which is not imported.
+    """The package that offers the method of that name: "echoplan", or an installed one, which is not imported.
 
-    None where there is no such trainer.
+    None where there is no such method.
     """
-    if name in {trainer.__name__ for trainer in _OWN}:
+    if name in _OWN:
         return "echoplan"
     points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
     return (points[0].dist.name if points[0].dist else points[0].module.split(".")[0]) if points else None
 
 
-def find_trainer(name: str) -> type[EchoTrainer]:
-    """The trainer class for what `-tr` was given: a name, or `path/to/file.py:Class`.
+def find_method(name: str) -> Method[Any]:
+    """The method, with its own settings, for what `-tr` was given: a name, or `path/to/file.py:Class`.
 
     Raises:
-        EchoPlanError: there is none of that name (the nearest are offered), or the file holds no such trainer.
+        EchoPlanError: there is none of that name (the nearest are offered), or the file holds no such method.
     """
     file, separator, class_name = name.rpartition(":")
     if separator and file.endswith(".py"):
-        return _from_file(Path(file).expanduser(), class_name)
-    trainers = trainer_registry()
-    if name in trainers:
-        return trainers[name]
-    near = difflib.get_close_matches(name, trainers, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(trainers)}"
+        return _from_file(Path(file).expanduser(), class_name)()
+    if name in _OWN:
+        return _built_in(name)
+    methods = method_registry()
+    if name in methods:
+        return methods[name]
+    near = difflib.get_close_matches(name, methods, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(methods)}"
     own = "a class of your own goes by -tr path/to/file.py:Class"
     raise EchoPlanError(f"there is no trainer {name!r}", remedy=f"{hint} ({own})")
 
 
-def _from_file(path: Path, class_name: str) -> type[EchoTrainer]:
+def _built_in(name: str) -> Method[Any]:
+    kind, settings = _OWN[name]
+    return kind(kind().recipe.with_settings(settings), name=name)
+
+
+def _from_file(path: Path, class_name: str) -> type[Method[Any]]:
     if not path.is_file():
         raise EchoPlanError("the trainer's file is missing", file=path, remedy="give its path, or restore the file")
     module_name = f"echoplan_user_trainer_{path.stem}"
@@ -89,17 +99,21 @@ def _from_file(path: Path, class_name: str) -> type[EchoTrainer]:
         spec.loader.exec_module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise EchoPlanError(f"the trainer's file fails on import: {reason}", file=path) from error
+        ours = isinstance(error, ImportError) and (error.name or "").startswith("echoplan.")
+        raise EchoPlanError(
+            f"the trainer's file fails on import: {reason}",
+            file=path,
+            remedy=f"it may be of an earlier EchoPlan: {_HOW}" if ours else None,
+        ) from error
     if not hasattr(module, class_name):
         raise EchoPlanError(f"there is no class {class_name!r} in the file", file=path)
     return _checked(getattr(module, class_name), str(path))
 
 
-def _checked(candidate: object, where: str) -> type[EchoTrainer]:
-    if inspect.isclass(candidate) and issubclass(candidate, EchoTrainer) and not inspect.isabstract(candidate):
+_HOW = "derive the class from echoplan.training.methods.Method, as docs/trainers.md shows"
+
+
+def _checked(candidate: object, where: str) -> type[Method[Any]]:
+    if inspect.isclass(candidate) and issubclass(candidate, Method) and not inspect.isabstract(candidate):
         return candidate
-    raise EchoPlanError(
-        f"{candidate!r} is no trainer",
-        file=where,
-        remedy="derive it from echoplan.training.methods.EchoTrainer and give it make_network and loss",
-    )
+    raise EchoPlanError(f"{candidate!r} is no trainer", file=where, remedy=f"{_HOW}, and give it a network and a loss")

@@ -1,11 +1,11 @@
-"""SAMTrainer and MedSAMTrainer: box-prompted foundation models, fine-tuned (Chao et al., npj Digital Medicine 2025)."""
+"""SAMTrainer and MedSAMTrainer of `-tr`: box-prompted foundation models, fine-tuned (Chao et al., npj Digit. Med. 2025)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
@@ -14,8 +14,8 @@ from echoplan.networks.sam.settings import SAMSettings
 from ..boxes import BOX_REACH, boxes_of_labels, jitter_boxes
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
-from ..recipe import Recipe, TrainerNeeds
-from .base import EchoTrainer
+from ..recipe import MethodRequirements, Recipe
+from .method import Method, Record
 
 _RATE = 2e-5
 _BOXES = ("jittered", "truth", "automatic")
@@ -69,33 +69,26 @@ class SAMRecipe(Recipe):
         return {"locator.": self.locator_learning_rate / (self.learning_rate or _RATE)}
 
 
-@dataclass(frozen=True)
-class MedSAMRecipe(SAMRecipe):
-    """The same from MedSAM's weights, with MedSAM's pixels."""
-
-    network: SAMSettings = field(default_factory=lambda: SAMSettings(model="medsam"))
-
-
-class SAMTrainer(EchoTrainer):
+class SAMMethod(Method[SAMRecipe]):
     """SAM with a box a frame; the boxes of validation and prediction come from its own locator."""
 
     configuration: ClassVar[str] = "frame"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=8, learning_rate=_RATE, paper_size=112, size_multiple=16, multi_structure=False
     )
-    recipe_class: ClassVar[type[Recipe]] = SAMRecipe
+    recipe_class = SAMRecipe
     network_name: ClassVar[str] = "sam"
 
-    def forward(self, batch: Batch) -> ClipOutput:
+    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
         """With boxes as `training_boxes` says; a frame that shows no structure gets the locator's box, as later on."""
         if self.recipe.training_boxes == "automatic":
-            return self.model(batch["clip"])
+            return network(batch["clip"])
         boxes = boxes_of_labels(batch["labels"])
         if self.recipe.training_boxes == "jittered":
             boxes = jitter_boxes(boxes, size=batch["labels"].shape[-2:], reach=self.recipe.box_reach)
-        return self.model(batch["clip"], boxes)
+        return network(batch["clip"], boxes)
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Dice + cross-entropy of the mask, and the same of the locator, which shares no weight with SAM.
 
         Dice has squares below the line, as in the cited procedure. A labelled frame without the structure has an empty
@@ -104,11 +97,5 @@ class SAMTrainer(EchoTrainer):
         labels, found = batch["labels"], output.auxiliary["locator"]
         mask = dice_ce_loss(output.logits, labels, squared=True)
         located = dice_ce_loss(found, reduce_labels(labels, found.shape[-2:]), squared=True)
-        self.recorded.add(loss_mask=mask, loss_locator=located)
+        record(loss_mask=mask, loss_locator=located)
         return mask + located
-
-
-class MedSAMTrainer(SAMTrainer):
-    """The same from MedSAM's weights, with MedSAM's pixels."""
-
-    recipe_class: ClassVar[type[Recipe]] = MedSAMRecipe

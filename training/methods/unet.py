@@ -1,7 +1,8 @@
-"""UNetTrainer and UNet2DtTrainer: nnU-Net's recipe (Isensee et al. 2021) on frames, and on clips."""
+"""UNetTrainer and UNet2DtTrainer of `-tr`: nnU-Net's recipe (Isensee et al. 2021) on frames, and on clips."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from echoplan.networks import ClipOutput
 from echoplan.networks.unet import SpaceTimeUNetSettings, UNetSettings
+from echoplan.plans import ResolvedPlan
 
+from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, window_samples
 from ..losses import deep_supervision_loss, dice_ce_loss
-from ..recipe import Recipe, TrainerNeeds
-from .base import EchoTrainer
+from ..recipe import MethodRequirements, Recipe
+from .method import Method, Record
 
 
 @dataclass(frozen=True)
@@ -35,39 +38,40 @@ class UNetRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class UNet2DtRecipe(UNetRecipe):
+class SpaceTimeUNetRecipe(UNetRecipe):
     """The same; its network has nnU-Net's channels for volumes, see `SpaceTimeUNetSettings`."""
 
     network: SpaceTimeUNetSettings = field(default_factory=SpaceTimeUNetSettings)
 
 
-class UNetTrainer(EchoTrainer):
+class UNetMethod(Method[UNetRecipe]):
     """A U-Net on single frames: Dice and cross-entropy, deep supervision."""
 
     configuration: ClassVar[str] = "frame"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(batch_size=32, learning_rate=1e-2)
-    recipe_class: ClassVar[type[Recipe]] = UNetRecipe
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(batch_size=32, learning_rate=1e-2)
+    recipe_class = UNetRecipe
     network_name: ClassVar[str] = "unet"
 
-    def loss(self, output: ClipOutput, batch: Batch) -> Tensor:
+    def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Dice and cross-entropy in an unweighted sum, at every supervised resolution."""
         logits = [output.logits, *output.auxiliary.get("deep_supervision", [])]
         return deep_supervision_loss(logits, batch["labels"], loss=dice_ce_loss)
 
 
-class UNet2DtTrainer(UNetTrainer):
+class SpaceTimeUNetMethod(UNetMethod):
     """The same in space-time: time is never pooled and never mirrored; labels are met at every place of a window."""
 
     configuration: ClassVar[str] = "clip"
-    needs: ClassVar[TrainerNeeds] = TrainerNeeds(batch_size=4, learning_rate=1e-2, frames=10)
-    recipe_class: ClassVar[type[Recipe]] = UNet2DtRecipe
+    requirements: ClassVar[MethodRequirements] = MethodRequirements(batch_size=4, learning_rate=1e-2, frames=10)
+    recipe_class = SpaceTimeUNetRecipe
     network_name: ClassVar[str] = "unet_2dt"
 
-    def samples(self, cases: tuple[str, ...]) -> list[Sample]:
-        """Windows that show each labelled frame at each of their places."""
-        setup = self.setup
+    def samples(self, cases: Sequence[StoredCase], plan: ResolvedPlan, *, training: bool) -> list[Sample]:
+        """To learn from, windows that show each labelled frame at each of their places."""
+        if not training:
+            return super().samples(cases, plan, training=training)
         return [
             sample
-            for case in self.training_cases(cases)
-            for sample in window_samples(case, setup.plan.frames, stride=setup.plan_of(case).frame_stride)
+            for case in cases
+            for sample in window_samples(case, plan.frames, stride=plan.of(case.dataset).frame_stride)
         ]

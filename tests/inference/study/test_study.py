@@ -13,8 +13,8 @@ import torch
 from echoplan.files import read_json
 from echoplan.inference.model_selection import trained_models
 from echoplan.training.checkpoint import load_checkpoint
-from echoplan.training.methods import EchoTrainer
 from echoplan.training.model_folder import ModelFolder
+from echoplan.training.trainer import Trainer
 
 GRID = ("-tr", "UNetTrainer", "UNet2DtTrainer", "--train_sizes", 1, "100%", "--clip_lengths", 2, 3)
 
@@ -119,18 +119,18 @@ def test_the_same_command_changes_nothing_and_a_longer_one_keeps_what_is_finishe
 
 def test_a_terminated_study_goes_on_within_the_training(done, toy, monkeypatch):
     study, _ = done
-    step, steps = EchoTrainer.train_step, []
+    step, steps = Trainer.train_step, []
 
-    def terminated(self, batch, share=1.0):
+    def terminated(self, batch):
         steps.append(self.setup.model_folder)
         if len(steps) == 3:  # in the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, share)
+        return step(self, batch)
 
     words = ("-tr", "UNetTrainer", "--train_sizes", 1, "100%", "--name", "again")
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(EchoTrainer, "train_step", terminated)
+        patch.setattr(Trainer, "train_step", terminated)
         assert toy.run(*words) == 75
     signal.signal(signal.SIGTERM, before)
     assert len(steps) == 3
@@ -144,16 +144,16 @@ def test_a_terminated_study_goes_on_within_the_training(done, toy, monkeypatch):
 
 
 def test_a_broken_training_does_not_stop_the_others(toy, monkeypatch, capsys):
-    loss = EchoTrainer.train_step
+    step = Trainer.train_step
 
-    def broken(self, batch, share=1.0):
+    def broken(self, batch):
         if self.seed == 0:
             raise ValueError("out of luck")
-        return loss(self, batch, share)
+        return step(self, batch)
 
     words = ("-tr", "UNetTrainer", "--train_sizes", 1, "--seeds", 0, 1, "--augmentation", "none", "--name", "broken")
     with monkeypatch.context() as patch:
-        patch.setattr(EchoTrainer, "train_step", broken)
+        patch.setattr(Trainer, "train_step", broken)
         assert toy.run(*words) == 1
     shown = capsys.readouterr()
     assert "UNetTrainer__n1__T1__none__s0 fold 0: ValueError: out of luck" in shown.err

@@ -1,4 +1,4 @@
-"""What a training writes down: a text log, one line of metrics an epoch, a picture."""
+"""What a training watches and writes down: its Dice, means of an epoch, a text log, a picture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from echoplan import layout
 from echoplan.files import atomic_path, plain, write_text
+from echoplan.labels import IGNORE
 
 logger = logging.getLogger("echoplan.training")
 _PICTURE_EVERY_SECONDS = 15  # drawing takes half a second: too much for every epoch of a short training
@@ -25,22 +27,26 @@ class TrainingLog:
 
     Args:
         folder: the fold's folder.
-        first_epoch: metrics of this epoch and later ones are dropped (they are about to be made again).
         writes: False keeps silent, for processes that only help.
     """
 
-    def __init__(self, folder: Path, *, first_epoch: int = 0, writes: bool = True) -> None:
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
         self.folder = folder
         self.writes = writes
-        self._drawn = 0.0
         self.history: list[dict[str, Any]] = []
-        if not writes:
+        self._drawn = 0.0
+        self._handler: logging.Handler = logging.NullHandler()
+
+    def open(self, *, first_epoch: int = 0) -> None:
+        """Begin a text log; metrics of `first_epoch` and later ones are dropped: they are about to be made again."""
+        if not self.writes:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.history = [entry for entry in read_metrics(folder) if entry["epoch"] < first_epoch]
-        if self.history or (folder / layout.METRICS_FILE).exists():
-            write_text(folder / layout.METRICS_FILE, "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
-        self._handler = logging.FileHandler(folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / layout.METRICS_FILE
+        self.history = [entry for entry in read_metrics(self.folder) if entry["epoch"] < first_epoch]
+        if self.history or file.exists():
+            write_text(file, "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
+        self._handler = logging.FileHandler(self.folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
@@ -93,7 +99,7 @@ class TrainingLog:
         self._handler.close()
 
 
-class EpochMeans:
+class MetricAverager:
     """Means over an epoch of what a method records at its steps."""
 
     def __init__(self) -> None:
@@ -117,6 +123,47 @@ class EpochMeans:
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Put back what `state` gave."""
         self._values = {name: list(values) for name, values in state.items()}
+
+
+class OnlineDice:
+    """Collects Dice over batches.
+
+    Args:
+        classes: K of the network's logits; 1 is one structure by sigmoid.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, logits: Tensor, labels: Tensor, datasets: Sequence[str]) -> None:
+        """Add a batch: logits (B, T, K, H, W), labels (B, T, H, W), B source datasets; pixels of 255 do not count."""
+        predicted = (logits[:, :, 0] > 0).long() if self.classes == 1 else logits.argmax(dim=2)
+        known = labels != IGNORE
+        labelled = known.flatten(2).any(dim=2)
+        counts = labelled.sum(1).tolist()
+        of_frames = [name for name, count in zip(datasets, counts, strict=True) for _ in range(count)]
+        for value in range(1, max(self.classes, 2)):
+            found = ((predicted == value) & known)[labelled].flatten(1).float()
+            truth = ((labels == value) & known)[labelled].flatten(1).float()
+            size = found.sum(1) + truth.sum(1)
+            # An empty structure that is found empty is right.
+            dice = torch.where(size > 0, 2 * (found * truth).sum(1) / size.clamp(min=1), 1.0)
+            for name, value_of_frame in zip(of_frames, dice.tolist(), strict=True):
+                self._values.setdefault(name, []).append(value_of_frame)
+
+    def by_dataset(self) -> dict[str, float]:
+        """The mean over frames and structures for each source dataset that has any."""
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+    def mean(self) -> float | None:
+        """The mean over frames and structures, then over datasets; None before anything was added."""
+        return mean_over_datasets(self.by_dataset())
+
+
+def mean_over_datasets(dice: Mapping[str, float]) -> float | None:
+    """The mean of `by_dataset`; None where there is none."""
+    return sum(dice.values()) / len(dice) if dice else None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

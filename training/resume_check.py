@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from echoplan import layout
+from echoplan.errors import EchoPlanError
 from echoplan.files import plain
 from echoplan.plans import ResolvedPlan
 
-from .checkpoint import load_checkpoint
-
-if TYPE_CHECKING:
-    from .methods.base import EchoTrainer
+from .checkpoint import ModelState, TrainingState, plain_settings
+from .fold import FoldSetup
+from .recipe import Recipe
 
 # Of the plan's decisions those that change a training, with the words for them.
 _DECISIONS = {
@@ -52,9 +53,8 @@ def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
     return plain(basis)
 
 
-def training_basis(trainer: EchoTrainer) -> dict[str, Any]:
-    """What `trainer` trains on, in plain types, as a checkpoint keeps it; in a joint, some of it by dataset."""
-    setup, recipe = trainer.setup, trainer.recipe
+def training_basis(setup: FoldSetup, recipe: Recipe) -> dict[str, Any]:
+    """What a fold's training rests on, in plain types, as a checkpoint keeps it; in a joint, some of it by dataset."""
     basis = plan_basis(setup.plan)
     if not recipe.batch_size:  # else it is the recipe's, which is compared with all its settings
         basis["batch_size"] = setup.plan.batch_size
@@ -64,7 +64,7 @@ def training_basis(trainer: EchoTrainer) -> dict[str, Any]:
         {
             **basis,
             "store": setup.store.folder.name,
-            "classes": trainer.classes,
+            "classes": setup.description.classes,
             "labels": setup.description.labels,
             "train": setup.train,
             "val": setup.val,
@@ -72,20 +72,49 @@ def training_basis(trainer: EchoTrainer) -> dict[str, Any]:
     )
 
 
-def basis_changes(trainer: EchoTrainer, state: Mapping[str, Any]) -> list[str]:
-    """In words, what `trainer` would train on otherwise than the training whose state this is.
+def check_resume(
+    state: TrainingState, setup: FoldSetup, recipe: Recipe, *, defaults: Recipe, seed: int, processes: int
+) -> None:
+    """Whether a training goes on with the settings, plan and data that it was started with.
+
+    Args:
+        state: the checkpoint that it goes on from.
+        setup, recipe, seed, processes: what it would train with now.
+        defaults: of the recipe; they were those of settings that the state does not know.
+
+    Raises:
+        EchoPlanError: something differs; it is named.
+    """
+    now, before = plain_settings(recipe.to_dict()), plain_settings(defaults.to_dict()) | state.settings
+    changed = [name for name, value in now.items() if before[name] != value]
+    changed += ["seed"] if state.seed != seed else []
+    changed += ["number of processes (torchrun)"] if len(state.random) != processes else []
+    if changed:
+        raise EchoPlanError(
+            f"the training to resume was started with other settings: {', '.join(changed)}",
+            file=setup.folder,
+            remedy="resume with the same --set, --epochs, --seed and processes, or start again with --overwrite",
+        )
+    if changed := basis_changes(state, training_basis(setup, recipe)):
+        raise EchoPlanError(
+            f"the training to resume rests on another plan or other data: {', '.join(changed)}",
+            file=setup.folder,
+            remedy="plan and preprocess as before and resume, or start this fold again with --overwrite",
+        )
+
+
+def basis_changes(state: TrainingState, now: Mapping[str, Any]) -> list[str]:
+    """In words, where a `training_basis` differs from that of the training whose state this is.
 
     What the state does not know, for an earlier EchoPlan wrote it, is not compared.
     """
-    before = {name: state[name] for name in ("size", "classes") if name in state} | state.get("basis", {})
-    return _changes(before, training_basis(trainer))
+    return _changes({"size": list(state.size), "classes": state.classes} | state.basis, now)
 
 
-def plan_changes(state: Mapping[str, Any], plan: ResolvedPlan) -> list[str]:
+def plan_changes(state: ModelState, plan: ResolvedPlan) -> list[str]:
     """In words, where `plan` would show a network other input than the training whose state this is did."""
-    before = {"size": list(state["size"])} | state.get("plan", {})
     now = {name: value for name, value in plan_basis(plan).items() if name not in _OF_TRAINING_ALONE}
-    return _changes(before, now)
+    return _changes({"size": list(state.size)} | state.plan, now)
 
 
 def folds_of_other_plans(model_folder: Path, plan: ResolvedPlan) -> dict[int, str]:
@@ -93,11 +122,9 @@ def folds_of_other_plans(model_folder: Path, plan: ResolvedPlan) -> dict[int, st
 
     A dataset that is planned anew while some folds are trained leaves such a folder: each fold brings its own plan.
     """
-    found = {}
-    for file in sorted(model_folder.glob("fold_*/checkpoint_final.pth")):
-        if changes := plan_changes(load_checkpoint(file, mapped=True), plan):
-            found[int(file.parent.name.removeprefix("fold_"))] = ", ".join(changes)
-    return found
+    finished = layout.folds_with(model_folder, layout.checkpoint_file("final"))
+    changes = {fold: plan_changes(ModelState.read(file, mapped=True), plan) for fold, file in finished}
+    return {fold: ", ".join(changed) for fold, changed in changes.items() if changed}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

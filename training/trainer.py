@@ -1,0 +1,381 @@
+"""The training loop of one fold, as pseudocode with hooks around a `Method` (what learns) and a `TrainStep` (how)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echoplan import layout
+from echoplan.device import channels_last
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.networks.learning import describe_learning
+from echoplan.parallel_map import progress
+
+from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings, random_state, restore_random_state
+from .compilation import CompiledModel
+from .data import Batch, BatchLoader, SampleReader, build_augmentation, visible_frames
+from .distributed import World
+from .fold import FoldSetup
+from .initialization import describe_start, initial_network
+from .methods import Method
+from .metrics import MetricAverager, OnlineDice, TrainingLog, mean_over_datasets
+from .model_folder import write_model_files
+from .resume_check import check_resume, folds_of_other_plans, plan_basis, training_basis
+from .room_check import RoomCheck
+from .step import TrainStep
+from .termination import Termination
+
+_SMOOTHING = 0.9  # of the validation Dice that picks the best checkpoint; single epochs are noisy
+
+
+class Trainer:
+    """Trains one fold.
+
+    Args:
+        method: what is trained, with its settings.
+        setup: the fold's plan, store, cases and folders.
+        device: where to train.
+        seed: of the weights, the order and the augmentation.
+        processes: data-loading workers.
+        weights: a file with pretrained weights or a checkpoint of the same method; None looks in the usual places.
+        source: how `-tr` named the method, for finding it again.
+        world: the processes that train together.
+        resume: go on from the last checkpoint, instead of from the fold's start.
+
+    Raises:
+        EchoPlanError: the method cannot train on this dataset, or the weights to start from cannot be had.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any],
+        setup: FoldSetup,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        processes: int = 0,
+        weights: Path | None = None,
+        source: str | None = None,
+        world: World | None = None,
+        resume: bool = False,
+    ) -> None:
+        method.check_dataset(setup.description)
+        self.method, self.recipe, self.setup = method, method.recipe, setup
+        self.device = torch.device(device)
+        self.seed, self.processes, self.resume = seed, processes, resume
+        self.source = source or method.name
+        self.world = world or World()
+        self.classes = setup.description.classes
+        self.first_epoch = self.epoch = 0
+        self.best_dice = -1.0
+        self.smooth_dice: float | None = None
+        self.progress = EpochProgress()
+        self.metrics = MetricAverager()
+        self.termination = Termination()
+        self.log = TrainingLog(setup.folder, writes=self.world.is_main)
+
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        network, self.started_from = initial_network(
+            method, size=setup.plan.size, classes=self.classes, weights=weights, resume=resume
+        )
+        self.network = self.world.synchronise_norms(network.to(self.device), self.device)
+        if self.recipe.channels_last and self.device.type == "cuda":
+            channels_last(self.network)
+        parallel = self.world.wrap(self.network, self.device)
+        self.model: Callable[..., Any] = CompiledModel(parallel, self.log.say) if self.recipe.compile else parallel
+        self.training_batches = self.build_loader(setup.train, training=True)
+        self.validation_batches = self.build_loader(setup.val, training=False)
+        self.step = TrainStep(
+            self.network,
+            self.recipe,
+            self.loss,
+            learning_rate=self.recipe.learning_rate or float(setup.plan.value("learning_rate")),
+            iterations=len(self.training_batches) * self.recipe.epochs,
+            device=self.device,
+            world=self.world,
+            model=parallel,
+            say=self.log.say,
+        )
+        self.check_room = RoomCheck(self.step, self.metrics)
+
+    def run_training(self) -> None:
+        """Train the fold from its start, or from where its last checkpoint was written."""
+        try:
+            self.on_train_start()
+            with self.termination:
+                for epoch in range(self.first_epoch, self.recipe.epochs):
+                    self.on_epoch_start(epoch)
+                    self.train_epoch()
+                    self.on_epoch_end(self.validate_epoch())
+                self.on_train_end()
+        except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
+            raise self.training_batches.explain(error, self.validation_batches) from error
+        finally:
+            self.close()
+
+    def on_train_start(self) -> None:
+        """Put back the checkpoint's state when resuming, and write down what is trained from what."""
+        setup, plan = self.setup, self.setup.plan
+        torch.manual_seed(self.seed + self.world.rank)  # the same weights everywhere, but not the same dropout
+        if self.resume:
+            file = setup.folder / layout.checkpoint_file("latest")
+            self.restore(TrainingState.read(file, device=self.device))
+        self.log.open(first_epoch=self.first_epoch)
+        if self.world.is_main:
+            write_model_files(setup, self.describe())
+            for fold, difference in folds_of_other_plans(setup.model_folder, plan).items():
+                self.log.say(
+                    f"warning: fold {fold} was trained on another plan ({difference}) and cannot be used together with "
+                    "this one; train it again with --overwrite"
+                )
+        self.log.say(f"{describe_start(self.started_from)}; {describe_learning(self.network)}")
+        self.log.say(
+            f"{self.method.name}, fold {setup.fold}: {len(setup.train)} cases to train on "
+            f"({len(self.training_batches.samples)} samples), {len(setup.val)} to validate, input {plan.size}, "
+            f"batch {self.training_batches.batch_size}, {len(self.training_batches)} iterations an epoch, epochs "
+            f"{self.first_epoch} to {self.recipe.epochs - 1}, {self.step.dtype} on {self.device}"
+        )
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Set the network to learn."""
+        self.epoch = epoch
+        self.network.train()
+
+    def train_epoch(self) -> None:
+        """One round over the training batches, or the rest of a terminated one; `self.progress` says how it went.
+
+        Raises:
+            Terminated: SIGTERM came; the training is saved at the step it was at.
+        """
+        bar = progress(
+            self.training_batches.epoch(self.epoch, start=self.progress.batches),
+            description=f"epoch {self.epoch}",
+            total=len(self.training_batches) - self.progress.batches,
+            unit="batch",
+        )
+        waited_since = time.perf_counter()
+        for batch in bar:
+            batch = self.to_device(batch)
+            arrived = time.perf_counter()
+            loss = self.train_step(batch)
+            loss, terminate = self.world.all_reduce(loss, float(self.termination.requested), device=self.device)
+            self.progress.losses.append(loss)
+            self.progress.batches += 1
+            finished = time.perf_counter()
+            self.progress.spend(
+                data_seconds=arrived - waited_since, step_seconds=finished - arrived, seconds=finished - waited_since
+            )
+            waited_since = finished
+            if terminate:
+                self.save_terminated()
+
+    def train_step(self, batch: Batch) -> float:
+        """Move the weights by the epoch's next batch; this process's part of its mean loss."""
+        index = self.progress.batches
+        share = self.training_batches.share(index)
+        self.check_room(batch, share, self.training_batches.count(index))
+        return self.step(batch, share)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch or a part of one."""
+        output = self.method.forward(self.model, batch)
+        return self.method.loss(output, batch, epoch=self.epoch, record=self.metrics.add)
+
+    @torch.inference_mode()
+    def validate_epoch(self) -> float | None:
+        """Mean Dice over the structures and the labelled frames of the validation samples, on the network's grid.
+
+        None where no validation sample has a label. In a joint, the mean of its datasets' means, which are recorded.
+        """
+        started = time.perf_counter()
+        self.network.eval()
+        score = OnlineDice(self.classes)
+        for batch in self.validation_batches.epoch(0) if self.world.is_main else ():
+            if self.termination.requested and self.world.size == 1:  # several must stop at the same step
+                self.save_terminated()
+            batch = self.to_device(batch)
+            with self.step.autocast():
+                logits = self.network(batch["clip"])
+            score.add(logits, batch["labels"], batch["dataset"])
+        dice = self.world.broadcast(score.by_dataset())
+        if self.setup.plan.multi_dataset:
+            self.metrics.add(**{f"val_dice_{name}": dice.get(name, np.nan) for name in self.setup.plan.datasets})
+        self.progress.spend(seconds=time.perf_counter() - started)
+        return mean_over_datasets(dice)
+
+    def on_epoch_end(self, dice: float | None) -> None:
+        """Write the metrics and the checkpoints of the epoch."""
+        loss, seconds = float(np.mean(self.progress.losses)), self.progress.seconds
+        if dice is not None:
+            before = dice if self.smooth_dice is None else self.smooth_dice
+            self.smooth_dice = _SMOOTHING * before + (1 - _SMOOTHING) * dice
+        is_best = self.smooth_dice is not None and self.smooth_dice > self.best_dice
+        if is_best:
+            self.best_dice = float(self.smooth_dice or 0.0)
+        self.log.epoch(
+            epoch=self.epoch,
+            train_loss=loss,
+            val_dice=dice,
+            val_dice_smooth=self.smooth_dice,
+            learning_rate=self.step.rate,
+            **self.metrics.take(),
+            **seconds,
+        )
+        shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
+        self.log.say(f"epoch {self.epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s")
+        self.progress = EpochProgress()
+        if is_best:  # before "latest", which says that it is there
+            self.save("best", self.model_state(self.epoch + 1))
+        self.save("latest", self.training_state(self.epoch + 1))
+
+    def on_train_end(self) -> None:
+        """Write the final checkpoint."""
+        self.save("final", self.model_state(self.recipe.epochs))
+        self.log.say(f"trained {self.recipe.epochs} epochs; best smoothed validation Dice {self.best_dice:.4f}")
+
+    def close(self) -> None:
+        """End the loaders' workers and close the log."""
+        for batches in (self.training_batches, self.validation_batches):
+            batches.close()
+        self.log.close()
+
+    # Checkpoints ----------------------------------------------------------------------------------------------------
+
+    def save(self, kind: str, state: ModelState) -> None:
+        """Write a checkpoint: "latest", "best" or "final"."""
+        if self.world.is_main:
+            state.write(self.setup.folder / layout.checkpoint_file(kind))
+
+    def save_terminated(self) -> None:
+        """Save what is done of an epoch, and end."""
+        self.save("latest", self.training_state(self.epoch))
+        done = f"{self.progress.batches} of {len(self.training_batches)} batches of epoch {self.epoch}"
+        self.log.say(f"terminated after {done}; saved, --c goes on from there")
+        raise Terminated
+
+    def model_state(self, epochs: int) -> ModelState:
+        """What inference needs of the fold, trained for `epochs` epochs."""
+        return ModelState(
+            trainer=self.method.name,
+            trainer_source=self.source,
+            settings=plain_settings(self.recipe.to_dict()),
+            size=self.setup.plan.size,
+            classes=self.classes,
+            network=self.network.state_dict(),
+            epochs=epochs,
+            plan=plan_basis(self.setup.plan),
+            seed=self.seed,
+            dataset=self.setup.description.name,
+            started_from=dict(self.started_from),
+        )
+
+    def training_state(self, epochs: int) -> TrainingState:
+        """All that goes on from here, between two epochs or within one."""
+        return TrainingState(
+            **vars(self.model_state(epochs)),
+            **self.step.state(),
+            random=self.world.gather(random_state()),
+            best_dice=self.best_dice,
+            smooth_dice=self.smooth_dice,
+            progress=self.progress,
+            metrics=self.metrics.state(),
+            accumulation=self.step.accumulation,
+            basis=training_basis(self.setup, self.recipe),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Put back what `training_state` took.
+
+        Raises:
+            EchoPlanError: the training was started with other settings, or from another plan or other cases.
+        """
+        check_resume(
+            state,
+            self.setup,
+            self.recipe,
+            defaults=self.method.defaults,
+            seed=self.seed,
+            processes=self.world.size,
+        )
+        self.network.load_state_dict(state.network)
+        self.step.restore(optimizer=state.optimizer, scaler=state.scaler, iteration=state.iteration)
+        self.step.accumulation = state.accumulation
+        self.started_from = state.started_from or self.started_from
+        self.first_epoch = state.epochs
+        self.best_dice, self.smooth_dice = state.best_dice, state.smooth_dice
+        self.progress = state.progress
+        self.metrics.restore(state.metrics)
+        restore_random_state(state.random[self.world.rank])
+
+    def describe(self) -> dict[str, Any]:
+        """What debug.json keeps."""
+        return {
+            "device": str(self.device),
+            "precision": str(self.step.dtype),
+            "threads": torch.get_num_threads(),
+            "trainer": self.source,
+            "started_from": self.started_from,
+            "seed": self.seed,
+            "settings": self.recipe.to_dict(),
+            "plan": self.setup.plan.to_dict(),
+            "train": self.setup.train,
+            "val": self.setup.val,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+        }
+
+    # Batches --------------------------------------------------------------------------------------------------------
+
+    def build_loader(self, cases: tuple[str, ...], *, training: bool) -> BatchLoader:
+        """The batches of the fold's training or validation cases."""
+        plan, recipe, setup = self.setup.plan, self.recipe, self.setup
+        stored = setup.stored_cases(cases)
+        if training:
+            stored = [replace(case, labelled_frames=visible_frames(case, recipe.supervision)) for case in stored]
+        samples = self.method.samples(stored, plan, training=training)
+        if training and not samples:
+            raise EchoPlanError("no training case has a labelled frame", file=setup.store.folder)
+        augmentation = {
+            name: build_augmentation(
+                recipe.augmentation,
+                rotation_degrees=own.rotation_degrees,
+                mirror="horizontal" in own.mirror_axes,
+            )
+            for name, own in plan.each().items()
+        }
+        reader = SampleReader(
+            setup.store,
+            plan,
+            self.classes,
+            augmentation=augmentation if training else None,
+            finish=self.method.extra_targets(self.classes) if training else None,
+            supervision=recipe.supervision if training else "all",
+        )
+        return BatchLoader(
+            samples,
+            reader,
+            batch_size=recipe.batch_size or plan.batch_size,
+            batches_per_epoch=recipe.iterations_per_epoch if training else None,
+            epochs=recipe.epochs if training else 0,
+            shuffle=training,
+            groups=setup.datasets_of(samples) if recipe.balance == "datasets" else None,
+            seed=self.seed,
+            processes=self.processes,
+            pin_memory=self.device.type == "cuda",
+            rank=self.world.rank if training else 0,
+            ranks=self.world.size if training else 1,
+        )
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch's tensors on the device."""
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
