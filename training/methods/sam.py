@@ -1,4 +1,4 @@
-"""SAMTrainer and MedSAMTrainer of `-tr`: box-prompted foundation models, fine-tuned (Chao et al., npj Digit. Med. 2025)."""
+"""SAMTrainer and MedSAMTrainer of `-tr`: box-prompted models, fine-tuned (Chao et al., npj Digital Medicine 2025)."""
 
 from __future__ import annotations
 
