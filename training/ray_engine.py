@@ -142,8 +142,7 @@ class FoldWatch(Watch):
             if case in self._to_overwrite:
                 fold_progress(run.setup, overwrite=True)
                 self._to_overwrite.remove(case)
-            recipe = find_trainer(run.job.trainer).recipe_class().with_settings(run.job.settings)
-            self._view.begin(case, run.setup.folder, recipe.epochs)
+            self._view.begin(case, run.setup.folder, run.job.method().recipe.epochs)
 
     def end(self, case: str, results: CaseResults) -> None:
         """See `Watch`."""
