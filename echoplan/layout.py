@@ -82,5 +82,15 @@ def part_arguments_file(number: int, count: int) -> str:
 
 def folds_with(model: Path, name: str) -> Iterator[tuple[int, Path]]:
     """(fold, file) of a model's folds that have a file or folder of that name, by number."""
-    found = ((_FOLD.fullmatch(path.name), path / name) for path in model.glob("fold_*"))
-    yield from sorted((int(match[1]), file) for match, file in found if match and file.exists())
+    matches = ((_FOLD.fullmatch(path.name), path / name) for path in model.glob("fold_*"))
+    yield from sorted((int(match[1]), file) for match, file in matches if match and file.exists())
+
+
+def finished_folds(model: Path) -> list[int]:
+    """The folds of a model whose training is finished, by number."""
+    return [fold for fold, _ in folds_with(model, checkpoint_file("final"))]
+
+
+def model_folders(results: Path) -> list[Path]:
+    """The models of a dataset's results, <Trainer>__<Plans>__<configuration>, by name."""
+    return sorted(path.parent for path in results.glob(f"*__*__*/{MODEL_PLAN_FILE}"))

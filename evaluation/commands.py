@@ -103,7 +103,7 @@ def report_command(arguments: Sequence[str]) -> int:
         results.failures |= {f"overlay of {case}": reason for case, reason in videos.failures.items()}
     if results.failures:
         write_json(chosen.output / layout.FAILURES_FILE, results.failures)
-    print(f"{len(rows)} patients: {chosen.output / 'ef_report.csv'} and {chosen.output / 'report.html'}")
+    print(f"{len(rows)} patients: {chosen.output / layout.EF_REPORT_CSV} and {chosen.output / layout.REPORT_PAGE}")
     unmeasured = {row.patient: row.failure for row in rows if row.failure}
     return report_failures(results.failures | unmeasured, work="report")
 

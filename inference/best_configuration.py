@@ -156,7 +156,7 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
     """The models with all folds validated; the others with the reason and the commands that complete them."""
     dataset = dataset_name(crossval.results)
     wanted = None if trainers is None else [name.rpartition(":")[2] for name in trainers]
-    models = sorted(path.parent for path in crossval.results.glob("*__*__*/plans.json"))
+    models = layout.model_folders(crossval.results)
     complete, left_out = [], {}
     commands: list[str] = []
     for model in models:

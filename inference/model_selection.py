@@ -91,8 +91,8 @@ def choose_models(
 
 def trained_models(results: Path) -> tuple[Path, ...]:
     """The model folders of a dataset's results that have a finished fold, by name."""
-    folders = [path.parent for path in results.glob("*__*__*/plans.json") if len(_parts(path.parent)) == 3]
-    return tuple(sorted(path for path in folders if any(path.glob("fold_*/checkpoint_final.pth"))))
+    models = layout.model_folders(results)
+    return tuple(model for model in models if len(_parts(model)) == 3 and layout.finished_folds(model))
 
 
 def command_for(dataset: str, model: Path) -> str:

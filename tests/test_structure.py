@@ -215,6 +215,49 @@ def problems(node, path):
         yield "a stub"
 
 
+def layout_names():
+    """What echoplan/layout.py calls files and folders."""
+    assigned = (node.value for node in tree(modules()["echoplan.layout"]).body if isinstance(node, ast.Assign))
+    constants = (item for value in assigned if not isinstance(value, ast.Call) for item in ast.walk(value))
+    return {item.value for item in constants if isinstance(item, ast.Constant)}
+
+
+def paths_spelled(source):
+    """(line, text) of literals that are a path, or a part of one, with a name that only layout.py should spell.
+
+    Sentences for people may name a file; a word that is a folder's name, too, counts where a path is put together.
+    """
+    words = {name for name in layout_names() if name.isalpha() and name.islower()}
+    names = [re.escape(name) for name in layout_names() - words] + [r"checkpoint_(?:final|latest|best)\.pth"]
+    pattern = rf"(?<![\w.])(?:{'|'.join(names)})(?![\w.])"
+    for node in ast.walk(source):
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if not re.search(r"\s", text) and (re.search(pattern, text) or ("/" in text and words & set(text.split("/")))):
+            yield node.lineno, text
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+            yield from ((node.lineno, word) for word in words if word == node.right.value)
+
+
+REBUILT = ("training/", "evaluation/comparison/")  # they change hands
+
+
+def test_only_layout_spells_the_names_of_files():
+    spelled = [
+        f"{where(path, line)}: {text}"
+        for name, path in modules().items()
+        if name != "echoplan.layout"
+        for line, text in paths_spelled(tree(path))
+    ]
+    assert [place for place in spelled if not place.startswith(REBUILT)] == []
+
+
+def test_a_spelled_path_is_seen():
+    code = 'a / "validation"\nf("fold_*/checkpoint_final.pth")\nx / "plans.json"\ng("plans.json is gone")\nh("dicom")'
+    assert sorted(paths_spelled(ast.parse(code))) == [
+        (1, "validation"), (2, "fold_*/checkpoint_final.pth"), (3, "plans.json"),
+    ]  # fmt: skip
+
+
 def test_no_notes_to_oneself_are_left():
     left = [
         where(path, number)

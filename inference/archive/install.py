@@ -109,7 +109,7 @@ def install_model(
 
 
 def _is_there(home: Path, there: Sequence[str]) -> EchoPlanError:
-    trained = [piece for piece in there if any((home / piece).glob("fold_*/checkpoint_latest.pth"))]
+    trained = [piece for piece in there if any(layout.folds_with(home / piece, layout.checkpoint_file("latest")))]
     told = f", and {', '.join(trained)} was trained here" if trained else ""
     return EchoPlanError(
         f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already{told}",

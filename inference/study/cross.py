@@ -24,7 +24,7 @@ from ...evaluation.comparison.method_results import read_ef_rows, read_summary
 from ...preprocessing.labels import find_phases, load_labels
 from ..predictor import EchoPredictor
 from .grid import Cell
-from .results import finished_folds, line_of
+from .results import line_of, validated_folds
 from .study import Study, cells_of, trainings_of
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def prepare_dataset(
     cases = [case for case in dataset.cases if case.label is not None]
     if not cases:
         raise EchoPlanError(f"{name} has no labelled case to test on", file=dataset.folder)
-    other = OtherDataset(dataset, study.folder / "references" / dataset.folder.name)
+    other = OtherDataset(dataset, study.folder / layout.REFERENCES / dataset.folder.name)
     known = other.about() if (other.references / _ABOUT).is_file() else {}
     todo = {case.case: (other, case) for case in cases if case.case not in known}
     if todo:
@@ -99,7 +99,7 @@ def judge_networks(study: Study, other: OtherDataset, *, device: str, processes:
     jobs = {
         f"{cell.name} fold {fold} on {other.name}": (model, fold, other, device, processes)
         for cell, model in trainings_of(study, sorted(wanted))
-        for fold in finished_folds(model)
+        for fold in validated_folds(model)
     }
     results = run_cases(_judge_network, jobs, description=f"testing on {other.name}")
     failures = dict(results.failures)
@@ -113,7 +113,7 @@ def read_tested(study: Study, others: tuple[OtherDataset, ...]) -> list[JudgedNe
     own = dataset_name(study.results)
     found = []
     for cell, model in trainings_of(study, cells_of(study.folder)):
-        for fold in finished_folds(model):
+        for fold in validated_folds(model):
             tested = [other for other in others if (_folder(model, fold, other) / layout.SUMMARY_FILE).is_file()]
             if not tested:
                 continue

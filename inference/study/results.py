@@ -17,18 +17,18 @@ def read_results(study: Study) -> list[CellResult]:
     """Every finished training of the study, those of earlier and larger requests too, in the order of study.json."""
     found = []
     for cell, model in trainings_of(study, cells_of(study.folder)):
-        for fold in finished_folds(model):
+        for fold in validated_folds(model):
             found.append(_read(study, cell, model, fold))
     return found
 
 
-def finished_folds(model: Path) -> list[int]:
+def validated_folds(model: Path) -> list[int]:
     """The folds of a model folder that are trained to their end and validated."""
-    return sorted(
-        int(file.parent.name.removeprefix("fold_"))
-        for file in model.glob("fold_*/checkpoint_final.pth")
-        if (file.parent / layout.VALIDATION / layout.SUMMARY_FILE).is_file()
-    )
+    return [
+        fold
+        for fold in layout.finished_folds(model)
+        if (model / layout.fold_folder(fold) / layout.VALIDATION / layout.SUMMARY_FILE).is_file()
+    ]
 
 
 def line_of(cell: Cell) -> Line:
