@@ -103,6 +103,18 @@ def test_the_checks_below_see_the_code():
     assert {("training", "preprocessing"), ("inference", "evaluation"), ("evaluation", "echoplan")} <= seen
 
 
+def test_every_import_of_our_own_is_there():
+    """An older install beside the checkout would serve modules that are gone."""
+    tests = {str(path): path for path in (ROOT / "tests").rglob("*.py")}
+    gone = [
+        f"{where(path, line)}: {target}"
+        for name, path in (modules() | tests).items()
+        for line, target, _ in imports(name, path)
+        if room_of(target) is not None and not modules().keys() & {target, target.rpartition(".")[0]}
+    ]
+    assert gone == []
+
+
 def test_no_import_goes_up_a_floor():
     wrong = [
         f"{place}: {room} imports {target}"
