@@ -1,19 +1,18 @@
-"""The three folders everything lives in, and datasets found in them by name, id or folder name; joints of several."""
+"""The three folders everything lives in, and datasets found in them by name, id or folder name, or several of them."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from echoplan.errors import EchoPlanError
 
 _DATASET_FOLDER = re.compile(r"Dataset(\d{3,})_(.+)")
-_JOINED = "+"  # no dataset's name may hold it
-_OF = "__"  # between a dataset and its case, in the names of a joint's cases
+_JOINED = "+"  # between the names of datasets that are trained jointly; no dataset's name may hold it
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Folders:
 
     def find_raw(self, name: str) -> Path:
         """The raw folder of the dataset called `name` (its name, id or folder name); EchoPlanError if there is none."""
-        if is_joint(name) and not _matches(self.raw, name):
+        if names_several(name) and not _matches(self.raw, name):
             raise EchoPlanError(
                 f"{name} is several raw datasets, and here one is needed", file=self.raw, remedy="name one of them"
             )
@@ -48,19 +47,19 @@ class Folders:
             self.raw, name, remedy="convert the dataset first (echoplan_convert_dataset, echoplan_make_phantom)"
         )
 
-    def find_members(self, name: str) -> tuple[Path, ...]:
-        """The raw folders of the datasets that a joint's name joins by "+", by their names' order.
+    def find_sources(self, name: str) -> tuple[Path, ...]:
+        """The raw folder of a dataset, or those of the datasets that `name` joins by "+", by their names' order.
 
         Raises:
             EchoPlanError: one is not there, or is named twice.
         """
-        found = {dataset_name(path): path for path in map(self.find_raw, name.split(_JOINED))}
-        if len(found) < len(name.split(_JOINED)):
+        sources = {dataset_name(path): path for path in map(self.find_raw, name.split(_JOINED))}
+        if len(sources) < len(name.split(_JOINED)):
             raise EchoPlanError(f"{name} names a dataset twice", file=self.raw, remedy="name each one once")
-        return tuple(found[member] for member in sorted(found))
+        return tuple(sources[source] for source in sorted(sources))
 
-    def joint_name(self, name: str) -> str:
-        """What a joint's folders are called: its datasets' names, however they are called here, in order."""
+    def name_of_several(self, name: str) -> str:
+        """What the folders of several datasets are called: their names, however they are called here, in order."""
         names = set()
         for part in name.split(_JOINED):
             found = [path for root in (self.raw, self.preprocessed, self.results) for path in _matches(root, part)]
@@ -68,7 +67,7 @@ class Folders:
         return _JOINED.join(sorted(names))
 
     def find_preprocessed(self, name: str) -> Path:
-        """Like `find_raw`, for what is planned and preprocessed; joints too, their datasets in any order."""
+        """Like `find_raw`, for what is planned and preprocessed; of several datasets too, in any order."""
         remedy = f"run echoplan_plan_and_preprocess -d {name} first"
         return _find(self.preprocessed, self._home(self.preprocessed, name), remedy=remedy)
 
@@ -78,7 +77,7 @@ class Folders:
         return _find(self.results, self._home(self.results, name), remedy=remedy)
 
     def _home(self, root: Path, name: str) -> str:
-        return self.joint_name(name) if is_joint(name) and not _matches(root, name) else name
+        return self.name_of_several(name) if names_several(name) and not _matches(root, name) else name
 
     def home_of_installed(self, folder: str, *, name: str | None = None) -> Path:
         """The results folder for models that were trained elsewhere; it may be there already.
@@ -87,7 +86,7 @@ class Folders:
         they keep their folder's name, with the next free id where another dataset here has theirs.
 
         Args:
-            folder: what it was called there: Dataset001_CAMUS, or a joint's name.
+            folder: what it was called there: Dataset001_CAMUS, or CAMUS+EchoNet.
             name: what the dataset, or its folder, is to be called here; None: as there.
 
         Raises:
@@ -98,7 +97,7 @@ class Folders:
         own = match[2] if match else wanted
         if name is not None:
             _check_dataset_name(own)
-        elif match is None:  # a joint
+        elif match is None:  # several datasets
             return self.results / folder
         known = {
             path.name: (number, called)
@@ -160,26 +159,16 @@ def _check_dataset_name(name: str) -> None:
         raise EchoPlanError(f"{name!r} cannot name a dataset", remedy="use letters, digits, '-', '_', not digits alone")
 
 
-def is_joint(name: str) -> bool:
+def names_several(name: str) -> bool:
     """Whether a name joins several datasets, as in CAMUS+EchoNet."""
     return _JOINED in name
 
 
-def joint_case(dataset: str, case: str) -> str:
-    """A name that no case of another dataset has; of patients too."""
-    return f"{dataset}{_OF}{case}"
-
-
-def member_of(case: str, datasets: Iterable[str]) -> str | None:
-    """Which of a joint's datasets a case is of, by its name; None if of none, as where there is no joint."""
-    return next((dataset for dataset in datasets if case.startswith(joint_case(dataset, ""))), None)
-
-
 def dataset_folders(root: Path) -> list[Path]:
-    """The folders of datasets and joints in one of the three folders."""
-    joints = [path for path in sorted(root.iterdir()) if is_joint(path.name)] if root.is_dir() else []
+    """The folders of datasets, and of several trained jointly, in one of the three folders."""
+    several = [path for path in sorted(root.iterdir()) if names_several(path.name)] if root.is_dir() else []
     datasets = [path for path, _, _ in _datasets(root)]
-    return datasets + [path for path in joints if path.is_dir() and path not in datasets]
+    return datasets + [path for path in several if path.is_dir() and path not in datasets]
 
 
 def _datasets(root: Path) -> list[tuple[Path, int, str]]:
@@ -197,7 +186,7 @@ def _matches(root: Path, name: str) -> list[Path]:
         for path, number, known in _datasets(root)
         if name in (path.name, known) or (name.isdecimal() and int(name) == number)
     ]
-    return found or [path for path in dataset_folders(root) if is_joint(name) and path.name == name]
+    return found or [path for path in dataset_folders(root) if names_several(name) and path.name == name]
 
 
 def _find(root: Path, name: str, *, remedy: str) -> Path:

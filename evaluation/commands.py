@@ -9,11 +9,11 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.cli import add_processes, command, existing_path, folders, parser, report_failures
-from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
+from echoplan.dataset import Case, DatasetDescription, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import ending, find_format
-from echoplan.joint import JointDataset, read_dataset
+from echoplan.multi_dataset import MultiDataset
 from echoplan.parallel_map import run_cases
 
 from .comparison.compare import compare_methods
@@ -180,11 +180,11 @@ def _report_clip(
     return report_clip(case, clip_file, mask_file, value, method=method, picture=picture)
 
 
-def _dataset(name: str | None) -> EchoDataset | JointDataset | None:
-    return None if name is None else read_dataset(folders(), name)
+def _dataset(name: str | None) -> MultiDataset | None:
+    return None if name is None else MultiDataset.read(folders(), name)
 
 
-def _known_cases(dataset: EchoDataset | JointDataset | None, clips: Path) -> dict[str, Case]:
+def _known_cases(dataset: MultiDataset | None, clips: Path) -> dict[str, Case]:
     """Rows of the dataset's cases.csv, or of one beside the clips."""
     if dataset is not None:
         return {case.case: case for case in dataset.cases}

@@ -6,30 +6,28 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
 from echoplan.cluster import add_engine, check_engine
-from echoplan.cluster_map import ClusterCases
-from echoplan.dataset import EchoDataset
+from echoplan.dataset import DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.joint import JointDataset, home_name, members_of, read_dataset
+from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
-from echoplan.plans import Plan
+from echoplan.plans import Configuration, Decision, Plan
 
-from ..preprocessing.dataset import preprocess_dataset
-from ..training.methods import find_method, method_registry
+from ..preprocessing.commands import preprocess_planned
+from ..training.methods import Method, find_method, method_registry
+from .fingerprint import current_fingerprint, joint_fingerprint
 from .fingerprint import extract_fingerprint as measure_dataset
 from .gpu_check import check_batch
 from .integrity import verify_dataset
-from .joining import current_fingerprint, join_fingerprints, join_splits, write_joint_splits
 from .planner import plan_experiment as make_plan
-from .splits import Splits, write_splits
-from .text import describe_plan
+from .splits import Splits, joint_splits, write_joint_splits, write_splits
 
 logger = logging.getLogger(__name__)
 
@@ -79,53 +77,39 @@ def _plan_and_preprocess(where: Folders, name: str, chosen: argparse.Namespace) 
     try:
         _plan(where, name, chosen)
         if not chosen.no_preprocess:
-            failures |= _preprocess(where, name, chosen)
+            failures |= preprocess_planned(where, name, chosen)
     finally:  # an error in between must not hide the broken cases that may have caused it
         status = report_failures(failures, work=f"planning and preprocessing {name}")
     return status
 
 
-def _preprocess(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
-    """Preprocess, and say why which cases are left out."""
-    dataset = read_dataset(where, name)
-    plan = Plan.read(where.preprocessed / home_name(dataset) / layout.plan_file(chosen.plans_name))
-    names = None if chosen.trainers is None else list(_named(chosen.trainers))
-    engine = ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None
-    results = preprocess_dataset(
-        where, dataset, plan, trainers=names, processes=chosen.np, overwrite=chosen.overwrite, engine=engine
-    )
-    print(f"{home_name(dataset)}: {len(results.done)} cases are preprocessed")
-    return results.failures
-
-
 def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
-    """Measure, and say why which cases are left out; a joint's datasets are measured where they are not yet."""
-    dataset = read_dataset(where, name)
+    """Measure, and say why which cases are left out; of several datasets, each that is not measured yet."""
+    dataset = MultiDataset.read(where, name)
     if chosen.verify_dataset_integrity:
-        for member in members_of(dataset):
-            _verify(member.dataset, chosen.np)
-    if not isinstance(dataset, JointDataset):
-        return _write_fingerprint(where, dataset, measure_dataset(dataset, processes=chosen.np))
+        for source in dataset.sources:
+            _verify(source.raw, chosen.np)
     for own, structures in dataset.left_out.items():
         print(f"{', '.join(structures)} of {own} is background in {dataset.name}: not all its datasets have it")
     fingerprints = {}
-    for member in dataset.members:
-        known = current_fingerprint(where.preprocessed / member.dataset.folder.name / layout.FINGERPRINT_FILE, member)
+    for source in dataset.sources:
+        home = where.preprocessed / source.raw.folder.name
+        known = current_fingerprint(home / layout.FINGERPRINT_FILE, source.raw) if dataset.several else None
         if known is None:
-            known = measure_dataset(member.dataset, processes=chosen.np)
-            _write_fingerprint(where, member.dataset, known)
-        fingerprints[member.name] = known
-    return _write_fingerprint(where, dataset, join_fingerprints(dataset, fingerprints))
+            known = measure_dataset(source.raw, processes=chosen.np)
+            _write_fingerprint(home, source.raw.description, known)
+        fingerprints[source.name] = known
+    if not dataset.several:
+        return known["failed_cases"]
+    together = joint_fingerprint(dataset, fingerprints)
+    _write_fingerprint(where.preprocessed / dataset.name, dataset.description, together)
+    return together["failed_cases"]
 
 
-def _write_fingerprint(
-    where: Folders, dataset: EchoDataset | JointDataset, fingerprint: dict[str, Any]
-) -> dict[str, str]:
-    target = where.preprocessed / home_name(dataset)
-    write_json(target / layout.FINGERPRINT_FILE, fingerprint)
-    write_json(target / layout.DATASET_FILE, dataset.description.to_dict())
-    print(f"{home_name(dataset)}: {len(fingerprint['cases'])} clips measured, {target / layout.FINGERPRINT_FILE}")
-    return fingerprint["failed_cases"]
+def _write_fingerprint(home: Path, description: DatasetDescription, fingerprint: dict[str, Any]) -> None:
+    write_json(home / layout.FINGERPRINT_FILE, fingerprint)
+    write_json(home / layout.DATASET_FILE, description.to_dict())
+    print(f"{home.name}: {len(fingerprint['cases'])} clips measured, {home / layout.FINGERPRINT_FILE}")
 
 
 def _verify(dataset: EchoDataset, processes: int) -> None:
@@ -144,13 +128,12 @@ def _verify(dataset: EchoDataset, processes: int) -> None:
 
 
 def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
-    dataset = read_dataset(where, name)
-    target = where.preprocessed / home_name(dataset)
-    fingerprint = _read_fingerprint(target / layout.FINGERPRINT_FILE, name)
+    dataset = MultiDataset.read(where, name)
+    home = where.preprocessed / dataset.name
     plan = make_plan(
-        fingerprint,
+        _read_fingerprint(home / layout.FINGERPRINT_FILE, name),
         dataset.description,
-        trainers=method_registry() if chosen.trainers is None else _named(chosen.trainers),
+        methods=method_registry() if chosen.trainers is None else _named(chosen.trainers),
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
         size=chosen.size,
@@ -158,13 +141,10 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
         plans_name=chosen.plans_name,
         check=None if chosen.no_gpu_check else check_batch,
     )
-    file = target / layout.plan_file(chosen.plans_name)
+    file = home / layout.plan_file(chosen.plans_name)
     _with_earlier(plan, file).write(file)
-    write_json(target / layout.DATASET_FILE, dataset.description.to_dict())
-    if isinstance(dataset, JointDataset):
-        _write_joint_splits(where, dataset, name)
-    else:
-        _write_splits(target / layout.SPLITS_FILE, dataset, fingerprint)
+    write_json(home / layout.DATASET_FILE, dataset.description.to_dict())
+    _write_folds(where, dataset, name)
     print(describe_plan(plan))
     print(f"\nwritten: {file}")
     return 0
@@ -187,17 +167,17 @@ def _with_earlier(plan: Plan, file: Path) -> Plan:
         return plan
 
 
-def _write_joint_splits(where: Folders, joint: JointDataset, name: str) -> None:
-    """The datasets' own folds, made where there are none yet, united."""
+def _write_folds(where: Folders, dataset: MultiDataset, name: str) -> None:
+    """Each dataset's own folds, made where there are none yet; of several datasets also those, united."""
     splits = {}
-    for member in joint.members:
-        own = where.preprocessed / member.dataset.folder.name
-        splits[member.name] = _write_splits(
-            own / layout.SPLITS_FILE, member.dataset, _read_fingerprint(own / layout.FINGERPRINT_FILE, name)
-        )
-    path = where.preprocessed / joint.name / layout.SPLITS_FILE
-    write_joint_splits(path, join_splits(joint, splits))
-    print(f"fold k of each dataset is part of fold k of the joint: {path}")
+    for source in dataset.sources:
+        home = where.preprocessed / source.raw.folder.name
+        fingerprint = _read_fingerprint(home / layout.FINGERPRINT_FILE, name)
+        splits[source.name] = _write_splits(home / layout.SPLITS_FILE, source.raw, fingerprint)
+    if dataset.several:
+        path = where.preprocessed / dataset.name / layout.SPLITS_FILE
+        write_joint_splits(path, joint_splits(dataset, splits))
+        print(f"fold k of each dataset is part of fold k of the joint: {path}")
 
 
 def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> Splits:
@@ -212,9 +192,44 @@ def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any])
     return splits
 
 
-def _named(trainers: Sequence[str]) -> dict[str, Any]:
+def _named(trainers: Sequence[str]) -> dict[str, Method[Any]]:
     """The methods that -tr names, by their own names."""
     return {method.name: method for method in map(find_method, trainers)}
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan, one line a decision: name, value, and the rule behind it."""
+    lines = [f"Plan {plan.plans_name} of {plan.dataset}", "", "hardware", *_decision_lines(plan.hardware)]
+    for title, group in (("configuration", plan.configurations), ("trainer", plan.trainers)):
+        for configuration in group.values():
+            lines += ["", f"{title} {configuration.name}{_parent(configuration)}"]
+            lines += _decision_lines(configuration.decisions)
+            for dataset, decisions in configuration.datasets.items():
+                lines += [f"  of {dataset}:", *(f"  {line}" for line in _decision_lines(decisions))]
+    return "\n".join(lines)
+
+
+def _parent(configuration: Configuration) -> str:
+    return f" (else as configuration {configuration.inherits_from})" if configuration.inherits_from else ""
+
+
+def _decision_lines(decisions: Mapping[str, Decision]) -> list[str]:
+    return [f"  {name}: {_value(decision.value)}, because: {decision.rule}" for name, decision in decisions.items()]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        numbers = bool(value) and all(isinstance(item, (int, float)) for item in value)
+        return (" x " if numbers else ", ").join(map(_value, value)) or "none"
+    return str(value)
 
 
 def _add_datasets(to: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.parallel_map import run_cases
 
-from ..preprocessing.labels import labelled_frames, load_labels
+from ..preprocessing.clip import labelled_frames, load_labels
 
 _PLAUSIBLE_SPACING_MM = (0.02, 5.0)
 _PLAUSIBLE_FRAME_TIME_MS = (1.0, 200.0)
@@ -37,7 +37,8 @@ def verify_dataset(dataset: EchoDataset, *, processes: int = 0) -> Findings:
         dataset: the raw dataset.
         processes: worker processes; 0: none.
     """
-    arguments = {case.case: (replace(dataset, cases=(case,)),) for case in dataset.cases}
+    rowless = replace(dataset, cases=())  # a worker needs no other rows
+    arguments = {case.case: (rowless, case) for case in dataset.cases}
     results = run_cases(check_case, arguments, processes=processes, description="checking")
     problems = list(_patients_on_both_sides(dataset.cases))
     if not dataset.training_cases():
@@ -47,15 +48,14 @@ def verify_dataset(dataset: EchoDataset, *, processes: int = 0) -> Findings:
         if case.case in results.failures:
             problems.append(f"{case.case}: {results.failures[case.case]}")
             continue
-        found = results.done[case.case]
-        problems += [f"{case.case}: {line}" for line in found.problems]
-        warnings += [f"{case.case}: {line}" for line in found.warnings]
+        findings = results.done[case.case]
+        problems += [f"{case.case}: {line}" for line in findings.problems]
+        warnings += [f"{case.case}: {line}" for line in findings.warnings]
     return Findings(tuple(problems), tuple(warnings))
 
 
-def check_case(dataset: EchoDataset) -> Findings:
-    """Check the dataset's only case; lines without the case's name."""
-    (case,) = dataset.cases
+def check_case(dataset: EchoDataset, case: Case) -> Findings:
+    """Check one of a dataset's cases; lines without the case's name."""
     try:
         clip = dataset.load_clip(case)
     except EchoPlanError as error:
@@ -82,7 +82,8 @@ def check_case(dataset: EchoDataset) -> Findings:
 
 
 def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
-    problems, warnings = [], []
+    problems: list[str] = []
+    warnings: list[str] = []
     if len(clip) == 1:
         warnings.append("a single frame: enough for frame networks, but it shows no motion to clip networks")
     if clip.spacing_mm is not None:
@@ -115,5 +116,5 @@ def _patients_on_both_sides(cases: tuple[Case, ...]) -> list[str]:
     sides: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         sides[case.patient].add("test" if case.split == "test" else "train")
-    both = sorted(patient for patient, found in sides.items() if len(found) == 2)
+    both = sorted(patient for patient, seen in sides.items() if len(seen) == 2)
     return [f"patient {patient} has clips in training and in test" for patient in both]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
+from echoplan.paths import dataset_name
 from echoplan.plans import Configuration, Decision, Plan
 
+from ..training.methods import Method
+from ..training.recipe import MethodRequirements
 from . import rules
+from .fingerprint import balanced_extents
 from .gpu_check import CheckedBatch, can_check, check_batch, gpu_here
 from .memory import CONTEXT_GB, GIGABYTE, MARGIN, MemoryModel, measure_memory
-from .summary import balanced_extents
+from .rules import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -24,67 +29,11 @@ MeasureMemory = Callable[..., MemoryModel]
 CheckBatch = Callable[..., CheckedBatch]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, and what the rules need beside the fingerprint.
-
-    Attributes:
-        summary: the fingerprint's summary; of a joint, with the extents that each dataset has as it is cropped.
-        parts: dataset -> its own summary, in a joint; else the summary alone, under "".
-        crops: whether the clips of each of them are cropped.
-        classes: K.
-        protocol: "aspect" or "stretch".
-        size: (H, W) asked for, or None.
-        frames: T asked for, or None.
-        gpu_memory_gb: the target.
-        measure: simulates memory.
-        check: takes real steps with a batch that is to fit (see `check_batch`); None: forecasts stand unchecked.
-    """
-
-    summary: Mapping[str, Any]
-    parts: Mapping[str, Mapping[str, Any]]
-    crops: Mapping[str, Decision]
-    classes: int
-    protocol: str
-    size: tuple[int, int] | None
-    frames: int | None
-    gpu_memory_gb: float
-    measure: MeasureMemory
-    check: CheckBatch | None
-
-    @property
-    def crop(self) -> bool:
-        """Whether extents are the sector's; in a joint both kinds are the same."""
-        return any(crop.value for crop in self.crops.values())
-
-    def apart(self, decide: Callable[[str, Mapping[str, Any]], dict[str, Decision]]) -> dict[str, dict[str, Decision]]:
-        """Decisions that each dataset gets by its own rule, by dataset; `decide` takes its name and its summary."""
-        return {name: decide(name, summary) for name, summary in self.parts.items()}
-
-    def configuration(
-        self,
-        name: str,
-        decisions: dict[str, Decision],
-        apart: Mapping[str, dict[str, Decision]],
-        *,
-        inherits_from: str | None = None,
-    ) -> Configuration:
-        """A configuration of what is decided together, and of what `apart` decided."""
-        if "" in apart:
-            return Configuration(name, {**apart[""], **decisions}, inherits_from)
-        together = {
-            key: replace(one, rule=f"{one.rule}; of several datasets, the mean of their medians")
-            for key, one in decisions.items()
-            if key in ("size", "frames") and one.kind == "rule"
-        }
-        return Configuration(name, {**decisions, **together}, inherits_from, apart)
-
-
 def plan_experiment(
     fingerprint: Mapping[str, Any],
     description: DatasetDescription,
     *,
-    trainers: Mapping[str, Any],
+    trainers: Mapping[str, Method[Any]],
     gpu_memory_gb: float | None = None,
     protocol: str = "aspect",
     size: tuple[int, int] | None = None,
@@ -96,9 +45,9 @@ def plan_experiment(
     """Decide everything that training and inference need to know.
 
     Args:
-        fingerprint: from `extract_fingerprint`.
+        fingerprint: from `extract_fingerprint` or `joint_fingerprint`.
         description: dataset.json.
-        trainers: name -> method, as `method_registry` has them.
+        trainers: name -> method.
         gpu_memory_gb: the GPU to plan for; None: the one found here, else 8 GB.
         protocol: "aspect" (kept, padded) or "stretch" (the papers').
         size: (H, W) for all networks, instead of the rules.
@@ -111,33 +60,37 @@ def plan_experiment(
     Raises:
         EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
     """
-    summary = fingerprint["summary"]
-    parts = summary.get("datasets", {"": summary})
-    for name, own in parts.items():
+    summary, home = fingerprint["summary"], fingerprint["dataset"]
+    sources: dict[str, Summary] = summary.get("datasets") or {dataset_name(Path(home)): summary}
+    for name, own in sources.items():
         if not own["counts"]["labelled_cases"]:
             raise EchoPlanError(
-                f"{name or fingerprint['dataset']} has no labelled training case that could be read",
+                f"{name} has no labelled training case that could be read",
                 remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
             )
     gpu = gpu_here()
     hardware = _hardware(gpu, gpu_memory_gb)
     memory_gb = hardware["gpu_memory_target_gb"].value
-    crops = {name: rules.crop_rule(own) for name, own in parts.items()}
-    if "" not in parts:
-        extents = {name: own["sector" if crops[name].value else "whole"] for name, own in parts.items()}
-        summary = {**summary, "sector": balanced_extents(extents), "whole": balanced_extents(extents)}
-    check = check if can_check(gpu, memory_gb) else None
-    request = Request(summary, parts, crops, description.classes, protocol, size, frames, memory_gb, measure, check)
-    frame = _frame_configuration(request, description)
-    clip = _clip_configuration(request)
-    configurations = {"frame": frame, "clip": clip}
+    planner = Planner(
+        summary=summary,
+        sources=sources,
+        crops={name: rules.crop_rule(own) for name, own in sources.items()},
+        classes=description.classes,
+        protocol=protocol,
+        size=size,
+        frames=frames,
+        memory_gb=memory_gb,
+        measure=measure,
+        check=check if can_check(gpu, memory_gb) else None,
+    )
+    configurations = {"frame": planner.frame_configuration(), "clip": planner.clip_configuration()}
     planned = {}
-    for name, trainer in trainers.items():
-        if description.classes > 1 and not getattr(trainer.requirements, "multi_structure", True):
+    for name, method in trainers.items():
+        if description.classes > 1 and not method.requirements.multi_structure:
             logger.info("%s is left out of the plan: it segments one structure, the dataset has several", name)
             continue
-        planned[name] = _trainer_configuration(name, trainer, configurations[trainer.configuration], request)
-    return Plan(fingerprint["dataset"], plans_name, configurations, planned, hardware)
+        planned[name] = planner.trainer(name, method, configurations[method.configuration])
+    return Plan(home, plans_name, configurations, planned, hardware)
 
 
 def _hardware(found: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
@@ -154,138 +107,191 @@ def _hardware(found: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
     return {"gpu_memory_target_gb": memory, "device": device}
 
 
-def _frame_configuration(request: Request, description: DatasetDescription) -> Configuration:
-    summary, joint = request.summary, "" not in request.parts
-    size = rules.size_rule(summary, crop=request.crop, protocol=request.protocol, square=False, override=request.size)
-    supervisions = {name: rules.supervision_rule(own) for name, own in request.parts.items()}
-    supervision = rules.joint_supervision_rule(supervisions) if joint else supervisions[""]
+@dataclass(frozen=True)
+class Planner:
+    """Makes configurations of what was measured and asked for.
 
-    def apart(name: str, own: Mapping[str, Any]) -> dict[str, Decision]:
-        return {
-            "crop": request.crops[name],
-            "target_spacing_mm": _spacing(request, size, name),
-            "mirror_axes": rules.mirror_rule(own),
-            "rotation_degrees": rules.rotation_rule(own),
-            **({"typical_clip": rules.typical_clip_rule(own)} if joint else {}),
+    Attributes:
+        summary: the fingerprint's, of all source datasets together.
+        sources: source dataset -> its own summary.
+        crops: source dataset -> whether its clips are cropped.
+        classes: K.
+        protocol: "aspect" or "stretch".
+        size: (H, W) asked for, or None.
+        frames: T asked for, or None.
+        memory_gb: of the GPU planned for.
+        measure: simulates memory.
+        check: takes real steps with a batch that is to fit (see `check_batch`); None: forecasts stand unchecked.
+    """
+
+    summary: Summary
+    sources: Mapping[str, Summary]
+    crops: Mapping[str, Decision]
+    classes: int
+    protocol: str
+    size: tuple[int, int] | None
+    frames: int | None
+    memory_gb: float
+    measure: MeasureMemory
+    check: CheckBatch | None
+
+    def frame_configuration(self) -> Configuration:
+        """What networks that see one frame at a time start from, and all others too."""
+        size = rules.size_rule(self.extents(), crop=self.crop, protocol=self.protocol, square=False, override=self.size)
+        decisions = {
+            "protocol": rules.protocol_rule(self.protocol),
+            "size": self.with_spacing(size),
+            "frames": Decision(1, "one frame at a time", kind="fixed"),
+            "sampling": rules.FRAME_SAMPLING,
+            "normalisation": rules.normalisation_rule(self.summary),
+            "batch_size": Decision(8, _START + "; not fitted to a GPU", kind="fixed"),
+            "learning_rate": Decision(1e-3, _START, kind="fixed"),
         }
+        own = {
+            name: {
+                "crop": self.crops[name],
+                "mirror_axes": rules.mirror_rule(summary),
+                "rotation_degrees": rules.rotation_rule(summary),
+                **({"typical_clip": rules.typical_clip_rule(summary)} if len(self.sources) > 1 else {}),
+            }
+            for name, summary in self.sources.items()
+        }
+        return self.configuration("frame", decisions, own)
 
-    decisions = {
-        "protocol": rules.protocol_rule(request.protocol),
-        "size": size,
-        "classes": rules.classes_rule(description),
-        "frames": Decision(1, "one frame at a time", kind="fixed"),
-        "sampling": Decision("labelled_frames", "every labelled frame is a sample", kind="fixed"),
-        "normalisation": rules.normalisation_rule(summary),
-        "supervision": supervision,
-        "losses": rules.losses_rule(supervision),
-        "batch_size": Decision(8, _START + "; not fitted to a GPU", kind="fixed"),
-        "learning_rate": Decision(1e-3, _START, kind="fixed"),
-    }
-    return request.configuration("frame", decisions, request.apart(apart))
+    def clip_configuration(self) -> Configuration:
+        """What networks that see clips start from."""
+        size = rules.size_rule(self.extents(), crop=self.crop, protocol=self.protocol, square=True, override=self.size)
+        frames = rules.frames_rule(self.summary, rules.CLIP_FRAMES, override=self.frames)
+        decisions = {
+            "size": self.with_spacing(size),
+            "frames": frames,
+            "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
+            "learning_rate": Decision(1e-4, _START, kind="fixed"),
+        }
+        own = {
+            name: {
+                "frame_stride": rules.stride_rule(summary, frames.value),
+                "sampling": rules.sampling_rule(summary),
+            }
+            for name, summary in self.sources.items()
+        }
+        return self.configuration("clip", decisions, own, inherits_from="frame")
+
+    def trainer(self, name: str, method: Method[Any], parent: Configuration) -> Configuration:
+        """What one method adds to its configuration."""
+        wanted = rules.trainer_size_rule(
+            method.requirements,
+            self.extents(),
+            parent.decisions["size"],
+            protocol=self.protocol,
+            override=self.size,
+        )
+        size, frames, batch = self.fit(method, wanted)
+        decisions = {
+            "size": self.with_spacing(size),
+            "frames": frames,
+            "batch_size": batch,
+            "learning_rate": rules.learning_rate_rule(method.requirements, batch.value),
+        }
+        own = {
+            source: {"frame_stride": rules.stride_rule(summary, frames.value)}
+            for source, summary in self.sources.items()
+        }
+        if frames.value > 1 and parent.name == "frame":  # a method of clips that builds on single frames
+            for source, summary in self.sources.items():
+                own[source]["sampling"] = rules.sampling_rule(summary)
+        return self.configuration(name, decisions, own, inherits_from=parent.name)
+
+    def configuration(
+        self,
+        name: str,
+        decisions: dict[str, Decision],
+        own: Mapping[str, dict[str, Decision]],
+        *,
+        inherits_from: str | None = None,
+    ) -> Configuration:
+        """A configuration of what is decided for all clips, and of each source dataset's `own` decisions.
+
+        Of a single dataset these hold for all clips too, and its plan's file has one list.
+        """
+        if len(own) == 1:
+            return Configuration(name, {**next(iter(own.values())), **decisions}, inherits_from)
+        averaged = {
+            key: replace(decision, rule=f"{decision.rule}; of several datasets, the mean of their medians")
+            for key, decision in decisions.items()
+            if key in ("size", "frames") and decision.kind == "rule"
+        }
+        return Configuration(name, {**decisions, **averaged}, inherits_from, own)
+
+    @property
+    def crop(self) -> bool:
+        """Whether the clips of any dataset are cropped."""
+        return any(crop.value for crop in self.crops.values())
+
+    def extents_of(self, source: str) -> Summary:
+        """How large the clips of a dataset are, as they are cropped."""
+        extents: Summary = self.sources[source]["sector" if self.crops[source].value else "whole"]
+        return extents
+
+    def extents(self) -> Summary:
+        """How large clips are; each dataset counts alike."""
+        extents = {name: self.extents_of(name) for name in self.sources}
+        return balanced_extents(extents) if len(extents) > 1 else next(iter(extents.values()))
+
+    def with_spacing(self, size: Decision) -> Decision:
+        """A size that also says what it makes of the median clip: the mm that a pixel covers, of each dataset."""
+        spacings = {
+            name: rules.spacing_on_grid(self.extents_of(name), tuple(size.value), protocol=self.protocol)
+            for name in self.sources
+        }
+        spacing = spacings if len(spacings) > 1 else next(iter(spacings.values()))
+        return replace(size, evidence={**size.evidence, "target_spacing_mm": spacing})
+
+    def fit(self, method: Method[Any], size: Decision) -> tuple[Decision, Decision, Decision]:
+        """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
+        needs, target = method.requirements, self.memory_gb
+        wanted = rules.frames_rule(self.summary, needs.frames, override=self.frames)
+        try:
+            for side, frames in _attempts(size, wanted, needs):
+                shape = {"size": side, "frames": frames, "classes": self.classes}
+                model = self.measure(method, **shape)
+                checked = CheckedBatch(model.largest_batch(target, at_most=needs.batch_size))
+                if checked.size and self.check is not None:
+                    checked = self.check(checked.size, model, target, method, **shape)
+                if checked.size:
+                    break
+        except EchoPlanError as error:
+            logger.warning("%s: %s", method.name, error)
+            unknown = Decision(
+                needs.batch_size, "the paper's; not fitted to the GPU, for its memory could not be simulated",
+                {"reason": str(error)}, kind="fixed",
+            )  # fmt: skip
+            return size, wanted, unknown
+        if not checked.size:
+            logger.warning("%s does not fit a GPU of %g GB even at its smallest", method.name, target)
+        if list(side) != list(size.value):
+            rule = f"{size.rule}; made smaller, for one sample did not fit the GPU"
+            size = Decision(list(side), rule, {**size.evidence, "wanted": size.value}, "rule")
+        if frames != wanted.value:
+            evidence = {**wanted.evidence, "wanted": wanted.value}
+            wanted = Decision(frames, "fewer than wanted, for one sample did not fit the GPU", evidence)
+        return size, wanted, _batch_decision(checked, needs, model, target)
 
 
-def _clip_configuration(request: Request) -> Configuration:
-    size = rules.size_rule(
-        request.summary, crop=request.crop, protocol=request.protocol, square=True, override=request.size
-    )
-    frames = rules.frames_rule(request.summary, rules.CLIP_FRAMES, override=request.frames)
-
-    def apart(name: str, own: Mapping[str, Any]) -> dict[str, Decision]:
-        return {**_apart(request, name, size, frames), "sampling": rules.sampling_rule(own)}
-
-    decisions = {
-        "size": size,
-        "frames": frames,
-        "batch_size": Decision(4, _START + "; not fitted to a GPU", kind="fixed"),
-        "learning_rate": Decision(1e-4, _START, kind="fixed"),
-    }
-    return request.configuration("clip", decisions, request.apart(apart), inherits_from="frame")
-
-
-def _trainer_configuration(name: str, trainer: Any, parent: Configuration, request: Request) -> Configuration:
-    needs = trainer.requirements
-    size = rules.trainer_size_rule(
-        needs,
-        request.summary,
-        parent.decisions["size"],
-        crop=request.crop,
-        protocol=request.protocol,
-        override=request.size,
-    )
-    size, frames, batch = _fit(name, trainer, size, request)
-    decisions = {
-        "size": size,
-        "frames": frames,
-        "batch_size": batch,
-        "learning_rate": rules.learning_rate_rule(needs, batch.value),
-    }
-    apart = request.apart(lambda part, _: _apart(request, part, size, frames))
-    return request.configuration(name, decisions, apart, inherits_from=parent.name)
-
-
-def _apart(request: Request, part: str, size: Decision, frames: Decision) -> dict[str, Decision]:
-    """What size and frames mean for the clips of one dataset."""
-    return {
-        "target_spacing_mm": _spacing(request, size, part),
-        "frame_stride": rules.stride_rule(request.parts[part], frames.value),
-    }
-
-
-def _spacing(request: Request, size: Decision, part: str) -> Decision:
-    return rules.target_spacing_rule(
-        request.parts[part], tuple(size.value), crop=request.crops[part].value, protocol=request.protocol
-    )
-
-
-def _fit(name: str, trainer: Any, size: Decision, request: Request) -> tuple[Decision, Decision, Decision]:
-    """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
-    needs, target = trainer.requirements, request.gpu_memory_gb
-    wanted = rules.frames_rule(request.summary, needs.frames, override=request.frames)
-    tried = None
-    try:
-        for side, frames in _attempts(size, wanted, needs):
-            model = request.measure(trainer, size=side, frames=frames, classes=request.classes)
-            checked = CheckedBatch(model.largest_batch(target, at_most=needs.batch_size))
-            if checked.size and request.check is not None:
-                checked = request.check(
-                    checked.size, model, target, trainer, size=side, frames=frames, classes=request.classes
-                )
-            tried = (side, frames, checked, model)
-            if checked.size:
-                break
-    except EchoPlanError as error:
-        logger.warning("%s: %s", name, error)
-        unknown = Decision(
-            needs.batch_size, "the paper's; not fitted to the GPU, for its memory could not be simulated",
-            {"reason": str(error)}, kind="fixed",
-        )  # fmt: skip
-        return size, wanted, unknown
-    side, frames, checked, model = tried
-    if not checked.size:
-        logger.warning("%s does not fit a GPU of %g GB even at its smallest", name, target)
-    if list(side) != list(size.value):
-        rule = f"{size.rule}; made smaller, for one sample did not fit the GPU"
-        size = Decision(list(side), rule, {**size.evidence, "wanted": size.value}, "rule")
-    if frames != wanted.value:
-        evidence = {**wanted.evidence, "wanted": wanted.value}
-        wanted = Decision(frames, "fewer than wanted, for one sample did not fit the GPU", evidence)
-    return size, wanted, _batch_decision(checked, needs, model, target)
-
-
-def _attempts(size: Decision, frames: Decision, needs: Any) -> list[tuple[tuple[int, int], int]]:
+def _attempts(size: Decision, frames: Decision, needs: MethodRequirements) -> list[tuple[tuple[int, int], int]]:
     """((H, W), T) from what is wanted to the smallest thing that still makes sense; what was asked for stays."""
-    wanted, most = tuple(size.value), frames.value
+    height, width = size.value
+    most = frames.value
     # A clip needs two frames to show motion.
     shorter = [] if "asked_for" in frames.evidence else [fewer for fewer in (8, 6, 4, 2) if fewer < most]
-    attempts = [(wanted, count) for count in (most, *shorter)]
-    height, width = wanted
+    attempts = [((height, width), count) for count in (most, *shorter)]
     while size.kind != "fixed" and min(height, width) - needs.size_multiple >= rules.SMALLEST_SIDE:
         height, width = height - needs.size_multiple, width - needs.size_multiple
         attempts.append(((height, width), attempts[-1][1]))
     return attempts
 
 
-def _batch_decision(checked: CheckedBatch, needs: Any, model: MemoryModel, target: float) -> Decision:
+def _batch_decision(checked: CheckedBatch, needs: MethodRequirements, model: MemoryModel, target: float) -> Decision:
     batch = checked.size
     sizes = sorted(
         {size for size in (1, 2, 4, 8, 16, 32, needs.batch_size, batch) if 1 <= size <= 2 * needs.batch_size}

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision
+
+from ..training.recipe import MethodRequirements
 
 Summary = Mapping[str, Any]
 
@@ -16,6 +17,7 @@ MULTIPLE = 32  # five halvings, what all encoders here divide an image by
 SMALLEST_SIDE = 96
 LARGEST_SIDE = 256
 CLIP_FRAMES = 10
+FRAME_SAMPLING = Decision("labelled_frames", "every labelled frame is a sample", kind="fixed")
 _CROP_SAVES = 0.15
 _CROP_MAY_LOSE = 0.001
 _KNOWN = 0.9
@@ -62,43 +64,46 @@ def protocol_rule(protocol: str) -> Decision:
 
 
 def size_rule(
-    summary: Summary, *, crop: bool, protocol: str, square: bool, override: tuple[int, int] | None
+    extents: Summary, *, crop: bool, protocol: str, square: bool, override: tuple[int, int] | None
 ) -> Decision:
-    """The network's grid (H, W) for a configuration."""
+    """The network's grid (H, W) for a configuration, from how large clips are as they are cropped."""
     if override is not None:
         return override_size(override, square=square)
-    extents = summary["sector" if crop else "whole"]
-    side = long_side(summary, crop=crop, at_most=LARGEST_SIDE)
+    side = long_side(extents, at_most=LARGEST_SIDE)
     aspect = extents["aspect"]["median"]
     rule = (
         f"long side: the median long side{' of the sector' if crop else ''}, rounded up to a multiple of {MULTIPLE}, "
         f"at least {SMALLEST_SIDE}, at most {LARGEST_SIDE}; "
     )
     if square or protocol == "stretch":
-        value, rule = (side, side), rule + "square"
+        height, width, rule = side, side, rule + "square"
     else:
-        value = with_aspect(side, aspect, MULTIPLE)
+        height, width = with_aspect(side, aspect, MULTIPLE)
         rule += f"short side: by the median physical aspect, rounded up to a multiple of {MULTIPLE}"
-    return Decision(value=list(value), rule=rule, evidence=_extent_evidence(extents))
+    return Decision(value=[height, width], rule=rule, evidence=_extent_evidence(extents))
 
 
 def trainer_size_rule(
-    needs: Any, summary: Summary, configured: Decision, *, crop: bool, protocol: str, override: tuple[int, int] | None
+    needs: MethodRequirements,
+    extents: Summary,
+    configured: Decision,
+    *,
+    protocol: str,
+    override: tuple[int, int] | None,
 ) -> Decision:
     """The grid of one trainer: the paper's size where it states one, no larger than the data; else the plan's."""
     if override is not None:
         return override_size(override, square=needs.square, multiple=needs.size_multiple)
-    extents = summary["sector" if crop else "whole"]
     square = needs.square or protocol == "stretch"
     if needs.paper_size is None:
         sides = [round_up(side, needs.size_multiple) for side in configured.value]
         value = [max(sides)] * 2 if square else sides
         rule = f"the configuration's, rounded up to multiples of {needs.size_multiple}{', square' if square else ''}"
         return Decision(value, rule, configured.evidence, configured.kind)
-    side = long_side(summary, crop=crop, at_most=needs.paper_size, multiple=needs.size_multiple)
-    value = (side, side) if square else with_aspect(side, extents["aspect"]["median"], needs.size_multiple)
+    side = long_side(extents, at_most=needs.paper_size, multiple=needs.size_multiple)
+    value = [side, side] if square else list(with_aspect(side, extents["aspect"]["median"], needs.size_multiple))
     return Decision(
-        value=list(value),
+        value=value,
         rule=f"the paper's {needs.paper_size}, or less where the median long side, rounded up to a multiple of "
         f"{needs.size_multiple}, is less{'; square' if square else '; short side by the median physical aspect'}",
         evidence={"paper_size": needs.paper_size, **_extent_evidence(extents)},
@@ -119,31 +124,27 @@ def override_size(size: tuple[int, int], *, square: bool, multiple: int = MULTIP
     return Decision(value, f"asked for with --size{fitted}", {"asked_for": list(size)}, kind="fixed")
 
 
-def target_spacing_rule(summary: Summary, size: tuple[int, int], *, crop: bool, protocol: str) -> Decision:
-    """The median spacing (row, column) in mm on the network's grid."""
-    extents = summary["sector" if crop else "whole"]
-    known = summary["known_share"]["spacing"]
-    rule = "what one pixel of the network's grid covers in the median clip, in mm (row, column)"
+def spacing_on_grid(extents: Summary, size: tuple[int, int], *, protocol: str) -> list[float] | None:
+    """What one pixel of the network's grid covers in the median clip, in mm (row, column); None: no clip knows it."""
     if extents["height_mm"] is None:
-        return Decision(None, rule + "; unknown, for no clip has a spacing", {"spacing_known_share": known}, "measured")
-    extent = [extents["height_mm"]["median"], extents["width_mm"]["median"]]
-    spacing = [length / side for length, side in zip(extent, size, strict=True)]
+        return None
+    lengths = (extents["height_mm"]["median"], extents["width_mm"]["median"])
+    spacing = [length / side for length, side in zip(lengths, size, strict=True)]
     if protocol == "aspect":
         spacing = [max(spacing)] * 2
-    evidence = {"median_extent_mm": extent, "size": list(size), "spacing_known_share": known}
-    return Decision([round(value, 4) for value in spacing], rule, evidence, "measured")
+    return [round(value, 4) for value in spacing]
 
 
 def sampling_rule(summary: Summary) -> Decision:
-    """How the frames of a training clip are chosen."""
+    """How the frames of a training clip are chosen; `planned_samples` obeys it."""
     known = summary["known_share"]["phases"]
     evidence = {"phases_known_share": known, "ed_es_distance_frames": summary["ed_es_distance_frames"]}
     if known >= _KNOWN:
         rule = f"both phases are known in at least {_KNOWN:.0%} of the clips: uniform from ED to ES, both kept"
         return Decision("uniform_ed_es", rule, evidence)
     rule = (
-        f"both phases are known in less than {_KNOWN:.0%} of the clips: windows over the whole clip, uniform from "
-        "ED to ES where they are known"
+        f"both phases are known in less than {_KNOWN:.0%} of the clips: windows around each labelled frame, uniform "
+        "from ED to ES where they are known"
     )
     return Decision("windows", rule, evidence)
 
@@ -184,7 +185,7 @@ def stride_rule(summary: Summary, frames: int) -> Decision:
     return Decision(stride, rule, evidence)
 
 
-def learning_rate_rule(needs: Any, batch: int) -> Decision:
+def learning_rate_rule(needs: MethodRequirements, batch: int) -> Decision:
     """The learning rate: the paper's, whatever the batch."""
     evidence = {"paper_batch_size": needs.batch_size, "batch_size": batch}
     if batch >= needs.batch_size:
@@ -234,51 +235,9 @@ def rotation_rule(summary: Summary) -> Decision:
     )
 
 
-def supervision_rule(summary: Summary) -> Decision:
-    """Whether clips are labelled densely or only at a few frames."""
-    patterns = summary["labelled_patterns"]
-    labelled = summary["counts"]["labelled_cases"]
-    dense = patterns.get("dense", 0)
-    return Decision(
-        "dense" if labelled and 2 * dense >= labelled else "ed_es",
-        "dense where at least half of the labelled clips have labels on most frames from end-diastole to end-systole; "
-        "else only the labelled frames (often ED and ES) are supervised; all others are ignored, never taken as empty",
-        {"patterns": patterns, "labelled_share": summary["labelled_share"]},
-    )
-
-
-def joint_supervision_rule(own: Mapping[str, Decision]) -> Decision:
-    """The supervision of several datasets together."""
-    return Decision(
-        "dense" if all(decision.value == "dense" for decision in own.values()) else "ed_es",
-        "dense where it is in every one of the datasets; else there are clips with few labelled frames, and methods "
-        "may learn from the others",
-        {name: {"value": decision.value, **decision.evidence} for name, decision in own.items()},
-    )
-
-
-def losses_rule(supervision: Decision) -> Decision:
-    """Which kinds of losses have something to work on."""
-    if supervision.value == "dense":
-        value, rule = ["supervised"], "every frame has a label: losses on unlabelled frames have nothing to add"
-    else:
-        value = ["supervised", "unlabelled_frames"]
-        rule = "few frames have labels: methods that also learn from unlabelled frames may do so"
-    return Decision(value, rule, {"supervision": supervision.value})
-
-
-def classes_rule(description: DatasetDescription) -> Decision:
-    """K, the network's output channels."""
-    return Decision(
-        description.classes,
-        "one channel (sigmoid) for a single structure, else one a label (softmax)",
-        {"structures": list(description.structures)},
-    )
-
-
-def long_side(summary: Summary, *, crop: bool, at_most: int, multiple: int = MULTIPLE) -> int:
+def long_side(extents: Summary, *, at_most: int, multiple: int = MULTIPLE) -> int:
     """The median long side in pixels, rounded up to a multiple and kept between `SMALLEST_SIDE` and `at_most`."""
-    median = summary["sector" if crop else "whole"]["long_side_px"]["median"]
+    median = extents["long_side_px"]["median"]
     return min(at_most, max(round_up(SMALLEST_SIDE, multiple), round_up(median, multiple)))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
+from echoplan.multi_dataset import MultiDataset
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,43 @@ def write_splits(path: Path, cases: Sequence[Case], *, folds: int = 5, seed: int
     splits = read_json(path)
     _check_kept_splits(path, splits, {case.case: case for case in cases if case.split != "test"})
     return splits
+
+
+def joint_splits(dataset: MultiDataset, splits: Mapping[str, Splits]) -> Splits:
+    """The datasets' own folds united: fold k trains on nothing that a dataset's fold k validates on.
+
+    A dataset with fewer folds than another has all its cases in training in the folds that it lacks, so that every
+    case is validated once.
+
+    Args:
+        dataset: the datasets.
+        splits: source dataset -> its own folds.
+    """
+    united: Splits = [{"train": [], "val": []} for _ in range(max(map(len, splits.values())))]
+    for source in dataset.sources:
+        own = splits[source.name]
+        everything = sorted({case for fold in own for case in (*fold["train"], *fold["val"])})
+        for number, fold in enumerate(united):
+            parts = own[number] if number < len(own) else {"train": everything, "val": []}
+            for part, cases in fold.items():
+                cases += map(source.case_name, parts[part])
+    return united
+
+
+def write_joint_splits(path: Path, splits: Splits) -> None:
+    """Write splits_final.json; one that is there must be the same, so that trained folds stay comparable.
+
+    Raises:
+        EchoPlanError: it is another.
+    """
+    if path.is_file() and read_json(path) != splits:
+        raise EchoPlanError(
+            "the folds of the datasets are no longer those that were joined here",
+            file=path,
+            remedy="put the datasets' own splits_final.json back, or remove this one to have the folds joined anew "
+            "(trained folds are then no longer comparable)",
+        )
+    write_json(path, splits)
 
 
 def _check_kept_splits(path: Path, splits: Any, cases: Mapping[str, Case]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
 from echoplan.cluster import add_engine, check_engine
 from echoplan.cluster_map import ClusterCases
-from echoplan.joint import home_name, read_dataset
+from echoplan.multi_dataset import MultiDataset
+from echoplan.paths import Folders
 from echoplan.plans import Plan
 
 from .dataset import preprocess_dataset
@@ -27,18 +29,27 @@ def preprocess(arguments: Sequence[str]) -> int:
     add_engine(options)
     chosen = options.parse_args(arguments)
     check_engine(chosen)
-    # A trainer of the user's own, path/to/file.py:Class, is in the plan by its class's name.
-    trainers = None if chosen.trainers is None else [name.rpartition(":")[2] for name in chosen.trainers]
-    status = 0
     where = folders().absolute() if chosen.engine else folders()
-    engine = ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None
-    for name in chosen.dataset:
-        dataset = read_dataset(where, name)
-        home = home_name(dataset)
-        plan = Plan.read(where.preprocessed / home / layout.plan_file(chosen.plans_name))
-        results = preprocess_dataset(
-            where, dataset, plan, trainers=trainers, processes=chosen.np, overwrite=chosen.overwrite, engine=engine
-        )
-        print(f"{home}: {len(results.done)} cases are preprocessed")
-        status |= report_failures(results.failures, work=f"preprocessing {home}")
-    return status
+    return max(
+        report_failures(preprocess_planned(where, name, chosen), work=f"preprocessing {name}")
+        for name in chosen.dataset
+    )
+
+
+def preprocess_planned(where: Folders, name: str, chosen: argparse.Namespace) -> dict[str, str]:
+    """Preprocess a planned dataset with a command's options, and say why which cases are left out."""
+    dataset = MultiDataset.read(where, name)
+    plan = Plan.read(where.preprocessed / dataset.name / layout.plan_file(chosen.plans_name))
+    # A trainer of the user's own, path/to/file.py:Class, is in the plan by its class's name.
+    trainers = None if chosen.trainers is None else [trainer.rpartition(":")[2] for trainer in chosen.trainers]
+    results = preprocess_dataset(
+        where,
+        dataset,
+        plan,
+        trainers=trainers,
+        processes=chosen.np,
+        overwrite=chosen.overwrite,
+        engine=ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None,
+    )
+    print(f"{dataset.name}: {len(results.done)} cases are preprocessed")
+    return results.failures

@@ -14,18 +14,17 @@ from typing import Any
 import torch
 
 from echoplan import layout
-from echoplan.dataset import Case, EchoDataset
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, sweep_partial_files, write_json
 from echoplan.imageio import write_mask
-from echoplan.joint import JointDataset, Member, home_name, members_of
+from echoplan.multi_dataset import MultiDataset, SourceDataset
 from echoplan.parallel_map import CaseResults, run_cases
-from echoplan.paths import Folders, dataset_name
+from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
 
-from .clip import preprocess_clip, sector_statistics, to_uint8
-from .labels import find_phases, labelled_frames, load_labels
+from .clip import labelled_frames, load_labels, phases_from_labels, preprocess_clip, sector_statistics, to_uint8
 from .store import ClipStore, StoredCase
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def stores_of_plan(plan: Plan, trainers: Sequence[str] | None = None) -> tuple[S
 
 def preprocess_dataset(
     folders: Folders,
-    dataset: EchoDataset | JointDataset,
+    dataset: MultiDataset,
     plan: Plan,
     *,
     trainers: Sequence[str] | None = None,
@@ -96,7 +95,7 @@ def preprocess_dataset(
 
     Args:
         folders: where preprocessed data lies.
-        dataset: the raw dataset, or the joint of several.
+        dataset: what the plan is of.
         plan: says which stores are needed.
         trainers: only these trainers' stores; None: those of all trainers in the plan.
         processes: worker processes; 0: none.
@@ -109,18 +108,24 @@ def preprocess_dataset(
     Raises:
         EchoPlanError: the disk is full, or the plan does not fit.
     """
-    target = folders.preprocessed / home_name(dataset)
+    target = folders.preprocessed / dataset.name
     stores = stores_of_plan(plan, trainers)
+    unplanned = [source.name for source in dataset.sources if any(source.name not in item.crop for item in stores)]
+    if unplanned:
+        raise EchoPlanError(
+            f"the plan is of {plan.dataset} and knows no dataset {' or '.join(unplanned)}",
+            remedy=f"plan again: echoplan_plan_and_preprocess -d {dataset.name}",
+        )
     sweep_partial_files(target)
     for settings in stores:
         _prepare_store(target / settings.name, settings)
-    arguments = {
+    arguments = {}
+    for source in dataset.sources:
         # A worker gets its own row alone: ten thousand rows for each of ten thousand cases would take minutes to send.
-        case.case: (replace(member, dataset=replace(member.dataset, cases=(case,))), target, stores, overwrite)
-        for member in members_of(dataset)
-        for case in member.cases()
-        if case.split != "test"
-    }
+        rowless = replace(source, raw=replace(source.raw, cases=()))
+        for case in source.cases():
+            if case.split != "test":
+                arguments[case.case] = (rowless, case, target, stores, overwrite)
     work = partial(run_cases, processes=processes) if engine is None else engine
     results = work(_preprocess_case, arguments, description="preprocessing")
     kept = sum(not worked for worked in results.done.values())
@@ -139,31 +144,30 @@ def _prepare_store(folder: Path, settings: StoreSettings) -> None:
     write_json(file, settings.to_dict())
 
 
-def _preprocess_case(member: Member, target: Path, settings: Sequence[StoreSettings], overwrite: bool) -> bool:
-    """Work one case (the dataset's only one) into all stores; whether there was anything to do."""
-    dataset = member.dataset
-    (case,) = dataset.cases
+def _preprocess_case(
+    dataset: SourceDataset, case: Case, target: Path, settings: Sequence[StoreSettings], overwrite: bool
+) -> bool:
+    """Work one case into all stores; whether there was anything to do."""
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # the workers are the parallelism
-    source = _source(member, case)
+    made_from = _made_from(dataset, case)
     ground_truth = target / layout.GROUND_TRUTH / layout.mask_file(case.case)
-    missing = [item for item in settings if overwrite or not _finished(ClipStore(target / item.name), case, source)]
+    missing = [item for item in settings if overwrite or not _finished(ClipStore(target / item.name), case, made_from)]
     if not missing and (case.label is None or ground_truth.is_file()):
         return False
-    clip = dataset.load_clip(case)
-    mask = None if case.label is None else member.relabelled(load_labels(dataset, case, clip))
+    clip = dataset.raw.load_clip(case)
+    mask = None if case.label is None else dataset.relabelled(load_labels(dataset.raw, case, clip))
     if mask is not None:
         write_mask(ground_truth, mask, like=clip)
-    end_diastole, end_systole = find_phases(case, mask, member.target)
+    end_diastole, end_systole = phases_from_labels(case, mask, dataset.target)
+    row_mm, column_mm = clip.spacing_mm or (None, None)
     clip = replace(clip, frames=to_uint8(clip.frames, source=clip.source))
-    name = member.name or dataset_name(dataset.folder)
-    crops = [item.crop[name] for item in missing]
-    box = detect_sector(clip.frames) if any(crops) else None
-    for item, crop in zip(missing, crops, strict=True):
+    box = detect_sector(clip.frames) if any(item.crop[dataset.name] for item in missing) else None
+    for item in missing:
+        crop = item.crop[dataset.name]
         frames, geometry = preprocess_clip(clip, size=item.size, protocol=item.protocol, crop=crop, crop_box=box)
         labels = None if mask is None else geometry.labels_to_network(mask)
         mean, std = sector_statistics(frames)
-        row_mm, column_mm = clip.spacing_mm or (None, None)
         stored = StoredCase(
             case=case.case,
             patient=case.patient,
@@ -178,34 +182,33 @@ def _preprocess_case(member: Member, target: Path, settings: Sequence[StoreSetti
             frame_time_ms=clip.frame_time_ms,
             labelled_frames=() if mask is None else tuple(labelled_frames(mask)),
             native_frames=len(clip),
-            dataset=name,
+            dataset=dataset.name,
             crop=crop,
             geometry=geometry,
             mean=mean,
             std=std,
-            source=source,
+            source=made_from,
         )
         ClipStore(target / item.name).write(stored, frames, labels)
     return True
 
 
-def _finished(store: ClipStore, case: Case, source: Mapping[str, Any]) -> bool:
+def _finished(store: ClipStore, case: Case, made_from: Mapping[str, Any]) -> bool:
     """Whether a case is stored as it would be now; one that an earlier EchoPlan stored is not."""
     try:
-        return store.has(case.case) and store.case(case.case).source == source
+        return store.has(case.case) and store.case(case.case).source == made_from
     except EchoPlanError:
         return False
 
 
-def _source(member: Member, case: Case) -> dict[str, Any]:
-    """What the case was made from, so that a change is noticed: its row, size and time of its files, its labels."""
-    dataset = member.dataset
+def _made_from(dataset: SourceDataset, case: Case) -> dict[str, Any]:
+    """What the case is made from, so that a change is noticed: its row, size and time of its files, its labels."""
     files = {}
     for name in filter(None, (case.image, case.label)):
-        path = dataset.folder / name
+        path = dataset.raw.folder / name
         if not path.exists():
             raise EchoPlanError(f"a file of case {case.case} is missing", file=path)
         status = path.stat()
         files[name] = [status.st_size, status.st_mtime_ns]
-    joined = {} if member.labels is None else {"joint_labels": dict(member.labels)}
-    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.description.labels), **joined})
+    shared = {} if dataset.alone else {"joint_labels": dict(dataset.labels)}
+    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.raw.description.labels), **shared})

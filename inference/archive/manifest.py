@@ -10,7 +10,7 @@ from typing import Any
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
-from echoplan.paths import dataset_name, is_joint
+from echoplan.paths import dataset_name, names_several
 
 FORMAT = 1
 CALIBRATION = f"{layout.CROSS_VALIDATION}/{layout.CALIBRATION_FILE}"
@@ -112,7 +112,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_name(self.dataset)
-        if not is_joint(self.dataset) and dataset_name(Path(self.dataset)) == self.dataset:
+        if not names_several(self.dataset) and dataset_name(Path(self.dataset)) == self.dataset:
             raise ValueError(f"{self.dataset!r} is no dataset's folder")
         if self.checkpoint not in ("final", "best"):
             raise ValueError(f"the checkpoint is {self.checkpoint!r}")

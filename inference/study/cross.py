@@ -21,7 +21,7 @@ from echoplan.paths import Folders, dataset_name
 from ...evaluation import evaluate_cases
 from ...evaluation.comparison.cross_dataset import JudgedNetwork
 from ...evaluation.comparison.method_results import read_ef_rows, read_summary
-from ...preprocessing.labels import find_phases, load_labels
+from ...preprocessing.clip import load_labels, phases_from_labels
 from ..predictor import EchoPredictor
 from .grid import Cell
 from .results import line_of, validated_folds
@@ -157,7 +157,7 @@ def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
     clip = other.dataset.load_clip(case)
     mask = load_labels(other.dataset, case, clip)
     (value,) = other.labels.values()
-    end_diastole, end_systole = find_phases(case, mask, value)
+    end_diastole, end_systole = phases_from_labels(case, mask, value)
     write_mask(other.references / layout.mask_file(case.case), mask, like=clip)
     return {
         "patient": case.patient, "view": case.view, "ed_frame": end_diastole, "es_frame": end_systole,

@@ -9,7 +9,7 @@ from torch import nn
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.experiment_planning import MemoryModel, plan_experiment
-from echoplan.experiment_planning.summary import summarise
+from echoplan.experiment_planning.fingerprint import summarise
 from echoplan.imageio import write_clip, write_mask
 from echoplan.imageio.clip import Clip
 from echoplan.training.methods import Method

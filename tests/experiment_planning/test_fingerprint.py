@@ -5,10 +5,10 @@ import pytest
 
 from echoplan.dataset import Case
 from echoplan.experiment_planning import extract_fingerprint
-from echoplan.experiment_planning.summary import percentiles, summarise
+from echoplan.experiment_planning.fingerprint import percentiles, summarise
 from echoplan.files import plain
 from echoplan.imageio import write_mask
-from echoplan.preprocessing.labels import find_phases
+from echoplan.preprocessing.clip import phases_from_labels
 
 
 def test_a_case_is_measured(tiny_dataset):
@@ -97,8 +97,8 @@ def masks(*areas):
 )
 def test_phases_are_told_by_area(ed, es, areas, expected):
     case = Case("c", "p", "x", ed_frame=ed, es_frame=es)
-    assert find_phases(case, masks(*areas), 1) == expected
-    assert find_phases(case, None, 1) == (ed, es)
+    assert phases_from_labels(case, masks(*areas), 1) == expected
+    assert phases_from_labels(case, None, 1) == (ed, es)
 
 
 def test_frames_that_the_table_does_not_list_are_ignored(tiny_dataset, change_case):

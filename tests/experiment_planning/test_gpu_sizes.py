@@ -10,7 +10,7 @@ import pytest
 
 from echoplan.dataset import DatasetDescription
 from echoplan.experiment_planning import measure_memory, plan_experiment
-from echoplan.experiment_planning.summary import summarise
+from echoplan.experiment_planning.fingerprint import summarise
 from echoplan.files import write_json
 from echoplan.training.methods import method_registry
 

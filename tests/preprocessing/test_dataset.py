@@ -9,6 +9,7 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.imageio import read_clip, read_mask
+from echoplan.multi_dataset import MultiDataset
 from echoplan.plans import Configuration, Decision
 from echoplan.preprocessing import ClipStore, preprocess_clip, sector_statistics
 from echoplan.preprocessing.dataset import preprocess_dataset, stores_of_plan
@@ -17,7 +18,7 @@ from echoplan.sector import detect_sector
 
 def test_stores_hold_what_prediction_would_see(project, fan_dataset, plan_with):
     plan = plan_with(A=(96, 128), B=(64, 64), C=(96, 128))
-    results = preprocess_dataset(project, fan_dataset, plan)
+    results = preprocess_dataset(project, MultiDataset.of(fan_dataset), plan)
     assert results.done == {"c0": True, "c1": True, "c2": True} and results.failures == {}
     target = project.preprocessed / "Dataset007_FAN"
     assert sorted(path.name for path in target.iterdir()) == ["EchoPlans_64x64", "EchoPlans_96x128", "gt_segmentations"]
@@ -31,7 +32,7 @@ def test_stores_hold_what_prediction_would_see(project, fan_dataset, plan_with):
 
 
 def test_what_is_known_of_a_case(project, fan_dataset, plan_with):
-    preprocess_dataset(project, fan_dataset, plan_with(A=(64, 64)))
+    preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(A=(64, 64)))
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
     stored = store.case("c0")
     assert stored.labelled_frames == (0, 3) and stored.native_frames == 4
@@ -46,7 +47,7 @@ def test_what_is_known_of_a_case(project, fan_dataset, plan_with):
 
 
 def test_labels_on_both_grids(project, fan_dataset, plan_with):
-    preprocess_dataset(project, fan_dataset, plan_with(A=(128, 128)))
+    preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(A=(128, 128)))
     target = project.preprocessed / "Dataset007_FAN"
     native = fan_dataset.load_mask(fan_dataset.case("c0"))
     copied = target / "gt_segmentations" / "c0.nii.gz"
@@ -61,7 +62,7 @@ def test_labels_on_both_grids(project, fan_dataset, plan_with):
 
 
 def test_crop_uses_each_cases_own_box(project, fan_dataset, plan_with):
-    preprocess_dataset(project, fan_dataset, plan_with(crop=True, A=(64, 64)))
+    preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(crop=True, A=(64, 64)))
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
     box = detect_sector(fan_dataset.load_clip(fan_dataset.case("c1")).frames)
     assert store.case("c1").geometry.crop_box == box != (0, 150, 0, 200)
@@ -69,17 +70,21 @@ def test_crop_uses_each_cases_own_box(project, fan_dataset, plan_with):
 
 def test_only_the_trainers_asked_for(project, fan_dataset, plan_with):
     plan = plan_with(A=(96, 96), B=(64, 64))
-    preprocess_dataset(project, fan_dataset, plan, trainers=["B"])
+    preprocess_dataset(project, MultiDataset.of(fan_dataset), plan, trainers=["B"])
     assert not (project.preprocessed / "Dataset007_FAN" / "EchoPlans_96x96").exists()
     with pytest.raises(EchoPlanError, match="no trainer D"):
-        preprocess_dataset(project, fan_dataset, plan, trainers=["D"])
+        preprocess_dataset(project, MultiDataset.of(fan_dataset), plan, trainers=["D"])
 
 
 def test_finished_cases_are_kept_until_something_changes(project, fan_dataset, plan_with):
     plan = plan_with(A=(64, 64))
 
     def worked(**options):
-        return [case for case, done in preprocess_dataset(project, fan_dataset, plan, **options).done.items() if done]
+        return [
+            case
+            for case, done in preprocess_dataset(project, MultiDataset.of(fan_dataset), plan, **options).done.items()
+            if done
+        ]
 
     assert worked() == ["c0", "c1", "c2"]
     assert worked() == []
@@ -106,8 +111,8 @@ def test_finished_cases_are_kept_until_something_changes(project, fan_dataset, p
 
 
 def test_a_store_of_another_plan_is_not_reused(project, fan_dataset, plan_with):
-    preprocess_dataset(project, fan_dataset, plan_with(crop=False, A=(64, 64)))
-    results = preprocess_dataset(project, fan_dataset, plan_with(crop=True, A=(64, 64)))
+    preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(crop=False, A=(64, 64)))
+    results = preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(crop=True, A=(64, 64)))
     assert all(results.done.values())
     store = ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64")
     assert store.case("c0").geometry.crop_box != (0, 150, 0, 200)
@@ -116,7 +121,7 @@ def test_a_store_of_another_plan_is_not_reused(project, fan_dataset, plan_with):
 def test_goes_on_past_a_broken_case(project, fan_dataset, plan_with):
     (fan_dataset.folder / "imagesTr" / "c0.nii.gz").write_bytes(b"no image")
     (fan_dataset.folder / "labelsTr" / "c1.nii.gz").unlink()
-    results = preprocess_dataset(project, fan_dataset, plan_with(A=(64, 64)), processes=2)
+    results = preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(A=(64, 64)), processes=2)
     assert list(results.done) == ["c2"]
     assert "c0.nii.gz" in results.failures["c0"] and "c1.nii.gz" in results.failures["c1"]
 
@@ -127,7 +132,7 @@ def test_a_full_disk_stops_with_a_clear_error(project, fan_dataset, plan_with, m
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(EchoPlanError, match="the disk is full"):
-        preprocess_dataset(project, fan_dataset, plan_with(A=(64, 64)))
+        preprocess_dataset(project, MultiDataset.of(fan_dataset), plan_with(A=(64, 64)))
     assert ClipStore(project.preprocessed / "Dataset007_FAN" / "EchoPlans_64x64").cases() == []
 
 

@@ -13,6 +13,7 @@ from echoplan import cluster_map
 from echoplan.cluster_map import ClusterCases
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
+from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
 from echoplan.preprocessing.commands import preprocess
 from echoplan.preprocessing.dataset import preprocess_dataset
@@ -28,7 +29,7 @@ def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
     plan = plan_with(A=(64, 64), B=(96, 128))
     (fan_dataset.folder / "imagesTr" / "c1.nii.gz").write_bytes(b"no image")
     plain = Folders(project.raw, tmp_path / "plain", project.results)
-    expected = preprocess_dataset(plain, fan_dataset, plan)
+    expected = preprocess_dataset(plain, MultiDataset.of(fan_dataset), plan)
     target = project.preprocessed / "Dataset007_FAN"
     plan.write(target / "EchoPlans.json")
     monkeypatch.chdir(tmp_path)
@@ -45,7 +46,8 @@ def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
     # What is finished is left.
     clip = target / "EchoPlans_64x64" / "c0.b2nd"
     before = clip.stat().st_mtime_ns
-    again = preprocess_dataset(project, fan_dataset, plan, engine=ClusterCases(project.preprocessed, project.raw))
+    engine = ClusterCases(project.preprocessed, project.raw)
+    again = preprocess_dataset(project, MultiDataset.of(fan_dataset), plan, engine=engine)
     assert again.done == {"c0": False, "c2": False} and list(again.done) == list(expected.done)
     assert again.failures == expected.failures and clip.stat().st_mtime_ns == before
 

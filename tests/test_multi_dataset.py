@@ -20,8 +20,8 @@ from echoplan.imageio import Clip, read_mask
 from echoplan.inference import EchoPredictor
 from echoplan.inference.commands import find_best_configuration_command, predict
 from echoplan.inference.nearest_dataset import most_alike
-from echoplan.joint import JointDataset, shared_labels
-from echoplan.paths import Folders, dataset_folders, joint_case, member_of
+from echoplan.multi_dataset import MultiDataset, shared_labels
+from echoplan.paths import Folders, dataset_folders
 from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
 from echoplan.preprocessing.commands import preprocess
@@ -70,7 +70,8 @@ def test_the_plan_has_one_grid_and_each_datasets_own_geometry(root: Path) -> Non
     camus, echonet = plan.of("CAMUS"), plan.of("EchoNet")
     assert plan.size == camus.size == echonet.size == (64, 64)
     assert (camus.crop, echonet.crop) == (False, True)
-    assert camus.value("target_spacing_mm") != echonet.value("target_spacing_mm")
+    spacings = plan.decisions["size"].evidence["target_spacing_mm"]
+    assert set(spacings) == {"CAMUS", "EchoNet"} and spacings["CAMUS"] != spacings["EchoNet"]
     for own in (camus, echonet):
         assert own.decisions["crop"].evidence["median_saved_share"] == pytest.approx(
             read_json(home / "dataset_fingerprint.json")["summary"]["datasets"]["CAMUS" if own is camus else "EchoNet"][
@@ -105,7 +106,7 @@ def test_a_fold_of_the_joint_is_the_datasets_own_folds(root: Path) -> None:
             mine = {part: [case for case in cases if case.startswith(name)] for part, cases in fold.items()}
             expected = own[number] if number < len(own) else {"train": own[0]["train"] + own[0]["val"], "val": []}
             assert {part: sorted(cases) for part, cases in mine.items()} == {
-                part: sorted(joint_case(name, case) for case in cases) for part, cases in expected.items()
+                part: sorted(f"{name}__{case}" for case in cases) for part, cases in expected.items()
             }
     validated = [case for fold in joint for case in fold["val"]]
     assert len(validated) == len(set(validated)) == 4 + 3 and len(joint) == 3
@@ -188,16 +189,16 @@ def test_a_joint_has_one_name_whatever_the_order(root: Path, name: str) -> None:
     folders = Folders(root / "raw", root / "preprocessed", root / "results")
     assert folders.find_preprocessed(name) == root / "preprocessed" / NAME
     assert folders.find_results(name) == root / "results" / NAME
-    assert [path.name for path in folders.find_members(name)] == ["Dataset001_CAMUS", "Dataset004_EchoNet"]
+    assert [path.name for path in folders.find_sources(name)] == ["Dataset001_CAMUS", "Dataset004_EchoNet"]
     assert root / "results" / NAME in dataset_folders(folders.results)
 
 
 def test_joints_that_cannot_be(root: Path) -> None:
     folders = Folders(root / "raw", root / "preprocessed", root / "results")
     with pytest.raises(EchoPlanError, match=r"there is no dataset 'Nothing'.* there are CAMUS, EchoNet"):
-        JointDataset.read(folders, "CAMUS+Nothing")
+        MultiDataset.read(folders, "CAMUS+Nothing")
     with pytest.raises(EchoPlanError, match="names a dataset twice"):
-        folders.find_members("CAMUS+1")
+        folders.find_sources("CAMUS+1")
     with pytest.raises(EchoPlanError, match="several raw datasets"):
         folders.find_raw(NAME)
     with pytest.raises(EchoPlanError, match=r"plan_and_preprocess -d CAMUS\+Other"):
@@ -213,10 +214,20 @@ def test_labels_are_matched_by_name() -> None:
     assert shared_labels({"A": first, "B": second}) == {"background": 0, "LV": 1, "LA": 2}
 
 
-def test_a_case_says_of_which_dataset_it_is() -> None:
-    assert member_of("CAMUS__p__1", ["CAM", "CAMUS", "EchoNet"]) == "CAMUS"
-    assert member_of("CAMUS_small__p1", ["CAMUS", "CAMUS_small"]) == "CAMUS_small"
-    assert member_of("p1", ["CAMUS"]) is None and member_of("CAMUS__p1", []) is None
+def test_names_that_would_mix_two_datasets_cases_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate(("A", "A__B"), start=1):
+        EchoDataset(tmp_path / f"raw/Dataset{number:03d}_{name}", DatasetDescription(name), ()).write()
+    with pytest.raises(EchoPlanError, match="cases of A__B and A could not be told apart"):
+        MultiDataset.read(Folders(tmp_path / "raw", tmp_path / "p", tmp_path / "r"), "A+A__B")
+
+
+def test_one_dataset_is_read_like_several(root: Path) -> None:
+    alone = MultiDataset.read(Folders(root / "raw", root / "preprocessed", root / "results"), "4")
+    (source,) = alone.sources
+    assert (alone.name, source.name, alone.several) == ("Dataset004_EchoNet", "EchoNet", False)
+    assert alone.cases == source.raw.cases and source.target == 1
+    mask = np.array([[[0, 1, 255]]], np.uint8)
+    assert source.relabelled(mask) is mask
 
 
 def test_a_clip_resembles_the_dataset_of_its_size(root: Path) -> None:

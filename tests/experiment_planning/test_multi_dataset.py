@@ -7,11 +7,11 @@ import pytest
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import plan_experiment
-from echoplan.experiment_planning.joining import current_fingerprint, join_fingerprints, join_splits, write_joint_splits
-from echoplan.experiment_planning.summary import balanced, summarise
-from echoplan.experiment_planning.text import describe_plan
+from echoplan.experiment_planning.commands import describe_plan
+from echoplan.experiment_planning.fingerprint import balanced, current_fingerprint, joint_fingerprint, summarise
+from echoplan.experiment_planning.splits import joint_splits, write_joint_splits
 from echoplan.files import plain, write_json
-from echoplan.joint import JointDataset, Member
+from echoplan.multi_dataset import MultiDataset, SourceDataset
 from echoplan.plans import Plan
 
 from .conftest import load
@@ -21,8 +21,9 @@ BOTH = ("camus", "echonet_dynamic")
 
 def a_joint(*names):
     labels = {"background": 0, "LV": 1}
-    members = [Member(name, EchoDataset(Path(), DatasetDescription(name), ()), labels) for name in names]
-    return JointDataset("+".join(names), DatasetDescription("+".join(names), labels), tuple(members))
+    raws = {name: EchoDataset(Path(), DatasetDescription(name), ()) for name in names}
+    sources = tuple(SourceDataset(name, raw, labels, alone=False) for name, raw in raws.items())
+    return MultiDataset("+".join(names), DatasetDescription("+".join(names), labels), sources)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def joint_plan(trainers, fake_memory):
             own["failed_cases"] = {}
         joint = a_joint(*BOTH)
         options = {"trainers": trainers, "gpu_memory_gb": 8.0, "measure": fake_memory(), "check": None} | options
-        return plan_experiment(join_fingerprints(joint, fingerprints), joint.description, **options)
+        return plan_experiment(joint_fingerprint(joint, fingerprints), joint.description, **options)
 
     return make
 
@@ -62,17 +63,10 @@ def test_geometry_is_each_datasets_own(joint_plan, plan_of):
         if own.frames == alone.frames:
             assert own.frame_stride == alone.frame_stride
         assert own.size == joint.size
-    spacings = [joint.of(name).value("target_spacing_mm") for name in BOTH]
-    assert spacings[0] is not None and spacings[0] != spacings[1]
+    spacings = joint.decisions["size"].evidence["target_spacing_mm"]
+    assert set(spacings) == set(BOTH) and spacings["camus"] not in (None, spacings["echonet_dynamic"])
     with pytest.raises(EchoPlanError, match="for each of camus, echonet_dynamic apart"):
         assert joint.crop
-
-
-def test_supervision_is_dense_only_where_it_is_so_everywhere(joint_plan, plan_of):
-    own = {name: plan_of(name).resolve("FakeClipTrainer").supervision for name in BOTH}
-    joint = joint_plan().resolve("FakeClipTrainer")
-    assert own == {"camus": "dense", "echonet_dynamic": "ed_es"} and joint.supervision == "ed_es"
-    assert "unlabelled_frames" in joint.value("losses")
 
 
 def test_a_joint_plan_survives_its_file_and_can_be_read(joint_plan, tmp_path):
@@ -123,7 +117,7 @@ def test_folds_are_united_and_kept(tmp_path):
         {"train": ["a", "c"], "val": ["b"]},
         {"train": ["b", "c"], "val": ["a"]},
     ]
-    united = join_splits(a_joint("A", "B"), {"A": two, "B": three})
+    united = joint_splits(a_joint("A", "B"), {"A": two, "B": three})
     assert united[0] == {"train": ["A__p1", "B__a", "B__b"], "val": ["A__p2", "B__c"]}
     assert united[2] == {"train": ["A__p1", "A__p2", "B__b", "B__c"], "val": ["B__a"]}
     path = tmp_path / "splits_final.json"
@@ -136,8 +130,8 @@ def test_folds_are_united_and_kept(tmp_path):
 def test_a_fingerprint_of_other_cases_is_measured_again(tmp_path):
     dataset = EchoDataset(tmp_path, DatasetDescription("A"), (Case("p1", "p1", "p1.nii"), Case("p2", "p2", "p2.nii")))
     file = tmp_path / "dataset_fingerprint.json"
-    assert current_fingerprint(file, Member("A", dataset)) is None
+    assert current_fingerprint(file, dataset) is None
     write_json(file, {"cases": {"p1": {}}, "failed_cases": {"p2": "broken"}})
-    assert current_fingerprint(file, Member("A", dataset)) is not None
+    assert current_fingerprint(file, dataset) is not None
     write_json(file, {"cases": {"p1": {}}, "failed_cases": {}})
-    assert current_fingerprint(file, Member("A", dataset)) is None
+    assert current_fingerprint(file, dataset) is None
