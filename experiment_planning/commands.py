@@ -133,7 +133,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     plan = make_plan(
         _read_fingerprint(home / layout.FINGERPRINT_FILE, name),
         dataset.description,
-        methods=method_registry() if chosen.trainers is None else _named(chosen.trainers),
+        trainers=method_registry() if chosen.trainers is None else _named(chosen.trainers),
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
         size=chosen.size,

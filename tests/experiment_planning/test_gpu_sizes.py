@@ -71,7 +71,7 @@ def test_more_memory_never_gives_less(name):
         assert small["batch_size"] <= large["batch_size"] and small["frames"] <= large["frames"]
         assert all(less <= more for less, more in zip(small["size"], large["size"], strict=True))
         assert small["fits"] <= large["fits"]
-    assert plans[-1]["batch_size"] == TRAINERS[name].needs.batch_size and plans[-1]["fits"]
+    assert plans[-1]["batch_size"] == TRAINERS[name].requirements.batch_size and plans[-1]["fits"]
 
 
 def test_no_method_is_pinned_that_is_gone():
