@@ -143,13 +143,13 @@ def test_clips_of_both_kinds_are_predicted_each_in_its_own_way(typed: Path, tmp_
         assert most_alike(plan, clip) == name
         prepared = predictor.prepare(clip)
         named = EchoPredictor.from_model_folder(model, device="cpu", like=name)
-        assert prepared.clips[0].geometry == named.prepare(clip).clips[0].geometry
+        assert prepared.on_grids[0].geometry == named.prepare(clip).on_grids[0].geometry
         found, expected = (
             each.segment(each.prepare(clip), keep_probabilities=np.float32) for each in (predictor, named)
         )
         np.testing.assert_array_equal(found.probabilities.values, expected.probabilities.values)
     other = EchoPredictor.from_model_folder(model, device="cpu", like="CAMUS").prepare(clip)
-    assert other.clips[0].geometry != prepared.clips[0].geometry
+    assert other.on_grids[0].geometry != prepared.on_grids[0].geometry
 
 
 def test_like_names_a_dataset_of_the_joint(typed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
