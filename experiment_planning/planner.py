@@ -60,19 +60,12 @@ def plan_experiment(
     Raises:
         EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
     """
-    summary, home = fingerprint["summary"], fingerprint["dataset"]
-    sources: dict[str, Summary] = summary.get("datasets") or {dataset_name(Path(home)): summary}
-    for name, own in sources.items():
-        if not own["counts"]["labelled_cases"]:
-            raise EchoPlanError(
-                f"{name} has no labelled training case that could be read",
-                remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
-            )
+    sources = _summaries_of_sources(fingerprint)
     gpu = gpu_here()
     hardware = _hardware(gpu, gpu_memory_gb)
     memory_gb = hardware["gpu_memory_target_gb"].value
     planner = Planner(
-        summary=summary,
+        summary=fingerprint["summary"],
         sources=sources,
         crops={name: rules.crop_rule(own) for name, own in sources.items()},
         classes=description.classes,
@@ -90,7 +83,20 @@ def plan_experiment(
             logger.info("%s is left out of the plan: it segments one structure, the dataset has several", name)
             continue
         planned[name] = planner.trainer(name, method, configurations[method.configuration])
-    return Plan(home, plans_name, configurations, planned, hardware)
+    return Plan(fingerprint["dataset"], plans_name, configurations, planned, hardware)
+
+
+def _summaries_of_sources(fingerprint: Mapping[str, Any]) -> dict[str, Summary]:
+    """Source dataset -> its own summary; EchoPlanError where one has no labels."""
+    summary = fingerprint["summary"]
+    sources: dict[str, Summary] = summary.get("datasets") or {dataset_name(Path(fingerprint["dataset"])): summary}
+    for name, own in sources.items():
+        if not own["counts"]["labelled_cases"]:
+            raise EchoPlanError(
+                f"{name} has no labelled training case that could be read",
+                remedy="run echoplan_plan_and_preprocess with --verify_dataset_integrity to see why",
+            )
+    return sources
 
 
 def _hardware(found: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
