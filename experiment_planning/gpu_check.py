@@ -95,7 +95,8 @@ def check_batch(
         shape: size, frames and classes, as `measured_step` has them.
     """
     take_step = take_step or measured_step
-    wanted, lowered = batch, []
+    wanted = batch
+    lowered: list[str] = []
     while batch:
         forecast = model.gb(batch) - CONTEXT_GB
         try:

@@ -105,7 +105,7 @@ def peak_bytes(
         batch_size=batch_size,
         classes=classes,
         device=device,
-        autocast=mode and mode.forward_pass,
+        autocast=None if mode is None else mode.forward_pass,
     )
     run.make_optimizer_state()
     tracker = MemoryTracker()

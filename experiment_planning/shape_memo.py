@@ -1,4 +1,4 @@
-"""Operations on meta tensors, answered from memory: a rehearsal repeats the same shapes frame after frame."""
+"""Operations on meta tensors, answered from memory: a dry run repeats the same shapes frame after frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNKNOWN, _CALL, _FIRST = object(), object(), object()  # no answer yet; call ea
 class ShapeMemo:
     """Calls operations; what one answers on meta tensors depends on their shapes alone and is worked out only once.
 
-    PyTorch works out most answers in Python, which takes longer than all else in a rehearsal. A change in place changes
+    PyTorch works out most answers in Python, which takes longer than all else in a dry run. A change in place changes
     nothing where there are no values. Views, which share memory with what they are given, are always called.
     """
 

@@ -73,10 +73,10 @@ class World:
         """Where batch normalisation is not synchronised: make its running statistics the mean over the processes."""
         if self.size == 1:
             return
-        norms = [item for item in network.modules() if isinstance(item, _BatchNorm) and item.running_mean is not None]
+        norms = [item for item in network.modules() if isinstance(item, _BatchNorm)]
         own = [
-            part for item in norms if not isinstance(item, nn.SyncBatchNorm)
-            for part in (item.running_mean, item.running_var)
+            statistic for item in norms if not isinstance(item, nn.SyncBatchNorm)
+            for statistic in (item.running_mean, item.running_var) if statistic is not None
         ]  # fmt: skip
         if own:
             # In float64, so that the mean of equal ones (of frozen layers) is what they are.

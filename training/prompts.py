@@ -82,7 +82,7 @@ def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float],
         reach: see `jittered_point`.
     """
     alone = Prompts.automatic([automatic])
-    if labels.is_meta:  # a rehearsal, where labels have no values
+    if labels.is_meta:  # planning's dry run, where labels have no values
         return Prompts.joined([alone] * len(labels))
     found = (labels == 1).flatten(2).any(dim=2).tolist()
     drawn = []

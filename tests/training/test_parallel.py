@@ -148,7 +148,7 @@ def test_both_end_where_half_a_batch_is_too_large_for_one(
 
 
 def test_two_resume_to_the_bit(frame_setup: FoldSetup, tmp_path: Path) -> None:
-    """What they rehearse before they go on leaves no trace, with an optimiser that remembers much."""
+    """What they try before they go on leaves no trace, with an optimiser that remembers much."""
     settings = {"epochs": 2, "iterations_per_epoch": 2, "base_features": 4, "batch_size": 4, "optimiser": "adamw"}
 
     def trainer(fold: int, world: World, *, resume: bool = False) -> Trainer:

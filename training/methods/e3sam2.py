@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
@@ -96,7 +97,7 @@ class SAM2Family(Method[SAM2RecipeT]):
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, square=True, multi_structure=False
     )
 
-    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
+    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
         prompts = draw_prompts(batch["labels"], automatic=self.recipe.network.prompt, shares=self.recipe.label_shares)
         return network(batch["clip"], prompts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoplan.networks import ClipOutput
 from echoplan.networks.echoforge.settings import EchoForgeSettings
@@ -77,7 +78,7 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
         """The pseudo-labels' weight and threshold over the epochs."""
         return self.recipe.schedule()
 
-    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
+    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """In training, labelled frames with their masks may serve as reference, so the network gets them too."""
         return network(batch["clip"], batch["labels"])
 

@@ -97,14 +97,14 @@ class Method(ABC, Generic[RecipeT]):
             record: `record(name=value)` has a value averaged over the epoch, into metrics.jsonl.
         """
 
-    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
+    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
 
         A method changes it where its network takes more than frames in training. In validation and at test time a
         network sees nothing but frames.
 
         Args:
-            network: the method's, in training mode; parallel and compiled where it is to be.
+            network: the method's, in training mode, to be called; parallel and compiled where it is to be.
             batch: see `loss`.
         """
         output = network(batch["clip"])

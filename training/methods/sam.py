@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
@@ -79,7 +80,7 @@ class SAMMethod(Method[SAMRecipe]):
     recipe_class = SAMRecipe
     network_name: ClassVar[str] = "sam"
 
-    def forward(self, network: nn.Module, batch: Batch) -> ClipOutput:
+    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """With boxes as `training_boxes` says; a frame that shows no structure gets the locator's box, as later on."""
         if self.recipe.training_boxes == "automatic":
             return network(batch["clip"])

@@ -49,7 +49,7 @@ class UNetMethod(Method[UNetRecipe]):
 
     configuration: ClassVar[str] = "frame"
     requirements: ClassVar[MethodRequirements] = MethodRequirements(batch_size=32, learning_rate=1e-2)
-    recipe_class = UNetRecipe
+    recipe_class: type[UNetRecipe] = UNetRecipe
     network_name: ClassVar[str] = "unet"
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:

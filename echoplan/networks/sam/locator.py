@@ -49,7 +49,7 @@ def found_boxes(logits: Tensor, *, size: tuple[int, int], margin: float) -> Tens
     height, width = size
     whole = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0], device=logits.device)
     boxes = whole.expand(*logits.shape[:2], 4)
-    if logits.is_meta:  # a rehearsal, where logits have no values
+    if logits.is_meta:  # planning's dry run, where logits have no values
         return boxes
     grid = logits.shape[-2:]
     regions = [largest_region_box(frame) for frame in (logits.float() >= 0).flatten(0, 2).cpu().numpy()]
