@@ -24,7 +24,7 @@ from echoplan.networks.e3sam2.weights import _NAMES
 from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
 from echoplan.paths import Folders
-from echoplan.training.boxes import box_of
+from echoplan.training.prompts import box_of
 
 from .conftest import make_heart
 

@@ -13,14 +13,13 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.networks import ClipOutput
 from echoplan.plans import Configuration, Plan
-from echoplan.training.boxes import box_of
+from echoplan.training.commands import compare_prompts
 from echoplan.training.fold import FoldSetup
 from echoplan.training.losses import mask_quality_loss, presence_loss
 from echoplan.training.methods import e3sam2 as module
 from echoplan.training.methods import find_method
 from echoplan.training.metrics import read_metrics
-from echoplan.training.prompting_commands import compare_prompts
-from echoplan.training.prompts import LABEL_KINDS, draw_prompts, inner_point, jittered_point, prompt_of_case
+from echoplan.training.prompts import LABEL_KINDS, box_of, draw_prompts, inner_point, jittered_point, prompt_of_case
 from echoplan.training.trainer import Trainer
 
 

@@ -14,12 +14,11 @@ from echoplan.imageio import read_mask
 from echoplan.networks import build_network
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.plans import Configuration, Plan
-from echoplan.training.boxes import box_of
+from echoplan.training.commands import compare_prompts
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.prompting_commands import compare_prompts
-from echoplan.training.prompts import CasePrompts, prompt_kinds
+from echoplan.training.prompts import CasePrompts, box_of, prompt_kinds
 from echoplan.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_sam")

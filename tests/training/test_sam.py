@@ -13,11 +13,11 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
 from echoplan.networks.complexity import count_parameters
-from echoplan.training.boxes import boxes_of_labels
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.methods.sam import SAMMethod, SAMRecipe
 from echoplan.training.metrics import read_metrics
+from echoplan.training.prompts import boxes_of_labels
 from echoplan.training.step import TrainStep, poly_rate
 from echoplan.training.trainer import Trainer
 from echoplan.training.validation import validate_fold

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +207,58 @@ def test_trainers_are_found_by_name_and_by_file(tmp_path) -> None:
     own.write_text("import nothing_of_that_name\n")
     with pytest.raises(EchoPlanError, match="fails on import"):
         find_method(f"{own}:Mine")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from echoplan.training.trainers import EchoTrainer",
+        "from echoplan.training.methods import EchoTrainer",
+        "from echoplan.training.recipe import TrainerNeeds",
+    ],
+)
+def test_a_file_of_an_earlier_echoplan_is_told_how_classes_are_now(tmp_path: Path, line: str) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(f"{line}\n\nclass Mine:\n    pass\n")
+    with pytest.raises(EchoPlanError, match=r"of an earlier EchoPlan: .*methods\.Method, as docs/trainers\.md shows"):
+        find_method(f"{own}:Mine")
+
+
+def test_the_method_of_the_documentation_trains(clip_setup: FoldSetup, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    own = tmp_path / "my_method.py"
+    own.write_text(page.partition("```python\n")[2].partition("```")[0])
+    method = find_method(f"{own}:MyTrainer").with_settings({"epochs": 1, "iterations_per_epoch": 2, "width": 4})
+    assert (method.name, method.configuration, method.requirements.frames) == ("MyTrainer", "clip", 10)
+    Trainer(method, clip_setup, source=f"{own}:MyTrainer").run_training()
+    (metrics,) = read_metrics(clip_setup.folder)
+    assert metrics["my_loss"] == pytest.approx(metrics["train_loss"], rel=0.01)
+    ModelFolder.read(clip_setup.model_folder).load_network(0)
+
+
+def test_a_name_may_be_a_method_with_some_settings(clip_setup: FoldSetup) -> None:
+    variants = {
+        "PKEchoNetTrainer": ("backbone", "resnet50"), "PKEchoNetR34Trainer": ("backbone", "resnet34"),
+        "PKEchoNetR18Trainer": ("backbone", "resnet18"), "E3SAM2Trainer": ("variant", "tiny"),
+        "E3SAM2SmallTrainer": ("variant", "small"), "SAMTrainer": ("model", "sam"),
+        "MedSAMTrainer": ("model", "medsam"),
+    }  # fmt: skip
+    for name, (setting, value) in variants.items():
+        method = find_method(name)
+        assert method.name == name and method.recipe.to_dict()[setting] == value
+        assert method.with_settings({"epochs": 3}).recipe.to_dict()[setting] == value
+    # A checkpoint that was written before such a setting had a name has the one that belongs to its trainer.
+    trainer = make_trainer("PKEchoNetR18Trainer", clip_setup, epochs=1)
+    trainer.run_training()
+    for kind in ("latest", "final"):
+        file = trainer.setup.folder / f"checkpoint_{kind}.pth"
+        state = load_checkpoint(file)
+        del state["settings"]["backbone"]
+        save_checkpoint(file, state)
+    make_trainer("PKEchoNetR18Trainer", clip_setup, resume=True, epochs=1).run_training()
+    ModelFolder.read(trainer.setup.model_folder).load_network(0)
+    with pytest.raises(EchoPlanError, match="other settings: backbone"):
+        make_trainer("PKEchoNetR18Trainer", clip_setup, resume=True, epochs=1, backbone="resnet34").run_training()
 
 
 def test_three_dimensional_convolutions_train_in_float32_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
 from echoplan.networks.sam.settings import SAMSettings
 
-from ..boxes import BOX_REACH, boxes_of_labels, jitter_boxes
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
+from ..prompts import BOX_REACH, boxes_of_labels, jitter_boxes
 from ..recipe import MethodRequirements, Recipe
 from .method import Method, Record
 
@@ -33,7 +33,7 @@ class SAMRecipe(Recipe):
         pretrained: start from the published weights.
         training_boxes: "jittered" (from labels, each side moved by chance), "truth" (from labels, the paper's) or
             "automatic" (the locator's, as at test time).
-        box_reach: of the jitter, see `training.boxes.jittered_box`.
+        box_reach: of the jitter, see `training.prompts.jittered_box`.
         locator_learning_rate: of the locator, which starts from random weights; it falls in the same proportion.
         network: see `SAMSettings`.
     """

@@ -82,8 +82,8 @@ class SAM(nn.Module):
 
         Args:
             clip: standardised frames.
-            boxes: ``(B, T, 4)``, x0, y0, x1, y1 in pixel centres of the frames, as `training.boxes` makes them; NaN in
-                frames without a box, which the locator boxes. None leaves all frames to it.
+            boxes: ``(B, T, 4)``, x0, y0, x1, y1 in pixel centres of the frames, as `training.prompts` makes them; NaN
+                in frames without a box, which the locator boxes. None leaves all frames to it.
 
         Raises:
             EchoPlanError: the boxes are not one a frame.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from echoplan.training.boxes import BOX_REACH, box_of, boxes_of_labels, jitter_boxes, jittered_box, move_boxes
+from echoplan.training.prompts import BOX_REACH, box_of, boxes_of_labels, jitter_boxes, jittered_box, move_boxes
 
 
 def masks() -> torch.Tensor:
