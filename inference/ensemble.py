@@ -19,9 +19,8 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
-from echoplan.networks.decision import labels_from_probabilities
+from echoplan.networks.interface import StreamingNetwork, labels_from_probabilities
 from echoplan.networks.sliding_window import FrameSums, segment_parts
-from echoplan.networks.streaming import StreamingNetwork
 from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics

@@ -12,7 +12,7 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
-from echoplan.networks.decision import labels_from_probabilities
+from echoplan.networks.interface import labels_from_probabilities
 
 from .geometry import Geometry
 

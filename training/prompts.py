@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2.prompts import Prompts
-from echoplan.networks.streaming import StreamingNetwork
+from echoplan.networks.interface import StreamingNetwork
 
 from ..preprocessing.store import ClipStore
 from .fold import FoldSetup

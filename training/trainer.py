@@ -15,7 +15,7 @@ from torch import Tensor
 from echoplan import layout
 from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError, Terminated
-from echoplan.networks.learning import describe_learning
+from echoplan.networks.complexity import describe_learning
 from echoplan.parallel_map import progress
 
 from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings, random_state, restore_random_state

@@ -1,4 +1,4 @@
-"""How large a network is and what a clip costs."""
+"""How large a network is, what of it learns, and what a clip costs."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int
     from torch.utils.flop_counter import sdpa_flop_count
 
     return sdpa_flop_count(query, key, value)
+
+
+def learning_parts(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """Of each of a network's parts with parameters: how many learn, and how many there are."""
+    counts = {
+        name: (count_parameters(part, trainable_only=True), count_parameters(part))
+        for name, part in network.named_children()
+    }
+    return {name: count for name, count in counts.items() if count[1]}
+
+
+def describe_learning(network: nn.Module) -> str:
+    """`learning_parts` in one line, for a log."""
+    learning, total = count_parameters(network, trainable_only=True), count_parameters(network)
+    parts = ", ".join(f"{name} {some:,} of {every:,}" for name, (some, every) in learning_parts(network).items())
+    return f"parameters that learn: {learning:,} of {total:,}, {total - learning:,} frozen ({parts})"

@@ -31,11 +31,11 @@ class _Entry(NamedTuple):
 # The classes are imported when asked for: one method's libraries are no burden to the others.
 _NETWORKS: dict[str, _Entry] = {
     "deeplabv3": _Entry("echoplan.networks.deeplabv3", "DeepLabV3", DeepLabV3Settings),
-    "e3sam2": _Entry("echoplan.networks.e3sam2.network", "E3SAM2", E3SAM2Settings),
-    "echoforge": _Entry("echoplan.networks.echoforge.network", "EchoForge", EchoForgeSettings),
-    "pkechonet": _Entry("echoplan.networks.pkechonet.network", "PKEchoNet", PKEchoNetSettings),
-    "sam": _Entry("echoplan.networks.sam.network", "SAM", SAMSettings),
-    "sam2": _Entry("echoplan.networks.e3sam2.network", "E3SAM2", SAM2Settings),
+    "e3sam2": _Entry("echoplan.networks.e3sam2.model", "E3SAM2", E3SAM2Settings),
+    "echoforge": _Entry("echoplan.networks.echoforge.model", "EchoForge", EchoForgeSettings),
+    "pkechonet": _Entry("echoplan.networks.pkechonet.model", "PKEchoNet", PKEchoNetSettings),
+    "sam": _Entry("echoplan.networks.sam.model", "SAM", SAMSettings),
+    "sam2": _Entry("echoplan.networks.e3sam2.model", "E3SAM2", SAM2Settings),
     "unet": _Entry("echoplan.networks.unet", "FrameUNet", UNetSettings, has_weights=False),
     "unet_2dt": _Entry("echoplan.networks.unet", "SpaceTimeUNet", SpaceTimeUNetSettings, has_weights=False),
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
-from echoplan.networks.streaming import StreamingNetwork
+from echoplan.networks.interface import StreamingNetwork
 
 _FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.output import ClipOutput
+from echoplan.networks.interface import ClipOutput
 from echoplan.networks.settings import NetworkSettings
 
 _SMALLEST_EDGE = 4

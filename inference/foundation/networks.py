@@ -107,7 +107,7 @@ class BoxedFrames:
     """SAM or MedSAM, with a box in every labelled frame that shows the structure (Chao et al.'s protocol).
 
     Args:
-        network: `echoplan.networks.sam.network.SAM`, on its device.
+        network: `echoplan.networks.sam.model.SAM`, on its device.
         prompt: "box" or "jittered_box".
     """
 

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "networks"))
 
 from plain_attention import peak_bytes
 
-from echoplan.networks.sam.encoder import ImageEncoder
-from echoplan.networks.sam.parts import vit_settings
+from echoplan.networks.sam.parts import ImageEncoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
 
 

@@ -10,8 +10,13 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.complexity import count_parameters
-from echoplan.networks.e3sam2.adapter import GlobalLocalAdapter
-from echoplan.networks.e3sam2.attention import ATTENTIONS, EntropyGuidedAttention, row_entropy, weighted_attention
+from echoplan.networks.e3sam2.attention import (
+    ATTENTIONS,
+    EntropyGuidedAttention,
+    GlobalLocalAdapter,
+    row_entropy,
+    weighted_attention,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 

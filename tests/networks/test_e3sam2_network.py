@@ -14,13 +14,12 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.e3sam2.bank import ConfidentFrames, LatestFrames, MemoryBank, Remembered
-from echoplan.networks.e3sam2.network import E3SAM2
-from echoplan.networks.e3sam2.prompting import automatic_points, confidence
-from echoplan.networks.e3sam2.prompts import Prompts
+from echoplan.networks.e3sam2.memory import ConfidentFrames, LatestFrames, MemoryBank, Remembered
+from echoplan.networks.e3sam2.model import E3SAM2
+from echoplan.networks.e3sam2.prompts import Prompts, automatic_points, confidence
 from echoplan.networks.e3sam2.tracking import Track, visiting_order
+from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
-from echoplan.networks.streaming import StreamingNetwork
 
 SIZE = 64
 

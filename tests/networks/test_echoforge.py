@@ -10,12 +10,11 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
 from echoplan.networks.echoforge.anchors import AnchorMaps, Recalibration, nearest_pixels, pool_anchors, recalibrate
-from echoplan.networks.echoforge.attention import Attention, image_position
 from echoplan.networks.echoforge.fusion import Memory, own_region, semantic_tokens
-from echoplan.networks.echoforge.labelled import LabelledEnds
-from echoplan.networks.echoforge.reforging import Reforging
+from echoplan.networks.echoforge.parts import Attention, image_position
+from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
+from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
-from echoplan.networks.streaming import StreamingNetwork
 
 TINY = {
     "backbone": "resnet18", "size": (64, 64), "channels": 32, "fusion_layers": 1, "query_layers": 2, "heads": 4,

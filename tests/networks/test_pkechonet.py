@@ -6,8 +6,14 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.pkechonet.kernels import Attention, apply_kernels, group_features, interpolate_phases
-from echoplan.networks.pkechonet.region_proxy import AffinityEstimator, upsample_by_affinity
+from echoplan.networks.pkechonet.parts import (
+    AffinityEstimator,
+    Attention,
+    apply_kernels,
+    group_features,
+    interpolate_phases,
+    upsample_by_affinity,
+)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
-from echoplan.networks.learning import describe_learning, learning_parts
+from echoplan.networks.complexity import describe_learning, learning_parts
 from echoplan.networks.sam.locator import found_boxes, largest_region_box, rescale_boxes
-from echoplan.networks.sam.network import SAM
+from echoplan.networks.sam.model import SAM
 from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
 

@@ -69,7 +69,7 @@ def test_the_1024_pixel_network_has_the_same_keys_and_shapes(both: SimpleNamespa
     with torch.device("meta"):
         small = build_network("sam2", variant="small", size=(256, 256))
     published = package_network("small").state_dict()
-    from echoplan.networks.e3sam2.weights import _OURS, _UNUSED, _new_name
+    from echoplan.networks.e3sam2.sam2_parts import _OURS, _UNUSED, _new_name
 
     renamed = {_new_name(key): value.shape for key, value in published.items() if not key.startswith(_UNUSED)}
     own = {key: value.shape for key, value in small.state_dict().items() if not key.startswith(_OURS)}

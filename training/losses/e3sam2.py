@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echoplan.labels import IGNORE
-from echoplan.networks.e3sam2.edges import sobel
+from echoplan.networks.e3sam2.encoder import sobel
 
 from .region import class_masks, cross_entropy_loss, mean_where, reduce_labels
 

@@ -1,4 +1,4 @@
-"""What the user of a network may tell it: where, and in which frame, each clip of a batch is begun."""
+"""Where, in which frame and by what each clip is begun: what a user may tell, and what SAM2 reads of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder
 
 AUTOMATIC = ("auto", "point", "box", "mask", "none")
 GIVEN_POINT, GIVEN_BOX, GIVEN_MASK = GIVEN = ("given", "given_box", "given_mask")
 _KINDS = (*GIVEN, *AUTOMATIC)
+_STRIDE = 4  # of the map in which the coarse head's answer is searched
+_POINT, _CORNERS, _NOTHING = 1, (2, 3), -1  # SAM2's labels of prompt points
+_LOCATOR_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -154,3 +159,164 @@ def _check_mask(mask: Tensor | None, size: int) -> None:
         raise EchoPlanError(f"a mask of {size} x {size} pixels is to be given, but {found}")
     if not mask.is_meta and not bool(mask.any()):
         raise EchoPlanError("the mask given as a prompt is empty", remedy="choose a frame that shows the structure")
+
+
+class Prompting(nn.Module):
+    """The coarse head that finds the left ventricle, and SAM2's prompt encoder.
+
+    Args:
+        size: side of the square frames in pixels.
+        automatic: the kind of prompt where none is given, of `AUTOMATIC`.
+    """
+
+    def __init__(self, size: int, *, automatic: str) -> None:
+        super().__init__()
+        self.automatic = automatic
+        self.locator = nn.Sequential(
+            nn.Conv2d(WIDTH, _LOCATOR_WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_LOCATOR_WIDTH, 1, 1)
+        )
+        self.encoder = build_prompt_encoder(size)
+        # SAM2's learned way from a mask to the prompt encoder's grid; without its weights, the mean.
+        self.shrink = torch.nn.utils.skip_init(nn.Conv2d, 1, 1, _STRIDE, stride=_STRIDE)
+        nn.init.constant_(self.shrink.weight, 1 / _STRIDE**2)
+        nn.init.zeros_(self.shrink.bias)
+
+    def locate(self, top: Tensor) -> Tensor:
+        """Top features ``(N, 256, h, w)`` -> logits of the left ventricle ``(N, 1, h, w)``, frame by frame."""
+        return self.locator(top)
+
+    def given(self, prompts: Prompts | None) -> StartPrompt | None:
+        """How to begin one clip whose prompt is given; None where it has to be found.
+
+        A mask that is given is believed, as SAM2 does with its `use_mask_input_as_output_without_sam`: it is the answer
+        in its frame and what is remembered of it; the prompt encoder and the decoder only make the object pointer.
+        """
+        if prompts is None or prompts.kinds[0] not in GIVEN:
+            return None
+        frame, device = prompts.frames[0], self.encoder.no_mask_embed.weight.device
+        if prompts.kinds[0] == GIVEN_BOX:
+            corners = prompts.boxes.to(device, torch.float32).view(2, 2)
+            return StartPrompt(frame, corners, torch.tensor(_CORNERS, device=device))
+        if prompts.kinds[0] == GIVEN_MASK:
+            mask = prompts.masks.to(device, torch.bool)
+            return StartPrompt(frame, *_no_point(device), dense=self.shrink(mask.float()), answer=mask)
+        return StartPrompt(frame, prompts.points.to(device, torch.float32), torch.tensor([_POINT], device=device))
+
+    @torch.no_grad()
+    def found(self, coarse: Tensor, frames: Sequence[int], prompts: Prompts | None) -> StartPrompt:
+        """How to begin one clip whose prompt is not given: in the frame that the coarse head is surest of.
+
+        The coarse head's own mask ("mask") is not believed but shown to the prompt encoder, as SAM does with the masks
+        of an earlier answer: the decoder makes a finer one of it.
+
+        Args:
+            coarse: ``(n, 1, h, w)``, from `locate`, of the frames that may be the first.
+            frames: their indices in the clip.
+            prompts: this clip's, for the kind; None is the usual one.
+        """
+        best = _first_of_largest(confidence(coarse))
+        kind = self.automatic if prompts is None else prompts.kinds[0]
+        if kind == "mask":
+            dense = _enlarged(coarse[best])[0]
+            return StartPrompt(frames[best], *_no_point(coarse.device), dense=dense)
+        points, labels = automatic_points(coarse[best], kind)
+        return StartPrompt(frames[best], points, torch.tensor(labels, device=coarse.device))
+
+    def embed(self, starts: Sequence[StartPrompt] | int) -> tuple[Tensor, Tensor]:
+        """Tokens ``(n, P, 256)`` and the dense embedding ``(n, 256, h, w)`` for the mask decoder.
+
+        Args:
+            starts: n prompts of one `StartPrompt.group`; or n, for frames without a prompt.
+        """
+        masks = None
+        if isinstance(starts, int):
+            weight = self.encoder.no_mask_embed.weight
+            points = weight.new_zeros(starts, 1, 2)
+            labels = torch.full((starts, 1), _NOTHING, device=weight.device)
+        else:
+            points = torch.stack([start.points for start in starts])
+            labels = torch.stack([start.labels for start in starts])
+            if starts[0].dense is not None:
+                masks = torch.stack([start.dense for start in starts])
+        return self.encoder(points=(points, labels), boxes=None, masks=masks)
+
+    def positions(self) -> Tensor:
+        """The position encoding ``(1, 256, h, w)`` of the decoder's image tokens."""
+        return self.encoder.get_dense_pe()
+
+
+def confidence(coarse: Tensor) -> Tensor:
+    """How sure the coarse head is of each frame: the mean probability, weighted by the probability itself.
+
+    Args:
+        coarse: logits ``(N, 1, h, w)``.
+
+    Returns:
+        ``(N,)`` in (0, 1), float32: near one where the structure stands out wholly, low where it is vague or missing.
+    """
+    probability = coarse.float().sigmoid().flatten(1)
+    return probability.square().sum(dim=1) / probability.sum(dim=1)
+
+
+def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
+    """A point and a box from the coarse head's answer for one frame.
+
+    The point lies deepest inside: where means of the probability over ever wider neighbourhoods add up to the most.
+    The box is that of the region that hangs together around the point, where the probability is at least one half (or
+    the point's own, where that is less).
+
+    Args:
+        coarse: logits ``(1, h, w)``.
+        kind: "auto" (both), "point", "box" or "none".
+
+    Returns:
+        ``(P, 2)`` x and y in pixels, the box's corners first; and SAM2's labels of the P points.
+    """
+    if kind == "none":
+        return coarse.new_zeros(1, 2, dtype=torch.float32), [_NOTHING]
+    probability = _enlarged(coarse).sigmoid()  # (1, 1, H/4, W/4)
+    side = probability.shape[-1]
+    widths = [width for width in (1, 3, 7, 15, 31) if width <= side]
+    depth = sum(F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths)
+    seed = F.one_hot(depth.flatten().argmax(), depth.numel()).view_as(depth).float()
+    region = _region_around(seed, probability)
+    across, down = (region.amax(dim=axis).flatten() for axis in (-2, -1))  # which columns and rows it takes
+    places = torch.arange(side, device=coarse.device)
+    column, row = ((seed.amax(dim=axis).flatten() * places).sum() for axis in (-2, -1))
+    point = _centre(torch.stack([column, row]))
+    first = torch.stack([side - (taken * (side - places)).amax() for taken in (across, down)])
+    last = torch.stack([(taken * places).amax() for taken in (across, down)])
+    corners = [_centre(first) - (_STRIDE - 1) / 2, _centre(last) + (_STRIDE - 1) / 2]
+    if kind == "point":
+        return point[None], [_POINT]
+    if kind == "box":
+        return torch.stack(corners), [*_CORNERS]
+    return torch.stack([*corners, point]), [*_CORNERS, _POINT]
+
+
+def _enlarged(coarse: Tensor) -> Tensor:
+    """Logits ``(1, h, w)`` of the coarse head on the prompt encoder's grid, ``(1, 1, H/4, W/4)`` in float32."""
+    return F.interpolate(coarse.float()[None], scale_factor=16 // _STRIDE, mode="bilinear")
+
+
+def _no_point(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, 2, device=device), torch.full((1,), _NOTHING, device=device)
+
+
+def _region_around(seed: Tensor, probability: Tensor) -> Tensor:
+    """The connected region of high probability that holds the seed: the seed, grown a pixel at a time."""
+    allowed = (probability >= (probability * seed).sum().clamp(max=0.5)).float()
+    region = seed
+    for _ in range(probability.shape[-1]):
+        region = F.max_pool2d(region, 3, stride=1, padding=1) * allowed
+    return region
+
+
+def _centre(cells: Tensor) -> Tensor:
+    """Pixel coordinates of the middle of cells of the stride-4 grid."""
+    return cells * _STRIDE + (_STRIDE - 1) / 2
+
+
+def _first_of_largest(values: Tensor) -> int:
+    """The index of the largest value; on the meta device, where there are no values, the first."""
+    return 0 if values.is_meta else int(values.argmax())

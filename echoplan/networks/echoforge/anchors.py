@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoplan.networks.echoforge.attention import Attention, FeedForward
+from echoplan.networks.echoforge.parts import Attention, FeedForward
 
 PATCH = 2  # pixels of X along each side of a patch
 _UNDECIDED = 0.2  # width of the interval [0.4, 0.6] of foreground probabilities

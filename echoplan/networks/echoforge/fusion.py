@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.echoforge.anchors import pool_anchors
-from echoplan.networks.echoforge.attention import Attention, FeedForward, image_position
-from echoplan.networks.echoforge.backbone import PixelDecoder
+from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, image_position
 
 ROLES = 2  # the structure and the background
 

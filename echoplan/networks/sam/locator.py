@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from echoplan.networks.output import ClipOutput
+from echoplan.networks.interface import ClipOutput
 from echoplan.networks.unet import FrameUNet, UNetSettings
 
 GRID = (128, 128)  # on which the structure is looked for, whatever the frames' size

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.e3sam2.bank import bank_class
-from echoplan.networks.e3sam2.decoder import Decoded, Decoder
-from echoplan.networks.e3sam2.edges import EdgeHead
-from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
-from echoplan.networks.e3sam2.memory import Memory
-from echoplan.networks.e3sam2.prompting import Prompting
-from echoplan.networks.e3sam2.prompts import Prompts, StartPrompt
-from echoplan.networks.e3sam2.sam2_parts import VARIANTS
-from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
-from echoplan.networks.e3sam2.tracking import Track, Tracker, Visit, enlarge, visiting_order
-from echoplan.networks.e3sam2.trainable import set_trainable
-from echoplan.networks.e3sam2.weights import load_sam2_weights
-from echoplan.networks.output import ClipOutput
-from echoplan.networks.streaming import StreamedFrames
+from echoplan.networks.e3sam2.encoder import EdgeHead, Encoder, FrameFeatures
+from echoplan.networks.e3sam2.memory import Memory, bank_class
+from echoplan.networks.e3sam2.prompts import Prompting, Prompts, StartPrompt
+from echoplan.networks.e3sam2.sam2_parts import VARIANTS, load_sam2_weights
+from echoplan.networks.e3sam2.settings import LEARNING_PARTS, E3SAM2Settings, SAM2Settings
+from echoplan.networks.e3sam2.tracking import Decoded, Decoder, Track, Tracker, Visit, enlarge, visiting_order
+from echoplan.networks.interface import ClipOutput, StreamedFrames
 
 _STRIDE = 32
 _CANDIDATES = 32  # frames among which the start frame is chosen
@@ -212,3 +206,36 @@ def _check_size(size: tuple[int, int], built_for: int | None = None) -> None:
         )
     if built_for is not None and height != built_for:
         raise EchoPlanError(f"this network was built for frames of {built_for} x {built_for}, not {height} x {width}")
+
+
+def _last_stage(network: Any) -> list[nn.Module]:
+    trunk = network.encoder.trunk
+    return [block.attn for block in trunk.blocks[trunk.stage_ends[-2] + 1 :]]
+
+
+_PARTS: dict[str, Callable[[Any], list[nn.Module | None]]] = {
+    "adapters": lambda network: [network.encoder.adapters, network.edges, network.prompting.locator],
+    "decoder": lambda network: [network.decoder],
+    "memory": lambda network: [network.memory],
+    "all_but_trunk": lambda network: [network.encoder.neck, network.prompting],
+    "last_stage": _last_stage,
+    "all": lambda network: [network.encoder.trunk],
+}
+
+
+def set_trainable(network: nn.Module, part: str) -> None:
+    """Let a named part of an `E3SAM2` learn, and nothing else.
+
+    Args:
+        network: changed in place.
+        part: of `LEARNING_PARTS`, see `SAM2Settings`.
+    """
+    network.requires_grad_(False)
+    for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
+        for module in _PARTS[name](network):
+            if module is not None:
+                module.requires_grad_(True)
+    # Masks that are given are believed, and need no more than SAM2 learned of them.
+    network.prompting.shrink.requires_grad_(False)
+    if network.prompting.automatic != "mask":
+        network.prompting.encoder.mask_downscaling.requires_grad_(False)

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 from echoplan.networks.echoforge.anchors import AnchorMaps, FeatureFusion, Recalibration
-from echoplan.networks.echoforge.attention import Attention, FeedForward
-from echoplan.networks.echoforge.backbone import PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_tokens
-from echoplan.networks.echoforge.labelled import LabelledEnds
-from echoplan.networks.echoforge.reforging import Reforging
+from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, Pyramid, enlarge
+from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
 from echoplan.networks.echoforge.settings import EchoForgeSettings
-from echoplan.networks.output import ClipOutput
-from echoplan.networks.streaming import StreamedFrames
+from echoplan.networks.interface import ClipOutput, StreamedFrames
 
 _STRIDE = 32
 _CHUNK = 8  # frames that a stream encodes at once

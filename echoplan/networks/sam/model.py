@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.output import ClipOutput
-from echoplan.networks.sam.decoder import decode_mask
-from echoplan.networks.sam.encoder import ImageEncoder
+from echoplan.networks.interface import ClipOutput
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_boxes
-from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder
-from echoplan.networks.sam.settings import VARIANTS, SAMSettings
-from echoplan.networks.sam.trainable import set_trainable
+from echoplan.networks.sam.parts import ImageEncoder, build_mask_decoder, build_prompt_encoder, decode_mask
+from echoplan.networks.sam.settings import LEARNING_PARTS, VARIANTS, SAMSettings
 from echoplan.networks.weights import find_weights, load_weights
 
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
@@ -146,3 +144,31 @@ def _unit_range(frames: Tensor) -> Tensor:
     least, greatest = torch.aminmax(frames.flatten(1), dim=1)
     shape = (-1, 1, 1, 1)
     return (frames - least.view(shape)) / (greatest - least).clamp_min(1e-8).view(shape)
+
+
+_PARTS = dict(zip(LEARNING_PARTS, ("mask_decoder", "image_encoder", "prompt_encoder"), strict=True))
+
+
+def set_trainable(network: Any, part: str) -> None:
+    """Let a named part of a `SAM` learn, the locator always, and nothing else.
+
+    What no box ever reaches stays as it is: the masks for ambiguous prompts, the predicted IoU, and the embeddings of
+    points and masks as prompts.
+
+    Args:
+        network: changed in place.
+        part: of `LEARNING_PARTS`, see `SAMSettings`.
+    """
+    network.requires_grad_(False)
+    network.locator.requires_grad_(True)
+    for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
+        getattr(network, _PARTS[name]).requires_grad_(True)
+    decoder, prompts = network.mask_decoder, network.prompt_encoder
+    for unused in (
+        decoder.iou_prediction_head,
+        decoder.output_hypernetworks_mlps[1:],
+        prompts.point_embeddings[:2],
+        prompts.not_a_point_embed,
+        prompts.mask_downscaling,
+    ):
+        unused.requires_grad_(False)

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.output import ClipOutput
-from echoplan.networks.pkechonet.kernels import KernelSegmentation
-from echoplan.networks.pkechonet.region_proxy import AffinityEstimator, upsample_by_affinity
+from echoplan.networks.interface import ClipOutput
+from echoplan.networks.pkechonet.parts import AffinityEstimator, KernelSegmentation, upsample_by_affinity
 from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 from echoplan.networks.resnet import ResNetBackbone
 

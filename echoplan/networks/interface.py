@@ -1,0 +1,72 @@
+"""What goes into a network and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class ClipOutput:
+    """A network's answer in training mode.
+
+    Attributes:
+        logits: ``(B, T, K, H, W)``, the answer the network also gives in evaluation mode.
+        auxiliary: what only the loss needs, by name. Used by the networks here: ``"deep_supervision"``, a list of
+            ``(B, T, K, h, w)`` at ever lower resolution; ``"stages"``, a list of ``(B, T, K, H, W)``, the earliest
+            stage first and without the last, which `logits` holds.
+    """
+
+    logits: Tensor
+    auxiliary: dict[str, Any] = field(default_factory=dict)
+
+
+class StreamedFrames(Protocol):
+    """A clip as a streaming network reads it: a Tensor (T, C, H, W), or what makes parts of one when asked for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, C, H, W)"""
+        ...
+
+    def __len__(self) -> int:
+        """T"""
+        ...
+
+    def __getitem__(self, indices: slice | list[int]) -> Tensor:
+        """(n, C, H, W) float32, on any device."""
+        ...
+
+
+@runtime_checkable
+class StreamingNetwork(Protocol):
+    """What `segment_parts` asks of a network that needs no windows."""
+
+    def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
+        """Logits of every frame, each once, in whatever order the network walks.
+
+        Memory does not grow with the clip's length: frames are taken to the network's device as they are needed.
+
+        Yields:
+            the frame's index and its logits (K, H, W) on the network's device.
+        """
+        ...
+
+
+def labels_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """The most probable label of every pixel.
+
+    Args:
+        probabilities: (K, ...) in [0, 1]. K = 1: one structure, taken where it reaches 0.5; else one map a label, the
+            background first. Pixels where all maps are zero (outside a crop) are background.
+
+    Returns:
+        (...) uint8 labels.
+    """
+    if len(probabilities) == 1:
+        return (probabilities[0] >= 0.5).astype(np.uint8)
+    return probabilities.argmax(axis=0).astype(np.uint8)
