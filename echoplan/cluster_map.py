@@ -27,7 +27,7 @@ class Watch:
     """Is told of the cases while they are worked on; here a bar shows how many have ended."""
 
     def __init__(self, description: str, total: int) -> None:
-        self._bar = progress([], description=description, total=total)
+        self._bar = progress(range(total), description=description)
         self._deaths: Counter[str] = Counter()
         self._nodes: dict[str, list[str]] = {}
 

@@ -69,7 +69,7 @@ def run_cases(
     waiting = dict(arguments)
     workers = min(processes, len(waiting)) if len(waiting) > 1 else 0
     started = time.monotonic()
-    with progress([], description=description, total=len(waiting)) as bar:
+    with progress(list(waiting), description=description) as bar:
         while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
             case = next(iter(waiting))
             record(results, case, attempt(function, *waiting.pop(case)))
@@ -159,8 +159,8 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for missed in came:
+            signal.raise_signal(missed)
 
 
 def _obey_parent() -> None:

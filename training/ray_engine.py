@@ -216,7 +216,8 @@ class RayTraining:
         if not todo:
             return runs
         first = next(iter(todo.values()))
-        model_folder, preprocessed = first.setup.model_folder, first.setup.preprocessed
+        setup = next(run.setup for run in runs if run.setup is not None)
+        model_folder, preprocessed = setup.model_folder, setup.preprocessed
         with connected(self.address) as cluster, shared_disk(model_folder.parent, preprocessed) as disk:
             need, device = self._need(cluster, first.job.processes)
             processes = self.processes or max(1, int(need.get("GPU", 0)))

@@ -19,7 +19,7 @@ from echoplan.files import atomic_path, plain, read_json
 from echoplan.parallel_map import progress
 from echoplan.plans import Plan
 
-from ...training.checkpoint import load_checkpoint, pack_checkpoint
+from ...training.checkpoint import ModelState, load_checkpoint, pack_checkpoint
 from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
@@ -163,7 +163,7 @@ class _Export:
         """A fold's weights; how the archive names its trainer, and the user's file that holds it."""
         file = model.path / layout.fold_folder(fold) / layout.checkpoint_file(self.checkpoint)
         state = load_checkpoint(file, mapped=True)
-        source = model.trainer_source(state)
+        source = model.trainer_source(ModelState.from_dict(state))
         path, _, class_name = source.rpartition(":")
         code = Path(path).expanduser() if path.endswith(".py") else None
         if code is not None:
@@ -222,7 +222,8 @@ class _Export:
             self.texts.pop(file, None)
         if choice.best is None and len(self.models) == 1:
             return
-        best = {"chosen_by": BY_EXPORT} if choice.best is None else read_json(choice.best)
+        by_export: dict[str, Any] = {"chosen_by": BY_EXPORT}
+        best = by_export if choice.best is None else read_json(choice.best)
         scores = [row for row in best.get("scores", ()) if row.get("name") == name]
         content = {
             "dataset": dataset,
@@ -246,8 +247,8 @@ class _Export:
         files = {}
         with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name in progress(sorted(self.contents), description="exporting", unit="file"):
-                content = self.contents[name]
-                content = content() if callable(content) else content
+                made = self.contents[name]
+                content = made() if callable(made) else made
                 files[name] = ArchivedFile(len(content), hashlib.sha256(content).hexdigest())
                 _add_entry(archive, name, content)
             try:
