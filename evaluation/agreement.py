@@ -48,6 +48,12 @@ def agreement(
 
     Raises:
         ValueError: the lengths differ.
+
+    Example:
+        >>> from echoplan.evaluation import agreement
+        >>> found = agreement([60.0, 42.0, 55.0, None], [58.0, 45.0, 56.0, 50.0], bootstrap=0)
+        >>> found["n"], found["failures"], round(found["mae"], 2)
+        (3, 1, 2.0)
     """
     pairs = [(_number(p), _number(r)) for p, r in zip(predicted, reference, strict=True)]
     values = np.array(pairs, dtype=np.float64).reshape(-1, 2)

@@ -79,7 +79,7 @@ def report_command(arguments: Sequence[str]) -> int:
         raise EchoPlanError("there is no mask here", file=chosen.masks, remedy="name the folder echoplan_predict wrote")
     value = dataset.description.structures[dataset.description.target] if dataset else _target_value(chosen.masks)
     work = {
-        name: (known.get(name, Case(name, name, "")), clips.get(name), masks[name], value, chosen.method,
+        name: (known.get(name, Case(name, name)), clips.get(name), masks[name], value, chosen.method,
                chosen.find_phases, picture_of(number))
         for number, name in enumerate(sorted(masks))
     }  # fmt: skip
@@ -115,7 +115,7 @@ def compare_command(arguments: Sequence[str]) -> int:
     chosen = options.parse_args(arguments)
     _check_compare_options(options, chosen)
     if chosen.predictions:
-        dataset, notes = _dataset(chosen.known), []
+        dataset, notes = _dataset(chosen.known), list[str]()
         methods = read_predictions(
             dict(chosen.predictions),
             chosen.references,

@@ -99,15 +99,14 @@ def signed_bounds(least: ArrayLike, largest: ArrayLike, coverage: float) -> tupl
             measured once. NaN leaves the patient out.
         coverage: between 0 and 1.
     """
-    least, largest = np.asarray(least, dtype=np.float64), np.asarray(largest, dtype=np.float64)
-    known = ~(np.isnan(least) | np.isnan(largest))
-    least, largest = least[known], largest[known]
+    errors = np.stack([np.asarray(least, dtype=np.float64), np.asarray(largest, dtype=np.float64)])
+    low, high = errors[:, ~np.isnan(errors).any(axis=0)]
     coverage = check_coverage(coverage)
     each = (1 + coverage) / 2
-    if len(least) < smallest_sample(each):
-        each, largest = coverage, np.maximum(np.abs(least), np.abs(largest))
-        least = -largest
-    return -conformal_quantile(-least, each), conformal_quantile(largest, each)
+    if len(low) < smallest_sample(each):
+        each, high = coverage, np.maximum(np.abs(low), np.abs(high))
+        low = -high
+    return -conformal_quantile(-low, each), conformal_quantile(high, each)
 
 
 def centred_by_fold(folds: ArrayLike, least: ArrayLike, largest: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

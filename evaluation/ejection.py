@@ -124,7 +124,8 @@ def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeR
     Example:
         >>> import numpy as np
         >>> from echoplan.dataset import Case
-        >>> measured = measure_case(Case("a", "patient1", "a.nii.gz"), np.zeros((5, 64, 64)))
+        >>> from echoplan.evaluation import measure_case, measure_patients
+        >>> measured = measure_case(Case("a", "patient1"), np.zeros((5, 64, 64)))
         >>> [(row.patient, row.failure) for row in measure_patients([measured])]
         [('patient1', 'a: no frame of the clip has a cavity')]
     """
@@ -150,6 +151,7 @@ def write_ef_report(
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from echoplan.evaluation import PatientRow, write_ef_report
         >>> with TemporaryDirectory() as folder:
         ...     write_ef_report(folder, [PatientRow("patient1", failure="no mask")])["methods"]
         {'failed': 1}
@@ -180,6 +182,7 @@ def ef_agreement(rows: Sequence[PatientRow]) -> dict[str, dict[str, Any]] | None
     """`agreement` of EF, EDV and ESV with the references there are; None where no row has one.
 
     Example:
+        >>> from echoplan.evaluation import PatientRow, ef_agreement
         >>> rows = [PatientRow("a", ef_percent=60.0, reference_ef_percent=58.0)]
         >>> ef_agreement(rows)["ef_percent"]["bias"]
         2.0
@@ -223,7 +226,7 @@ def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeR
     used = [by_view[view] for view in ("A2C", "A4C") if view in by_view]
     if len(used) < 2:
         used = [by_view.get("A4C") or by_view.get("A2C") or good[0]]
-    values, notes = _biplane(*used, method) if len(used) == 2 else _single_plane(used[0])
+    values, notes = _biplane(used[0], used[1], method) if len(used) == 2 else _single_plane(used[0])
     unused = [measured.name for measured in good if measured not in used]
     notes += [f"not usable: {joined(broken)}" if broken else "", f"not used: {', '.join(unused)}" if unused else ""]
     return replace(
@@ -256,7 +259,7 @@ def _biplane(a2c: CaseMeasurement, a4c: CaseMeasurement, method: VolumeRule) -> 
     result = BeatVolumes()
     differences = []
     for first, second in zip(a2c.beats, a4c.beats, strict=False):  # as many beats as both clips have
-        result.add(*volumes_of_beat(*zip(first, second, strict=True), method))
+        result.add(*volumes_of_beat((first[0], second[0]), (first[1], second[1]), method))
         differences += [length_difference_percent(a.length, b.length) for a, b in zip(first, second, strict=True)]
     notes = [f"{measured.view}: {note}" for measured in (a2c, a4c) if (note := _without_volumes(measured.note))]
     notes += ["" if in_ml else NO_SPACING, result.note, *_view_notes(a2c, a4c)]
@@ -294,15 +297,15 @@ def _view_columns(used: Sequence[CaseMeasurement]) -> dict[str, Any]:
 def _view_notes(a2c: CaseMeasurement, a4c: CaseMeasurement) -> list[str]:
     """What a reader should know of two views that do not agree."""
     notes = []
-    if None not in (a2c.ef_percent, a4c.ef_percent):
+    if a2c.ef_percent is not None and a4c.ef_percent is not None:
         difference = abs(a2c.ef_percent - a4c.ef_percent)
         if difference > LARGEST_EF_DIFFERENCE_POINTS:
             notes.append(
                 f"the single planes differ by {difference:.0f} EF points: A2C {a2c.ef_percent:.0f} %, "
                 f"A4C {a4c.ef_percent:.0f} %"
             )
-    rates = _heart_rate(a2c), _heart_rate(a4c)
-    if None not in rates and 100 * abs(rates[0] - rates[1]) > LARGEST_RATE_DIFFERENCE_PERCENT * max(rates):
+    rates = [rate for view in (a2c, a4c) if (rate := _heart_rate(view)) is not None]
+    if len(rates) == 2 and 100 * abs(rates[0] - rates[1]) > LARGEST_RATE_DIFFERENCE_PERCENT * max(rates):
         notes.append(f"the heart beats at {rates[0]:.0f} a minute in A2C and at {rates[1]:.0f} in A4C")
     return notes
 

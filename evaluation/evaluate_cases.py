@@ -117,8 +117,9 @@ def evaluate_cases(
     Example:
         >>> import numpy as np
         >>> from echoplan.dataset import Case
+        >>> from echoplan.evaluation import evaluate_cases
         >>> truth = np.ones((2, 64, 64), dtype=np.uint8)
-        >>> case = Case("a", "patient1", "a.nii.gz", ed_frame=0, es_frame=1)
+        >>> case = Case("a", "patient1", ed_frame=0, es_frame=1)
         >>> found = evaluate_cases([case], {"a": truth}, {"a": truth}, labels={"LV": 1})
         >>> found.summary()["mean"]["LV"]["all"]["dice"]
         {'mean': 1.0, 'sd': 0.0}
@@ -149,7 +150,7 @@ def cases_in(folder: str | Path, known: Iterable[Case] = ()) -> list[Case]:
         EchoPlanError: as `find_masks`.
     """
     by_name = {case.case: case for case in known}
-    return [by_name.get(name) or Case(name, name, "") for name in find_masks(folder)]
+    return [by_name.get(name) or Case(name, name) for name in find_masks(folder)]
 
 
 def find_masks(folder: str | Path) -> dict[str, Path]:

@@ -122,10 +122,11 @@ def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson")
     Example:
         >>> import numpy as np
         >>> from echoplan.dataset import Case
+        >>> from echoplan.evaluation import measure_case
         >>> y, x = np.mgrid[:100, :100]
         >>> inside = [((y - 70) / length) ** 2 + ((x - 50) / 20) ** 2 < 1 for length in (60, 58, 50)]
         >>> mask = np.stack(inside) & (y < 70)  # half-ellipses: a base, an apex
-        >>> case = Case("a", "patient1", "a.nii.gz", view="A4C", spacing_row_mm=1.0, spacing_col_mm=1.0)
+        >>> case = Case("a", "patient1", view="A4C", spacing_row_mm=1.0, spacing_col_mm=1.0)
         >>> measured = measure_case(case, mask)
         >>> measured.ed_frame, measured.es_frame, round(measured.ef_percent)
         (0, 2, 17)

@@ -40,6 +40,7 @@ def segmentation_metrics(
 
     Example:
         >>> import numpy as np
+        >>> from echoplan.evaluation import segmentation_metrics
         >>> truth = np.zeros((64, 64), dtype=bool)
         >>> truth[20:40, 20:40] = True
         >>> found = segmentation_metrics(np.roll(truth, 2, axis=1), truth, spacing_mm=(0.5, 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -210,14 +210,14 @@ def find_doubts(measures: Mapping[str, float | None], limits: Mapping[str, Limit
     return doubts
 
 
-def quality_columns(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]]) -> dict[str, str]:
-    """The columns `quality` ("good" or "check") and `quality_reasons` of a patient's row.
+def with_quality(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]]) -> PatientRow:
+    """A patient's row with its `quality` ("good" or "check") and `quality_reasons`.
 
     Args:
         row: of `measure_patients`; without an EF it is always to check, for the reason in `failure`.
         doubts: by clip; under "" those about the patient.
     """
     reasons = [row.failure] if row.failure else []
-    for case, found in doubts.items():
-        reasons += [f"{case}: {doubt.words}" if case else doubt.words for doubt in found]
-    return {"quality": CHECK if reasons else GOOD, "quality_reasons": "; ".join(reasons)}
+    for case, of_case in doubts.items():
+        reasons += [f"{case}: {doubt.words}" if case else doubt.words for doubt in of_case]
+    return replace(row, quality=CHECK if reasons else GOOD, quality_reasons="; ".join(reasons))

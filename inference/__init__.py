@@ -1,9 +1,10 @@
 """Prediction with what was trained: masks on the clip's own grid, area curves, ejection fractions."""
 
 from .best_configuration import BestConfiguration, find_best_configuration
+from .ensemble import PredictorMember
 from .inputs import InputClip, find_inputs
 from .model_selection import ModelChoice, choose_models
-from .postprocessing import apply_postprocessing, determine_postprocessing
+from .postprocessing import apply_postprocessing
 from .predict_folder import PredictionRun, predict_folder
 from .predictor import EchoPredictor, Prediction
 
@@ -14,9 +15,9 @@ __all__ = [
     "ModelChoice",
     "Prediction",
     "PredictionRun",
+    "PredictorMember",
     "apply_postprocessing",
     "choose_models",
-    "determine_postprocessing",
     "find_best_configuration",
     "find_inputs",
     "predict_folder",

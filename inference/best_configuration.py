@@ -85,6 +85,18 @@ def find_best_configuration(
 
     Raises:
         EchoPlanError: a trainer or fold is missing (the message has the commands that train it).
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.errors import EchoPlanError
+        >>> from echoplan.paths import Folders
+        >>> from echoplan.inference import find_best_configuration
+        >>> folders = Folders(Path("raw"), Path("preprocessed"), Path("results"))
+        >>> try:
+        ...     find_best_configuration(folders, "Phantom")
+        ... except EchoPlanError as error:
+        ...     print(error.problem)
+        there is no dataset 'Phantom' here
     """
     crossval = CrossValidation.read(folders, dataset, folds)
     sweep_partial_files(crossval.results)

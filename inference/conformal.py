@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -157,13 +157,13 @@ class Calibration:
         )
 
 
-def interval_columns(
+def with_intervals(
     row: PatientRow,
     by_fold: Mapping[int, Mapping[str, float | None]],
     calibration: Calibration | None,
     coverage: float,
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """The columns of a patient's intervals, and by quantity why one is missing.
+) -> tuple[PatientRow, dict[str, str]]:
+    """A patient's row with its intervals, and by quantity why one is missing.
 
     Args:
         row: of `measure_patients`.
@@ -171,8 +171,7 @@ def interval_columns(
         calibration: of the model or ensemble; None where there is none.
         coverage: between 0 and 1.
     """
-    names = [name for pair in _INTERVAL_COLUMNS.values() for name in pair]
-    columns: dict[str, float | None] = dict.fromkeys((*names, "interval_coverage_percent"))
+    columns: dict[str, Any] = {}
     reasons = {}
     for quantity in QUANTITIES:
         try:
@@ -182,7 +181,7 @@ def interval_columns(
             continue
         columns |= dict(zip(_INTERVAL_COLUMNS[quantity], (low, high), strict=True))
         columns["interval_coverage_percent"] = 100 * coverage
-    return columns, reasons
+    return replace(row, **columns), reasons
 
 
 def _interval(

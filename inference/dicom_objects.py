@@ -22,6 +22,8 @@ from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from echoplan import __version__
 
+from ..evaluation import VOLUME_RULES, PatientRow
+
 MAKER = "EchoPlan"
 _SERIES_DESCRIPTION = "EchoPlan, for research only"
 _SEGMENTATION_SERIES, _REPORT_SERIES = 9001, 9002
@@ -53,25 +55,6 @@ class MeasuredClip:
     ed_frame: int
     es_frame: int
     view: str = ""
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What a report says: a row of ef_report.csv.
-
-    Attributes:
-        ef_percent, edv_ml, esv_ml: volumes are None where the spacing is unknown.
-        beats: how many beats they are the mean of.
-        parameters: how they came about, in words.
-        note: what a reader should know.
-    """
-
-    ef_percent: float
-    edv_ml: float | None = None
-    esv_ml: float | None = None
-    beats: int = 1
-    parameters: tuple[str, ...] = ()
-    note: str = ""
 
 
 def make_segmentation(
@@ -123,12 +106,12 @@ def make_segmentation(
     return made
 
 
-def make_report(clips: Sequence[MeasuredClip], found: Measurements, *, model: str) -> hd.sr.ComprehensiveSR:
+def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -> hd.sr.ComprehensiveSR:
     """A structured report (TID 1500) of the left ventricle's volumes and ejection fraction.
 
     Args:
         clips: one for single-plane, two (A2C, A4C) for biplane volumes, all of one patient and study.
-        found: the values.
+        row: what the report says, with an EF.
         model: the name of what made the masks.
     """
     sources = [clip.source for clip in clips]
@@ -138,13 +121,13 @@ def make_report(clips: Sequence[MeasuredClip], found: Measurements, *, model: st
         algorithm_id=hd.sr.AlgorithmIdentification(
             name=MAKER,
             version=__version__,
-            parameters=[f"model: {model}", *found.parameters],
+            parameters=[f"model: {model}", f"volumes: {row.volume_rule}, {VOLUME_RULES[row.volume_rule]}"],
         ),
-        measurements=_measurements(clips, found),
+        measurements=_measurements(clips, row),
     )
-    if found.note:
+    if row.note:
         group[0].ContentSequence.append(
-            hd.sr.TextContentItem(codes.DCM.Comment, found.note, hd.sr.RelationshipTypeValues.CONTAINS)
+            hd.sr.TextContentItem(codes.DCM.Comment, row.note, hd.sr.RelationshipTypeValues.CONTAINS)
         )
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=_uid(f"{MAKER} {__version__}"),
@@ -280,15 +263,15 @@ def _add_pixels(made: Dataset, source: Dataset, segments: np.ndarray) -> None:
     made.PixelData = pack_bits(segments.astype(np.uint8).ravel())
 
 
-def _measurements(clips: Sequence[MeasuredClip], found: Measurements) -> list[hd.sr.Measurement]:
+def _measurements(clips: Sequence[MeasuredClip], row: PatientRow) -> list[hd.sr.Measurement]:
     """EDV, ESV and EF (CID 12202), each with its method, and the frames it was measured on."""
     ed = [[clip.ed_frame] for clip in clips]
     es = [[clip.es_frame] for clip in clips]
     both = [sorted((clip.ed_frame, clip.es_frame)) for clip in clips]
     wanted = (
-        (codes.LN.LeftVentricularEndDiastolicVolume, found.edv_ml, _MILLILITRE, ed),
-        (codes.LN.LeftVentricularEndSystolicVolume, found.esv_ml, _MILLILITRE, es),
-        (codes.LN.LeftVentricularEjectionFractionByUS, found.ef_percent, _PERCENT, both),
+        (codes.LN.LeftVentricularEndDiastolicVolume, row.edv_ml, _MILLILITRE, ed),
+        (codes.LN.LeftVentricularEndSystolicVolume, row.esv_ml, _MILLILITRE, es),
+        (codes.LN.LeftVentricularEjectionFractionByUS, row.ef_percent, _PERCENT, both),
     )
     made = []
     for name, value, unit, frames in wanted:
@@ -299,7 +282,7 @@ def _measurements(clips: Sequence[MeasuredClip], found: Measurements) -> list[hd
             value=round(float(value), 2),
             unit=unit,
             method=_METHODS[len(clips)],
-            derivation=codes.SCT.Mean if found.beats > 1 else None,
+            derivation=codes.SCT.Mean if (row.beats or 1) > 1 else None,
             referenced_images=[
                 hd.sr.SourceImageForMeasurement.from_source_image(clip.source, [frame + 1 for frame in numbers])
                 for clip, numbers in zip(clips, frames, strict=True)

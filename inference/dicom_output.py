@@ -22,7 +22,7 @@ from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
 from echoplan.parallel_map import run_cases
 
-from ..evaluation import VOLUME_RULES, PatientRow
+from ..evaluation import PatientRow
 from .inputs import InputClip
 
 if TYPE_CHECKING:
@@ -121,20 +121,10 @@ def _write_segmentation(path: Path, item: InputClip, mask: Path, description: Da
 
 
 def _write_report(path: Path, items: Sequence[InputClip], row: PatientRow, model: str) -> Path:
-    from .dicom_objects import Measurements, make_report
+    from .dicom_objects import make_report
 
     with _without_quotes(items[0].path):
-        clips = _measured_clips(items, row)
-        rule = row.volume_rule
-        found = Measurements(
-            ef_percent=row.ef_percent,
-            edv_ml=row.edv_ml,
-            esv_ml=row.esv_ml,
-            beats=row.beats or 1,
-            parameters=(f"volumes: {rule}, {VOLUME_RULES[rule]}",),
-            note=row.note,
-        )
-        _save(make_report(clips, found, model=model), path)
+        _save(make_report(_measured_clips(items, row), row, model=model), path)
     return path
 
 

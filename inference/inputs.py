@@ -112,6 +112,17 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
 
     Raises:
         EchoPlanError: there is nothing to read, or two clips would get one name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from echoplan.imageio import Clip, write_clip
+        >>> from echoplan.inference import find_inputs
+        >>> with TemporaryDirectory() as folder:
+        ...     write_clip(f"{folder}/patient0001_4CH.nii.gz", Clip(np.zeros((2, 32, 32), np.uint8), (0.5, 0.5), 20.0))
+        ...     (clip,) = find_inputs(folder)
+        >>> clip.name, clip.case.patient, clip.case.view
+        ('patient0001_4CH', 'patient0001', 'A4C')
     """
     source = Path(source)
     if not source.exists():

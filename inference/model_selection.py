@@ -58,6 +58,18 @@ def choose_models(
 
     Raises:
         EchoPlanError: nothing is trained, nothing fits, or several models do; the message lists what to type.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.errors import EchoPlanError
+        >>> from echoplan.paths import Folders
+        >>> from echoplan.inference import choose_models
+        >>> folders = Folders(Path("raw"), Path("preprocessed"), Path("results"))
+        >>> try:
+        ...     choose_models(folders)
+        ... except EchoPlanError as error:
+        ...     print(error.problem)
+        nothing is trained to its end yet
     """
     chosen_folds = None if folds is None else tuple(folds)
     if model_folders:

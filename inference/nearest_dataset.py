@@ -29,7 +29,7 @@ def plan_for_clip(plan: ResolvedPlan, clip: Clip, like: str | None = None) -> Re
     """
     if not plan.multi_dataset:
         (like,) = plan.datasets
-    if like in plan.datasets:
+    if like is not None and like in plan.datasets:
         return plan.of(like)
     name = most_alike(plan, clip)
     logger.info("%s is treated as a clip of %s", clip.source, name)

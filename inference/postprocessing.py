@@ -131,6 +131,15 @@ def apply_postprocessing(
 
     Raises:
         EchoPlanError: a step or a setting does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.inference import apply_postprocessing
+        >>> mask = np.zeros((1, 8, 8), dtype=np.uint8)
+        >>> mask[0, 1:6, 1:6] = 1
+        >>> mask[0, 3, 3], mask[0, 7, 7] = 0, 1  # a hole, and a speck
+        >>> int(apply_postprocessing(mask, ["largest_component", "fill_holes"], {"LV": 1}).sum())
+        25
     """
     mended = mask if in_place else None
     for step in check_steps(steps):

@@ -123,6 +123,12 @@ def predict_folder(
     Raises:
         EchoPlanError: nothing to predict, results there already or about to overwrite the clips, a full disk, or DICOM
             output without highdicom.
+
+    Example:
+        >>> from echoplan.inference import EchoPredictor, predict_folder
+        >>> def work(clips: str, out: str, model: str) -> list[str]:
+        ...     run = predict_folder(clips, out, EchoPredictor.from_model_folder(model), continue_prediction=True)
+        ...     return [f"{row.patient}: {row.ef_percent} %" for row in run.rows]
     """
     if dicom:
         require_highdicom()
@@ -141,8 +147,7 @@ def predict_folder(
             description=predictor.description, model=predictor.name,
         )  # fmt: skip
     settings = {**(details or {}), "ef_method": ef_method}
-    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=settings)
-    write_json(out / layout.ARGUMENTS_FILE, record)
+    write_json(out / layout.ARGUMENTS_FILE, prediction_record(predictor.to_dict(), inputs, run, settings))
     return run
 
 
@@ -174,8 +179,8 @@ def predict_part(
     source, out, engine = Path(source), Path(out), engine or _Here(predictor)
     inputs = part.of(_inputs_beside(source, out))
     run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
-    record = prediction_record(model=predictor.to_dict(), inputs=inputs, run=run, settings=details or {})
-    write_json(out / layout.part_arguments_file(part.number, part.count), record)
+    file = out / layout.part_arguments_file(part.number, part.count)
+    write_json(file, prediction_record(predictor.to_dict(), inputs, run, details or {}))
     return run
 
 
@@ -224,7 +229,7 @@ class _Here:
 
 
 def prediction_record(
-    *, model: Mapping[str, Any], inputs: Sequence[InputClip], run: PredictionRun, settings: Mapping[str, Any]
+    model: Mapping[str, Any], inputs: Sequence[InputClip], run: PredictionRun, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What prediction_args.json holds; a pure function of its arguments and the versions installed.
 

@@ -86,6 +86,32 @@ class EchoPredictor:
 
     Raises:
         EchoPlanError: the members have different labels, or a step or `like` does not exist.
+
+    Example:
+        A trained model is read by `EchoPredictor.from_model_folder(folder)`; here is one made by hand.
+
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from torch import nn
+        >>> from echoplan.dataset import DatasetDescription
+        >>> from echoplan.inference import EchoPredictor, PredictorMember
+        >>> from echoplan.plans import Decision, ResolvedPlan
+        >>> from echoplan.training.model_folder import ModelFolder
+        >>> class Bright(nn.Module):
+        ...     def forward(self, clip):
+        ...         return 40 * (clip - 0.5)  # logits: what is bright is the ventricle
+        >>> values = {"size": [64, 64], "frames": 1, "frame_stride": 1, "crop": False, "protocol": "aspect",
+        ...           "normalisation": "unit", "mirror_axes": []}
+        >>> decisions = {name: Decision(value, "by hand") for name, value in values.items()}
+        >>> plan = ResolvedPlan("Dataset001_Mine", "EchoPlans", "frame", decisions)
+        >>> folder = ModelFolder(Path("Mine__EchoPlans__frame"), "Mine", plan, DatasetDescription("Mine"))
+        >>> predictor = EchoPredictor([PredictorMember(folder, (0,), (Bright(),))])
+        >>> rows, columns = np.mgrid[:64, :64]
+        >>> hearts = [((rows - 48) / 40) ** 2 + ((columns - 32) / width) ** 2 < 1 for width in (18, 15, 12)]
+        >>> frames = np.where(np.stack(hearts) & (rows < 48), 230, 20).astype(np.uint8)
+        >>> found = predictor.predict(frames, spacing_mm=(2.0, 2.0))
+        >>> found.mask.shape, found.ed_frame, found.es_frame, round(found.ef_percent)
+        ((3, 64, 64), 0, 2, 56)
     """
 
     def __init__(

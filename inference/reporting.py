@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from echoplan import layout
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import CaseMeasurement, Film, PatientRow, measure_patients, write_ef_report, write_report
-from ..evaluation.quality import quality_columns
+from ..evaluation.quality import with_quality
 from ..evaluation.report.clips import report_clip
 from ..evaluation.report.overlays import write_overlays
 from ..evaluation.report.thumbnails import Picture, picture_of
@@ -176,4 +176,4 @@ def _without_mask(
     reasons = [f"{item.name}: {failures[item.name]}" for item in items if item.name in failures]
     failure = "; ".join(reasons) or failures.get(f"measuring {patient}", "not measured")
     row = PatientRow.unmeasured(patient, [item.case for item in items], method=ef_method, failure=failure)
-    return _Patient([Assessment(replace(row, **quality_columns(row, {})))])
+    return _Patient([Assessment(with_quality(row, {}))])

@@ -25,11 +25,11 @@ from echoplan.sector import detect_sector
 
 from ..evaluation import PatientRow, find_phases, measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
-from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, quality_columns
+from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, with_quality
 from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing import to_uint8
 from ..preprocessing.geometry import Geometry
-from .conformal import NONE_WRITTEN, Calibration, interval_columns
+from .conformal import NONE_WRITTEN, Calibration, with_intervals
 from .postprocessing import Step, apply_postprocessing
 
 _AVERAGE = -1  # in the file, the number of the opinion of all folds together
@@ -299,7 +299,7 @@ def assess_patient(
     by_fold: dict[int, dict[str, float | None]] = {}
     if not row.failure and all(name in evidence for name in used):
         by_fold = measure_folds(row, [(cases[name], evidence[name]) for name in used], method=row.volume_rule)
-    intervals, no_interval = interval_columns(row, by_fold, settings.calibration, settings.coverage)
+    row, no_interval = with_intervals(row, by_fold, settings.calibration, settings.coverage)
     if settings.calibration is None:
         no_interval = {quantity: settings.why_none for quantity in no_interval}
     spread = fold_sd(by_fold)
@@ -309,8 +309,7 @@ def assess_patient(
         kept = evidence.get(case.case)
         known_too = {} if kept is None else {"edge_share": kept.edge_share}
         doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, limits)
-    row = replace(row, **intervals, ef_fold_sd_percent=spread, **quality_columns(row, doubts))
-    return Assessment(row, no_interval, doubts)
+    return Assessment(with_quality(replace(row, ef_fold_sd_percent=spread), doubts), no_interval, doubts)
 
 
 def edge_share(sector: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:

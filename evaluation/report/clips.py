@@ -54,9 +54,8 @@ def report_clip(
     Raises:
         EchoPlanError: a file is missing or cannot be read, or the grids differ.
     """
-    better = {"spacing_mm": case.spacing_mm, "frame_time_ms": case.frame_time_ms}
     # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
-    header = probe_clip(clip_file, **better)
+    header = probe_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
     mask = read_mask(mask_file)
     if header.crop is not None:
         mask = header.crop.to_clip(mask)
@@ -69,7 +68,7 @@ def report_clip(
     shape = mask.shape
     shown = {frame: cavity[frame].copy() for frame in film_frames(measured, len(cavity), player=player)}
     del mask, cavity  # a long clip's whole mask is not in memory beside the clip
-    clip = read_clip(clip_file, **better)
+    clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
     _check_grid(shape, clip.frames.shape, mask_file)
     return ReportedClip(measured, quality, make_film(measured, clip.frames, shown, clip.spacing_mm, player=player))
 

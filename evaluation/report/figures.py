@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -88,7 +89,7 @@ def _extremes(values: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.unique([0, len(values) - 1, *(index for pair in found for index in pair)])
 
 
-def _mark_beats(axes: Axes, time: NDArray[np.float64], area: NDArray[np.float64], phases: Phases) -> None:
+def _mark_beats(axes: Axes, time: NDArray[np.floating[Any]], area: NDArray[np.float64], phases: Phases) -> None:
     """End-diastole and end-systole on the curve, by name where there is room for the names of all beats."""
     beats = marked_beats(phases)
     named = beats if len(beats) == len(phases.beats) else [(phases.ed_frame, phases.es_frame)]
@@ -143,7 +144,7 @@ def bland_altman(predicted: ArrayLike, reference: ArrayLike, *, name: str, unit:
     figure, axes = _square()
     axes.axhline(0, color=PALE, linewidth=0.9)
     bias = float(difference.mean())
-    lines = [(bias, "bias", "-")]
+    lines: list[tuple[float, str, Any]] = [(bias, "bias", "-")]
     if len(x) > 1:
         spread = 1.96 * float(difference.std(ddof=1))
         lines += [(bias + spread, "+1.96 SD", _DASHED), (bias - spread, "−1.96 SD", _DASHED)]
@@ -165,7 +166,7 @@ def ef_distribution(predicted: ArrayLike, reference: ArrayLike = ()) -> Plot:
     low, high = np.floor(both.min() / _EF_BIN) * _EF_BIN, (np.floor(both.max() / _EF_BIN) + 1) * _EF_BIN
     edges = np.arange(low, high + _EF_BIN / 2, _EF_BIN)
     figure, axes = _square()
-    axes.hist(values, edges, color=ED_COLOUR, alpha=0.35, edgecolor="white", linewidth=1, label="predicted")
+    axes.hist(values, edges.tolist(), color=ED_COLOUR, alpha=0.35, edgecolor="white", linewidth=1, label="predicted")
     if len(known):
         counts, _ = np.histogram(known, edges)
         there = counts > 0  # an empty bar would leave a line on the axis

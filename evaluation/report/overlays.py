@@ -118,7 +118,7 @@ def _draw(picture: Image.Image, frame: Frame, mask: NDArray[Any], landmarks: Lan
 
 def _name(
     picture: Image.Image,
-    font: ImageFont.FreeTypeFont,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     number: int,
     measurement: CaseMeasurement,
     frame_time_ms: float | None,
@@ -132,7 +132,7 @@ def _name(
     if not beats:
         return
     ed, es = next((beat for beat in reversed(beats) if min(beat) <= number), beats[0])
-    right = picture.width - 8
+    right: float = picture.width - 8
     for name, at, colour in (("ES", es, ES_COLOUR), ("ED", ed, ED_COLOUR)):  # from right to left
         box = pen.textbbox((right, floor), f"{name} {at}", font=font, anchor="rs")
         if at == number:

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,10 +22,7 @@ from ..ejection import PatientRow, ef_agreement
 from ..measurements import CaseMeasurement
 from ..ventricle.contour import Points
 from ..ventricle.volumes import VOLUME_RULES
-from .thumbnails import PICTURES, Film, Marks, Still, marked_beats
-
-if TYPE_CHECKING:
-    from .figures import Plot
+from .thumbnails import PICTURES, Film, Marks, Sheet, Still, marked_beats
 
 CASES_A_PAGE = 100
 TABLE_ROWS = 1000  # of more patients the table shows a part at a time
@@ -76,6 +73,13 @@ def write_report(
 
     Returns:
         the files written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from echoplan.evaluation import PatientRow, write_report
+        >>> with TemporaryDirectory() as folder:
+        ...     [file.name for file in write_report(f"{folder}/report.html", rows=[PatientRow("p", failure="no mask")])]
+        ['report.html']
     """
     path = Path(path)
     shown = measurements[:PICTURES]
@@ -96,16 +100,27 @@ def write_report(
         "scripts": [_source("table.js"), _source("player.js")],
         **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
     }
+    _write_pages(dict(zip(files, parts, strict=True)), content, shown, films, rows)
+    _remove_later_pages(path, len(parts))
+    return files
+
+
+def _write_pages(
+    files: Mapping[Path, range],
+    content: Mapping[str, Any],
+    shown: Sequence[CaseMeasurement],
+    films: Sequence[Film],
+    rows: Sequence[PatientRow],
+) -> None:
+    """Write each page with its clips; those of one page are in memory at a time."""
     template = _environment().get_template("report.html.j2")
     by_case, by_patient = {film.case: film for film in films}, {row.patient: row for row in rows}
-    for page, places in enumerate(parts):
+    for page, (file, places) in enumerate(files.items()):
         clips = [
             _clip(place + 1, shown[place], by_case.get(shown[place].name), by_patient.get(shown[place].patient))
             for place in places
         ]
-        write_text(files[page], template.render(content, page=page, clips=clips))
-    _remove_later_pages(path, len(parts))
-    return files
+        write_text(file, template.render(content, page=page, clips=clips))
 
 
 def _pages(clips: int, patients: int) -> list[range]:
@@ -186,15 +201,14 @@ def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Patien
         "stills": [] if film is None else film.stills,
         "film": film,
         "sheet": None if film is None or film.sheet is None else _base64(film.sheet.webp),
-        "player": None if film is None or film.sheet is None else _player(measured, film),
+        "player": None if film is None or film.sheet is None else _player(measured, film, film.sheet),
     }
 
 
-def _player(measured: CaseMeasurement, film: Film) -> dict[str, Any]:
+def _player(measured: CaseMeasurement, film: Film, sheet: Sheet) -> dict[str, Any]:
     """What the player's script reads; the sheet itself stands apart, so that it is decoded only when it is needed."""
     from .figures import shown_area
 
-    sheet = film.sheet
     area, unit = shown_area(measured)
     return {
         "width": film.width,
@@ -277,17 +291,17 @@ def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
                 scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
                 bland_altman(predicted, reference, name=name, unit=unit),
             ):
-                figures.append(_figure(plot, key, patients))
+                figures.append(_figure(plot.svg, key, patients))
     ef = [row.ef_percent for row in rows if row.ef_percent is not None]
     if ef:
         known = [row.reference_ef_percent for row in rows if row.reference_ef_percent is not None]
         place = 2 if figures and figures[0]["measure"] == "ef_percent" else 0
-        figures.insert(place, _figure(ef_distribution(ef, known), "ef_percent", []))
+        figures.insert(place, _figure(ef_distribution(ef, known).svg, "ef_percent", []))
     return figures
 
 
-def _figure(plot: Plot, measure: str, patients: list[str]) -> dict[str, Any]:
-    return {"svg": Markup(plot.svg), "measure": measure, "patients": patients}
+def _figure(svg: str, measure: str, patients: list[str]) -> dict[str, Any]:
+    return {"svg": Markup(svg), "measure": measure, "patients": patients}
 
 
 def _table(rows: Sequence[PatientRow], links: Mapping[str, str], *, with_references: bool) -> dict[str, Any]:

@@ -195,6 +195,17 @@ def make_film(
         mask: (T, H, W), 0 is background; or those of the `film_frames`, frame -> (H, W).
         spacing_mm: (row, col).
         player: whether to hold the frames of the whole clip, or only ED and ES.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.dataset import Case
+        >>> from echoplan.evaluation import make_film, measure_case
+        >>> rows, columns = np.mgrid[:100, :80]
+        >>> mask = np.stack([(((rows - 80) / 60) ** 2 + ((columns - 40) / width) ** 2 < 1) & (rows < 80)
+        ...                  for width in (25, 20, 15)])
+        >>> film = make_film(measure_case(Case("a", "p"), mask), mask * np.uint8(90), mask)
+        >>> [still.phase for still in film.stills], film.sheet.frames
+        (['end-diastole', 'end-systole'], (0, 1, 2))
     """
     frame = Frame.fit(frames.shape[1:], spacing_mm)
     grey = grey_levels(frames)
@@ -219,7 +230,7 @@ def make_film(
     sheet = None
     if player:
         outlines = within([traced[number] for number in shown], _OUTLINE_BYTES)
-        drawn |= zip(shown, outlines, strict=True)
+        drawn |= {number: tuple(lines) for number, lines in zip(shown, outlines, strict=True)}
         content = packed(outlines)
         most = min(_SHEET_BYTES, (_FILM_BYTES - _letters(content, stills, marks)) * 3 // 4)
         pictures = [Image.fromarray(grey(frames[number])) for number in shown]
@@ -230,12 +241,11 @@ def make_film(
 
 def marked_beats(phases: Phases | None) -> tuple[tuple[int, int], ...]:
     """(ed, es) of the beats that are marked: all, or of more than `MARKED_BEATS` those about the most typical one."""
-    beats = () if phases is None else phases.beats
-    if len(beats) <= MARKED_BEATS:
-        return beats
-    typical = beats.index((phases.ed_frame, phases.es_frame))
-    first = min(max(0, typical - MARKED_BEATS // 2), len(beats) - MARKED_BEATS)
-    return beats[first : first + MARKED_BEATS]
+    if phases is None or len(phases.beats) <= MARKED_BEATS:
+        return () if phases is None else phases.beats
+    typical = phases.beats.index((phases.ed_frame, phases.es_frame))
+    first = min(max(0, typical - MARKED_BEATS // 2), len(phases.beats) - MARKED_BEATS)
+    return phases.beats[first : first + MARKED_BEATS]
 
 
 def grey_levels(frames: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:

@@ -54,7 +54,7 @@ class Rhythm:
     @property
     def words(self) -> str:
         """What is irregular, with the numbers; empty where nothing is."""
-        if not self.irregular:
+        if not self.irregular or self.variation is None:
             return ""
         unit, digits = ("s", 2) if self.in_seconds else ("frames", 0)
         return (
@@ -105,6 +105,12 @@ def phase_errors(phases: Phases, ed_frame: int, es_frame: int, *, frame_time_ms:
     """How far found phases are from given ones, as those of a dataset.
 
     Of several beats found, the one that is nearest to the given frames is compared: a dataset marks one beat of a clip.
+
+    Example:
+        >>> from echoplan.evaluation import PhaseErrors, Phases, phase_errors
+        >>> found = Phases(10, 22, ((10, 22),), True)
+        >>> phase_errors(found, 9, 24, frame_time_ms=20.0)
+        PhaseErrors(ed_frames=1, es_frames=-2, ed_ms=20.0, es_ms=-40.0)
     """
     ed, es = min(phases.beats, key=lambda beat: abs(beat[0] - ed_frame) + abs(beat[1] - es_frame))
     frames = ed - ed_frame, es - es_frame
@@ -125,6 +131,14 @@ def find_phases(area: ArrayLike, *, frame_time_ms: float | None = None) -> Phase
 
     Raises:
         EchoPlanError: no frame has a cavity, or the frame time is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import find_phases
+        >>> area = 20 + 8 * np.cos(2 * np.pi * np.arange(60) / 25)  # beats of a second, at 25 frames a second
+        >>> phases = find_phases(area, frame_time_ms=40.0)
+        >>> phases.beats, round(phases.heart_rate_bpm)
+        (((0, 12), (25, 37)), 60)
     """
     curve = np.asarray(area, dtype=np.float64).ravel()
     usable = np.isfinite(curve) & (curve > 0)

@@ -40,6 +40,15 @@ def lv_contour(mask: ArrayLike, spacing_mm: Sequence[float], *, blur_mm: float =
 
     Raises:
         EchoPlanError: the mask is not two-dimensional, or is empty or too small to have a shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import lv_contour
+        >>> mask = np.zeros((20, 20))
+        >>> mask[5:15, 5:15] = 1
+        >>> contour = lv_contour(mask, (0.5, 0.5))  # through the middles of the outermost pixels' outer edges
+        >>> contour.min(axis=0).tolist(), contour.max(axis=0).tolist()
+        ([2.25, 2.25], [7.25, 7.25])
     """
     spacing = check_spacing(spacing_mm)
     if spacing is None:

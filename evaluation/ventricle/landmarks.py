@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from echoplan.errors import EchoPlanError
 
@@ -73,6 +74,15 @@ def find_landmarks(mask: ArrayLike, spacing_mm: Sequence[float], *, towards: Arr
 
     Raises:
         EchoPlanError: the mask is empty, or too small or thin to have a shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import find_landmarks
+        >>> rows, columns = np.mgrid[:120, :80]
+        >>> mask = (((rows - 100) / 90) ** 2 + ((columns - 40) / 25) ** 2 < 1) & (rows < 100)
+        >>> found = find_landmarks(mask, (1.0, 1.0))
+        >>> found.apex.round().tolist(), round(found.length)
+        ([10.0, 40.0], 89)
     """
     contour = _counter_clockwise(lv_contour(mask, spacing_mm))
     shape = contour
@@ -96,6 +106,15 @@ def find_landmarks_of_beat(
 
     Raises:
         EchoPlanError: as `find_landmarks`.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import find_landmarks_of_beat
+        >>> rows, columns = np.mgrid[:120, :80]
+        >>> mask = (((rows - 100) / 90) ** 2 + ((columns - 40) / 25) ** 2 < 1) & (rows < 100)
+        >>> ed, es = find_landmarks_of_beat(mask, mask & (rows > 20), (1.0, 1.0))
+        >>> ed.length > es.length
+        True
     """
     ed, es = find_landmarks(mask_ed, spacing_mm), find_landmarks(mask_es, spacing_mm)
     if ed.direction @ es.direction > _SAME_WAY:
@@ -179,7 +198,7 @@ def _widths(along: Points, side: Points, step: float, count: int) -> tuple[Point
     return np.abs(widths), middles
 
 
-def _cosines(heights: Points, middles: Points, weights: Points) -> Points:
+def _cosines(heights: NDArray[np.floating[Any]], middles: Points, weights: Points) -> Points:
     """Cosine (N,) of the angle between the long axis and the centre line: a parabola through the widths' middles."""
     known = weights > 0
     if known.sum() < _FEWEST_MIDDLES:

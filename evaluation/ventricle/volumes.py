@@ -17,7 +17,7 @@ from .landmarks import DISCS, Landmarks, disc_diameters, find_landmarks, find_la
 logger = logging.getLogger(__name__)
 
 VolumeRule = Literal["simpson", "camus", "area_length"]
-VOLUME_RULES = {
+VOLUME_RULES: dict[VolumeRule, str] = {
     "simpson": "20 discs of height L/20, L the (larger) long axis of that phase; Lang et al., ASE/EACVI 2015",
     "camus": "20 discs of one height for both phases, the largest long axis over views and phases / 20, as in CAMUS' "
     "own script: EF is 5 to 10 points lower",
@@ -35,6 +35,16 @@ def lv_volume_single_plane(mask: ArrayLike, spacing_mm: Sequence[float], discs: 
 
     Raises:
         EchoPlanError: the mask is empty, too small or too thin for a shape (never a silent NaN).
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import lv_volume_single_plane
+        >>> rows, columns = np.mgrid[:120, :80]
+        >>> mask = ((rows - 100) / 90) ** 2 + ((columns - 40) / 25) ** 2 < 1
+        >>> mask &= rows < 100  # half an ellipse: its volume is 2/3 pi 90 x 25 x 25 cubic mm
+        >>> volume = lv_volume_single_plane(mask, (1.0, 1.0))
+        >>> round(volume, -1), round(2 / 3 * np.pi * 90 * 25 * 25 / 1000, -1)
+        (120.0, 120.0)
     """
     return single_plane_volume(find_landmarks(mask, spacing_mm), discs)
 
@@ -53,6 +63,15 @@ def lv_volume_biplane(
 
     Raises:
         EchoPlanError: a mask is empty, too small or too thin for a shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import lv_volume_biplane
+        >>> rows, columns = np.mgrid[:120, :80]
+        >>> mask = ((rows - 100) / 90) ** 2 + ((columns - 40) / 25) ** 2 < 1
+        >>> mask &= rows < 100  # half an ellipse: its volume is 2/3 pi 90 x 25 x 25 mm³
+        >>> round(lv_volume_biplane(mask, mask, (1.0, 1.0), (1.0, 1.0)), -1)
+        120.0
     """
     a2c, a4c = find_landmarks(mask_a2c, spacing_a2c_mm), find_landmarks(mask_a4c, spacing_a4c_mm)
     difference = length_difference_percent(a2c.length, a4c.length)
@@ -79,6 +98,16 @@ def camus_biplane_volumes(
 
     Raises:
         EchoPlanError: a mask is empty, too small or too thin for a shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.evaluation import camus_biplane_volumes, lv_volume_biplane
+        >>> rows, columns = np.mgrid[:120, :80]
+        >>> lengths = ((rows - 100) / 90) ** 2, ((rows - 100) / 70) ** 2
+        >>> ed, es = ((length + ((columns - 40) / 25) ** 2 < 1) & (rows < 100) for length in lengths)
+        >>> edv, esv = camus_biplane_volumes((ed, ed), (es, es), (1.0, 1.0), (1.0, 1.0))
+        >>> esv > lv_volume_biplane(es, es, (1.0, 1.0), (1.0, 1.0))
+        True
     """
     a2c_ed, a2c_es = find_landmarks_of_beat(masks_ed[0], masks_es[0], spacing_a2c_mm)
     a4c_ed, a4c_es = find_landmarks_of_beat(masks_ed[1], masks_es[1], spacing_a4c_mm)
@@ -90,6 +119,11 @@ def ejection_fraction(edv: float, esv: float) -> float:
 
     Raises:
         EchoPlanError: EDV is not positive, or one is not a finite number.
+
+    Example:
+        >>> from echoplan.evaluation import ejection_fraction
+        >>> ejection_fraction(120.0, 48.0)
+        60.0
     """
     if not (math.isfinite(edv) and math.isfinite(esv)) or edv <= 0:
         raise EchoPlanError(f"no ejection fraction from an end-diastolic volume of {edv} and an end-systolic of {esv}")
@@ -109,7 +143,8 @@ def biplane_volume(a2c: Landmarks, a4c: Landmarks, discs: int = DISCS) -> float:
 def camus_volumes(ed: Sequence[Landmarks], es: Sequence[Landmarks], discs: int = DISCS) -> tuple[float, float]:
     """(EDV, ESV) in mL by CAMUS' rule from the landmarks (A2C, A4C) of each phase."""
     length = max(view.length for view in (*ed, *es))
-    return _stacked(*ed, length, discs), _stacked(*es, length, discs)
+    ed_volume, es_volume = (_stacked(a2c, a4c, length, discs) for a2c, a4c in (ed, es))
+    return ed_volume, es_volume
 
 
 def area_length_volume(a2c: Landmarks, a4c: Landmarks) -> float:

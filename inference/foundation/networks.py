@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class FollowedClip:
         prompt: of `LABEL_KINDS`.
     """
 
-    def __init__(self, network: nn.Module, *, prompt: str) -> None:
+    def __init__(self, network: Any, *, prompt: str) -> None:
         self.network, self.prompt = network, prompt
 
     @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from masked import Masked, measured
@@ -15,7 +17,7 @@ from echoplan.evaluation.quality import (
     find_doubts,
     limits_from_crossval,
     patient_measures,
-    quality_columns,
+    with_quality,
 )
 
 
@@ -111,11 +113,9 @@ def test_the_limit_itself_is_ordinary():
 def test_columns_name_every_reason():
     doubts = find_doubts({"frames": 2}, default_limits())
     row = PatientRow("p")
-    assert quality_columns(row, {"p_A4C": []}) == {"quality": "good", "quality_reasons": ""}
-    found = quality_columns(row, {"": find_doubts({"ef_fold_sd_percent": 9}, default_limits()), "p_A4C": doubts})
-    assert found["quality"] == "check" and "SD of 9.0 points" in found["quality_reasons"]
-    assert "; p_A4C: the clip has 2 frames" in found["quality_reasons"]
-    assert quality_columns(PatientRow("p", failure="no cavity"), {}) == {
-        "quality": "check",
-        "quality_reasons": "no cavity",
-    }
+    assert with_quality(row, {"p_A4C": []}) == replace(row, quality="good", quality_reasons="")
+    found = with_quality(row, {"": find_doubts({"ef_fold_sd_percent": 9}, default_limits()), "p_A4C": doubts})
+    assert found.quality == "check" and "SD of 9.0 points" in found.quality_reasons
+    assert "; p_A4C: the clip has 2 frames" in found.quality_reasons
+    failed = with_quality(PatientRow("p", failure="no cavity"), {})
+    assert (failed.quality, failed.quality_reasons) == ("check", "no cavity")

@@ -115,7 +115,7 @@ def test_ids_are_unique_and_what_is_pointed_at_is_there(page):
 
 def test_without_references_and_without_patients(cases, measurements, write):
     (row,) = measure_patients(measurements[:1])
-    page = write(1, rows=[replace(row, ef_percent=None, edv_ml=None)])
+    page = write(1, rows=[replace(row, reference_ef_percent=None, reference_edv_ml=None)])
     assert "Agreement" not in page
     assert "Ref. EF" not in page
     assert page.count('<figure class="panel"') == 1  # the distribution of EF

@@ -15,7 +15,7 @@ from echoplan.evaluation.quality import default_limits
 from echoplan.files import read_json, write_json
 from echoplan.inference import EchoPredictor, choose_models, find_best_configuration, predict_folder
 from echoplan.inference.commands import predict
-from echoplan.inference.conformal import Calibration, Group, interval_columns
+from echoplan.inference.conformal import Calibration, Group, with_intervals
 from echoplan.inference.uncertainty import TrustSettings
 
 
@@ -242,8 +242,8 @@ def test_given_and_found_phases_have_errors_of_their_own():
     row = PatientRow("p", ef_percent=50.0, esv_ml=60.0, method="biplane")
     by_fold = {0: {"ef_percent": 50.0, "edv_ml": None, "esv_ml": 60.0}}
     for phases, width in (("found;found", 8), ("given;found", 8), ("given;given", 2)):
-        columns, reasons = interval_columns(replace(row, phases=phases), by_fold, calibration, 0.9)
-        assert columns["ef_high_percent"] - columns["ef_low_percent"] == width
-        assert set(reasons) == {"edv_ml", "esv_ml"} and columns["esv_low_ml"] is None
-    columns, reasons = interval_columns(replace(row, phases="found;found"), {}, calibration, 0.9)
-    assert columns["interval_coverage_percent"] is None and "--overwrite" in reasons["ef_percent"]
+        measured, reasons = with_intervals(replace(row, phases=phases), by_fold, calibration, 0.9)
+        assert measured.ef_high_percent - measured.ef_low_percent == width
+        assert set(reasons) == {"edv_ml", "esv_ml"} and measured.esv_low_ml is None
+    measured, reasons = with_intervals(replace(row, phases="found;found"), {}, calibration, 0.9)
+    assert measured.interval_coverage_percent is None and "--overwrite" in reasons["ef_percent"]
