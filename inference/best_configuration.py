@@ -115,22 +115,32 @@ def find_best_configuration(
     for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
         _write_calibration(crossval, candidate, structures, structures[target], processes)
     table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
-    file = crossval.results / layout.BEST_CONFIGURATION_FILE
-    write_json(
-        file,
-        {
-            "dataset": crossval.results.name,
-            "name": best.name,
-            "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
-            "postprocessing": postprocessing,
-            "calibration": _calibration_file(crossval, best).relative_to(crossval.results).as_posix(),
-            "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
-            "scores": table,
-            "left_out": left_out,
-            "predict": f"echoplan_predict -i IN -o OUT -d {dataset_name(crossval.results)}",
-        },
-    )
+    file = _write_best(crossval, best, table, postprocessing, left_out)
     return BestConfiguration(best, table, postprocessing, left_out, file)
+
+
+def _write_best(
+    crossval: CrossValidation,
+    best: Candidate,
+    table: Sequence[Mapping[str, Any]],
+    postprocessing: Mapping[str, Any],
+    left_out: Mapping[str, str],
+) -> Path:
+    """Write best_configuration.json, by which `choose_models` finds the best."""
+    file = crossval.results / layout.BEST_CONFIGURATION_FILE
+    content = {
+        "dataset": crossval.results.name,
+        "name": best.name,
+        "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
+        "postprocessing": postprocessing,
+        "calibration": _calibration_file(crossval, best).relative_to(crossval.results).as_posix(),
+        "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
+        "scores": table,
+        "left_out": left_out,
+        "predict": f"echoplan_predict -i IN -o OUT -d {dataset_name(crossval.results)}",
+    }
+    write_json(file, content)
+    return file
 
 
 def summarise(

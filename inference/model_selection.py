@@ -64,9 +64,8 @@ def choose_models(
         >>> from echoplan.errors import EchoPlanError
         >>> from echoplan.paths import Folders
         >>> from echoplan.inference import choose_models
-        >>> folders = Folders(Path("raw"), Path("preprocessed"), Path("results"))
         >>> try:
-        ...     choose_models(folders)
+        ...     choose_models(Folders(Path("raw"), Path("preprocessed"), Path("results")))
         ... except EchoPlanError as error:
         ...     print(error.problem)
         nothing is trained to its end yet
@@ -81,9 +80,8 @@ def choose_models(
     if not any(wanted.values()) and best.is_file():
         return _best(best, chosen_folds)
     there = trained_models(home)
-    fitting = [
-        path for path in there if all(v in (None, part) for v, part in zip(wanted.values(), _parts(path), strict=True))
-    ]
+    asked_parts = list(wanted.values())
+    fitting = [path for path in there if all(v in (None, p) for v, p in zip(asked_parts, _parts(path), strict=True))]
     if len(fitting) == 1:
         return ModelChoice(((fitting[0], chosen_folds),), None, "the only trained model that fits")
     name = dataset_name(home)

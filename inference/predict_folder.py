@@ -126,9 +126,8 @@ def predict_folder(
 
     Example:
         >>> from echoplan.inference import EchoPredictor, predict_folder
-        >>> def work(clips: str, out: str, model: str) -> list[str]:
-        ...     run = predict_folder(clips, out, EchoPredictor.from_model_folder(model), continue_prediction=True)
-        ...     return [f"{row.patient}: {row.ef_percent} %" for row in run.rows]
+        >>> def patient_rows(clips, out, model):
+        ...     return predict_folder(clips, out, EchoPredictor.from_model_folder(model)).rows
     """
     if dicom:
         require_highdicom()
@@ -142,10 +141,8 @@ def predict_folder(
         overlays=overlays, processes=processes,
     )  # fmt: skip
     if dicom:
-        run.dicom_files = write_dicom(
-            out / layout.DICOM, inputs, masks, run.rows, run.failures,
-            description=predictor.description, model=predictor.name,
-        )  # fmt: skip
+        what = out / layout.DICOM, inputs, masks, run.rows, run.failures
+        run.dicom_files = write_dicom(*what, description=predictor.description, model=predictor.name)
     settings = {**(details or {}), "ef_method": ef_method}
     write_json(out / layout.ARGUMENTS_FILE, prediction_record(predictor.to_dict(), inputs, run, settings))
     return run

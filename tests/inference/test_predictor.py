@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
+from echoplan.imageio import read_mask
 from echoplan.inference import EchoPredictor
 from echoplan.inference.inputs import clip_from_array
 from echoplan.preprocessing import ClipStore, plan_geometry
@@ -159,7 +160,10 @@ def test_a_prediction_equals_the_validation_of_the_same_clip(folders, make_model
         preprocessed=preprocessed,
     )
     network = loaded.load_network(0)
-    mask, _ = predict_stored_case(network, setup, "patient0_A4C", stride=loaded.stride, save_to=tmp_path / "val")
+    stored = setup.store.case("patient0_A4C")
+    stride = setup.plan_of(stored).window_stride
+    predict_stored_case(network, setup, stored, stride=stride, save_to=tmp_path / "val")
+    mask = read_mask(tmp_path / "val" / "patient0_A4C.nii.gz")
     predicted = EchoPredictor.from_model_folder(model, [0], device="cpu").predict(heart.clip.frames, (1.0, 1.0))
     np.testing.assert_array_equal(predicted.mask, mask)
     saved = load_probabilities(tmp_path / "val" / "patient0_A4C.npz")
