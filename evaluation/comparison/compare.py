@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from echoplan import __version__
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
+from echoplan.files import plain
 
 from ..agreement import agreement
-from ..metrics import METRICS, summarise
 from .method_results import MethodResults, check_same_frames
-from .paired import holm, paired_test
-from .subgroups import case_groups, patient_quality, subgroup_agreement
+from .paired import compare_with_baseline
+from .scores import EF_ERROR, FIGURES, MEASURES, PHASES, figures, mean_over_frames, patient_means, sd_over_frames
+from .subgroups import AGREEMENT, case_groups, patient_quality, subgroup_agreement
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALL_PATIENTS = "all patients"
 FRAMES = "frames"
-EF_ERROR = "ef_absolute_error"
-MEASURES = ("dice", "iou", "hd95_mm", "assd_mm", "hd95_px", "assd_px")
-_EF_STATISTICS = ("n", "failures", "pearson_r", "bias", "sd_of_differences", "mae")
+_GROUP = ["by", "group", "method"]
+_EF_VALUES = ["ef_percent", "reference_ef_percent", EF_ERROR]
+_MEAN_OF = {f"{name}_{end}": f"{name}_mean" for name in FIGURES for end in ("mean", "sd")}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found; rows hold plain values and name their group in `by` and `group`.
+    """What a comparison found; rows of its tables name their group in `by` and `group`.
 
     Attributes:
         structure: whose masks were compared.
@@ -36,10 +42,12 @@ class Comparison:
         segmentation: a row a group of frames and method: `frames`, `empty_predictions`, and mean and SD over frames of
             each measure (`dice_mean`, `dice_sd`, ...). Grouped by frames (all, end_diastole, end_systole), then, over
             all labelled frames, by subgroup.
-        ejection: a row a group of patients and method: n, failures, and agreement of EF with the reference.
+        ejection: a row a group of patients and method: n, failures, and agreement of EF with the reference, with the
+            ends of intervals as `mae_95_low`.
         tests: a row a measure and method: `paired_test` against the baseline on per-patient means, and
             `p_signed_rank_holm` over the methods tested on one measure.
-        per_patient: patient -> method -> mean over frames of each measure, EF, reference EF and absolute error.
+        per_patient: a row a patient and method, its index: mean over frames of each measure, EF, reference EF and
+            absolute error; NaN where there is none.
         notes: what a reader must know.
     """
 
@@ -49,15 +57,45 @@ class Comparison:
     baseline: str
     cases: int
     patients: int
-    segmentation: list[dict[str, Any]]
-    ejection: list[dict[str, Any]]
-    tests: list[dict[str, Any]]
-    per_patient: dict[str, dict[str, dict[str, float | None]]]
+    segmentation: pd.DataFrame
+    ejection: pd.DataFrame
+    tests: pd.DataFrame
+    per_patient: pd.DataFrame
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As comparison.json holds it."""
-        return {**vars(self), "versions": {"echoplan": __version__}}
+        """As comparison.json holds it: rows without what their group does not have, intervals as [low, high]."""
+        segmentation = [
+            {name: row[name] for name in row if not np.isnan(row.get(_MEAN_OF.get(name), 0))}
+            for row in self.segmentation.to_dict("records")
+        ]
+        ejection = [
+            _with_intervals(row) if row["by"] == ALL_PATIENTS else {name: row[name] for name in (*_GROUP, *AGREEMENT)}
+            for row in self.ejection.to_dict("records")
+        ]
+        per_patient: dict[str, dict[str, dict[str, float]]] = {}
+        for (patient, method), row in zip(self.per_patient.index, self.per_patient.to_dict("records"), strict=True):
+            known = {name: row[name] for name in FIGURES if not np.isnan(row.get(name, np.nan))}
+            if not np.isnan(row.get("reference_ef_percent", np.nan)):
+                known |= {name: row[name] for name in _EF_VALUES}
+            per_patient.setdefault(patient, {})[method] = known
+        return {
+            **vars(self),
+            "segmentation": segmentation,
+            "ejection": ejection,
+            "tests": [_with_intervals(row) for row in self.tests.to_dict("records")],
+            "per_patient": per_patient,
+            "versions": {"echoplan": __version__},
+        }
+
+
+def _with_intervals(row: dict[str, Any]) -> dict[str, Any]:
+    """The ends of intervals as [low, high]: under `interval_95` that of a test, else by name under `intervals_95`."""
+    names = [name.removesuffix("_95_low") for name in row if name.endswith("_95_low")]
+    ends = {name: plain([row[f"{name}_95_low"], row[f"{name}_95_high"]]) for name in names}
+    intervals = {name: None if None in bounds else bounds for name, bounds in ends.items()}
+    rest = {name: value for name, value in row.items() if not name.endswith(("_95_low", "_95_high"))}
+    return rest | ({"interval_95": intervals["interval"]} if "interval" in intervals else {"intervals_95": intervals})
 
 
 def compare_methods(
@@ -86,193 +124,152 @@ def compare_methods(
     Raises:
         EchoPlanError: fewer than two methods, one name twice, no such baseline, or the frames judged differ.
     """
+    import pandas as pd
+
     names = tuple(method.name for method in methods)
-    baseline = names[0] if baseline is None and names else baseline
-    _check_names(names, baseline)
+    baseline = _checked_baseline(names, baseline)
     check_same_frames(methods, structure)
-    about = {case.case: case for case in cases}
-    patients, unknown = _patients(methods, about)
-    ef, ef_notes = _comparable_ef({method.name: _ef_rows(method, about) for method in methods})
-    per_patient = {name: {} for name in dict.fromkeys(patients.values())}
-    for method in methods:
-        for patient, values in _patient_means(method, patients, structure).items():
-            per_patient[patient][method.name] = values | _ef_values(ef.get(method.name, {}).get(patient))
-    segmentation = _segmentation(methods, structure, about)
+    known = {case.case: case for case in cases}
+    patients, unknown = _patients(methods, known)
+    scores = pd.concat([method.scores.assign(method=method.name) for method in methods], ignore_index=True)
+    scores = scores[scores["structure"] == structure].assign(patient=scores["case"].map(patients))
+    ef, ef_notes = _comparable_ef(_ef_tables(methods, known.values()), names)
+    order = pd.MultiIndex.from_product([dict.fromkeys(patients.values()), names], names=["patient", "method"])
+    per_patient = _per_patient(scores, ef).reindex(order)
+    segmentation = _segmentation(scores, names, case_groups(known.values(), patients))
     return Comparison(
         structure=structure,
         methods=names,
         sources={method.name: str(method.source) for method in methods},
         baseline=baseline,
         cases=len(patients),
-        patients=len(per_patient),
+        patients=len(set(patients.values())),
         segmentation=segmentation,
         ejection=_ejection(ef, bootstrap, seed),
-        tests=_tests(per_patient, names, baseline, bootstrap, seed),
+        tests=_tests(per_patient, baseline, bootstrap, seed),
         per_patient=per_patient,
         notes=[*notes, *unknown, *ef_notes, *_empty_notes(segmentation), *_unjudged_notes(methods)],
     )
 
 
-def _check_names(names: Sequence[str], baseline: str | None) -> None:
+def _checked_baseline(names: Sequence[str], baseline: str | None) -> str:
     if len(names) < 2:
         raise EchoPlanError(f"a comparison needs two methods, not {len(names)}")
     if len(set(names)) < len(names):
         raise EchoPlanError(f"two methods have one name ({', '.join(names)})", remedy="name each differently")
-    if baseline not in names:
+    if baseline not in (None, *names):
         raise EchoPlanError(f"there is no method {baseline!r} to be the baseline", remedy=f"use {', '.join(names)}")
+    return baseline or names[0]
 
 
-def _patients(methods: Sequence[MethodResults], about: Mapping[str, Case]) -> tuple[dict[str, str], list[str]]:
+def _patients(methods: Sequence[MethodResults], known: Mapping[str, Case]) -> tuple[dict[str, str], list[str]]:
     """case -> patient, and a note where some are not known."""
     of_ef = {
         case: patient
         for method in methods
-        for patient, row in method.ef_rows.items()
-        for case in (row.get("cases") or "").split(";")
+        for patient, cases in zip(method.ef["patient"], method.ef["cases"], strict=True)
+        for case in cases.split(";")
     }
-    patients, alone = {}, 0
-    for case in methods[0].per_case:
-        known = about[case].patient if case in about else of_ef.get(case)
-        alone += known is None
-        patients[case] = known or case
+    found = {case: known[case].patient if case in known else of_ef.get(case) for case in methods[0].cases}
+    alone = sum(patient is None for patient in found.values())
     note = f"The patient of {alone} cases is not known: each counts as one. Name the dataset with -d."
-    return patients, [note] if alone else []
+    return {case: patient or case for case, patient in found.items()}, [note] if alone else []
 
 
-def _patient_means(
-    method: MethodResults, patients: Mapping[str, str], structure: str
-) -> dict[str, dict[str, float | None]]:
-    """patient -> mean over the patient's labelled frames of every measure there is."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for case, found in method.per_case.items():
-        own = values.setdefault(patients[case], {})
-        for frame in found["frames"]:
-            for metric in METRICS:
-                key = f"{metric}_{found['distance_unit']}" if metric in ("hd95", "assd") else metric
-                own.setdefault(key, []).append(frame[structure][metric])
-    return {patient: {key: fmean(each) for key, each in own.items()} for patient, own in values.items()}
+def _segmentation(
+    scores: pd.DataFrame, names: Sequence[str], subgroups: Iterable[tuple[str, str, list[str]]]
+) -> pd.DataFrame:
+    import pandas as pd
+
+    whole = figures(scores, ["phase", "method"], FIGURES, mean=mean_over_frames, sd=sd_over_frames)
+    whole = whole.loc[[key for key in product(PHASES, names) if key in whole.index]].reset_index(names=_GROUP[1:])
+    groups = pd.DataFrame(
+        [(by, group, case) for by, group, members in subgroups for case in members], columns=["by", "group", "case"]
+    )
+    parts = groups.merge(scores[scores["phase"] == "all"], on="case")
+    parts = figures(parts, _GROUP, FIGURES, mean=mean_over_frames, sd=sd_over_frames)
+    return pd.concat([whole.assign(by=FRAMES).set_index(_GROUP), parts]).reset_index()
 
 
-def _segmentation(methods: Sequence[MethodResults], structure: str, about: Mapping[str, Case]) -> list[dict[str, Any]]:
-    rows = []
-    whole = {method.name: summarise(method.per_case.values(), structure) for method in methods}
-    for group in ("all", "end_diastole", "end_systole"):
-        rows += [
-            {"by": FRAMES, "group": group, "method": name, **_flat(found[group])}
-            for name, found in whole.items()
-            if group in found
-        ]
-    for by, group, members in case_groups(about.values(), methods[0].per_case):
-        for method in methods:
-            found = summarise([method.per_case[case] for case in members], structure)["all"]
-            rows.append({"by": by, "group": group, "method": method.name, **_flat(found)})
-    return rows
+def _ef_tables(methods: Sequence[MethodResults], cases: Collection[Case]) -> pd.DataFrame:
+    """The rows of the EF tables under their methods' names, with the reference EF and image quality of the dataset."""
+    import pandas as pd
 
-
-def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
-    """{"dice": {"mean": m, "sd": s}} as {"dice_mean": m, "dice_sd": s}; counts stay as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in found.items():
-        flat |= {f"{key}_{name}": each for name, each in value.items()} if isinstance(value, Mapping) else {key: value}
-    return flat
-
-
-def _ef_rows(method: MethodResults, about: Mapping[str, Case]) -> dict[str, dict[str, Any]]:
-    """The EF table's rows, with the reference EF and image quality of the dataset where it knows them."""
-    reference = {case.patient: case.ef_percent for case in about.values() if case.ef_percent is not None}
+    ef = pd.concat({method.name: method.ef for method in methods}, names=["name", None])
+    reference = {case.patient: case.ef_percent for case in cases if case.ef_percent is not None}
     qualities: dict[str, list[str]] = {}
-    for case in about.values():
+    for case in cases:
         qualities.setdefault(case.patient, []).append(case.quality)
-    return {
-        patient: {
-            **row,
-            "reference_ef_percent": reference.get(patient, row["reference_ef_percent"]),
-            "image_quality": patient_quality(qualities.get(patient, ())),
-        }
-        for patient, row in method.ef_rows.items()
-    }
+    return ef.assign(
+        reference_ef_percent=ef["patient"].map(reference).astype(float).fillna(ef["reference_ef_percent"]),
+        image_quality=[patient_quality(qualities.get(patient, ())) for patient in ef["patient"]],
+    )
 
 
-def _comparable_ef(
-    tables: Mapping[str, dict[str, dict[str, Any]]],
-) -> tuple[dict[str, dict[str, dict[str, Any]]], list[str]]:
-    """The EF tables if they can be compared, else none and a note on the reason."""
-    if not any(tables.values()):
-        return {}, ["No EF is compared: no method has an EF table (ef.csv, ef_report.csv)."]
-    lacking = [name for name, rows in tables.items() if not rows]
+def _comparable_ef(ef: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with a reference if the EF tables can be compared, else none and a note on the reason."""
+    nothing = ef.iloc[:0]
+    if ef.empty:
+        return nothing, ["No EF is compared: no method has an EF table (ef.csv, ef_report.csv)."]
+    lacking = [name for name in names if name not in ef.index]
     if lacking:
-        return {}, [f"No EF is compared: {', '.join(lacking)} has no EF table (ef.csv, ef_report.csv)."]
-    rules = {name: sorted({row.get("volume_rule") or "?" for row in rows.values()}) for name, rows in tables.items()}
-    if len({rule for own in rules.values() for rule in own}) > 1:
+        return nothing, [f"No EF is compared: {', '.join(lacking)} has no EF table (ef.csv, ef_report.csv)."]
+    tables = ef.groupby("name", sort=False)
+    rules = {name: sorted(set(table["volume_rule"].replace("", "?"))) for name, table in tables}
+    if len(set().union(*rules.values())) > 1:
         each = ", ".join(f"{name}: {' and '.join(own)}" for name, own in rules.items())
-        return {}, [f"No EF is compared: the rules for volumes differ ({each})."]
-    first, *others = tables
-    if any(tables[first].keys() != tables[name].keys() for name in others):
-        return {}, ["No EF is compared: the EF tables do not have the same patients."]
-    with_reference = {
-        name: {patient: row for patient, row in rows.items() if row["reference_ef_percent"] is not None}
-        for name, rows in tables.items()
-    }
-    if not any(with_reference.values()):
-        return {}, ["No EF is compared: no reference EF is known."]
-    return with_reference, [f"EF by the rule {rules[first][0]}; {_phases_in_words(tables)}."]
+        return nothing, [f"No EF is compared: the rules for volumes differ ({each})."]
+    if len({frozenset(table["patient"]) for _, table in tables}) > 1:
+        return nothing, ["No EF is compared: the EF tables do not have the same patients."]
+    with_reference = ef[ef["reference_ef_percent"].notna()]
+    if with_reference.empty:
+        return nothing, ["No EF is compared: no reference EF is known."]
+    ways = sorted({"given", "found"} & set(";".join(ef["phases"]).split(";")))
+    phases = f"end-diastole and end-systole {' or '.join(ways)}" if ways else "phases not recorded"
+    return with_reference, [f"EF by the rule {rules[names[0]][0]}; {phases}."]
 
 
-def _phases_in_words(tables: Mapping[str, dict[str, dict[str, Any]]]) -> str:
-    ways = {way for rows in tables.values() for row in rows.values() for way in (row.get("phases") or "").split(";")}
-    ways &= {"given", "found"}
-    return f"end-diastole and end-systole {' or '.join(sorted(ways))}" if ways else "phases not recorded"
+def _per_patient(scores: pd.DataFrame, ef: pd.DataFrame) -> pd.DataFrame:
+    means = patient_means(scores[scores["phase"] == "all"], ["method"])
+    means = means.pivot(index=["patient", "method"], columns="metric", values="value")
+    means = means[[name for name in FIGURES if name in means]]
+    errors = ef.assign(**{EF_ERROR: (ef["ef_percent"] - ef["reference_ef_percent"]).abs()})
+    errors = errors[["patient", *_EF_VALUES]].droplevel(1).rename_axis("method").set_index("patient", append=True)
+    return means.join(errors)
 
 
-def _ef_values(row: Mapping[str, Any] | None) -> dict[str, float | None]:
-    if row is None:
-        return {}
-    ef, reference = row["ef_percent"], row["reference_ef_percent"]
-    error = None if ef is None or reference is None else abs(ef - reference)
-    return {"ef_percent": ef, "reference_ef_percent": reference, EF_ERROR: error}
+def _ejection(ef: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
 
-
-def _ejection(tables: Mapping[str, dict[str, dict[str, Any]]], bootstrap: int, seed: int) -> list[dict[str, Any]]:
     rows = []
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, table in tables.items():
-        own = list(table.values())
-        predicted, reference = ([row[key] for row in own] for key in ("ef_percent", "reference_ef_percent"))
-        found = agreement(predicted, reference, bootstrap=bootstrap, seed=seed)
-        rows.append({"by": ALL_PATIENTS, "group": "", "method": name, **found})
-        for group in subgroup_agreement(own):
-            head = {"by": group["by"], "group": group["group"], "method": name}
-            groups.setdefault((group["by"], group["group"]), []).append(head | {k: group[k] for k in _EF_STATISTICS})
-    return rows + [row for group in groups.values() for row in group]
+    for name, table in ef.groupby("name", sort=False):
+        found = agreement(table["ef_percent"], table["reference_ef_percent"], bootstrap=bootstrap, seed=seed)
+        ends = {
+            f"{statistic}_95_{end}": bound
+            for statistic, bounds in found.pop("intervals_95").items()
+            for end, bound in zip(("low", "high"), bounds or (np.nan, np.nan), strict=True)
+        }
+        rows.append({"by": ALL_PATIENTS, "group": "", "method": name, **found, **ends})
+        rows += [{"method": name, **group} for group in subgroup_agreement(table.to_dict("records"))]
+    whole = pd.DataFrame(rows, columns=None if rows else [*_GROUP, *AGREEMENT])
+    return whole.iloc[whole.groupby(_GROUP[:2], sort=False).ngroup().argsort(kind="stable")]
 
 
-def _tests(
-    per_patient: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    names: Sequence[str],
-    baseline: str,
-    bootstrap: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    rows = []
-    for measure in (*MEASURES, EF_ERROR):
-        family = []
-        for name in names:
-            if name == baseline:
-                continue
-            pairs = [(own[name].get(measure), own[baseline].get(measure)) for own in per_patient.values()]
-            known = [pair for pair in pairs if None not in pair]
-            if known:
-                values, against = zip(*known, strict=True)
-                found = paired_test(values, against, bootstrap=bootstrap, seed=seed)
-                family.append({"measure": measure, "method": name, "baseline": baseline, **found})
-        corrected = holm([row["p_signed_rank"] for row in family])
-        rows += [row | {"p_signed_rank_holm": p} for row, p in zip(family, corrected, strict=True)]
-    return rows
+def _tests(per_patient: pd.DataFrame, baseline: str, bootstrap: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    tests = []
+    for measure in (name for name in (*MEASURES, EF_ERROR) if name in per_patient):
+        values = per_patient[measure].unstack("method", sort=False)
+        found = compare_with_baseline(values, baseline, bootstrap=bootstrap, seed=seed)
+        tests.append(found.assign(measure=measure))
+    found = pd.concat(tests)
+    return found[["measure", *found.columns.drop("measure")]]
 
 
-def _empty_notes(segmentation: Sequence[Mapping[str, Any]]) -> list[str]:
-    whole = [row for row in segmentation if (row["by"], row["group"]) == (FRAMES, "all")]
-    empty = [f"{row['method']} {row['empty_predictions']}" for row in whole if row["empty_predictions"]]
+def _empty_notes(segmentation: pd.DataFrame) -> list[str]:
+    whole = segmentation[(segmentation["by"] == FRAMES) & (segmentation["group"] == "all")]
+    empty = [f"{row.method} {row.empty_predictions}" for row in whole.itertuples() if row.empty_predictions]
     return [f"Frames predicted empty (Dice 0, distance the image's diagonal): {', '.join(empty)}."] if empty else []
 
 

@@ -7,47 +7,25 @@ end-systole, as mean and SD, with paired Wilcoxon tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, stdev
-from typing import Any
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
+from typing import TYPE_CHECKING
 
-from .learning_curves import Line
-from .paired import holm, paired_test
-from .patient_means import PHASES, ef_errors, frame_values
+from .learning_curves import CURVE, Line
+from .paired import compare_with_baseline
+from .scores import EF_ERROR, JUDGED_FRAMES, MEASURES, PHASES, exact_sd, figures, patient_means
 
-MEASURES = ("dice", "iou", "hd_mm", "hd95_mm", "assd_mm", "hd_px", "hd95_px", "assd_px")
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-@dataclass(frozen=True)
-class JudgedNetwork:
-    """One network's figures on one dataset.
-
-    Attributes:
-        line: method, clip length, augmentation.
-        size: the training size asked for.
-        trained_on, tested_on: datasets.
-        within: tested by cross-validation on the dataset it was trained on.
-        per_case: case -> figures of its frames, as `evaluate_folder` gives them.
-        patient_of: case -> patient.
-        structure: whose masks were judged.
-        ef_rows: patient -> row of the EF table.
-    """
-
-    line: Line
-    size: str
-    trained_on: str
-    tested_on: str
-    within: bool
-    per_case: Mapping[str, Mapping[str, Any]]
-    patient_of: Mapping[str, str]
-    structure: str
-    ef_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+PLACE = ["trained_on", "tested_on"]
+_FIGURE = ["method", "case", "patient", "phase", "frame", "metric"]
 
 
 @dataclass(frozen=True)
 class CrossDataset:
-    """What the networks of several methods do on one dataset or more; rows hold plain values.
+    """What the networks of several methods do on one dataset or more.
 
     Attributes:
         rows: a row a dataset tested on, phase and method: networks, frames, patients, and mean and SD over frames of
@@ -56,101 +34,75 @@ class CrossDataset:
             patients that both have, with the correction of Holm over the methods.
     """
 
-    rows: list[dict[str, Any]]
-    tests: list[dict[str, Any]]
+    rows: pd.DataFrame
+    tests: pd.DataFrame
 
 
-def cross_dataset(networks: Sequence[JudgedNetwork], *, bootstrap: int = 2000, seed: int = 0) -> CrossDataset:
+def cross_dataset(scores: pd.DataFrame, *, bootstrap: int = 2000, seed: int = 0) -> CrossDataset:
     """Summarise tested networks.
 
     Args:
-        networks: a method's networks of several folds and seeds are averaged frame by frame.
+        scores: of the structure judged, the long tables of `frame_scores` and `ef_scores` with the columns `method`,
+            `frames` (T), `augmentation`, `size`, `fold`, `seed` of the network, `trained_on` and `tested_on`, and
+            `within`, whether it was tested by cross-validation on the dataset it was trained on. A method's networks
+            of several folds and seeds are averaged frame by frame.
         bootstrap, seed: of the intervals.
     """
-    methods = tuple(dict.fromkeys((network.line, network.size) for network in networks))
-    lines = [line for line, _ in methods]
-    several = len({size for _, size in methods}) > 1
-    names = {(line, size): line.in_words(lines) + (f", {size} patients" if several else "") for line, size in methods}
-    places = dict.fromkeys((network.trained_on, network.tested_on, network.within) for network in networks)
+    import pandas as pd
+
+    scores = scores.assign(method=_names(scores))
     rows, tests = [], []
-    for trained_on, tested_on, within in sorted(places, key=lambda place: not place[2]):
-        groups = {
-            name: [
-                network for network in networks
-                if (network.line, network.size, network.tested_on, network.within) == (*key, tested_on, within)
-            ]
-            for key, name in names.items()
-        }  # fmt: skip
-        groups = {name: own for name, own in groups.items() if own}
-        place = {"trained_on": trained_on, "tested_on": tested_on}
-        frames = {name: _averaged(own) for name, own in groups.items()}
-        for phase in PHASES:
-            for name, own in groups.items():
-                values = [item for each in frames[name].values() for item in each.get(phase, ())]
-                if values:
-                    rows.append({**place, "phase": phase, "method": name, **_row(own, values, phase)})
-            tests += [{**place, **row} for row in _tests(frames, phase, bootstrap, seed)]
-    return CrossDataset(rows, tests)
+    for within in (True, False):
+        for place, own in scores[scores["within"] == within].groupby(PLACE, sort=False):
+            about = pd.DataFrame([place], columns=PLACE)
+            frames = own.groupby(_FIGURE, sort=False)["value"].agg(fmean).reset_index()
+            rows.append(about.merge(_figures(own, frames), how="cross"))
+            tests.append(about.merge(_tests(frames, bootstrap, seed), how="cross"))
+    return CrossDataset(pd.concat(rows, ignore_index=True), pd.concat(tests, ignore_index=True))
 
 
-def _averaged(networks: Sequence[JudgedNetwork]) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """patient -> phase -> its frames' measures, each the mean over the networks that judged the frame."""
-    collected: dict[tuple[str, str, str, int], dict[str, list[float]]] = {}
-    for network in networks:
-        for case, found in network.per_case.items():
-            counts = dict.fromkeys(PHASES, 0)
-            for phase, measures in frame_values(found, network.structure):
-                key = (network.patient_of.get(case, case), phase, case, counts[phase])
-                counts[phase] += 1
-                for name, value in measures.items():
-                    collected.setdefault(key, {}).setdefault(name, []).append(value)
-    patients: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for (patient, phase, _, _), measures in collected.items():
-        means = {name: fmean(values) for name, values in measures.items()}
-        patients.setdefault(patient, {}).setdefault(phase, []).append(means)
-    return patients
-
-
-def _row(networks: Sequence[JudgedNetwork], values: Sequence[Mapping[str, float]], phase: str) -> dict[str, Any]:
-    patients = {network.patient_of.get(case, case) for network in networks for case in network.per_case}
-    row: dict[str, Any] = {"networks": len(networks), "frames": len(values), "patients": len(patients)}
-    for name in MEASURES:
-        own = [item[name] for item in values if name in item]
-        if own:
-            row |= {f"{name}_mean": fmean(own), f"{name}_sd": stdev(own) if len(own) > 1 else None}
-    if phase == "all":
-        errors: dict[str, list[float]] = {}
-        for network in networks:
-            for patient, error in ef_errors(network.ef_rows).items():
-                errors.setdefault(patient, []).append(error)
-        row["ef_absolute_error"] = fmean(map(fmean, errors.values())) if errors else None
-    return row
-
-
-def _tests(
-    frames: Mapping[str, Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]],
-    phase: str,
-    bootstrap: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    means = {
-        name: {
-            (patient, measure): fmean(item[measure] for item in own[phase] if measure in item)
-            for patient, own in patients.items()
-            for measure in (own[phase][0] if phase in own else ())
-        }
-        for name, patients in frames.items()
+def _names(scores: pd.DataFrame) -> list[str]:
+    """The line of every row in words, and the training size where there are several."""
+    methods = scores[[*CURVE, "size"]].apply(tuple, axis=1)
+    lines = {method: Line(*method[:-1]) for method in methods.unique()}
+    several = len({size for *_, size in lines}) > 1
+    names = {
+        method: line.in_words(lines.values()) + (f", {method[-1]} patients" if several else "")
+        for method, line in lines.items()
     }
-    first, *others = means
-    rows = []
-    for measure in MEASURES:
-        family = []
-        for name in others:
-            common = sorted(key for key in set(means[first]) & set(means[name]) if key[1] == measure)
-            if common:
-                pairs = [[means[one][key] for key in common] for one in (name, first)]
-                found = paired_test(*pairs, bootstrap=bootstrap, seed=seed)
-                family.append({"phase": phase, "measure": measure, "method": name, "baseline": first, **found})
-        corrected = holm([row["p_signed_rank"] for row in family])
-        rows += [row | {"p_signed_rank_holm": p} for row, p in zip(family, corrected, strict=True)]
-    return rows
+    return [names[method] for method in methods]
+
+
+def _figures(scores: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
+    """A row a phase and method.
+
+    Args:
+        scores: of all networks.
+        frames: each method's networks averaged.
+    """
+    methods = scores.groupby("method", sort=False)
+    table = figures(frames, ["phase", "method"], MEASURES, mean=fmean, sd=exact_sd)
+    order = [key for key in product(PHASES, methods.groups) if key in table.index]
+    table = table.loc[order].drop(columns="empty_predictions").reset_index()
+    networks = methods[["fold", "seed"]].apply(lambda rows: len(rows.drop_duplicates()))
+    table.insert(2, "networks", table["method"].map(networks))
+    judged = scores[scores["metric"] == JUDGED_FRAMES].groupby("method")["patient"].nunique()
+    table.insert(4, "patients", table["method"].map(judged))
+    errors = frames[frames["metric"] == EF_ERROR].groupby("method")["value"].agg(fmean)
+    table[EF_ERROR] = table["method"].map(errors).where(table["phase"] == "all")
+    return table
+
+
+def _tests(frames: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    methods = frames["method"].unique()
+    means = dict(iter(patient_means(frames, ["method"]).groupby(["phase", "metric"])))
+    tests = []
+    for phase, measure in product(PHASES, MEASURES):
+        if (phase, measure) in means:
+            values = means[phase, measure].pivot(index="patient", columns="method", values="value")
+            values = values.reindex(columns=methods)
+            found = compare_with_baseline(values, methods[0], bootstrap=bootstrap, seed=seed)
+            tests.append(pd.DataFrame({"phase": phase, "measure": measure}, found.index).join(found))
+    return pd.concat(tests)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,12 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..report.thumbnails import INK, LINE, PALE, SOFT
-from .learning_curves import DICE, LearningCurves, Line
+from .learning_curves import CURVE, DICE, LearningCurves, Line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_Style = str | tuple[float, Sequence[float]]
 
 # Okabe and Ito's palette; markers and line styles say the same without colour.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_STYLES: tuple[_Style, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _PANEL = (4.6, 4.5)  # inches
 _DOTS_AN_INCH = 150
 
@@ -64,15 +69,14 @@ def _draw_sizes(axes: Axes, curves: LearningCurves, policy: str, methods: Sequen
     lines = [line for line in curves.lines if line.augmentation == policy]
     sizes: set[float] = set()
     for index, line in enumerate(lines):
-        points = [row for row in curves.points if _line(row) == line and row.get(DICE) is not None]
+        points = curves.points[(curves.points[CURVE] == list(line)).all(axis=1)].dropna(subset=DICE)
         # A little apart, so that intervals do not hide one another.
         shift = 2 ** (0.05 * (index - (len(lines) - 1) / 2))
-        sizes |= {row["patients"] for row in points}
-        places = [row["patients"] * shift for row in points]
+        sizes |= set(points["patients"])
         colour, marker, style = _look(line, lines, methods)
         axes.errorbar(
-            places, [100 * row[DICE] for row in points], yerr=_ends(points), color=colour, marker=marker,
-            linestyle=style, markersize=6, linewidth=1.7, elinewidth=1, capsize=3, label=_label(line, lines),
+            points["patients"] * shift, 100 * points[DICE], yerr=_ends(points), color=colour, marker=marker,
+            linestyle=style, markersize=6, linewidth=1.7, elinewidth=1, capsize=3, label=line.in_words(lines),
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(sizes)))
@@ -86,22 +90,22 @@ def _draw_lengths(axes: Axes, curves: LearningCurves, methods: Sequence[str]) ->
     _style(axes)
     policies = tuple(dict.fromkeys(line.augmentation for line in curves.lines))
     ticks = sorted({line.frames for line in curves.lines if line.frames > 1})
-    for method in methods:
-        for policy in policies:
-            rows = [row for row in curves.points if (row["method"], row["augmentation"]) == (method, policy)]
-            most = [max((row for row in rows if row["frames"] == frames), key=lambda row: row["patients"])
-                    for frames in sorted({row["frames"] for row in rows})]  # fmt: skip
-            if not most:
-                continue
-            index = methods.index(method) % len(_COLOURS)
-            look = {"color": _COLOURS[index], "linestyle": _STYLES[policies.index(policy) % len(_STYLES)]}
-            label = method if len(policies) == 1 else f"{method}, {policy}"
-            if most[0]["frames"] == 1:
-                axes.axhline(100 * most[0][DICE], label=f"{label} (single frames)", linewidth=1.7, **look)
-                continue
-            lengths, dice = [row["frames"] for row in most], [100 * row[DICE] for row in most]
-            look |= {"marker": _MARKERS[index], "capsize": 3, "elinewidth": 1}
-            axes.errorbar(lengths, dice, yerr=_ends(most), label=label, linewidth=1.7, **look)
+    largest = curves.points.loc[curves.points.groupby(CURVE, sort=False)["patients"].idxmax()].sort_values("frames")
+    for method, policy in product(methods, policies):
+        most = largest[(largest["method"] == method) & (largest["augmentation"] == policy)]
+        if most.empty:
+            continue
+        index = methods.index(method) % len(_COLOURS)
+        colour, style = _COLOURS[index], _STYLES[policies.index(policy) % len(_STYLES)]
+        label = method if len(policies) == 1 else f"{method}, {policy}"
+        if most["frames"].iloc[0] == 1:
+            height = 100 * most[DICE].iloc[0]
+            axes.axhline(height, label=f"{label} (single frames)", linewidth=1.7, color=colour, linestyle=style)
+            continue
+        axes.errorbar(
+            most["frames"], 100 * most[DICE], yerr=_ends(most), label=label, linewidth=1.7, color=colour,
+            linestyle=style, marker=_MARKERS[index], capsize=3, elinewidth=1,
+        )  # fmt: skip
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.set_xlabel("frames a clip (T), at the most patients", color=INK)
     axes.set_title("clip length", fontsize=10, color=INK, loc="left")
@@ -112,27 +116,18 @@ def _several_lengths(lines: Sequence[Line]) -> bool:
     return len({line.frames for line in lines if line.frames > 1}) > 1
 
 
-def _line(row: Mapping[str, Any]) -> Line:
-    return Line(row["method"], row["frames"], row["augmentation"])
-
-
-def _look(line: Line, lines: Sequence[Line], methods: Sequence[str]) -> tuple[str, str, Any]:
+def _look(line: Line, lines: Sequence[Line], methods: Sequence[str]) -> tuple[str, str, _Style]:
     """Colour and marker say the method, the style its clip length."""
     index = methods.index(line.method) % len(_COLOURS)
     lengths = sorted({other.frames for other in lines if other.method == line.method}, reverse=True)
     return _COLOURS[index], _MARKERS[index], _STYLES[lengths.index(line.frames) % len(_STYLES)]
 
 
-def _label(line: Line, lines: Sequence[Line]) -> str:
-    return line.in_words(lines)
-
-
-def _ends(points: Sequence[Mapping[str, Any]]) -> list[list[float]] | None:
-    """How far the intervals reach below and above, in percent; nothing where there is none."""
-    ends = [(row.get(f"{DICE}_95_low"), row.get(f"{DICE}_95_high"), row[DICE]) for row in points]
-    below = [math.nan if low is None else 100 * max(0.0, middle - low) for low, _, middle in ends]
-    above = [math.nan if high is None else 100 * max(0.0, high - middle) for _, high, middle in ends]
-    return [below, above]
+def _ends(points: pd.DataFrame) -> list[pd.Series[float]]:
+    """How far the intervals reach below and above, in percent; NaN where there is none."""
+    below = points[DICE] - points[f"{DICE}_95_low"]
+    above = points[f"{DICE}_95_high"] - points[DICE]
+    return [100 * below.clip(lower=0), 100 * above.clip(lower=0)]
 
 
 def _style(axes: Axes) -> None:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, stdev
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..agreement import resamples
-from ..metrics import summarise
-from .compare import EF_ERROR
-from .paired import holm, paired_test
-from .patient_means import ef_errors, patient_means
+from .paired import SMALLEST_FOR_INTERVAL, compare_with_baseline
+from .scores import (
+    EF_ERROR,
+    FIGURES,
+    JUDGED_FRAMES,
+    exact_sd,
+    figures,
+    mean_over_frames,
+    patient_means,
+    sd_over_frames,
+)
 
-_SMALLEST_FOR_INTERVAL = 3
-_SHORT = {"all": "all", "end_diastole": "ed", "end_systole": "es"}
+if TYPE_CHECKING:
+    import pandas as pd
+
 DICE = "dice_all"
+CURVE = ["method", "frames", "augmentation"]
+TRAINING = [*CURVE, "size", "patients", "clips", "fold", "seed"]
+_SHORT = {"all": "all", "end_diastole": "ed", "end_systole": "es"}
 
 
-@dataclass(frozen=True)
-class Line:
-    """What stays the same along a learning curve.
-
-    Attributes:
-        method: the trainer's name.
-        frames: T; 1 for a method that takes single frames.
-        augmentation: the policy.
-    """
+class Line(NamedTuple):
+    """What stays the same along a learning curve: the trainer's name, T (1 for single frames), and the policy."""
 
     method: str
     frames: int
@@ -47,43 +51,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """The validation of one training.
-
-    Attributes:
-        line: method, clip length, augmentation.
-        size: the patients asked for, "10" or "50%".
-        patients, clips: trained on.
-        seed, fold: of the training.
-        per_case: case -> figures of its frames, as `evaluate_folder` gives them.
-        patient_of: case -> patient.
-        ef_rows: patient -> row of the EF table.
-    """
-
-    line: Line
-    size: str
-    patients: int
-    clips: int
-    seed: int
-    fold: int
-    per_case: Mapping[str, Mapping[str, Any]]
-    patient_of: Mapping[str, str]
-    ef_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def by_patient(self, structure: str) -> dict[str, dict[str, float]]:
-        """patient -> "dice_all", "hd95_mm_es", ..., "ef_absolute_error" -> the mean over his or her frames."""
-        values = {
-            patient: {f"{measure}_{_SHORT[phase]}": value for (phase, measure), value in own.items()}
-            for patient, own in patient_means(self.per_case, self.patient_of, structure).items()
-        }
-        for patient, error in ef_errors(self.ef_rows).items():
-            values.setdefault(patient, {})[EF_ERROR] = error
-        return values
-
-
-@dataclass(frozen=True)
 class LearningCurves:
-    """What the trainings of a study show; rows hold plain values.
+    """What the trainings of a study show.
 
     Attributes:
         structure: whose masks.
@@ -99,107 +68,95 @@ class LearningCurves:
 
     structure: str
     lines: tuple[Line, ...]
-    cells: list[dict[str, Any]]
-    points: list[dict[str, Any]]
-    trends: list[dict[str, Any]]
-    contrasts: list[dict[str, Any]]
+    cells: pd.DataFrame
+    points: pd.DataFrame
+    trends: pd.DataFrame
+    contrasts: pd.DataFrame
 
 
-def learning_curves(
-    results: Sequence[CellResult], structure: str, *, bootstrap: int = 2000, seed: int = 0
-) -> LearningCurves:
+def learning_curves(scores: pd.DataFrame, structure: str, *, bootstrap: int = 2000, seed: int = 0) -> LearningCurves:
     """Summarise a study's trainings.
 
     Args:
-        results: one a training, of any number of lines, sizes, seeds and folds.
-        structure: whose masks.
+        scores: the validation of each training as `read_scores` has it, with the columns `TRAINING`: `method`, `frames`
+            (T) and `augmentation` of the line; `size`, the patients asked for ("10" or "50%"), and the `patients` and
+            `clips` trained on; `fold`, `seed`.
+        structure: whose masks they are of.
         bootstrap, seed: of the intervals.
     """
-    lines = tuple(dict.fromkeys(result.line for result in results))
-    values = {id(result): result.by_patient(structure) for result in results}
-    points, trends = [], []
-    largest: dict[Line, dict[str, float]] = {}
-    for line in lines:
-        groups = _by_size([result for result in results if result.line == line])
-        for size, group in groups.items():
-            points.append(_point(line, size, group, [values[id(result)] for result in group], bootstrap, seed))
-        largest[line] = _over_seeds([values[id(result)] for result in list(groups.values())[-1]], DICE)
-        trend = _trend(groups, lambda result: values[id(result)], bootstrap, seed)
-        if trend is not None:
-            trends.append({**_about(line), **trend})
+    import pandas as pd
+
+    means = _patient_values(scores)
+    points, trends, largest = [], [], {}
+    for line, rows in scores.groupby(CURVE, sort=False):
+        sizes = rows.drop_duplicates(TRAINING).groupby("size", sort=False)["patients"].agg(fmean)
+        order = sizes.sort_values(kind="stable").index
+        own = means[(means[CURVE] == list(line)).all(axis=1)]
+        about = dict(zip(CURVE, line, strict=True))
+        for size in order:
+            points.append(about | _point(rows[rows["size"] == size], own[own["size"] == size], bootstrap, seed))
+        dice = own[own["measure"] == DICE]
+        largest[Line(*line)] = dice[dice["size"] == order[-1]].groupby("patient", sort=False)["value"].agg(fmean)
+        trend = _trend(dice, order, bootstrap, seed)
+        if trend:
+            trends.append(about | trend)
     return LearningCurves(
         structure=structure,
-        lines=lines,
-        cells=[_cell(result, structure) for result in results],
-        points=points,
-        trends=trends,
+        lines=tuple(largest),
+        cells=_cells(scores),
+        points=pd.DataFrame(points),
+        trends=pd.DataFrame(trends),
         contrasts=_contrasts(largest, bootstrap, seed),
     )
 
 
-def _by_size(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
-    """Size asked for -> its trainings, from few patients to many."""
-    groups: dict[str, list[CellResult]] = {}
-    for result in results:
-        groups.setdefault(result.size, []).append(result)
-    return dict(sorted(groups.items(), key=lambda item: fmean(result.patients for result in item[1])))
+def _patient_values(scores: pd.DataFrame) -> pd.DataFrame:
+    """The long table of each training's means over the frames of its patients; `measure` is "dice_all", "hd95_mm_es",
+    ..., "ef_absolute_error". A training's patient has all measures in a row.
+    """
+    means = patient_means(scores, TRAINING)
+    by_phase = means["metric"] + "_" + means["phase"].map(_SHORT)
+    means["measure"] = by_phase.where(means["metric"] != EF_ERROR, EF_ERROR)
+    together = means.groupby([*TRAINING, "patient"], sort=False).ngroup()
+    return means.iloc[together.argsort(kind="stable")]
 
 
-def _about(line: Line) -> dict[str, Any]:
-    return {"method": line.method, "frames": line.frames, "augmentation": line.augmentation}
+def _cells(scores: pd.DataFrame) -> pd.DataFrame:
+    """The figures that summary.json has of each training."""
+    judged = scores[scores["metric"] == JUDGED_FRAMES].groupby(TRAINING, sort=False)["patient"]
+    cells = judged.nunique().to_frame("validated_patients")
+    for phase, rows in scores.groupby("phase"):
+        found = figures(rows, TRAINING, FIGURES, mean=mean_over_frames, sd=sd_over_frames)
+        found = found[["frames", *(name for name in found if name.endswith("_mean"))]].astype({"frames": "Int64"})
+        found.columns = [f"{name.removesuffix('_mean')}_{_SHORT[phase]}" for name in found]
+        cells = cells.join(found)
+    errors = scores[scores["metric"] == EF_ERROR].groupby(TRAINING)["value"]
+    cells[EF_ERROR] = errors.agg(fmean)
+    cells["ef_patients"] = errors.size().reindex(cells.index, fill_value=0)
+    return cells.reset_index()
 
 
-def _cell(result: CellResult, structure: str) -> dict[str, Any]:
-    """The figures that `evaluate_folder` gives of one training."""
-    row: dict[str, Any] = {
-        **_about(result.line),
-        "size": result.size,
-        "patients": result.patients,
-        "clips": result.clips,
-        "fold": result.fold,
-        "seed": result.seed,
-        "validated_patients": len({result.patient_of.get(case, case) for case in result.per_case}),
-    }
-    for phase, found in summarise(result.per_case.values(), structure).items():
-        row[f"frames_{_SHORT[phase]}"] = found["frames"]
-        row |= {f"{name}_{_SHORT[phase]}": item["mean"] for name, item in found.items() if isinstance(item, Mapping)}
-    errors = ef_errors(result.ef_rows)
-    row[EF_ERROR] = fmean(errors.values()) if errors else None
-    row["ef_patients"] = len(errors)
-    return row
-
-
-def _point(
-    line: Line,
-    size: str,
-    group: Sequence[CellResult],
-    values: Sequence[Mapping[str, Mapping[str, float]]],
-    bootstrap: int,
-    seed: int,
-) -> dict[str, Any]:
-    patients = list(dict.fromkeys(patient for own in values for patient in own))
-    keys = list(dict.fromkeys(key for own in values for item in own.values() for key in item))
-    matrix = np.full((len(patients), len(keys)), np.nan)
-    for column, key in enumerate(keys):
-        means = _over_seeds(values, key)
-        for row, patient in enumerate(patients):
-            matrix[row, column] = means.get(patient, np.nan)
-    middle, low, high = mean_with_interval(matrix, bootstrap=bootstrap, seed=seed)
-    found: dict[str, Any] = {
-        **_about(line),
-        "size": size,
-        "patients": fmean(result.patients for result in group),
-        "clips": fmean(result.clips for result in group),
-        "folds": len({result.fold for result in group}),
-        "seeds": len({result.seed for result in group}),
-        "trainings": len(group),
+def _point(rows: pd.DataFrame, means: pd.DataFrame, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Of one line and size."""
+    trainings, patients = rows.drop_duplicates(TRAINING), rows["patient"].unique()
+    measures = means["measure"].unique()
+    over_seeds = means.groupby(["patient", "measure"])["value"].agg(fmean).unstack("measure")
+    matrix = over_seeds.reindex(index=patients, columns=measures).to_numpy()
+    point = {
+        "size": trainings["size"].iloc[0],
+        "patients": fmean(trainings["patients"]),
+        "clips": fmean(trainings["clips"]),
+        "folds": trainings["fold"].nunique(),
+        "seeds": trainings["seed"].nunique(),
+        "trainings": len(trainings),
         "validated_patients": len(patients),
     }
-    for column, key in enumerate(keys):
-        found[key] = middle[column]
-        found[f"{key}_95_low"], found[f"{key}_95_high"] = low[column], high[column]
-        found[f"{key}_seed_sd"] = _seed_sd(group, values, key)
-    return {name: None if isinstance(item, float) and np.isnan(item) else item for name, item in found.items()}
+    for name, middle, low, high in zip(
+        measures, *mean_with_interval(matrix, bootstrap=bootstrap, seed=seed), strict=True
+    ):
+        sd = _seed_sd(means[means["measure"] == name], trainings["seed"].unique())
+        point |= {name: middle, f"{name}_95_low": low, f"{name}_95_high": high, f"{name}_seed_sd": sd}
+    return point
 
 
 def mean_with_interval(
@@ -226,108 +183,73 @@ def mean_with_interval(
             weights = np.stack([np.bincount(row, minlength=len(matrix)) for row in chosen]).astype(np.float64)
             drawn.append((weights @ filled) / (weights @ known))
     means = np.concatenate(drawn)
-    means[:, counts < _SMALLEST_FOR_INTERVAL] = np.nan
     ends = np.full((2, matrix.shape[1]), np.nan)
-    for column in np.flatnonzero(counts >= _SMALLEST_FOR_INTERVAL):
+    for column in np.flatnonzero(counts >= SMALLEST_FOR_INTERVAL):
         ends[:, column] = np.nanpercentile(means[:, column], (2.5, 97.5))
     return middle.tolist(), ends[0].tolist(), ends[1].tolist()
 
 
-def _over_seeds(values: Sequence[Mapping[str, Mapping[str, float]]], key: str) -> dict[str, float]:
-    """patient -> mean over the trainings that validated the patient."""
-    each: dict[str, list[float]] = {}
-    for own in values:
-        for patient, measures in own.items():
-            if key in measures:
-                each.setdefault(patient, []).append(measures[key])
-    return {patient: fmean(found) for patient, found in each.items()}
+def _seed_sd(means: pd.DataFrame, seeds: Sequence[int]) -> float:
+    """SD over seeds of the mean over those patients whom every seed validated; NaN of a single seed."""
+    by_seed = means.groupby(["patient", "seed"])["value"].last().unstack("seed").reindex(columns=seeds).dropna()
+    return exact_sd(by_seed.agg(fmean)) if len(by_seed) else np.nan
 
 
-def _seed_sd(
-    group: Sequence[CellResult], values: Sequence[Mapping[str, Mapping[str, float]]], key: str
-) -> float | None:
-    """SD over seeds of the mean over those patients whom every seed validated."""
-    seeds: dict[int, dict[str, float]] = {}
-    for result, own in zip(group, values, strict=True):
-        seeds.setdefault(result.seed, {}).update({p: item[key] for p, item in own.items() if key in item})
-    common = set.intersection(*(set(own) for own in seeds.values()))
-    if len(seeds) < 2 or not common:
-        return None
-    return stdev(fmean(own[patient] for patient in sorted(common)) for own in seeds.values())
-
-
-def _trend(
-    groups: Mapping[str, Sequence[CellResult]],
-    values: Callable[[CellResult], Mapping[str, Mapping[str, float]]],
-    bootstrap: int,
-    seed: int,
-) -> dict[str, Any] | None:
+def _trend(dice: pd.DataFrame, sizes: Sequence[str], bootstrap: int, seed: int) -> dict[str, Any] | None:
     """The slope over all seeds with its interval, and the least and the largest slope of a single seed.
 
     The interval knows the chance of patients alone. A curve is said to rise or fall where the interval and every
     seed's own slope say so.
+
+    Args:
+        dice: a line's Dice, a row a training and patient.
+        sizes: from few patients to many.
+        bootstrap, seed: of the interval.
     """
-    if len(groups) < 2:
-        return None
-    slopes = _patient_slopes(groups, values)
+    slopes = _patient_slopes(dice, sizes)
     if not slopes:
         return None
-    seeds = sorted({result.seed for group in groups.values() for result in group})
-    alone = []
-    for number in seeds:
-        own = {size: [result for result in group if result.seed == number] for size, group in groups.items()}
-        found = _patient_slopes({size: group for size, group in own.items() if group}, values)
-        alone += [fmean(found)] if found else []
+    alone = [fmean(own) for _, rows in dice.groupby("seed") if (own := _patient_slopes(rows, sizes))]
     (slope,), (low,), (high,) = mean_with_interval(np.array(slopes)[:, None], bootstrap=bootstrap, seed=seed)
-    bounds = None if np.isnan(low) else [low, high]
     word = "not clear"
-    if bounds is not None and (min(low, *alone) > 0 or max(high, *alone) < 0):
+    if min(low, *alone) > 0 or max(high, *alone) < 0:
         word = "rises" if low > 0 else "falls"
     return {
-        "sizes": len(groups),
+        "sizes": len(sizes),
         "validated_patients": len(slopes),
-        "seeds": len(seeds),
+        "seeds": dice["seed"].nunique(),
         "dice_per_doubling": slope,
-        "interval_95": bounds,
-        "least_of_a_seed": min(alone, default=None),
-        "largest_of_a_seed": max(alone, default=None),
+        "least_of_a_seed": min(alone, default=np.nan),
+        "largest_of_a_seed": max(alone, default=np.nan),
         "trend": word,
+        "interval_95_low": low,
+        "interval_95_high": high,
     }
 
 
-def _patient_slopes(
-    groups: Mapping[str, Sequence[CellResult]], values: Callable[[CellResult], Mapping[str, Mapping[str, float]]]
-) -> list[float]:
+def _patient_slopes(dice: pd.DataFrame, sizes: Sequence[str]) -> list[float]:
     """Least squares of each patient's Dice over log2 of the training patients, of those validated at every size.
 
     The mean of the patients' slopes is the slope of their means.
     """
-    curves: list[dict[str, tuple[float, float]]] = []
-    for group in groups.values():
-        sizes: dict[str, list[float]] = {}
-        for result in group:
-            for patient in values(result):
-                sizes.setdefault(patient, []).append(float(np.log2(result.patients)))
-        means = _over_seeds([values(result) for result in group], DICE)
-        curves.append({patient: (fmean(sizes[patient]), mean) for patient, mean in means.items()})
+    curves = dice.assign(doublings=np.log2(dice["patients"])).groupby(["patient", "size"])[["doublings", "value"]]
+    curves = curves.agg(fmean).unstack("size").dropna()
+    there = [size for size in sizes if size in set(dice["size"])]
     slopes = []
-    for patient in sorted(set.intersection(*(set(curve) for curve in curves))) if len(curves) > 1 else ():
-        x, y = np.array([curve[patient] for curve in curves]).T
+    for _, curve in curves.iterrows() if len(there) > 1 else ():
+        x, y = (curve[name][there].to_numpy() for name in ("doublings", "value"))
         if np.ptp(x) > 0:
             slopes.append(float(np.polyfit(x, y, 1)[0]))
     return slopes
 
 
-def _contrasts(largest: Mapping[Line, Mapping[str, float]], bootstrap: int, seed: int) -> list[dict[str, Any]]:
-    if len(largest) < 2:
-        return []
-    first, *others = largest
-    rows = []
-    for line in others:
-        common = sorted(set(largest[first]) & set(largest[line]))
-        if common:
-            pairs = [[largest[one][patient] for patient in common] for one in (line, first)]
-            found = paired_test(*pairs, bootstrap=bootstrap, seed=seed)
-            rows.append({**_about(line), "baseline": first.in_words(largest), **found})
-    corrected = holm([row["p_signed_rank"] for row in rows])
-    return [row | {"p_signed_rank_holm": p} for row, p in zip(rows, corrected, strict=True)]
+def _contrasts(largest: dict[Line, pd.Series[float]], bootstrap: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    lines = {line.in_words(largest): line for line in largest}
+    values = pd.DataFrame({name: largest[line] for name, line in lines.items()}).sort_index()
+    tests = compare_with_baseline(values, values.columns[0], bootstrap=bootstrap, seed=seed)
+    if tests.empty:
+        return tests
+    about = pd.DataFrame([lines[name] for name in tests["method"]], columns=CURVE)
+    return about.join(tests.drop(columns="method"))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echoplan import layout
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_json
+from echoplan.files import write_json
 from echoplan.paths import dataset_name
 
 from ..evaluate_cases import cases_in, evaluate_cases, find_masks
+from .scores import JUDGED_FRAMES, REFERENCE_PIXELS, frame_scores, read_ef_table, read_summary
 
-EF_FILES = (layout.EF_REPORT_CSV, layout.EF_FILE)
+if TYPE_CHECKING:
+    import pandas as pd
+
 _NAMED = 5  # cases named in an error
 
 
@@ -29,18 +30,23 @@ class MethodResults:
     Attributes:
         name: as tables show it.
         source: the folder they were read from.
-        per_case: case -> metrics of its labelled frames, as `evaluate_cases` gives them.
-        ef_rows: patient -> row of its EF table; empty where there is none.
+        scores: the long table of `frame_scores` of all structures, each case a patient of its own.
+        ef: its EF table, as `read_ef_table` gives it; empty where there is none.
         folds: of cross-validation; empty otherwise.
         unjudged: cases whose prediction is missing or broken.
     """
 
     name: str
     source: Path
-    per_case: Mapping[str, Mapping[str, Any]]
-    ef_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scores: pd.DataFrame
+    ef: pd.DataFrame
     folds: tuple[int, ...] = ()
     unjudged: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> list[str]:
+        """Those that were judged."""
+        return self.scores.loc[self.scores["metric"] == JUDGED_FRAMES, "case"].to_list()
 
 
 def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -> tuple[list[MethodResults], list[str]]:
@@ -57,9 +63,11 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
         EchoPlanError: a trainer is not trained or names several models, fewer than two methods are there, or they have
             no fold in common.
     """
+    import pandas as pd
+
     models = _find_models(results, trainers)
     folds = {model: _validated_folds(model) for model in models}
-    common = sorted(reduce(set.intersection, (set(own) for own in folds.values())))
+    common = sorted(set.intersection(*map(set, folds.values())))
     if not common:
         there = "; ".join(
             f"{name}: {', '.join(map(str, sorted(folds[model]))) or 'none'}" for model, name in models.items()
@@ -71,15 +79,18 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
         )
     methods, notes = [], []
     for model, name in models.items():
-        per_case: dict[str, Any] = {}
-        ef: dict[str, dict[str, Any]] = {}
-        unjudged: list[str] = []
-        for fold in common:
-            summary = read_summary(folds[model][fold] / layout.SUMMARY_FILE)
-            per_case |= summary["per_case"]
-            ef |= read_ef_rows(folds[model][fold])
-            unjudged += _unjudged(summary)
-        methods.append(MethodResults(name, model, per_case, ef, tuple(common), tuple(unjudged)))
+        validations = [folds[model][fold] for fold in common]
+        summaries = [read_summary(folder / layout.SUMMARY_FILE) for folder in validations]
+        methods.append(
+            MethodResults(
+                name,
+                model,
+                pd.concat([frame_scores(summary["per_case"]) for summary in summaries], ignore_index=True),
+                pd.concat([read_ef_table(folder) for folder in validations], ignore_index=True),
+                tuple(common),
+                tuple(case for summary in summaries for case in _unjudged(summary)),
+            )
+        )
         more = sorted(set(folds[model]) - set(common))
         if more:
             notes.append(f"{name}: fold {', '.join(map(str, more))} left out, which not all methods have.")
@@ -121,7 +132,7 @@ def read_predictions(
             write_json(folder / layout.SUMMARY_FILE, summary)
         per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
         unjudged = tuple(_unjudged(summary))
-        methods.append(MethodResults(name, folder, per_case, read_ef_rows(folder), unjudged=unjudged))
+        methods.append(MethodResults(name, folder, frame_scores(per_case), read_ef_table(folder), unjudged=unjudged))
     return methods
 
 
@@ -131,19 +142,23 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
     Raises:
         EchoPlanError: they were not, or one has no figures of the structure; the message names cases.
     """
+    import pandas as pd
+
     first, *others = methods
-    frames = {method.name: _reference_frames(method, structure) for method in methods}
+    pixels = {method.name: _reference_pixels(method, structure) for method in methods}
     for method in others:
-        different = sorted(set(first.per_case) ^ set(method.per_case))
+        judged = set(method.cases)
+        different = sorted(judged.symmetric_difference(first.cases))
         if different:
-            lacking = [case for case in different if case not in method.per_case]
+            lacking = [case for case in different if case not in judged]
             who, cases = (method, lacking) if lacking else (first, different)
             raise EchoPlanError(
                 f"{who.name} has no result of {len(cases)} of the cases compared: {_named(cases)}",
                 file=who.source,
                 remedy="predict these cases too (echoplan_train ... --val, or echoplan_predict), then compare again",
             )
-        wrong = sorted(case for case in first.per_case if frames[first.name][case] != frames[method.name][case])
+        both = pd.concat([pixels[first.name], pixels[method.name]], axis=1)
+        wrong = sorted(set(both.index[both.iloc[:, 0] != both.iloc[:, 1]].get_level_values("case")))
         if wrong:
             raise EchoPlanError(
                 f"{first.name} and {method.name} were not judged against the same references in {len(wrong)} cases: "
@@ -151,42 +166,8 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
                 file=method.source,
                 remedy="validate or evaluate again those whose summary.json is older than the references",
             )
-    if not first.per_case:
+    if not first.cases:
         raise EchoPlanError("no case was judged", file=first.source)
-
-
-def read_summary(file: Path) -> dict[str, Any]:
-    """A summary.json of `evaluate_cases`.
-
-    Raises:
-        EchoPlanError: it is missing or something else.
-    """
-    content = read_json(file)
-    if not isinstance(content, dict) or not {"labels", "per_case", "missing", "failures"} <= set(content):
-        raise EchoPlanError(
-            "this is no summary of an evaluation", file=file, remedy="remove it, and validate or evaluate again"
-        )
-    return content
-
-
-def read_ef_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """patient -> row of the EF table in a folder; the EFs as numbers, None where empty. Empty without a table.
-
-    Raises:
-        EchoPlanError: the table lacks a column or holds something else.
-    """
-    file = next((folder / name for name in EF_FILES if (folder / name).is_file()), None)
-    if file is None:
-        return {}
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-        numbers = ("ef_percent", "reference_ef_percent")
-        return {
-            row["patient"]: row | {name: float(row[name]) if row[name] else None for name in numbers} for row in rows
-        }
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise EchoPlanError(f"this is no EF table: {error!r}", file=file, remedy="make the report again") from error
 
 
 def _find_models(results: Path, trainers: Sequence[str] | None) -> dict[Path, str]:
@@ -263,17 +244,20 @@ def _with_phases(found: Mapping[str, Any], phases: tuple[int | None, int | None]
     return found if phases is None else {**found, "ed_frame": phases[0], "es_frame": phases[1]}
 
 
-def _reference_frames(method: MethodResults, structure: str) -> dict[str, list[tuple[int, int]]]:
-    """case -> (frame, size of the reference) of every frame judged."""
-    try:
-        return {
-            case: [(frame["frame"], frame[structure]["reference_pixels"]) for frame in found["frames"]]
-            for case, found in method.per_case.items()
-        }
-    except KeyError as error:
+def _reference_pixels(method: MethodResults, structure: str) -> pd.Series[float]:
+    """Size of the structure's reference in every frame judged, by case and frame.
+
+    Raises:
+        EchoPlanError: frames were judged, but not for this structure.
+    """
+    scores = method.scores[method.scores["phase"] == "all"].set_index(["case", "frame"])
+    pixels = scores.loc[(scores["metric"] == REFERENCE_PIXELS) & (scores["structure"] == structure), "value"]
+    judged = scores.loc[scores["metric"] == JUDGED_FRAMES, "value"]
+    if len(pixels) < judged.sum():
         raise EchoPlanError(
-            f"{method.name} has no figures of {error}", file=method.source, remedy="name another --structure"
-        ) from error
+            f"{method.name} has no figures of {structure!r}", file=method.source, remedy="name another --structure"
+        )
+    return pixels
 
 
 def _named(cases: Sequence[str]) -> str:

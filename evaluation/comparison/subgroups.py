@@ -14,7 +14,7 @@ from ..metrics import summarise
 EF_CLASS = "EF class"
 EF_CLASSES = (("< 40 %", -math.inf, 40.0), ("40 to 49 %", 40.0, 50.0), ("≥ 50 %", 50.0, math.inf))
 MIXED = "mixed"
-_SHOWN = ("pearson_r", "bias", "sd_of_differences", "mae")
+AGREEMENT = ("n", "failures", "pearson_r", "bias", "sd_of_differences", "mae")
 
 
 def ef_class(ef_percent: float | None) -> str:
@@ -50,8 +50,7 @@ def subgroup_agreement(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         found = agreement(
             [row["ef_percent"] for row in chosen], [row["reference_ef_percent"] for row in chosen], bootstrap=0
         )
-        counts = {"n": found["n"], "failures": found["failures"]}
-        result.append({"by": by, "group": group, **counts, **{name: found[name] for name in _SHOWN}})
+        result.append({"by": by, "group": group, **{name: found[name] for name in AGREEMENT}})
     return result
 
 

@@ -19,13 +19,10 @@ from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
 
 from ...evaluation import evaluate_cases
-from ...evaluation.comparison.cross_dataset import JudgedNetwork
-from ...evaluation.comparison.method_results import read_ef_rows, read_summary
+from ...evaluation.comparison.scores import read_summary
 from ...preprocessing.clip import load_labels, phases_from_labels
 from ..predictor import EchoPredictor
-from .grid import Cell
-from .results import line_of, validated_folds
-from .study import Study, cells_of, trainings_of
+from .study import Study, validated_folds, trainings_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +47,27 @@ class OtherDataset:
         return dataset_name(self.dataset.folder)
 
     @property
-    def labels(self) -> dict[str, int]:
-        """The one structure that is judged: the dataset's target."""
-        target = self.dataset.description.target
-        return {target: self.dataset.description.labels[target]}
+    def target(self) -> str:
+        """The one structure that is judged."""
+        return self.dataset.description.target
+
+    @property
+    def value(self) -> int:
+        """Of the target in this dataset's masks."""
+        return self.dataset.description.labels[self.target]
 
     def about(self) -> dict[str, dict[str, Any]]:
         """Case -> patient, view, phases, reference values, of the cases that could be read."""
         return read_json(self.references / _ABOUT)
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case -> patient."""
+        return {case: row["patient"] for case, row in self.about().items()}
+
+    def tested(self, fold: Path) -> Path:
+        """The folder of what the network of a fold's folder predicts for this dataset."""
+        return fold / "tested" / self.dataset.folder.name
 
 
 def prepare_dataset(
@@ -108,56 +118,11 @@ def judge_networks(study: Study, other: OtherDataset, *, device: str, processes:
     return failures
 
 
-def read_tested(study: Study, others: tuple[OtherDataset, ...]) -> list[JudgedNetwork]:
-    """Every network that was tested on one of the datasets, and the same networks' cross-validation beside it."""
-    own = dataset_name(study.results)
-    found = []
-    for cell, model in trainings_of(study, cells_of(study.folder)):
-        for fold in validated_folds(model):
-            tested = [other for other in others if (_folder(model, fold, other) / layout.SUMMARY_FILE).is_file()]
-            if not tested:
-                continue
-            validation = model / layout.fold_folder(fold) / layout.VALIDATION
-            found.append(_judged(cell, own, own, validation, study.patients, study.description.target, True))
-            for other in tested:
-                patients = {case: row["patient"] for case, row in other.about().items()}
-                folder, (target,) = _folder(model, fold, other), other.labels
-                found.append(_judged(cell, own, other.name, folder, patients, target, False))
-    return found
-
-
-def _judged(
-    cell: Cell,
-    trained_on: str,
-    tested_on: str,
-    folder: Path,
-    patients: Mapping[str, str],
-    target: str,
-    within: bool,
-) -> JudgedNetwork:
-    return JudgedNetwork(
-        line=line_of(cell),
-        size=cell.size,
-        trained_on=trained_on,
-        tested_on=tested_on,
-        within=within,
-        per_case=read_summary(folder / layout.SUMMARY_FILE)["per_case"],
-        patient_of=dict(patients),
-        structure=target,
-        ef_rows=read_ef_rows(folder),
-    )
-
-
-def _folder(model: Path, fold: int, other: OtherDataset) -> Path:
-    return model / layout.fold_folder(fold) / "tested" / other.dataset.folder.name
-
-
 def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
     """Write one case's labels on its clip's own grid; what is known of it."""
     clip = other.dataset.load_clip(case)
     mask = load_labels(other.dataset, case, clip)
-    (value,) = other.labels.values()
-    end_diastole, end_systole = phases_from_labels(case, mask, value)
+    end_diastole, end_systole = phases_from_labels(case, mask, other.value)
     write_mask(other.references / layout.mask_file(case.case), mask, like=clip)
     return {
         "patient": case.patient, "view": case.view, "ed_frame": end_diastole, "es_frame": end_systole,
@@ -168,7 +133,7 @@ def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
 
 def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, processes: int) -> dict[str, str]:
     """One network on all labelled cases of a dataset; why cases are left out."""
-    folder, about = _folder(model, fold, other), other.about()
+    folder, about = other.tested(model / layout.fold_folder(fold)), other.about()
     if (folder / layout.SUMMARY_FILE).is_file():
         summary = read_summary(folder / layout.SUMMARY_FILE)
         if {*summary["per_case"], *summary["missing"], *summary["failures"]} == set(about):
@@ -176,13 +141,12 @@ def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, pro
     predictor = EchoPredictor.from_model_folder(model, folds=[fold], device=device, postprocessing=())
     todo = {case: (predictor, other, case, folder) for case in about if not (folder / layout.mask_file(case)).is_file()}
     predicted = run_cases(_predict_case, todo, description=f"{model.parent.name} fold {fold}")
-    (target,) = other.labels
     evaluation = evaluate_cases(
         [_known(name, row) for name, row in about.items()],
         folder,
         other.references,
-        labels=other.labels,
-        target=target,
+        labels={other.target: other.value},
+        target=other.target,
         processes=processes,
     )
     summary = evaluation.write(folder)  # last: with summary.json the network is tested
@@ -193,8 +157,7 @@ def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, fold
     """The target alone, under the value that it has in the dataset tested on."""
     clip = other.dataset.load_clip(other.dataset.case(name))
     found = predictor.segment(predictor.prepare(clip)).mask == predictor.target
-    (value,) = other.labels.values()
-    write_mask(folder / layout.mask_file(name), found.astype(np.uint8) * np.uint8(value), like=clip)
+    write_mask(folder / layout.mask_file(name), found.astype(np.uint8) * np.uint8(other.value), like=clip)
 
 
 def _known(name: str, row: Mapping[str, Any]) -> Case:

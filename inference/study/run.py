@@ -15,9 +15,8 @@ from echoplan.paths import Folders
 from ...evaluation.comparison.cross_dataset import CrossDataset
 from ...evaluation.comparison.learning_curves import LearningCurves
 from ...training.train_fold import train_fold, validation_dice
-from .cross import judge_networks, prepare_dataset, read_tested
-from .outputs import write_outputs
-from .results import read_results
+from .cross import judge_networks, prepare_dataset
+from .results import read_results, write_outputs
 from .study import Study, Training, write_plans
 
 logger = logging.getLogger(__name__)
@@ -71,10 +70,9 @@ def run_study(where: Folders, study: Study, *, device: torch.device | str = "cpu
         outcome.failures |= {f"{other.name}, {case}": reason for case, reason in failures.items()}
         outcome.failures |= judge_networks(study, other, device=str(device), processes=processes)
         others.append(other)
-    finished = read_results(study)
-    if finished:
-        tested = read_tested(study, tuple(others)) if others else []
-        outcome.curves, outcome.cross = write_outputs(study, finished, tested, outcome.failures)
+    validated, across = read_results(study, others)
+    if len(validated):
+        outcome.curves, outcome.cross = write_outputs(study, validated, across, outcome.failures)
     return outcome
 
 

@@ -225,6 +225,15 @@ def trainings_of(study: Study, cells: list[Cell]) -> Iterator[tuple[Cell, Path]]
             yield cell, model
 
 
+def validated_folds(model: Path) -> list[int]:
+    """The folds of a model folder that are trained to their end and validated."""
+    return [
+        fold
+        for fold in layout.finished_folds(model)
+        if (model / layout.fold_folder(fold) / layout.VALIDATION / layout.SUMMARY_FILE).is_file()
+    ]
+
+
 def _check_sizes(
     request: StudyRequest, setups: Mapping[tuple[str, int], FoldSetup], patients: Mapping[str, str]
 ) -> None:

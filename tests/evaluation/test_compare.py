@@ -152,7 +152,7 @@ def typed(predictions, study, *more):
 def table(page: str, title: str) -> list[list[str]]:
     """The rows of the Markdown table under a heading."""
     part = page.split(f"## {title}")[1].split("##")[0]
-    rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in part.splitlines() if "|" in line]
     return [rows[0], *rows[2:]]
 
 
@@ -194,7 +194,7 @@ def test_tests_of_patients_as_scipy_has_them(study):
     methods, notes = read_crossvalidation(study.results, list(METHODS))
     found = compare_methods(methods, structure="LV", baseline="FarTrainer")
     assert notes == []
-    rows = {(row["measure"], row["method"]): row for row in found.tests}
+    rows = {(row["measure"], row["method"]): row for row in found.tests.to_dict("records")}
     assert {method for _, method in rows} == {"NearTrainer", "MiddleTrainer"}
     assert {measure for measure, _ in rows} == {"dice", "iou", "hd95_mm", "assd_mm", "ef_absolute_error"}
     means = {name: [np.mean(own) for _, own in sorted(study.dice(name).items())] for name in METHODS}
@@ -214,8 +214,9 @@ def test_tests_of_patients_as_scipy_has_them(study):
     holm = {low: min(1, 2 * low), high: min(1, max(2 * low, high))}
     assert rows["dice", "NearTrainer"]["p_signed_rank_holm"] == pytest.approx(holm[p[0]])
     assert rows["dice", "MiddleTrainer"]["p_signed_rank_holm"] == pytest.approx(holm[p[1]])
-    assert found.per_patient["p3"]["FarTrainer"]["dice"] == pytest.approx(means["FarTrainer"][3])
-    assert found.per_patient["p3"]["FarTrainer"]["ef_absolute_error"] == pytest.approx(errors["FarTrainer"][3])
+    assert found.per_patient.loc[("p3", "FarTrainer"), "dice"] == pytest.approx(means["FarTrainer"][3])
+    error = found.per_patient.loc[("p3", "FarTrainer"), "ef_absolute_error"]
+    assert error == pytest.approx(errors["FarTrainer"][3])
 
 
 def test_all_trainers_with_second_best_and_holm(study, tmp_path):
@@ -460,12 +461,12 @@ def test_failed_measurements_and_empty_masks_are_counted(study, capsys):
 def test_pixels_and_millimetres_stay_apart(study):
     methods, _ = read_crossvalidation(study.results, ["NearTrainer", "FarTrainer"])
     for method in methods:
-        for case, found in method.per_case.items():
-            found["distance_unit"] = "px" if case < "p4" else "mm"
+        metric = method.scores["metric"]
+        method.scores["metric"] = metric.mask(method.scores["case"] < "p4", metric.str.replace("_mm", "_px"))
     found = compare_methods(methods, structure="LV")
-    tests = {row["measure"]: row["n"] for row in found.tests}
+    tests = dict(zip(found.tests["measure"], found.tests["n"], strict=True))
     assert (tests["dice"], tests["hd95_px"], tests["hd95_mm"]) == (8, 4, 4)
-    assert {"hd95_px_mean", "hd95_mm_mean"} <= set(found.segmentation[0])
+    assert found.segmentation.loc[0, ["hd95_px_mean", "hd95_mm_mean"]].notna().all()
 
 
 def test_two_names_and_two_methods_are_needed(study):

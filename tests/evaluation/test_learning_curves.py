@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from echoplan.evaluation.comparison.learning_curve_plots import as_png, as_svg, draw_learning_curves
-from echoplan.evaluation.comparison.learning_curves import CellResult, Line, learning_curves, mean_with_interval
-from echoplan.evaluation.comparison.study_tables import curve_tables
+from echoplan.evaluation.comparison.learning_curves import LearningCurves, Line, learning_curves, mean_with_interval
+from echoplan.evaluation.comparison.scores import ef_scores, frame_scores
+from echoplan.evaluation.comparison.study_report import curve_tables
 from echoplan.evaluation.comparison.tables import latex_tables, markdown_page
 
 UNET, PK2, PK5 = Line("UNet", 1, "own"), Line("PKEcho", 2, "own"), Line("PKEcho", 5, "own")
@@ -23,7 +26,7 @@ def frame(number: int, dice: float) -> dict:
     }}  # fmt: skip
 
 
-def cell(line: Line, size: str, patients: int, *, dice, seed: int = 0, fold: int = 0, people=PATIENTS) -> CellResult:
+def cell(line: Line, size: str, patients: int, *, dice, seed: int = 0, fold: int = 0, people=PATIENTS) -> pd.DataFrame:
     """Two clips a patient, ED 0.02 above and ES 0.02 below `dice(index of the patient)`."""
     per_case, of = {}, {}
     for person in people:
@@ -34,8 +37,14 @@ def cell(line: Line, size: str, patients: int, *, dice, seed: int = 0, fold: int
                 "distance_unit": "mm", "ed_frame": 0, "es_frame": 6,
                 "frames": [frame(0, value + 0.02), frame(6, value - 0.02)],
             }  # fmt: skip
-    ef = {person: {"ef_percent": 50 + dice(PATIENTS.index(person)), "reference_ef_percent": 50.0} for person in people}
-    return CellResult(line, size, patients, 2 * patients, seed, fold, per_case, of, ef)
+    ef = [50 + dice(PATIENTS.index(person)) for person in people]
+    ef = pd.DataFrame({"patient": people, "ef_percent": ef, "reference_ef_percent": 50.0})
+    training = {"size": size, "patients": patients, "clips": 2 * patients, "seed": seed, "fold": fold}
+    return pd.concat([frame_scores(per_case, of), ef_scores(ef)]).assign(**line._asdict(), **training)
+
+
+def curves_of(results: list[pd.DataFrame]) -> LearningCurves:
+    return learning_curves(pd.concat(results, ignore_index=True), "LV")
 
 
 def test_points_are_means_over_patients_folds_and_seeds():
@@ -46,8 +55,8 @@ def test_points_are_means_over_patients_folds_and_seeds():
         for seed in (0, 1)
         for fold in (0, 1)
     ]
-    found = learning_curves(results, "LV")
-    (point,) = found.points
+    found = curves_of(results)
+    (point,) = found.points.to_dict("records")
     assert (point["folds"], point["seeds"], point["trainings"], point["validated_patients"]) == (2, 2, 4, 12)
     assert point["dice_all"] == pytest.approx(truth.mean())
     assert point["dice_ed"] == pytest.approx(truth.mean() + 0.02)
@@ -57,10 +66,10 @@ def test_points_are_means_over_patients_folds_and_seeds():
     # About +-1.96 standard errors of the patients, their seeds averaged.
     error = truth.mean(axis=0).std(ddof=1) / np.sqrt(12)
     assert point["dice_all_95_high"] - point["dice_all_95_low"] == pytest.approx(3.92 * error, rel=0.15)
-    assert [row["dice_all"] for row in found.cells] == pytest.approx(
+    assert found.cells["dice_all"].to_list() == pytest.approx(
         [truth[s, 6 * f :][:6].mean() for s in (0, 1) for f in (0, 1)]
     )
-    assert found.trends == [] and found.contrasts == []
+    assert found.trends.empty and found.contrasts.empty
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -87,9 +96,9 @@ def test_the_slope_is_that_of_the_curve_and_of_the_patients():
         for size in (2, 8, 32)
         for seed in (0, 1)
     ]
-    (trend,) = learning_curves(results, "LV").trends
+    (trend,) = curves_of(results).trends.to_dict("records")
     assert trend["dice_per_doubling"] == pytest.approx(steps.mean())
-    low, high = trend["interval_95"]
+    low, high = trend["interval_95_low"], trend["interval_95_high"]
     assert low < steps.mean() < high and high - low == pytest.approx(3.92 * steps.std(ddof=1) / np.sqrt(12), rel=0.2)
     assert trend["trend"] == "rises" and trend["sizes"] == 3
     assert trend["least_of_a_seed"] == pytest.approx(trend["largest_of_a_seed"]) == pytest.approx(steps.mean())
@@ -105,7 +114,7 @@ def test_a_curve_rises_only_if_every_seed_says_so(slopes, word):
         for seed, slope in enumerate(slopes)
         for size in (4, 16)
     ]
-    (trend,) = learning_curves(results, "LV").trends
+    (trend,) = curves_of(results).trends.to_dict("records")
     assert trend["trend"] == word
     assert trend["dice_per_doubling"] == pytest.approx(np.mean(slopes))
     assert (trend["least_of_a_seed"], trend["largest_of_a_seed"]) == pytest.approx((min(slopes), max(slopes)))
@@ -119,7 +128,7 @@ def test_slopes_know_that_folds_have_other_numbers_of_patients():
         for size, counts in (("5", (5, 5)), ("100%", (30, 34)))
         for fold, count in enumerate(counts)
     ]  # fmt: skip
-    (trend,) = learning_curves(results, "LV").trends
+    (trend,) = curves_of(results).trends.to_dict("records")
     assert trend["dice_per_doubling"] == pytest.approx(0.04, abs=1e-9)
 
 
@@ -128,7 +137,7 @@ def test_contrasts_pair_the_patients_at_the_most_patients():
     results = [cell(line, size, count, dice=lambda i, d=shift: base[i] + d)
                for line, gain in ((UNET, 0.0), (PK2, -0.01), (PK5, 0.02))
                for size, count, shift in (("4", 4, -0.1), ("100%", 30, gain))]  # fmt: skip
-    first, second = learning_curves(results, "LV").contrasts
+    first, second = curves_of(results).contrasts.to_dict("records")
     assert (first["frames"], second["frames"]) == (2, 5) and first["baseline"] == "UNet"
     assert first["mean_difference"] == pytest.approx(-0.01) and first["rank_biserial"] == -1
     assert second["mean_difference"] == pytest.approx(0.02)
@@ -144,21 +153,26 @@ def test_lines_are_told_apart_by_what_differs():
 
 @pytest.fixture(scope="module")
 def curves():
-    return learning_curves(
+    return curves_of(
         [
             cell(line, size, count, dice=lambda i, n=count: 0.5 + 0.02 * np.log2(n) + 0.01 * (i % 3), seed=seed)
             for line in (UNET, PK2, PK5, Line("UNet", 1, "none"))
             for size, count in (("10", 10), ("100%", 40))
             for seed in (0, 1)
-        ],
-        "LV",
+        ]
     )
 
 
 def test_tables_in_markdown_and_latex(curves):
     text = markdown_page("Study", [], curve_tables(curves), ["a note"])
-    assert "| UNet, own | 10 | 2 | 57.64 | " in text and "| PKEcho, T 5, own | 40 (100%) | 2 | 61.64 | " in text
-    assert "| UNet, none | 2 | 12 | 2.00 | " in text and "| rises |" in text and text.endswith("- a note\n")
+    rows = [re.sub(" +", " ", line) for line in text.splitlines()]
+    for begin in (
+        "UNet, own | 10 | 2 | 57.64",
+        "PKEcho, T 5, own | 40 (100%) | 2 | 61.64",
+        "UNet, none | 2 | 12 | 2.00",
+    ):
+        assert any(row.startswith(f"| {begin} |") for row in rows)
+    assert any(row.endswith("| rises |") for row in rows) and text.endswith("- a note\n")
     latex = latex_tables(curve_tables(curves), ["a note"])
     assert r"\toprule" in latex and r"40 (100\%)" in latex and latex.count(r"\begin{table}") == 4
 
@@ -172,5 +186,5 @@ def test_the_figure_has_a_panel_a_policy_and_one_of_clip_lengths(curves):
     svg = as_svg(figure)
     ElementTree.fromstring(svg)
     assert svg == as_svg(draw_learning_curves(curves)) and as_png(figure)[:4] == b"\x89PNG"
-    few = learning_curves([cell(UNET, "4", 4, dice=lambda i: 0.7, people=PATIENTS[:1])], "LV")
+    few = curves_of([cell(UNET, "4", 4, dice=lambda i: 0.7, people=PATIENTS[:1])])
     as_svg(draw_learning_curves(few))  # one patient: no interval to draw

@@ -19,16 +19,17 @@ def test_equals_scipy():
     ours, baseline = values()
     found = paired_test(ours, baseline)
     difference = ours - baseline
-    assert found["n"] == 30
-    assert found["mean_difference"] == pytest.approx(difference.mean())
-    assert found["p_signed_rank"] == pytest.approx(stats.wilcoxon(ours, baseline).pvalue)
-    assert found["p_rank_sum"] == pytest.approx(stats.mannwhitneyu(ours, baseline).pvalue)
-    assert found["p_rank_sum"] == pytest.approx(
+    assert found.n == 30
+    assert found.mean_difference == pytest.approx(difference.mean())
+    assert found.p_signed_rank == pytest.approx(stats.wilcoxon(ours, baseline).pvalue)
+    assert found.p_rank_sum == pytest.approx(stats.mannwhitneyu(ours, baseline).pvalue)
+    assert found.p_rank_sum == pytest.approx(
         stats.ranksums(ours, baseline).pvalue, rel=0.05
     )  # without continuity correction
     direct = stats.bootstrap((difference,), np.mean, method="percentile", n_resamples=4000)
     error = difference.std(ddof=1) / np.sqrt(30)
-    assert found["interval_95"] == pytest.approx(list(direct.confidence_interval), abs=0.15 * error)
+    interval = found.interval_95_low, found.interval_95_high
+    assert interval == pytest.approx(tuple(direct.confidence_interval), abs=0.15 * error)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -39,32 +40,32 @@ def test_equals_every_way_to_flip_the_signs(seed):
     signed = sum(rank * np.sign(each) for rank, each in zip(ranks, difference, strict=True))
     flips = [abs(np.dot(signs, ranks)) >= abs(signed) for signs in product((-1, 1), repeat=9)]
     found = paired_test(ours, baseline)
-    assert found["p_signed_rank"] == pytest.approx(np.mean(flips))
-    assert found["rank_biserial"] == pytest.approx(signed / 45)
+    assert found.p_signed_rank == pytest.approx(np.mean(flips))
+    assert found.rank_biserial == pytest.approx(signed / 45)
 
 
 def test_the_sign_is_the_method_minus_the_baseline():
     ours, baseline = values(shift=-0.5)
     found = paired_test(ours, baseline)
-    assert found["rank_biserial"] == -1
-    assert found["mean_difference"] < -0.4
-    assert found["interval_95"][1] < 0
-    assert paired_test(baseline, ours)["rank_biserial"] == 1
+    assert found.rank_biserial == -1
+    assert found.mean_difference < -0.4
+    assert found.interval_95_high < 0
+    assert paired_test(baseline, ours).rank_biserial == 1
 
 
 def test_pairs_that_do_not_differ():
     same = paired_test([0.9, 0.8, 0.7], [0.9, 0.8, 0.7])
-    assert (same["p_signed_rank"], same["rank_biserial"], same["mean_difference"]) == (1, 0, 0)
-    assert same["p_rank_sum"] == 1
+    assert (same.p_signed_rank, same.rank_biserial, same.mean_difference) == (1, 0, 0)
+    assert same.p_rank_sum == 1
     some = paired_test([0.9, 0.8, 0.75, 0.9], [0.9, 0.8, 0.7, 0.7])
-    assert (some["n"], some["rank_biserial"]) == (4, 1)
-    assert some["p_signed_rank"] == 0.5  # two patients differ: the largest of four ways to flip two signs, both sides
+    assert (some.n, some.rank_biserial) == (4, 1)
+    assert some.p_signed_rank == 0.5  # two patients differ: the largest of four ways to flip two signs, both sides
 
 
 def test_few_patients_are_defined():
     two = paired_test([0.9, 0.8], [0.7, 0.9])
-    assert two["interval_95"] is None
-    assert two["mean_difference"] == pytest.approx(0.05)
+    assert np.isnan(two.interval_95_low) and np.isnan(two.interval_95_high)
+    assert two.mean_difference == pytest.approx(0.05)
     with pytest.raises(ValueError):
         paired_test([], [])
     with pytest.raises(ValueError):
@@ -72,8 +73,8 @@ def test_few_patients_are_defined():
 
 
 def test_the_interval_can_be_repeated():
-    assert paired_test(*values())["interval_95"] == paired_test(*values())["interval_95"]
-    assert paired_test(*values())["interval_95"] != paired_test(*values(), seed=1)["interval_95"]
+    assert paired_test(*values()) == paired_test(*values())
+    assert paired_test(*values()).interval_95_low != paired_test(*values(), seed=1).interval_95_low
 
 
 @pytest.mark.parametrize("seed", range(4))

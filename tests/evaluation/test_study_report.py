@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from echoplan.evaluation.comparison.learning_curve_plots import as_svg, draw_learning_curves
-from echoplan.evaluation.comparison.learning_curves import CellResult, Line, learning_curves
-from echoplan.evaluation.comparison.study_report import trend_statements, write_study_report
-from echoplan.evaluation.comparison.study_tables import CURVE_NOTES, curve_tables
+from echoplan.evaluation.comparison.learning_curves import learning_curves
+from echoplan.evaluation.comparison.scores import frame_scores
+from echoplan.evaluation.comparison.study_report import CURVE_NOTES, curve_tables, trend_statements, write_study_report
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    def cell(patients: int, seed: int) -> CellResult:
+    def cell(patients: int, seed: int) -> pd.DataFrame:
         frames = {"predicted_pixels": 9, "reference_pixels": 9, "hd": 3, "hd95": 2, "assd": 1}
         per_case = {
             f"c{number}": {
@@ -23,9 +24,10 @@ def page(tmp_path_factory):
             }
             for number in range(4)
         }  # fmt: skip
-        return CellResult(Line("<b>UNet", 1, "own"), str(patients), patients, patients, seed, 0, per_case, {})
+        training = {"size": str(patients), "patients": patients, "clips": patients, "fold": 0, "seed": seed}
+        return frame_scores(per_case).assign(method="<b>UNet", frames=1, augmentation="own", **training)
 
-    curves = learning_curves([cell(patients, seed) for patients in (5, 20) for seed in (0, 1)], "LV")
+    curves = learning_curves(pd.concat([cell(patients, seed) for patients in (5, 20) for seed in (0, 1)]), "LV")
     file = tmp_path_factory.mktemp("page") / "report.html"
     write_study_report(
         file,
