@@ -167,7 +167,7 @@ def write_ef_report(
         "failures": {row.patient: row.failure for row in rows if row.failure},
         "agreement": ef_agreement(rows),
         "phase_finding": phase_finding(rows),
-        "subgroups": subgroup_agreement(table),
+        "subgroups": subgroup_agreement(rows),
         "versions": {"echoplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
         "details": dict(details or {}),
         "rows": table,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,14 @@ from ..agreement import agreement
 from .method_results import MethodResults, check_same_frames
 from .paired import compare_with_baseline
 from .scores import EF_ERROR, FIGURES, MEASURES, PHASES, figures, mean_over_frames, patient_means, sd_over_frames
-from .subgroups import AGREEMENT, case_groups, patient_quality, subgroup_agreement
+from .subgroups import AGREEMENT, case_groups, patient_qualities, subgroup_agreement
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALL_PATIENTS = "all patients"
 FRAMES = "frames"
+_TESTED = (*(name for name in MEASURES if name in FIGURES), EF_ERROR)
 _GROUP = ["by", "group", "method"]
 _EF_VALUES = ["ef_percent", "reference_ef_percent", EF_ERROR]
 _MEAN_OF = {f"{name}_{end}": f"{name}_mean" for name in FIGURES for end in ("mean", "sd")}
@@ -136,6 +137,7 @@ def compare_methods(
     ef, ef_notes = _comparable_ef(_ef_tables(methods, known.values()), names)
     order = pd.MultiIndex.from_product([dict.fromkeys(patients.values()), names], names=["patient", "method"])
     per_patient = _per_patient(scores, ef).reindex(order)
+    means = {(name,): per_patient[name].unstack("method", sort=False) for name in _TESTED if name in per_patient}
     segmentation = _segmentation(scores, names, case_groups(known.values(), patients))
     return Comparison(
         structure=structure,
@@ -145,8 +147,8 @@ def compare_methods(
         cases=len(patients),
         patients=len(set(patients.values())),
         segmentation=segmentation,
-        ejection=_ejection(ef, bootstrap, seed),
-        tests=_tests(per_patient, baseline, bootstrap, seed),
+        ejection=_ejection(ef, patient_qualities(known.values()), bootstrap, seed),
+        tests=compare_with_baseline(means, ["measure"], baseline, bootstrap=bootstrap, seed=seed),
         per_patient=per_patient,
         notes=[*notes, *unknown, *ef_notes, *_empty_notes(segmentation), *_unjudged_notes(methods)],
     )
@@ -191,19 +193,14 @@ def _segmentation(
     return pd.concat([whole.assign(by=FRAMES).set_index(_GROUP), parts]).reset_index()
 
 
-def _ef_tables(methods: Sequence[MethodResults], cases: Collection[Case]) -> pd.DataFrame:
-    """The rows of the EF tables under their methods' names, with the reference EF and image quality of the dataset."""
+def _ef_tables(methods: Sequence[MethodResults], cases: Iterable[Case]) -> pd.DataFrame:
+    """The rows of the EF tables under their methods' names, with the dataset's reference EF where it knows it."""
     import pandas as pd
 
     ef = pd.concat({method.name: method.ef for method in methods}, names=["name", None])
     reference = {case.patient: case.ef_percent for case in cases if case.ef_percent is not None}
-    qualities: dict[str, list[str]] = {}
-    for case in cases:
-        qualities.setdefault(case.patient, []).append(case.quality)
-    return ef.assign(
-        reference_ef_percent=ef["patient"].map(reference).astype(float).fillna(ef["reference_ef_percent"]),
-        image_quality=[patient_quality(qualities.get(patient, ())) for patient in ef["patient"]],
-    )
+    known = ef["patient"].map(reference).astype(float)
+    return ef.assign(reference_ef_percent=known.fillna(ef["reference_ef_percent"]))
 
 
 def _comparable_ef(ef: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -238,7 +235,7 @@ def _per_patient(scores: pd.DataFrame, ef: pd.DataFrame) -> pd.DataFrame:
     return means.join(errors)
 
 
-def _ejection(ef: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
+def _ejection(ef: pd.DataFrame, image_quality: Mapping[str, str], bootstrap: int, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
@@ -250,21 +247,10 @@ def _ejection(ef: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
             for end, bound in zip(("low", "high"), bounds or (np.nan, np.nan), strict=True)
         }
         rows.append({"by": ALL_PATIENTS, "group": "", "method": name, **found, **ends})
-        rows += [{"method": name, **group} for group in subgroup_agreement(table.to_dict("records"))]
+        groups = subgroup_agreement(table.itertuples(index=False), image_quality=image_quality)
+        rows += [{"method": name, **group} for group in groups]
     whole = pd.DataFrame(rows, columns=None if rows else [*_GROUP, *AGREEMENT])
     return whole.iloc[whole.groupby(_GROUP[:2], sort=False).ngroup().argsort(kind="stable")]
-
-
-def _tests(per_patient: pd.DataFrame, baseline: str, bootstrap: int, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
-    tests = []
-    for measure in (name for name in (*MEASURES, EF_ERROR) if name in per_patient):
-        values = per_patient[measure].unstack("method", sort=False)
-        found = compare_with_baseline(values, baseline, bootstrap=bootstrap, seed=seed)
-        tests.append(found.assign(measure=measure))
-    found = pd.concat(tests)
-    return found[["measure", *found.columns.drop("measure")]]
 
 
 def _empty_notes(segmentation: pd.DataFrame) -> list[str]:

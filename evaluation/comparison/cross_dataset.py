@@ -94,15 +94,8 @@ def _figures(scores: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tests(frames: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     methods = frames["method"].unique()
-    means = dict(iter(patient_means(frames, ["method"]).groupby(["phase", "metric"])))
-    tests = []
-    for phase, measure in product(PHASES, MEASURES):
-        if (phase, measure) in means:
-            values = means[phase, measure].pivot(index="patient", columns="method", values="value")
-            values = values.reindex(columns=methods)
-            found = compare_with_baseline(values, methods[0], bootstrap=bootstrap, seed=seed)
-            tests.append(pd.DataFrame({"phase": phase, "measure": measure}, found.index).join(found))
-    return pd.concat(tests)
+    means = patient_means(frames, ["method"]).set_index(["patient", "method"]).groupby(["phase", "metric"])["value"]
+    tables = {key: values.unstack("method").reindex(columns=methods) for key, values in means}
+    families = {key: tables[key] for key in product(PHASES, MEASURES) if key in tables}
+    return compare_with_baseline(families, ["phase", "measure"], methods[0], bootstrap=bootstrap, seed=seed)

@@ -248,8 +248,6 @@ def _contrasts(largest: dict[Line, pd.Series[float]], bootstrap: int, seed: int)
 
     lines = {line.in_words(largest): line for line in largest}
     values = pd.DataFrame({name: largest[line] for name, line in lines.items()}).sort_index()
-    tests = compare_with_baseline(values, values.columns[0], bootstrap=bootstrap, seed=seed)
-    if tests.empty:
-        return tests
+    tests = compare_with_baseline({(): values}, [], values.columns[0], bootstrap=bootstrap, seed=seed)
     about = pd.DataFrame([lines[name] for name in tests["method"]], columns=CURVE)
     return about.join(tests.drop(columns="method"))

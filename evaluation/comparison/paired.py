@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,22 +105,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare_with_baseline(values: pd.DataFrame, baseline: str, *, bootstrap: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """The `paired_test` of each method against a baseline, and `p_signed_rank_holm` over these methods.
+def compare_with_baseline(
+    families: Mapping[tuple[str, ...], pd.DataFrame],
+    names: Sequence[str],
+    baseline: str,
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The `paired_test` of each method against a baseline, and `p_signed_rank_holm` over the methods of a family.
 
     Args:
-        values: a row a patient, a column a method; NaN where a method has no value. A method that has no patient in
-            common with the baseline is left out.
-        baseline: a column.
+        families: what is compared, such as phase and measure -> a row a patient, a column a method; NaN where a method
+            has no value. A method that has no patient in common with the baseline is left out.
+        names: of the columns that say what is compared.
+        baseline: a method.
         bootstrap, seed: of the intervals.
     """
     import pandas as pd
 
     rows = []
-    for method in values.columns.drop(baseline):
-        pairs = values[[method, baseline]].dropna()
-        if len(pairs):
-            found = paired_test(pairs[method], pairs[baseline], bootstrap=bootstrap, seed=seed)
-            rows.append({"method": method, "baseline": baseline, **vars(found)})
-    tests = pd.DataFrame(rows)
-    return tests.assign(p_signed_rank_holm=holm(tests["p_signed_rank"])) if rows else tests
+    for family, values in families.items():
+        tests = {}
+        for method in values.columns.drop(baseline):
+            pairs = values[[method, baseline]].dropna()
+            if len(pairs):
+                tests[method] = paired_test(pairs[method], pairs[baseline], bootstrap=bootstrap, seed=seed)
+        corrected = holm([test.p_signed_rank for test in tests.values()])
+        rows += [
+            (*family, method, baseline, *astuple(test), p)
+            for (method, test), p in zip(tests.items(), corrected, strict=True)
+        ]
+    figures = [field.name for field in fields(PairedTest)]
+    return pd.DataFrame(rows, columns=[*names, "method", "baseline", *figures, "p_signed_rank_holm"])

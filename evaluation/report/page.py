@@ -272,7 +272,7 @@ def _subgroups(rows: Sequence[PatientRow]) -> list[tuple[str, str, list[str]]]:
         (group["by"], group["group"], [str(group["n"]), *(
             _number(group[name], 3 if name in _UNITLESS else 1) for name in _SUBGROUP_STATISTICS
         )])
-        for group in subgroup_agreement([row.to_row() for row in rows])
+        for group in subgroup_agreement(rows)
     ]  # fmt: skip
 
 

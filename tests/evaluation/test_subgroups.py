@@ -7,12 +7,11 @@ import pytest
 from scipy import stats
 
 from echoplan.dataset import Case
-from echoplan.evaluation import COLUMNS, ef_class, subgroup_agreement, subgroup_metrics, write_ef_report
+from echoplan.evaluation import PatientRow, ef_class, subgroup_agreement, subgroup_metrics, write_ef_report
 
 
-def row(patient, ef, reference, method="biplane", **more):
-    known = {"patient": patient, "ef_percent": ef, "reference_ef_percent": reference, "method": method, "failure": ""}
-    return {**dict.fromkeys(COLUMNS), **known, **more}
+def row(patient, ef, reference, method="biplane", failure=""):
+    return PatientRow(patient, ef_percent=ef, reference_ef_percent=reference, method=method, failure=failure)
 
 
 @pytest.fixture
@@ -47,8 +46,8 @@ def test_agreement_of_each_class_equals_scipy(rows):
     for each in found:
         low, high = bounds[each["group"]]
         pairs = np.array(
-            [(r["ef_percent"], r["reference_ef_percent"]) for r in rows
-             if None not in (r["ef_percent"], r["reference_ef_percent"]) and low <= r["reference_ef_percent"] < high]
+            [(r.ef_percent, r.reference_ef_percent) for r in rows
+             if None not in (r.ef_percent, r.reference_ef_percent) and low <= r.reference_ef_percent < high]
         )  # fmt: skip
         difference = pairs[:, 0] - pairs[:, 1]
         assert each["n"] == len(pairs) > 3
@@ -61,11 +60,10 @@ def test_agreement_of_each_class_equals_scipy(rows):
 
 
 def test_views_and_image_quality_where_they_differ():
-    mixed = [
-        row("a", 50, 52, "biplane", image_quality="Good"), row("b", 60, 52, "single_plane_a4c", image_quality="Poor"),
-        row("c", 40, 51, "single_plane", image_quality="Poor"), row("d", 45, 51, "single_plane_a4c", image_quality=""),
-    ]  # fmt: skip
-    found = {(each["by"], each["group"]): (each["n"], each["bias"]) for each in subgroup_agreement(mixed)}
+    mixed = [row("a", 50, 52, "biplane"), row("b", 60, 52, "single_plane_a4c"), row("c", 40, 51, "single_plane"),
+             row("d", 45, 51, "single_plane_a4c")]  # fmt: skip
+    groups = subgroup_agreement(mixed, image_quality={"a": "Good", "b": "Poor", "c": "Poor", "d": ""})
+    found = {(each["by"], each["group"]): (each["n"], each["bias"]) for each in groups}
     assert found == {
         ("EF class", "≥ 50 %"): (4, pytest.approx(-2.75)),
         ("view", "A2C and A4C"): (1, -2),
