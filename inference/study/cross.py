@@ -22,7 +22,7 @@ from ...evaluation import evaluate_cases
 from ...evaluation.comparison.scores import read_summary
 from ...preprocessing.clip import load_labels, phases_from_labels
 from ..predictor import EchoPredictor
-from .study import Study, validated_folds, trainings_of
+from .study import Study, trainings_of, validated_folds
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from ...evaluation.comparison.study_report import (
 )
 from ...evaluation.comparison.tables import Table, latex_tables, markdown_page
 from .cross import OtherDataset
-from .study import Study, cells_of, validated_folds, trainings_of
+from .study import Study, cells_of, trainings_of, validated_folds
 
 if TYPE_CHECKING:
     import pandas as pd
