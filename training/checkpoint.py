@@ -86,9 +86,9 @@ class ModelState:
         Raises:
             KeyError: it lacks something that cannot be done without.
         """
-        known = {item.name: _FILE_KEYS.get(item.name, item.name) for item in fields(cls)}
+        keys = {item.name: _FILE_KEYS.get(item.name, item.name) for item in fields(cls)}
         needed = {item.name for item in fields(cls) if item.default is item.default_factory is MISSING}
-        values = {name: content[key] for name, key in known.items() if key in content or name in needed}
+        values = {name: content[key] for name, key in keys.items() if key in content or name in needed}
         return cls(**{**values, "size": tuple(content["size"])})
 
     @classmethod

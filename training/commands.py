@@ -108,14 +108,14 @@ def _compared(network: nn.Module, setup: FoldSetup, kind: str) -> dict[str, Mapp
     summary = validate_fold(network, setup, folder=setup.folder / "prompts" / kind, prompt=prompts)
     target = setup.description.target
     judged = without_begun(summary["per_case"], prompts.begun) if kind == "mask" else summary["per_case"]
-    found = summarise(judged.values(), target)
-    return {kind: found["all"]} if found else {}
+    means = summarise(judged.values(), target)
+    return {kind: means["all"]} if means else {}
 
 
 def _figures(means: Mapping[str, Any]) -> str:
     values = [(100, "dice"), (100, "iou"), (1, "hd95_mm"), (1, "assd_mm")]
-    known = [f"{scale * means[name]['mean']:8.2f}" if name in means else "       –" for scale, name in values]
-    return " ".join(known)
+    figures = [f"{scale * means[name]['mean']:8.2f}" if name in means else "       –" for scale, name in values]
+    return " ".join(figures)
 
 
 def _train_on_cluster(options: argparse.Namespace, jobs: Sequence[FoldJob], where: Folders) -> int:

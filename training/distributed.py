@@ -74,15 +74,15 @@ class World:
         if self.size == 1:
             return
         norms = [item for item in network.modules() if isinstance(item, _BatchNorm)]
-        own = [
+        statistics = [
             statistic for item in norms if not isinstance(item, nn.SyncBatchNorm)
             for statistic in (item.running_mean, item.running_var) if statistic is not None
         ]  # fmt: skip
-        if own:
+        if statistics:
             # In float64, so that the mean of equal ones (of frozen layers) is what they are.
-            flat = torch.cat([statistic.double() for statistic in own])
+            flat = torch.cat([statistic.double() for statistic in statistics])
             dist.all_reduce(flat)
-            _put_back(flat / self.size, own)
+            _put_back(flat / self.size, statistics)
 
     def all_reduce(self, *values: float, device: torch.device) -> list[float]:
         """Each value's sum over the processes."""

@@ -112,9 +112,9 @@ class MetricAverager:
 
     def take(self) -> dict[str, float | None]:
         """The means (None where no step had a value), and start again."""
-        known = {name: [value for value in values if not math.isnan(value)] for name, values in self.state().items()}
+        given = {name: [value for value in values if not math.isnan(value)] for name, values in self.state().items()}
         self._values = {}
-        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+        return {name: sum(values) / len(values) if values else None for name, values in given.items()}
 
     def state(self) -> dict[str, list[float]]:
         """What a checkpoint keeps of an epoch that is not over."""
@@ -139,16 +139,16 @@ class OnlineDice:
     def add(self, logits: Tensor, labels: Tensor, datasets: Sequence[str]) -> None:
         """Add a batch: logits (B, T, K, H, W), labels (B, T, H, W), B source datasets; pixels of 255 do not count."""
         predicted = (logits[:, :, 0] > 0).long() if self.classes == 1 else logits.argmax(dim=2)
-        known = labels != IGNORE
-        labelled = known.flatten(2).any(dim=2)
+        counts_in = labels != IGNORE
+        labelled = counts_in.flatten(2).any(dim=2)
         counts = labelled.sum(1).tolist()
         of_frames = [name for name, count in zip(datasets, counts, strict=True) for _ in range(count)]
         for value in range(1, max(self.classes, 2)):
-            found = ((predicted == value) & known)[labelled].flatten(1).float()
-            truth = ((labels == value) & known)[labelled].flatten(1).float()
-            size = found.sum(1) + truth.sum(1)
+            mask = ((predicted == value) & counts_in)[labelled].flatten(1).float()
+            truth = ((labels == value) & counts_in)[labelled].flatten(1).float()
+            size = mask.sum(1) + truth.sum(1)
             # An empty structure that is found empty is right.
-            dice = torch.where(size > 0, 2 * (found * truth).sum(1) / size.clamp(min=1), 1.0)
+            dice = torch.where(size > 0, 2 * (mask * truth).sum(1) / size.clamp(min=1), 1.0)
             for name, value_of_frame in zip(of_frames, dice.tolist(), strict=True):
                 self._values.setdefault(name, []).append(value_of_frame)
 

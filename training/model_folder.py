@@ -77,7 +77,7 @@ class ModelFolder:
 
     def folds(self) -> tuple[int, ...]:
         """The folds whose training is finished."""
-        return tuple(fold for fold, _ in layout.folds_with(self.path, layout.checkpoint_file("final")))
+        return tuple(layout.finished_folds(self.path))
 
     def trainer_source(self, state: ModelState) -> str:
         """How `find_method` finds the method that a checkpoint was trained by.

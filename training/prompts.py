@@ -165,9 +165,9 @@ def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float],
     alone = Prompts.automatic([automatic])
     if labels.is_meta:  # planning's dry run, where labels have no values
         return Prompts.joined([alone] * len(labels))
-    found = (labels == 1).flatten(2).any(dim=2).tolist()
+    frames_seen = (labels == 1).flatten(2).any(dim=2).tolist()
     drawn = []
-    for clip, seen in enumerate(found):
+    for clip, seen in enumerate(frames_seen):
         kind_draw, frame_draw, jitter_draw = torch.rand(3).tolist()
         visible = [frame for frame, shows in enumerate(seen) if shows]
         kind = _drawn_kind(kind_draw, shares)
@@ -285,8 +285,8 @@ class CasePrompts:
 def without_begun(per_case: Mapping[str, Any], begun: Mapping[str, int]) -> dict[str, Any]:
     """Cases of a summary.json without the frames that they were begun in."""
     return {
-        case: {**found, "frames": [frame for frame in found["frames"] if frame["frame"] != begun.get(case)]}
-        for case, found in per_case.items()
+        case: {**judged, "frames": [frame for frame in judged["frames"] if frame["frame"] != begun.get(case)]}
+        for case, judged in per_case.items()
     }
 
 

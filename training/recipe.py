@@ -118,8 +118,8 @@ class Recipe:
         check_kinds(settings, kinds | of_network)
         if settings.get("augmentation") == "generic":
             # Named in full from here on: a checkpoint says what was done. A method without its own takes nnU-Net's.
-            own = type(self)().augmentation
-            settings = {**settings, "augmentation": "strong" if own == "none" else own}
+            generic = type(self)().augmentation
+            settings = {**settings, "augmentation": "strong" if generic == "none" else generic}
         network = replace(self.network, **{name: settings[name] for name in settings if name in of_network})
         return replace(self, network=network, **{name: settings[name] for name in settings if name in kinds})
 

@@ -45,7 +45,8 @@ def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
     """The plan's decisions that change a training, in plain types; in a joint, those that differ by dataset."""
     basis: dict[str, Any] = {}
     for name in _DECISIONS:
-        values = {part: own.decisions[name].value for part, own in plan.each().items() if name in own.decisions}
+        plans = plan.each().items()
+        values = {dataset: each.decisions[name].value for dataset, each in plans if name in each.decisions}
         if values:
             basis[name] = values if plan.multi_dataset else next(iter(values.values()))
     if plan.frames == 1:

@@ -343,12 +343,12 @@ class Trainer:
         if training and not samples:
             raise EchoPlanError("no training case has a labelled frame", file=setup.store.folder)
         augmentation = {
-            name: build_augmentation(
+            dataset: build_augmentation(
                 recipe.augmentation,
-                rotation_degrees=own.rotation_degrees,
-                mirror="horizontal" in own.mirror_axes,
+                rotation_degrees=each.rotation_degrees,
+                mirror="horizontal" in each.mirror_axes,
             )
-            for name, own in plan.each().items()
+            for dataset, each in plan.each().items()
         }
         reader = SampleReader(
             setup.store,

@@ -112,13 +112,13 @@ class SAM2Family(Method[SAM2RecipeT]):
 
     def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
         """The loss's terms by name, each with its weight."""
-        recipe, found = self.recipe, output.auxiliary
-        coarse = found["coarse"]
+        recipe, heads = self.recipe, output.auxiliary
+        coarse = heads["coarse"]
         return {
             "segmentation": (recipe.segmentation_weight, dice_ce_loss(output.logits, labels)),
             "coarse": (recipe.coarse_weight, dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]))),
-            "quality": (recipe.quality_weight, mask_quality_loss(found["iou"], found["masks"], labels)),
-            "presence": (recipe.presence_weight, presence_loss(found["object_score"], labels)),
+            "quality": (recipe.quality_weight, mask_quality_loss(heads["iou"], heads["masks"], labels)),
+            "presence": (recipe.presence_weight, presence_loss(heads["object_score"], labels)),
         }
 
 

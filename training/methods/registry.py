@@ -22,6 +22,7 @@ from .sam import SAMMethod
 from .unet import SpaceTimeUNetMethod, UNetMethod
 
 ENTRY_POINTS = "echoplan.trainers"
+_HOW = "derive the class from echoplan.training.methods.Method, as docs/trainers.md shows"
 # Name -> method, and the settings in which this name differs from the method's own.
 _OWN: dict[str, tuple[type[Method[Any]], Mapping[str, Any]]] = {
     "UNetTrainer": (UNetMethod, {}),
@@ -77,8 +78,9 @@ def find_method(name: str) -> Method[Any]:
         return methods[name]
     near = difflib.get_close_matches(name, methods, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(methods)}"
-    own = "a class of your own goes by -tr path/to/file.py:Class"
-    raise EchoPlanError(f"there is no trainer {name!r}", remedy=f"{hint} ({own})")
+    raise EchoPlanError(
+        f"there is no trainer {name!r}", remedy=f"{hint} (a class of your own goes by -tr path/to/file.py:Class)"
+    )
 
 
 def _built_in(name: str) -> Method[Any]:
@@ -108,9 +110,6 @@ def _from_file(path: Path, class_name: str) -> type[Method[Any]]:
     if not hasattr(module, class_name):
         raise EchoPlanError(f"there is no class {class_name!r} in the file", file=path)
     return _checked(getattr(module, class_name), str(path))
-
-
-_HOW = "derive the class from echoplan.training.methods.Method, as docs/trainers.md shows"
 
 
 def _checked(candidate: object, where: str) -> type[Method[Any]]:

@@ -95,8 +95,8 @@ class SAMMethod(Method[SAMRecipe]):
         Dice has squares below the line, as in the cited procedure. A labelled frame without the structure has an empty
         mask to learn; an unlabelled one does not count.
         """
-        labels, found = batch["labels"], output.auxiliary["locator"]
+        labels, coarse = batch["labels"], output.auxiliary["locator"]
         mask = dice_ce_loss(output.logits, labels, squared=True)
-        located = dice_ce_loss(found, reduce_labels(labels, found.shape[-2:]), squared=True)
+        located = dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]), squared=True)
         record(loss_mask=mask, loss_locator=located)
         return mask + located
