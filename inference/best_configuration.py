@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..training.model_folder import ModelFolder
 from ..training.resume_check import folds_of_other_plans
 from ..training.validation import judged_case
 from .conformal import calibrate
-from .cross_validation import Candidate, CrossValidation, load_labelled, score_candidates
+from .cross_validation import Candidate, CrossValidation, FrameScore, load_labelled, score_candidates
 from .postprocessing import (
     apply_postprocessing,
     determine_postprocessing,
@@ -41,19 +41,41 @@ MINIMAL_ENSEMBLE_GAIN = 1e-4  # mean Dice; an ensemble costs twice the time, so 
 
 
 @dataclass(frozen=True)
+class CandidateScore:
+    """A candidate's means over labelled frames: Dice over all structures, Dice and HD95 of the target."""
+
+    name: str
+    mean_dice: float
+    mean_dice_by_dataset: dict[str, float] | None
+    sd_dice: float | None
+    target_dice: float
+    frames: int
+    cases: int
+    target_hd95_mm: float | None
+    target_hd95_px: float | None
+
+    def to_row(self) -> dict[str, Any]:
+        """As best_configuration.json holds it; a single dataset has no means of its parts."""
+        row = asdict(self)
+        if self.mean_dice_by_dataset is None:
+            del row["mean_dice_by_dataset"]
+        return row
+
+
+@dataclass(frozen=True)
 class BestConfiguration:
     """What cross-validation found.
 
     Attributes:
         best: the model or ensemble with the highest mean Dice.
-        scores: one row a candidate, best first: name, mean Dice and its spread, HD95, frames.
+        scores: one a candidate, best first.
         postprocessing: as postprocessing.json holds it.
         left_out: model -> why it was not compared.
         file: the best_configuration.json written.
     """
 
     best: Candidate
-    scores: list[dict[str, Any]]
+    scores: list[CandidateScore]
     postprocessing: dict[str, Any]
     left_out: dict[str, str]
     file: Path
@@ -105,16 +127,18 @@ def find_best_configuration(
     if ensembles:
         candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
     structures, target, dataset_of = _common_labels(crossval, models)
-    rows = score_candidates(crossval, candidates, structures, processes=processes)
-    scores = {candidate.name: summarise(rows[candidate.name], target, dataset_of) for candidate in candidates}
+    of_frames = score_candidates(crossval, candidates, structures, processes=processes)
+    scores = {name: summarise(name, found, target, dataset_of) for name, found in of_frames.items()}
     for candidate in candidates:
-        content = {"folds": list(crossval.folds), **scores[candidate.name], "per_frame": rows[candidate.name]}
+        means = {key: value for key, value in scores[candidate.name].to_row().items() if key != "name"}
+        per_frame = [score.to_row() for score in of_frames[candidate.name]]
+        content = {"folds": list(crossval.folds), **means, "per_frame": per_frame}
         write_json(_home(crossval, candidate) / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
     best = _choose(candidates, scores)
     postprocessing = _postprocess_best(crossval, best, structures, processes)
     for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
         _write_calibration(crossval, candidate, structures, structures[target], processes)
-    table = sorted(({"name": name, **score} for name, score in scores.items()), key=lambda row: -row["mean_dice"])
+    table = sorted(scores.values(), key=lambda score: -score.mean_dice)
     file = _write_best(crossval, best, table, postprocessing, left_out)
     return BestConfiguration(best, table, postprocessing, left_out, file)
 
@@ -122,7 +146,7 @@ def find_best_configuration(
 def _write_best(
     crossval: CrossValidation,
     best: Candidate,
-    table: Sequence[Mapping[str, Any]],
+    table: Sequence[CandidateScore],
     postprocessing: Mapping[str, Any],
     left_out: Mapping[str, str],
 ) -> Path:
@@ -135,7 +159,7 @@ def _write_best(
         "postprocessing": postprocessing,
         "calibration": _calibration_file(crossval, best).relative_to(crossval.results).as_posix(),
         "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
-        "scores": table,
+        "scores": [score.to_row() for score in table],
         "left_out": left_out,
         "predict": f"echoplan_predict -i IN -o OUT -d {dataset_name(crossval.results)}",
     }
@@ -144,34 +168,34 @@ def _write_best(
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Any]], target: str, dataset_of: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Mean and SD over labelled frames: Dice over all structures, and Dice and HD95 of the target.
+    name: str, scores: Sequence[FrameScore], target: str, dataset_of: Mapping[str, str] | None = None
+) -> CandidateScore:
+    """A candidate's means over labelled frames.
 
     HD95 is given in mm where all spacings are known, in pixels where none is, and left out where they are mixed. With
     `dataset_of`, the source dataset of each case, the mean Dice is the mean of the datasets', which are given too, so
     that each counts alike.
     """
     by_frame: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        by_frame.setdefault((row["case"], row["frame"]), []).append(row["dice"])
+    for score in scores:
+        by_frame.setdefault((score.case, score.frame), []).append(score.dice)
     dice = np.array([np.mean(values) for values in by_frame.values()])
     of_frames = np.array(["" if dataset_of is None else dataset_of[case] for case, _ in by_frame])
     by_dataset = {str(name): float(dice[of_frames == name].mean()) for name in np.unique(of_frames)}
-    of_target = [row for row in rows if row["structure"] == target]
-    units = {row["distance_unit"] for row in of_target}
-    summary: dict[str, Any] = {
-        "mean_dice": float(np.mean(list(by_dataset.values()))),
-        **({"mean_dice_by_dataset": by_dataset} if dataset_of is not None else {}),
-        "sd_dice": float(dice.std(ddof=1)) if len(dice) > 1 else None,
-        "target_dice": float(np.mean([row["dice"] for row in of_target])),
-        "frames": len(by_frame),
-        "cases": len({case for case, _ in by_frame}),
-    }
-    for unit in ("mm", "px"):
-        known = units == {unit}
-        summary[f"target_hd95_{unit}"] = float(np.mean([row["hd95"] for row in of_target])) if known else None
-    return summary
+    of_target = [score for score in scores if score.structure == target]
+    units = {score.distance_unit for score in of_target}
+    hd95 = float(np.mean([score.hd95 for score in of_target]))
+    return CandidateScore(
+        name=name,
+        mean_dice=float(np.mean(list(by_dataset.values()))),
+        mean_dice_by_dataset=None if dataset_of is None else by_dataset,
+        sd_dice=float(dice.std(ddof=1)) if len(dice) > 1 else None,
+        target_dice=float(np.mean([score.dice for score in of_target])),
+        frames=len(by_frame),
+        cases=len({case for case, _ in by_frame}),
+        target_hd95_mm=hd95 if units == {"mm"} else None,
+        target_hd95_px=hd95 if units == {"px"} else None,
+    )
 
 
 def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) -> tuple[list[Path], dict[str, str]]:
@@ -251,9 +275,9 @@ def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str
     return list(combinations(usable, 2))
 
 
-def _choose(candidates: Sequence[Candidate], scores: Mapping[str, Mapping[str, Any]]) -> Candidate:
+def _choose(candidates: Sequence[Candidate], scores: Mapping[str, CandidateScore]) -> Candidate:
     def dice(candidate: Candidate) -> float:
-        return float(scores[candidate.name]["mean_dice"])
+        return scores[candidate.name].mean_dice
 
     single = max((item for item in candidates if len(item.models) == 1), key=dice)
     best = max(candidates, key=dice)

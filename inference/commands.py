@@ -17,7 +17,7 @@ from echoplan.paths import dataset_name
 from ..evaluation import VOLUME_RULES, PatientRow
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.quality import CHECK
-from .best_configuration import BestConfiguration, find_best_configuration
+from .best_configuration import BestConfiguration, CandidateScore, find_best_configuration
 from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
 from .model_selection import choose_models
@@ -253,18 +253,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _table(scores: Sequence[Mapping[str, Any]]) -> str:
+def _table(scores: Sequence[CandidateScore]) -> str:
     rows = [("", "Dice", "SD", "target Dice", "target HD95", "frames")]
-    for row in scores:
-        units = [unit for unit in ("mm", "px") if row[f"target_hd95_{unit}"] is not None]
+    for score in scores:
+        in_mm, in_px = score.target_hd95_mm, score.target_hd95_px
+        hd95 = f"{in_mm:.2f} mm" if in_mm is not None else f"{in_px:.2f} px" if in_px is not None else "-"
         rows.append(
             (
-                row["name"],
-                f"{row['mean_dice']:.4f}",
-                "-" if row["sd_dice"] is None else f"{row['sd_dice']:.4f}",
-                f"{row['target_dice']:.4f}",
-                f"{row[f'target_hd95_{units[0]}']:.2f} {units[0]}" if units else "-",
-                str(row["frames"]),
+                score.name,
+                f"{score.mean_dice:.4f}",
+                "-" if score.sd_dice is None else f"{score.sd_dice:.4f}",
+                f"{score.target_dice:.4f}",
+                hd95,
+                str(score.frames),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from echoplan.labels import IGNORE
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
-from ..evaluation import segmentation_metrics
+from ..evaluation.metrics import score_frames
 from ..preprocessing.probabilities import ClipProbabilities, average, load_probabilities
 from .postprocessing import LabelledPrediction
 
@@ -109,9 +109,28 @@ class Candidate:
         return tuple(crossval.prediction(model, case, ending) for model in self.models)
 
 
+@dataclass(frozen=True)
+class FrameScore:
+    """How well a structure is segmented in one labelled frame; distances in `distance_unit`, "mm" or "px"."""
+
+    case: str
+    frame: int
+    structure: str
+    distance_unit: str
+    dice: float
+    iou: float
+    hd: float
+    hd95: float
+    assd: float
+
+    def to_row(self) -> dict[str, Any]:
+        """As summary.json holds it."""
+        return asdict(self)
+
+
 def score_candidates(
     crossval: CrossValidation, candidates: Sequence[Candidate], structures: Mapping[str, int], *, processes: int = 0
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[FrameScore]]:
     """Judge every candidate on every labelled frame.
 
     Args:
@@ -121,13 +140,14 @@ def score_candidates(
         processes: worker processes; 0: none.
 
     Returns:
-        candidate name -> one row a frame and structure: case, frame, structure, distance_unit, dice, iou, hd95, assd.
+        candidate name -> the score of each frame and structure.
 
     Raises:
         EchoPlanError: a prediction or a reference cannot be read or does not fit.
     """
     arguments = {
         case: (
+            case,
             crossval.reference(case),
             {candidate.name: candidate.files(crossval, case) for candidate in candidates},
             dict(structures),
@@ -138,11 +158,10 @@ def score_candidates(
     if results.failures:
         case, reason = next(iter(results.failures.items()))
         raise EchoPlanError(f"{len(results.failures)} cases cannot be judged, {case} first: {reason}")
-    rows: dict[str, list[dict[str, Any]]] = {candidate.name: [] for candidate in candidates}
-    for case in crossval.cases:
-        for name, found in results.done[case].items():
-            rows[name] += [{"case": case, **row} for row in found]
-    return rows
+    return {
+        candidate.name: [score for case in crossval.cases for score in results.done[case][candidate.name]]
+        for candidate in candidates
+    }
 
 
 def load_labelled(files: tuple[Path, ...], reference: Path) -> LabelledPrediction:
@@ -166,9 +185,9 @@ def _truth(preprocessed: Path, case: str) -> Path:
 
 
 def _score_case(
-    reference: Path, files: Mapping[str, tuple[Path, ...]], structures: Mapping[str, int]
-) -> dict[str, list[dict[str, Any]]]:
-    """Every candidate's metrics of one case; each file is read once, and only labelled frames are resampled."""
+    case: str, reference: Path, files: Mapping[str, tuple[Path, ...]], structures: Mapping[str, int]
+) -> dict[str, list[FrameScore]]:
+    """Every candidate's scores of one case; each file is read once, and only labelled frames are resampled."""
     truth = read_mask(reference)
     spacing = probe_clip(reference).spacing_mm
     frames = np.flatnonzero((truth != IGNORE).any(axis=(1, 2)))
@@ -180,28 +199,16 @@ def _score_case(
             mask = read_mask(group[0], frames_shape=truth.shape)[frames]
         else:
             mask = average(probabilities[file] for file in group).labels()
-        scores[name] = _metrics(mask, truth[frames], frames, structures, spacing)
+        if mask.shape[1:] != truth.shape[1:]:
+            raise EchoPlanError(f"the prediction's frames are {mask.shape[1:]}, the reference's {truth.shape[1:]}")
+        scores[name] = [
+            FrameScore(case, int(frames[scored["frame"]]), structure, "px" if spacing is None else "mm",
+                       **{metric: scored[structure][metric] for metric in ("dice", "iou", "hd", "hd95", "assd")})
+            for scored in score_frames(mask, truth[frames], structures, spacing)
+            for structure in structures
+        ]  # fmt: skip
     return scores
 
 
 def _frames(probabilities: ClipProbabilities, frames: np.ndarray) -> ClipProbabilities:
     return ClipProbabilities(probabilities.values[:, frames], probabilities.geometry)
-
-
-def _metrics(
-    mask: np.ndarray,
-    truth: np.ndarray,
-    frames: np.ndarray,
-    structures: Mapping[str, int],
-    spacing: tuple[float, float] | None,
-) -> list[dict[str, Any]]:
-    if mask.shape != truth.shape:
-        raise EchoPlanError(f"the prediction's frames are {mask.shape[1:]}, the reference's {truth.shape[1:]}")
-    rows = []
-    for frame, predicted, answer in zip(frames, mask, truth, strict=True):
-        known = answer != IGNORE
-        for name, value in structures.items():
-            metrics = segmentation_metrics((predicted == value) & known, (answer == value) & known, spacing)
-            unit = "px" if spacing is None else "mm"
-            rows.append({"frame": int(frame), "structure": name, "distance_unit": unit, **metrics})
-    return rows

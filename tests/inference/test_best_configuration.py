@@ -38,8 +38,8 @@ def test_the_better_model_wins_and_is_predicted_with(folders, make_crossval, hea
     make_crossval("DimTrainer", spoil=upper_half_missing)
     found = find_best_configuration(folders, "Phantom")
     assert [model.name for model in found.best.models] == [good.name]
-    assert found.scores[0]["name"] == good.name and len(found.scores) == 3
-    dice = {row["name"]: row["mean_dice"] for row in found.scores}
+    assert found.scores[0].name == good.name and len(found.scores) == 3
+    dice = {score.name: score.mean_dice for score in found.scores}
     reference = read_mask(folders.preprocessed / "Dataset001_Phantom" / "gt_segmentations" / "patient0_A4C.nii.gz")
     mask = read_mask(good / "fold_0" / "validation" / "patient0_A4C.nii.gz")
     own = [2 * (mask[t] * (reference[t] == 1)).sum() / (mask[t].sum() + (reference[t] == 1).sum()) for t in (0, 6)]
@@ -60,7 +60,7 @@ def test_two_models_that_complete_each_other_make_an_ensemble(folders, make_cros
     make_crossval(spoil=upper_half_missing)
     make_crossval("DimTrainer", spoil=lower_half_missing)
     found = find_best_configuration(folders, "1")
-    assert len(found.best.models) == 2 and found.scores[0]["name"] == found.best.name
+    assert len(found.best.models) == 2 and found.scores[0].name == found.best.name
     home = folders.results / "Dataset001_Phantom" / "ensembles" / found.best.name
     assert (home / "postprocessing.json").is_file() and (home / "crossval_results" / "patient5_A4C.nii.gz").is_file()
     single = find_best_configuration(folders, "1", ensembles=False)
@@ -86,7 +86,7 @@ def test_each_case_is_judged_by_the_fold_that_did_not_train_on_it(folders, make_
     # Fold 1 trained on patient0: whatever it left for it must not be looked at.
     wrong = model / "fold_1" / "validation" / "patient0_A4C.nii.gz"
     wrong.write_bytes(b"not even a mask")
-    before = find_best_configuration(folders, "Phantom").scores[0]["mean_dice"]
+    before = find_best_configuration(folders, "Phantom").scores[0].mean_dice
     assert before > 0.97
     splits = folders.preprocessed / "Dataset001_Phantom" / "splits_final.json"
     content = recorded(splits)
@@ -103,7 +103,7 @@ def test_missing_folds_are_named_with_the_commands(folders, make_crossval):
     assert "fold 1: no training" in str(error.value)
     assert "echoplan_train Phantom 1 -tr BrightTrainer" in str(error.value)
     found = find_best_configuration(folders, "Phantom", folds=[0])
-    assert found.scores[0]["cases"] == 3 and recorded(found.file)["members"][0]["folds"] == [0]
+    assert found.scores[0].cases == 3 and recorded(found.file)["members"][0]["folds"] == [0]
 
 
 def test_incomplete_models_are_left_out_unless_asked_for(folders, make_crossval):
