@@ -471,7 +471,8 @@ def test_the_house_rules_can_be_broken(code, problem):
     [
         "torch.load(f, weights_only=True)", "import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    g()",
         "def f():\n" + "    g()\n" * 59, "logger.info(1)", "np.load(f)",
-        "@dataclass\nclass A:\n    a: int = 1", "class A(NamedTuple):\n    a: int", "class A(Exception):\n    'Broken.'",
+        "@dataclass\nclass A:\n    a: int = 1", "class A(NamedTuple):\n    a: int",
+        "class A(Exception):\n    'Broken.'",
     ],
 )  # fmt: skip
 def test_the_house_rules_can_be_kept(code):
