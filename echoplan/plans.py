@@ -103,7 +103,7 @@ class ResolvedPlan:
 
     def value(self, name: str) -> Any:
         """The value of a decision; EchoPlanError if the plan does not hold it."""
-        if any(name in own for own in self.datasets.values()) and name not in self.decisions:
+        if any(name in own for own in self.datasets.values()):
             raise EchoPlanError(
                 f"the plan {self.plans_name} decides {name!r} for each of {', '.join(self.datasets)} apart",
                 remedy="ask for it with plan.of(dataset)",

@@ -94,22 +94,23 @@ def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[
     fingerprints = {}
     for source in dataset.sources:
         home = where.preprocessed / source.raw.folder.name
-        known = current_fingerprint(home / layout.FINGERPRINT_FILE, source.raw) if dataset.several else None
-        if known is None:
-            known = measure_dataset(source.raw, processes=chosen.np)
-            _write_fingerprint(home, source.raw.description, known)
-        fingerprints[source.name] = known
-    if not dataset.several:
-        return known["failed_cases"]
-    together = joint_fingerprint(dataset, fingerprints)
-    _write_fingerprint(where.preprocessed / dataset.name, dataset.description, together)
-    return together["failed_cases"]
+        kept = current_fingerprint(home / layout.FINGERPRINT_FILE, source.raw) if dataset.several else None
+        fingerprints[source.name] = kept or _write_fingerprint(
+            home, source.raw.description, measure_dataset(source.raw, processes=chosen.np)
+        )
+    together = next(iter(fingerprints.values()))
+    if dataset.several:
+        home = where.preprocessed / dataset.name
+        together = _write_fingerprint(home, dataset.description, joint_fingerprint(dataset, fingerprints))
+    failures: dict[str, str] = together["failed_cases"]
+    return failures
 
 
-def _write_fingerprint(home: Path, description: DatasetDescription, fingerprint: dict[str, Any]) -> None:
+def _write_fingerprint(home: Path, description: DatasetDescription, fingerprint: dict[str, Any]) -> dict[str, Any]:
     write_json(home / layout.FINGERPRINT_FILE, fingerprint)
     write_json(home / layout.DATASET_FILE, description.to_dict())
     print(f"{home.name}: {len(fingerprint['cases'])} clips measured, {home / layout.FINGERPRINT_FILE}")
+    return fingerprint
 
 
 def _verify(dataset: EchoDataset, processes: int) -> None:

@@ -187,7 +187,7 @@ def stride_rule(summary: Summary, frames: int) -> Decision:
 
 def learning_rate_rule(needs: MethodRequirements, batch: int) -> Decision:
     """The learning rate: the paper's, whatever the batch."""
-    evidence = {"paper_batch_size": needs.batch_size, "batch_size": batch}
+    evidence: dict[str, float] = {"paper_batch_size": needs.batch_size, "batch_size": batch}
     if batch >= needs.batch_size:
         return Decision(needs.learning_rate, "the paper's, which belongs to its batch", evidence, "fixed")
     share = batch / needs.batch_size

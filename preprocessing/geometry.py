@@ -68,7 +68,7 @@ class Geometry:
         crop = self._crop(frames)
         integer = np.issubdtype(crop.dtype, np.integer)
         network = np.zeros((len(crop), *self.size), dtype=crop.dtype if integer else np.float32)
-        inner = network[(slice(None), *self._inner)]
+        inner = network[self._inner]
         for first in range(0, len(crop), _FRAMES_AT_ONCE):
             part = slice(first, first + _FRAMES_AT_ONCE)
             if crop.dtype == np.uint8:
@@ -95,7 +95,7 @@ class Geometry:
         unlabelled = (mask == IGNORE).all(axis=(1, 2))
         network[unlabelled] = IGNORE
         labelled = np.flatnonzero(~unlabelled)
-        inner = network[(slice(None), *self._inner)]
+        inner = network[self._inner]
         for first in range(0, len(labelled), _FRAMES_AT_ONCE):
             part = labelled[first : first + _FRAMES_AT_ONCE]
             inner[part] = _resize_labels(crop[part], self.resized_shape)
@@ -113,7 +113,7 @@ class Geometry:
         if tuple(probabilities.shape[-2:]) != self.size:
             raise ValueError(f"expected maps of {self.size}, got {tuple(probabilities.shape[-2:])}")
         leading = probabilities.shape[:-2]
-        maps = probabilities.reshape(-1, *self.size)[(slice(None), *self._inner)]
+        maps = probabilities.reshape(-1, *self.size)[self._inner]
         native = np.zeros((len(maps), *self.native_shape), dtype=np.float32)
         r0, r1, c0, c1 = self.crop_box
         for first in range(0, len(maps), _FRAMES_AT_ONCE):
@@ -144,11 +144,11 @@ class Geometry:
         )
 
     @property
-    def _inner(self) -> tuple[slice, slice]:
-        """Where the resized image lies inside the padding."""
+    def _inner(self) -> tuple[slice, slice, slice]:
+        """Where the resized images lie inside the padding of frames (T, h, w)."""
         top, _, left, _ = self.padding
         height, width = self.resized_shape
-        return slice(top, top + height), slice(left, left + width)
+        return slice(None), slice(top, top + height), slice(left, left + width)
 
     def _crop(self, frames: np.ndarray) -> np.ndarray:
         if tuple(frames.shape[1:]) != self.native_shape:
@@ -178,7 +178,8 @@ def plan_geometry(
         EchoPlanError: an unknown protocol, or a box outside the frame.
     """
     height, width = (int(n) for n in frame_shape)
-    r0, r1, c0, c1 = box = (0, height, 0, width) if crop_box is None else tuple(int(n) for n in crop_box)
+    r0, r1, c0, c1 = (0, height, 0, width) if crop_box is None else (int(n) for n in crop_box)
+    box = (r0, r1, c0, c1)
     if not (0 <= r0 < r1 <= height and 0 <= c0 < c1 <= width):
         raise EchoPlanError(f"the crop box {box} does not lie in a frame of {height} x {width} pixels")
     row_mm, column_mm = spacing_mm or (1.0, 1.0)
@@ -187,7 +188,8 @@ def plan_geometry(
         resized = (int(size[0]), int(size[1]))
     elif protocol == "aspect":
         pixel = max(extent[0] / size[0], extent[1] / size[1])
-        resized = tuple(min(n, max(1, round(length / pixel))) for n, length in zip(size, extent, strict=True))
+        rows, columns = (min(n, max(1, round(length / pixel))) for n, length in zip(size, extent, strict=True))
+        resized = rows, columns
     else:
         raise EchoPlanError(f"unknown protocol {protocol!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}")
     spare = (size[0] - resized[0], size[1] - resized[1])

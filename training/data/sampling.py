@@ -60,7 +60,7 @@ def planned_samples(cases: Iterable[StoredCase], plan: ResolvedPlan, *, every_pl
         every_place: whether windows show a labelled frame at each of their places, or in their middle alone.
 
     Raises:
-        EchoPlanError: the plan names another sampling.
+        EchoPlanError: the plan names another sampling, or samples of different length.
     """
     samples = []
     for case in cases:
@@ -77,6 +77,11 @@ def planned_samples(cases: Iterable[StoredCase], plan: ResolvedPlan, *, every_pl
             samples += window_samples(case, own.frames, stride=own.frame_stride, places=places)
         else:
             samples += clip_samples([case], own.frames)
+    if len({len(sample.frames) for sample in samples}) > 1:
+        raise EchoPlanError(
+            f"the plan {plan.plans_name} samples single frames of some datasets and clips of others",
+            remedy="give all its datasets a sampling of the same kind",
+        )
     return samples
 
 
