@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("echoplan.imageio", "echoplan.evaluation", "echoplan.inference", "echoplan.networks")
-BEING_WRITTEN = PACKAGES
+BEING_WRITTEN = ("echoplan.imageio", "echoplan.evaluation", "echoplan.networks")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -41,7 +41,6 @@ _STATISTICS = {
     "rmse": "Root mean square error",
 }
 _UNITLESS = ("pearson_r", "spearman_r", "icc_2_1")
-_SUBGROUP_STATISTICS = ("pearson_r", "bias", "sd_of_differences", "mae")
 
 
 def write_report(
@@ -268,12 +267,11 @@ def _counts(statistics: Mapping[str, Any]) -> str:
 
 def _subgroups(rows: Sequence[PatientRow]) -> list[tuple[str, str, list[str]]]:
     """(grouping, group, cells): n and the statistics of EF."""
-    return [
-        (group["by"], group["group"], [str(group["n"]), *(
-            _number(group[name], 3 if name in _UNITLESS else 1) for name in _SUBGROUP_STATISTICS
-        )])
-        for group in subgroup_agreement(rows)
-    ]  # fmt: skip
+    lines = []
+    for group in subgroup_agreement(rows):
+        cells = [_number(value) for value in (group["bias"], group["sd_of_differences"], group["mae"])]
+        lines.append((group["by"], group["group"], [str(group["n"]), _number(group["pearson_r"], 3), *cells]))
+    return lines
 
 
 def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
