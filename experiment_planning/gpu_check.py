@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -112,7 +112,8 @@ def check_batch(
         ratio = step.gb / forecast
         if step.gb + CONTEXT_GB > target_gb:
             lowered.append(f"a real step with {batch} took {step.gb + CONTEXT_GB:.1f} GB, {ratio:.0%} of the forecast")
-            batch = _scaled(model, ratio).largest_batch(target_gb, at_most=batch - 1)
+            scaled = replace(model, fixed_gb=model.fixed_gb * ratio, per_sample_gb=model.per_sample_gb * ratio)
+            batch = scaled.largest_batch(target_gb, at_most=batch - 1)
             continue
         evidence = {
             "measured_gb": round(step.gb, 2),
@@ -122,10 +123,6 @@ def check_batch(
         found = f"; a real step with {batch} took {ratio:.0%} of the forecast"
         return CheckedBatch(batch, _lowered(wanted, batch, lowered) + found, evidence)
     return CheckedBatch(0, _lowered(wanted, 0, lowered))
-
-
-def _scaled(model: MemoryModel, ratio: float) -> MemoryModel:
-    return MemoryModel(model.fixed_gb * ratio, model.per_sample_gb * ratio, model.precision)
 
 
 def _lowered(wanted: int, batch: int, reasons: list[str]) -> str:

@@ -10,7 +10,8 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from echoplan import layout
@@ -30,46 +31,37 @@ logger = logging.getLogger(__name__)
 _PASSED_ON = ("ECHOPLAN_WEIGHTS",)  # of the command's environment
 
 
-@dataclass(frozen=True)
-class FoldTask:
-    """What a worker is told.
+def train_fold_on_node(
+    job: FoldJob,
+    where: Folders,
+    device: str,
+    *,
+    processes: int = 1,
+    threads: int = 1,
+    validate: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> float:
+    """What a worker does: train what is not trained yet of a fold; the validation Dice.
 
-    Attributes:
-        job: the fold; all its paths absolute.
-        where: the three folders, absolute.
+    Args:
+        job, where: the fold and the three folders; all paths absolute.
         device: "cuda" or "cpu".
         processes: more than one train together, under torchrun.
         threads: CPU threads of each.
         validate: only validate a finished training again.
         environment: variables of the command that matter.
-    """
-
-    job: FoldJob
-    where: Folders
-    device: str
-    processes: int = 1
-    threads: int = 1
-    validate: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def train_task(task: FoldTask) -> float:
-    """Train what is not trained yet of a fold; the validation Dice.
 
     Raises:
         EchoPlanError: it failed, for whatever reason.
         Terminated: SIGTERM came, or a process of several was killed.
     """
-    os.environ.update(task.environment)
-    setup = task.job.setup(task.where)
+    os.environ.update(environment or {})
+    setup = job.setup(where)
     try:
-        if task.processes > 1:
-            train_together(
-                task.job, task.where, processes=task.processes, device=task.device, threads=task.threads,
-                validate=task.validate,
-            )  # fmt: skip
+        if processes > 1:
+            train_together(job, where, processes=processes, device=device, threads=threads, validate=validate)
         else:
-            train_fold(task.job, setup, device=task.device, resume=True, validate=task.validate)
+            train_fold(job, setup, device=device, resume=True, validate=validate)
     except EchoPlanError:
         raise
     except Exception as error:
@@ -213,27 +205,25 @@ class RayTraining:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise EchoPlanError(f"{twice[0]} is asked for twice", remedy="name every trainer once")
         todo = {run.name: run for run in runs if run.setup is not None and not run.before}
-        if not todo:
+        setup = next((run.setup for run in todo.values() if run.setup is not None), None)
+        if setup is None:
             return runs
-        first = next(iter(todo.values()))
-        setup = next(run.setup for run in runs if run.setup is not None)
-        model_folder, preprocessed = setup.model_folder, setup.preprocessed
-        with connected(self.address) as cluster, shared_disk(model_folder.parent, preprocessed) as disk:
-            need, device = self._need(cluster, first.job.processes)
+        with connected(self.address) as cluster, shared_disk(setup.model_folder.parent, setup.preprocessed) as disk:
+            need, device = self._need(cluster, jobs[0].processes)
             processes = self.processes or max(1, int(need.get("GPU", 0)))
             logger.info("training %d folds, each on %s", len(todo), in_words(need))
-            task = FoldTask(
-                first.job,
-                where,
-                device,
+            train = partial(
+                train_fold_on_node,
+                where=where,
+                device=device,
                 processes=processes,
                 threads=max(1, int(need["CPU"]) // processes),
                 validate=validate,
                 environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             )
             run_cases = ClusterMap(cluster, disk, need, workers=len(todo), one_case_each=True)
-            arguments = {name: (replace(task, job=run.job),) for name, run in todo.items()}
-            run_cases(train_task, arguments, watch=FoldWatch(todo, overwrite=overwrite))
+            arguments = {name: (run.job,) for name, run in todo.items()}
+            run_cases(train, arguments, watch=FoldWatch(todo, overwrite=overwrite))
         return runs
 
     def _need(self, cluster: Cluster, loaders: int) -> tuple[dict[str, float], str]:

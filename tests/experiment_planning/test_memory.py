@@ -7,7 +7,6 @@ from torch import nn
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import MemoryModel, measure_memory
 from echoplan.experiment_planning.memory import CONTEXT_GB, peak_bytes
-from echoplan.experiment_planning.memory_tracker import MemoryTracker
 from echoplan.training.methods import Method, find_method, method_registry
 from echoplan.training.recipe import MethodRequirements, Recipe
 
@@ -115,20 +114,6 @@ def test_attention_is_counted_without_its_map():
         return measure_memory(method, size=(side, side), frames=1, classes=1).per_sample_gb
 
     assert per_sample(64) / per_sample(32) == pytest.approx(4, rel=0.2)  # with the map it would be 16
-
-
-def test_the_tracker_counts_a_storage_once_and_forgets_it_when_it_is_freed():
-    tracker = MemoryTracker()
-    with tracker:
-        first = torch.zeros(1024)  # 4096 bytes
-        view = first[:10]
-        assert tracker.live == 4096
-        second = torch.zeros(100)  # 400 bytes, in a block of 512
-        assert tracker.live == 4096 + 512
-        del first, view
-        assert tracker.live == 512
-        del second
-    assert tracker.live == 0 and tracker.peak == 4096 + 512
 
 
 def test_a_network_that_looks_at_values_is_a_clear_error():

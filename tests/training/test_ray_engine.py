@@ -21,7 +21,7 @@ from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
 from echoplan.training.metrics import read_metrics
-from echoplan.training.ray_engine import FoldRun, FoldTask, RayTraining, results_table, train_task
+from echoplan.training.ray_engine import FoldRun, RayTraining, results_table, train_fold_on_node
 from echoplan.training.train_fold import FoldJob, validation_dice
 
 PATIENCE = 240  # seconds; for machines that do much else
@@ -182,25 +182,22 @@ def test_folds_survive_their_workers_and_equal_the_plain_ones(
     assert final.stat().st_mtime_ns == before
 
 
-def task_of(folds: Path, trainer: str, *, results: str = "results", processes: int = 1) -> FoldTask:
-    """What a worker is told of fold 0."""
-    where = Folders(folds / "raw", folds / "preprocessed", folds / results)
+def test_a_worker_says_how_it_ended(folds: Path) -> None:
     settings = {"epochs": 2, "iterations_per_epoch": 3, "base_features": 4, "batch_size": 3, "augmentation": "light"}
-    job = FoldJob("Toy", 0, trainer, settings={**settings, "precision": "float32"}, seed=5)
-    return FoldTask(job, where, "cpu", processes=processes)
+    settings |= {"precision": "float32"}
+    job = FoldJob("Toy", 0, f"{folds / 'struck.py'}:Struck", settings=settings, seed=5)
 
+    def trained(results: str) -> float:
+        return train_fold_on_node(job, Folders(folds / "raw", folds / "preprocessed", folds / results), "cpu")
 
-def test_a_task_says_how_it_ended(folds: Path) -> None:
-    trainer = f"{folds / 'struck.py'}:Struck"
-    task = task_of(folds, trainer)
     (folds / "blow0").write_text("raise")
-    with pytest.raises(EchoPlanError, match=r"^ValueError: struck\n(.|\n)*train_step"):
-        train_task(task)
+    with pytest.raises(EchoPlanError, match=r"^ValueError: struck\n(.|\n)*Traceback"):
+        trained("results")
     (folds / "blow0").write_text("terminate")
     with pytest.raises(Terminated):
-        train_task(task)
-    dice = train_task(task)  # as it is handed out again
-    assert train_task(task_of(folds, trainer, results="plain")) == dice
+        trained("results")
+    dice = trained("results")  # as it is handed out again
+    assert trained("plain") == dice
     assert_the_same(*(model(folds / name, "Struck") / "fold_0" for name in ("results", "plain")))
 
 

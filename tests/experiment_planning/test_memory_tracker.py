@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from echoplan.experiment_planning.shape_memo import ShapeMemo
+from echoplan.experiment_planning.memory_tracker import MemoryTracker, ShapeMemo
 
 ATEN = torch.ops.aten
 
@@ -92,3 +92,17 @@ def test_several_answers(counted):
 
 def test_real_tensors_are_computed(counted):
     assert [float(counted(ATEN.add.Tensor, torch.tensor(value), torch.tensor(1.0))) for value in (1.0, 2.0)] == [2, 3]
+
+
+def test_the_tracker_counts_a_storage_once_and_forgets_it_when_it_is_freed():
+    tracker = MemoryTracker()
+    with tracker:
+        first = torch.zeros(1024)  # 4096 bytes
+        view = first[:10]
+        assert tracker.live == 4096
+        second = torch.zeros(100)  # 400 bytes, in a block of 512
+        assert tracker.live == 4096 + 512
+        del first, view
+        assert tracker.live == 512
+        del second
+    assert tracker.live == 0 and tracker.peak == 4096 + 512
