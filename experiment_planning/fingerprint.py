@@ -239,10 +239,10 @@ def balanced_extents(extents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
 
 def _balanced_percentiles(own: Mapping[str, dict[str, float] | None]) -> dict[str, Any] | None:
-    known = {name: values for name, values in own.items() if values is not None}
-    if not known:
+    measured = {name: values for name, values in own.items() if values is not None}
+    if not measured:
         return None
-    each = list(known.values())
+    each = list(measured.values())
     means = {name: float(np.mean([values[name] for values in each])) for name in ("mean", "p5", "median", "p95")}
     spread = np.mean([values["std"] ** 2 for values in each]) + np.var([values["mean"] for values in each])
     return {
@@ -251,32 +251,32 @@ def _balanced_percentiles(own: Mapping[str, dict[str, float] | None]) -> dict[st
         "std": _round(np.sqrt(spread)),
         "min": min(values["min"] for values in each),
         "max": max(values["max"] for values in each),
-        "by_dataset": {name: values["median"] for name, values in known.items()},
+        "by_dataset": {name: values["median"] for name, values in measured.items()},
     }
 
 
 def percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
     """n, mean, std, minimum, 5th, 50th and 95th percentile and maximum of the known values; None if there are none."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if known.size == 0:
+    numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+    if numbers.size == 0:
         return None
-    measured = {name: _round(np.percentile(known, q)) for name, q in _PERCENTILES.items()}
-    return {"n": int(known.size), "mean": _round(known.mean()), "std": _round(known.std()), **measured}
+    spread = {name: _round(np.percentile(numbers, q)) for name, q in _PERCENTILES.items()}
+    return {"n": int(numbers.size), "mean": _round(numbers.mean()), "std": _round(numbers.std()), **spread}
 
 
 def _extents(sides: Iterable[tuple[int, int, tuple[float, float] | None]]) -> dict[str, Any]:
-    known = list(sides)
-    spacings = [spacing or (1.0, 1.0) for _, _, spacing in known]
-    with_spacing = [(height, width, spacing) for height, width, spacing in known if spacing is not None]
+    clips = list(sides)
+    spacings = [spacing or (1.0, 1.0) for _, _, spacing in clips]
+    with_spacing = [(height, width, spacing) for height, width, spacing in clips if spacing is not None]
     return {
-        "height_px": percentiles(height for height, _, _ in known),
-        "width_px": percentiles(width for _, width, _ in known),
-        "long_side_px": percentiles(max(height, width) for height, width, _ in known),
+        "height_px": percentiles(height for height, _, _ in clips),
+        "width_px": percentiles(width for _, width, _ in clips),
+        "long_side_px": percentiles(max(height, width) for height, width, _ in clips),
         "height_mm": percentiles(height * spacing[0] for height, _, spacing in with_spacing),
         "width_mm": percentiles(width * spacing[1] for _, width, spacing in with_spacing),
         "aspect": percentiles(
             height * spacing[0] / (width * spacing[1])
-            for (height, width, _), spacing in zip(known, spacings, strict=True)
+            for (height, width, _), spacing in zip(clips, spacings, strict=True)
         ),
     }
 
@@ -290,8 +290,8 @@ def _count(words: Iterable[str]) -> dict[str, int]:
 
 
 def _share(truths: Iterable[bool]) -> float:
-    known = list(truths)
-    return _round(sum(known) / len(known)) if known else 0.0
+    answers = list(truths)
+    return _round(sum(answers) / len(answers)) if answers else 0.0
 
 
 def _round(number: float) -> float:

@@ -99,15 +99,15 @@ def _summaries_of_sources(fingerprint: Mapping[str, Any]) -> dict[str, Summary]:
     return sources
 
 
-def _hardware(found: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
-    device = Decision(found.name if found else "none", "the first GPU of the machine that planned", {}, "measured")
+def _hardware(gpu: Any, gpu_memory_gb: float | None) -> dict[str, Decision]:
+    device = Decision(gpu.name if gpu else "none", "the first GPU of the machine that planned", {}, "measured")
     if gpu_memory_gb is not None:
         if gpu_memory_gb <= 0:
             raise EchoPlanError(f"a GPU cannot have {gpu_memory_gb} GB of memory", remedy="give --gpu_memory_target 8")
         memory = Decision(float(gpu_memory_gb), "asked for with --gpu_memory_target", {}, "fixed")
-    elif found is not None:
-        found_gb = round(found.total_memory / GIGABYTE, 1)
-        memory = Decision(found_gb, "the memory of the GPU found", {"device": found.name}, "measured")
+    elif gpu is not None:
+        gpu_gb = round(gpu.total_memory / GIGABYTE, 1)
+        memory = Decision(gpu_gb, "the memory of the GPU found", {"device": gpu.name}, "measured")
     else:
         memory = Decision(DEFAULT_GPU_GB, "no GPU was found: planned for a common small one", {}, "rule")
     return {"gpu_memory_target_gb": memory, "device": device}

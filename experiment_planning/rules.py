@@ -37,7 +37,7 @@ def crop_rule(summary: Summary) -> Decision:
 
 
 def typical_clip_rule(summary: Summary) -> Decision:
-    """What clips of a dataset of a joint look like, so that a clip that nobody assigns finds its like."""
+    """What clips of one of several datasets look like, so that a clip that nobody assigns finds its like."""
     whole = summary["whole"]
     value = {
         "height_px": whole["height_px"]["median"],
@@ -137,9 +137,9 @@ def spacing_on_grid(extents: Summary, size: tuple[int, int], *, protocol: str) -
 
 def sampling_rule(summary: Summary) -> Decision:
     """How the frames of a training clip are chosen; `planned_samples` obeys it."""
-    known = summary["known_share"]["phases"]
-    evidence = {"phases_known_share": known, "ed_es_distance_frames": summary["ed_es_distance_frames"]}
-    if known >= _KNOWN:
+    share = summary["known_share"]["phases"]
+    evidence = {"phases_known_share": share, "ed_es_distance_frames": summary["ed_es_distance_frames"]}
+    if share >= _KNOWN:
         rule = f"both phases are known in at least {_KNOWN:.0%} of the clips: uniform from ED to ES, both kept"
         return Decision("uniform_ed_es", rule, evidence)
     rule = (
@@ -264,5 +264,5 @@ def _extent_evidence(extents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_dataset(name: str, number: Mapping[str, Any]) -> dict[str, Any]:
-    """In a joint, where a median is a mean of medians: these."""
+    """Of several datasets, where a median is a mean of medians: these."""
     return {f"{name}_by_dataset": number["by_dataset"]} if "by_dataset" in number else {}

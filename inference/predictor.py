@@ -81,7 +81,8 @@ class EchoPredictor:
         postprocessing: steps applied to the masks.
         mirroring: also average over the flips that the plan allows; slower.
         autocast: mixed precision; faster on most devices, probabilities differ in the third digit.
-        like: the dataset of a joint as whose clips all clips are treated; None: each as those it resembles most.
+        like: of several datasets trained on, the one as whose clips all clips are treated; None: each as those it
+            resembles most.
         trust: the calibration and the coverage of intervals; None: no intervals, the fixed limits of quality.
 
     Raises:

@@ -64,7 +64,7 @@ def train(arguments: Sequence[str]) -> int:
             )
             if world.is_main:
                 target = setup.description.target
-                each = [f", {name} {dice:.4f}" for name, dice in dice_by_dataset(summary, target).items() if name]
+                each = [f", {name} {dice:.4f}" for name, dice in dice_by_dataset(summary, target).items()]
                 dice = validation_dice(summary, target)
                 print(f"fold {job.fold}: validation Dice {dice:.4f} ({target}{''.join(each)}), {setup.folder}")
     return 0

@@ -70,7 +70,7 @@ class ModelFolder:
     def stride(self) -> int | dict[str, int]:
         """Frames from one of a window's frames to the next, so that a window spans what it spanned in training.
 
-        Of a joint, for each of its datasets.
+        Of several source datasets, for each.
         """
         strides = {name: plan.window_stride for name, plan in self.plan.each().items()}
         return strides if self.plan.multi_dataset else next(iter(strides.values()))

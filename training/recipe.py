@@ -60,7 +60,7 @@ class Recipe:
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
         supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
-        balance: of a joint's datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
+        balance: of several source datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
             once, so that the largest dataset has the most).
         network: the settings of the method's network. `with_settings` and `to_dict` know them by their own names,
             beside the others.

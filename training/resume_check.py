@@ -42,7 +42,7 @@ _MOST_LETTERS = 60  # of a value in a message
 
 
 def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
-    """The plan's decisions that change a training, in plain types; in a joint, those that differ by dataset."""
+    """The plan's decisions that change a training, in plain types; of several datasets, by dataset."""
     basis: dict[str, Any] = {}
     for name in _DECISIONS:
         plans = plan.each().items()
@@ -55,7 +55,7 @@ def plan_basis(plan: ResolvedPlan) -> dict[str, Any]:
 
 
 def training_basis(setup: FoldSetup, recipe: Recipe) -> dict[str, Any]:
-    """What a fold's training rests on, in plain types, as a checkpoint keeps it; in a joint, some of it by dataset."""
+    """What a fold's training rests on, in plain types, as a checkpoint keeps it; some of it by dataset, if several."""
     basis = plan_basis(setup.plan)
     if not recipe.batch_size:  # else it is the recipe's, which is compared with all its settings
         basis["batch_size"] = setup.plan.batch_size

@@ -124,15 +124,19 @@ def train_fold(
 
 
 def validation_dice(summary: Path, target: str) -> float:
-    """The mean Dice of a structure over all labelled frames of a fold's validation; in a joint, over datasets then."""
-    return fmean(dice_by_dataset(summary, target).values())
+    """The mean Dice of a structure over all labelled frames of a fold's validation; of several datasets, their mean."""
+    each = dice_by_dataset(summary, target)
+    return fmean(each.values()) if each else _mean_dice(read_json(summary), target)
 
 
-def dice_by_dataset(summary: Path, target: str) -> dict[str | None, float]:
-    """The mean Dice of a structure for each of a joint's datasets that the fold validates; else for all, under None."""
-    content = read_json(summary)
-    parts = content.get("datasets") or {None: content}
-    return {name: part["mean"][target]["all"]["dice"]["mean"] for name, part in parts.items()}
+def dice_by_dataset(summary: Path, target: str) -> dict[str, float]:
+    """The mean Dice of a structure in each source dataset that the fold validates; empty where there is only one."""
+    return {name: _mean_dice(part, target) for name, part in read_json(summary).get("datasets", {}).items()}
+
+
+def _mean_dice(summary: Mapping[str, Any], target: str) -> float:
+    dice: float = summary["mean"][target]["all"]["dice"]["mean"]
+    return dice
 
 
 def check_progress(setup: FoldSetup, finished: bool, started: bool, *, resume: bool, validate: bool) -> None:

@@ -193,7 +193,7 @@ class Trainer:
     def validate_epoch(self) -> float | None:
         """Mean Dice over the structures and the labelled frames of the validation samples, on the network's grid.
 
-        None where no validation sample has a label. In a joint, the mean of its datasets' means, which are recorded.
+        None where no validation sample has a label. Of several datasets, the mean of their means, which are recorded.
         """
         started = time.perf_counter()
         self.network.eval()

@@ -39,14 +39,14 @@ def validate_fold(
     Args:
         network: in evaluation mode, on its device.
         setup: the fold.
-        stride: frames from one of a window's frames to the next; None is the plan's, in a joint each dataset's own.
+        stride: frames from one of a window's frames to the next; None is the plan's, of each source dataset.
         folder: for the results; None is the fold's validation/.
         prompt: case -> what a promptable network is told; None tells it nothing.
 
     Returns:
         the summary; left behind are validation/<case>.nii.gz (masks on the native grid), <case>.npz (probabilities on
-        the network's grid), summary.json and ef.csv. In a joint, "datasets" in the summary has each dataset's `cases`,
-        `frames` and `mean`.
+        the network's grid), summary.json and ef.csv. Of several datasets, "datasets" in the summary has each one's
+        `cases`, `frames` and `mean`.
     """
     folder = folder or setup.folder / layout.VALIDATION
     for case in progress(setup.val, description="validation"):
@@ -72,7 +72,7 @@ def judged_case(stored: StoredCase) -> StoredCase:
 
 
 def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str, Any]:
-    """Means of the parts of a joint's validation: dataset -> `cases`, `frames`, `mean`, as in the whole summary."""
+    """Each source dataset's part of a validation: dataset -> `cases`, `frames`, `mean`, as in the whole summary."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for case, judged in summary["per_case"].items():
         parts.setdefault(setup.store.case(case).dataset, []).append(judged)

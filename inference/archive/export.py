@@ -62,7 +62,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
     Args:
         choice: of `choose_models`.
         out: the archive; an archive that is there is replaced once the new one is whole.
-        dataset: the folder's name that the models were trained under, Dataset001_CAMUS, or a joint's.
+        dataset: the folder's name that the models were trained under, Dataset001_CAMUS, or CAMUS+EchoNet.
         checkpoint: "final" or "best". The best ones go as checkpoint_final.pth, without calibration, which is that of
             the final ones.
 
@@ -280,7 +280,7 @@ def _names_of_cases(model: Path) -> set[str]:
     for _, file in layout.folds_with(model, layout.DEBUG_FILE):
         content = read_json(file)
         names |= {*content.get("train", ()), *content.get("val", ())}
-    names |= {name.partition("__")[2] for name in names}  # a joint's bear their dataset's name in front
+    names |= {name.partition("__")[2] for name in names}  # of several datasets they bear their dataset's in front
     return {name for name in names if len(name) >= _FEWEST_LETTERS}
 
 

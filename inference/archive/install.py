@@ -251,7 +251,7 @@ def check_unpacked(folder: Path, manifest: Manifest, archive: Path) -> None:
     for model in manifest.models:
         with _blaming(f"{model.folder}/{layout.MODEL_PLAN_FILE} or {layout.DATASET_FILE}", archive):
             for plan in ModelFolder.read(folder / model.folder).plan.each().values():
-                # What prediction asks of a plan; in a joint, of each dataset's.
+                # What prediction asks of a plan, for each source dataset.
                 _ = plan.size, plan.frames, plan.window_stride, plan.crop, plan.protocol, plan.normalisation
                 _ = plan.mirror_axes
         for fold in model.folds:

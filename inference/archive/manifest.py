@@ -91,7 +91,7 @@ class Manifest:
     """What manifest.json holds. It is checked when it is made: its names cannot lead out of a folder.
 
     Attributes:
-        dataset: the results folder's name, Dataset001_CAMUS, or a joint's.
+        dataset: the results folder's name, Dataset001_CAMUS, or CAMUS+EchoNet.
         licence, reference: of the data, as dataset.json says.
         checkpoint: "final" or "best": which checkpoint of each fold is in the archive (as checkpoint_final.pth).
         models: the models; several are an ensemble.
