@@ -45,6 +45,7 @@ def network_names() -> list[str]:
     """The names `build_network` knows, sorted.
 
     Example:
+        >>> from echoplan.networks import network_names
         >>> network_names()
         ['deeplabv3', 'e3sam2', 'echoforge', 'pkechonet', 'sam', 'sam2', 'unet', 'unet_2dt']
     """
@@ -75,6 +76,7 @@ def build_network(
 
     Example:
         >>> import torch
+        >>> from echoplan.networks import build_network
         >>> network = build_network("pkechonet", backbone="resnet18", size=(64, 64), classes=3)
         >>> network.eval()(torch.zeros(1, 2, 1, 64, 64)).shape
         torch.Size([1, 2, 3, 64, 64])
