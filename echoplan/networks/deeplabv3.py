@@ -63,7 +63,7 @@ class DeepLabV3(nn.Module):
             first = self.backbone.layer2[0]
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
         if pretrained:
-            path = find_weights("resnet50", path=None if pretrained is True else pretrained)
+            path = find_weights("resnet50", path=pretrained)
             load_weights(self.backbone, path, ignore=("fc.",))
 
     def forward(self, clip: Tensor) -> Tensor:

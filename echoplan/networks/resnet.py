@@ -61,7 +61,7 @@ class ResNetBackbone(nn.Module):
             for layer in (self.layer2, self.layer3, self.layer4):
                 layer[0].conv1.stride, layer[0].conv2.stride = layer[0].conv2.stride, layer[0].conv1.stride
         if pretrained:
-            path = find_weights(name, path=None if pretrained is True else pretrained)
+            path = find_weights(name, path=pretrained)
             load_weights(self, path, ignore=("fc.",), adapt=partial(grey_first_convolution, input_range=input_range))
 
     def forward(self, frames: Tensor) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,10 @@ def pooling_steps(size: tuple[int, int]) -> list[tuple[int, int]]:
     Raises:
         EchoPlanError: an axis is not a multiple of the strides it gets, or too short for three stages.
     """
-    edges, steps = list(size), []
+    edges, steps = list(size), list[tuple[int, int]]()
     while max(edges) >= 2 * _SMALLEST_EDGE:
-        step = tuple(2 if edge >= 2 * _SMALLEST_EDGE else 1 for edge in edges)
+        tall, wide = (2 if edge >= 2 * _SMALLEST_EDGE else 1 for edge in edges)
+        step = tall, wide
         odd = [axis for axis in (0, 1) if edges[axis] % step[axis]]
         if odd:
             raise EchoPlanError(
@@ -138,8 +140,8 @@ class _Stage(nn.Sequential):
     """Two convolutions, each followed by instance normalisation and LeakyReLU; the first one has the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
-        convolution = nn.Conv2d if len(kernel) == 2 else _TimeConv3d
-        layers = []
+        convolution: type[Any] = nn.Conv2d if len(kernel) == 2 else _TimeConv3d
+        layers: list[nn.Module] = []
         for channels, step in ((in_channels, stride), (out_channels, (1,) * len(kernel))):
             layers += [
                 convolution(channels, out_channels, kernel, step, tuple(k // 2 for k in kernel), bias=False),
@@ -166,7 +168,8 @@ class _UNet(nn.Module):
         super().__init__()
         flat, depth = len(kernels[0]) == 2, len(kernels)
         features = [min(settings.base_features * 2**i, settings.max_features) for i in range(depth)]
-        pointwise, transposed = (nn.Conv2d, nn.ConvTranspose2d) if flat else (nn.Conv3d, nn.ConvTranspose3d)
+        pointwise: type[Any] = nn.Conv2d if flat else nn.Conv3d
+        transposed: type[Any] = nn.ConvTranspose2d if flat else nn.ConvTranspose3d
         before = [1, *features]
         self.encoder = nn.ModuleList(
             _Stage(before[i], features[i], kernels[i], strides[i - 1] if i else (1,) * len(kernels[0]))
@@ -191,8 +194,8 @@ class _UNet(nn.Module):
             levels.append(images)
         for i in reversed(range(len(self.decoder))):
             levels[i] = self.decoder[i](torch.cat([self.up[i](levels[i + 1]), levels[i]], dim=1))
-        heads = self.supervision_heads if self.training else []
-        return self.head(levels[0]), [head(level) for head, level in zip(heads, levels[1:], strict=False)]
+        supervised = zip(self.supervision_heads, levels[1:], strict=False) if self.training else ()
+        return self.head(levels[0]), [head(level) for head, level in supervised]
 
 
 def _initialise(module: nn.Module) -> None:

@@ -52,7 +52,7 @@ SOURCES: dict[str, WeightsSource] = _read_lock()
 def find_weights(
     name: str,
     *,
-    path: str | Path | None = None,
+    path: bool | str | Path | None = None,
     environment: Mapping[str, str] = os.environ,
     download: bool = True,
 ) -> Path:
@@ -66,14 +66,14 @@ def find_weights(
 
     Args:
         name: for instance "resnet18".
-        path: where the user says the weights are; then nowhere else is looked.
+        path: where the user says the weights are; then nowhere else is looked. True is nowhere in particular.
         environment: where ``ECHOPLAN_WEIGHTS`` is read.
         download: whether the network may be used.
 
     Raises:
         EchoPlanError: there is no such file, or it could not be downloaded intact.
     """
-    if path is not None:
+    if isinstance(path, str | Path):
         return _at(name, Path(path).expanduser())
     source = SOURCES.get(name)
     folder = environment.get("ECHOPLAN_WEIGHTS")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from echoplan.errors import EchoPlanError
@@ -97,7 +98,7 @@ class EntropyGuidedAttention(nn.Module):
             return attention(q, k, v / (column_sums(q, k, certainty) + _EPSILON)) * certainty
         if self.kind == "topk":
             return top_attention(q, k, v, keep=max(1, round(self.top_share * k.shape[1])))
-        if self.kind == "mask":
+        if self.keep is not None:
             chance = _promote(self.keep(tokens)).sigmoid()
             kept = chance + ((chance >= 0.5).to(chance.dtype) - chance).detach()
             return weighted_attention(q, k, v, kept.repeat_interleave(self.heads, dim=0))
@@ -129,7 +130,7 @@ class _RowEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
         queries, keys = _promote(q) * q.shape[-1] ** -0.5, _promote(k).transpose(1, 2).contiguous()
         entropy, normaliser = queries.new_empty(q.shape[:2]), queries.new_empty(q.shape[:2])
         for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
@@ -146,7 +147,7 @@ class _RowEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         q, k, entropy, normaliser = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         queries, keys, weight = _promote(q) * scale, _promote(k), -gradient.unsqueeze(2)
@@ -194,7 +195,10 @@ def column_sums(q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
     """sum_i w_i A_ij, A = softmax(q k^T / sqrt(d)): ``(B, N, d)``, ``(B, M, d)``, ``(B, N, 1)`` -> ``(B, M, 1)``."""
     return torch.cat(
         [
-            sum(_recomputed(_column_block, q[batch, rows], k[batch], weight[batch, rows]) for rows in blocks)
+            reduce(
+                torch.add,
+                (_recomputed(_column_block, q[batch, rows], k[batch], weight[batch, rows]) for rows in blocks),
+            )
             for batch, blocks in _blocks(q, k.shape[1])
         ]
     )

@@ -120,6 +120,7 @@ class Encoder(nn.Module):
 def _both_projections(features: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
     """second(first(features)) for two 1 x 1 convolutions."""
     weight = second.weight.flatten(1) @ first.weight.flatten(1)
+    assert first.bias is not None and second.bias is not None
     bias = second.weight.flatten(1) @ first.bias + second.bias
     return F.conv2d(features, weight[..., None, None], bias)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +68,30 @@ class E3SAM2(nn.Module):
         self.prompting = Prompting(self.size, automatic=settings.prompt)
         self.memory = Memory(self.size // 16)
         self.decoder = Decoder()
-        set_trainable(self, settings.learning_part)
+        self._let_learn(settings.learning_part)
         if pretrained:
             load_sam2_weights(self, settings.variant, pretrained)
+
+    def _let_learn(self, part: str) -> None:
+        """Let a part of `LEARNING_PARTS` learn, and nothing else."""
+        trunk = self.encoder.trunk
+        steps: dict[str, list[nn.Module | None]] = {
+            "adapters": [self.encoder.adapters, self.edges, self.prompting.locator],
+            "decoder": [self.decoder],
+            "memory": [self.memory],
+            "all_but_trunk": [self.encoder.neck, self.prompting],
+            "last_stage": [block.attn for block in trunk.blocks[trunk.stage_ends[-2] + 1 :]],
+            "all": [trunk],
+        }
+        self.requires_grad_(False)
+        for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
+            for module in steps[name]:
+                if module is not None:
+                    module.requires_grad_(True)
+        # Masks that are given are believed, and need no more than SAM2 learned of them.
+        self.prompting.shrink.requires_grad_(False)
+        if self.prompting.automatic != "mask":
+            self.prompting.encoder.mask_downscaling.requires_grad_(False)
 
     def forward(self, clip: Tensor, prompts: Prompts | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
@@ -91,7 +111,7 @@ class E3SAM2(nn.Module):
         """
         _check_size(clip.shape[-2:], self.size)
         if prompts is not None:
-            prompts.check(*clip.shape[:2], self.size)
+            prompts.check(len(clip), clip.shape[1], self.size)
         if self.training:
             return self._training_output(clip, prompts)
         of_clip = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
@@ -197,7 +217,7 @@ class E3SAM2(nn.Module):
         return [[answer[frame] for frame in range(length)] for answer in answers]
 
 
-def _check_size(size: tuple[int, int], built_for: int | None = None) -> None:
+def _check_size(size: Sequence[int], built_for: int | None = None) -> None:
     height, width = size
     if height != width or height % _STRIDE:
         raise EchoPlanError(
@@ -206,36 +226,3 @@ def _check_size(size: tuple[int, int], built_for: int | None = None) -> None:
         )
     if built_for is not None and height != built_for:
         raise EchoPlanError(f"this network was built for frames of {built_for} x {built_for}, not {height} x {width}")
-
-
-def _last_stage(network: Any) -> list[nn.Module]:
-    trunk = network.encoder.trunk
-    return [block.attn for block in trunk.blocks[trunk.stage_ends[-2] + 1 :]]
-
-
-_PARTS: dict[str, Callable[[Any], list[nn.Module | None]]] = {
-    "adapters": lambda network: [network.encoder.adapters, network.edges, network.prompting.locator],
-    "decoder": lambda network: [network.decoder],
-    "memory": lambda network: [network.memory],
-    "all_but_trunk": lambda network: [network.encoder.neck, network.prompting],
-    "last_stage": _last_stage,
-    "all": lambda network: [network.encoder.trunk],
-}
-
-
-def set_trainable(network: nn.Module, part: str) -> None:
-    """Let a named part of an `E3SAM2` learn, and nothing else.
-
-    Args:
-        network: changed in place.
-        part: of `LEARNING_PARTS`, see `SAM2Settings`.
-    """
-    network.requires_grad_(False)
-    for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
-        for module in _PARTS[name](network):
-            if module is not None:
-                module.requires_grad_(True)
-    # Masks that are given are believed, and need no more than SAM2 learned of them.
-    network.prompting.shrink.requires_grad_(False)
-    if network.prompting.automatic != "mask":
-        network.prompting.encoder.mask_downscaling.requires_grad_(False)

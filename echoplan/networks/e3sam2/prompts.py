@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -194,10 +195,10 @@ class Prompting(nn.Module):
         if prompts is None or prompts.kinds[0] not in GIVEN:
             return None
         frame, device = prompts.frames[0], self.encoder.no_mask_embed.weight.device
-        if prompts.kinds[0] == GIVEN_BOX:
+        if prompts.kinds[0] == GIVEN_BOX and prompts.boxes is not None:
             corners = prompts.boxes.to(device, torch.float32).view(2, 2)
             return StartPrompt(frame, corners, torch.tensor(_CORNERS, device=device))
-        if prompts.kinds[0] == GIVEN_MASK:
+        if prompts.kinds[0] == GIVEN_MASK and prompts.masks is not None:
             mask = prompts.masks.to(device, torch.bool)
             return StartPrompt(frame, *_no_point(device), dense=self.shrink(mask.float()), answer=mask)
         return StartPrompt(frame, prompts.points.to(device, torch.float32), torch.tensor([_POINT], device=device))
@@ -236,8 +237,8 @@ class Prompting(nn.Module):
         else:
             points = torch.stack([start.points for start in starts])
             labels = torch.stack([start.labels for start in starts])
-            if starts[0].dense is not None:
-                masks = torch.stack([start.dense for start in starts])
+            given = [start.dense for start in starts if start.dense is not None]
+            masks = torch.stack(given) if given else None
         return self.encoder(points=(points, labels), boxes=None, masks=masks)
 
     def positions(self) -> Tensor:
@@ -277,7 +278,7 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
     probability = _enlarged(coarse).sigmoid()  # (1, 1, H/4, W/4)
     side = probability.shape[-1]
     widths = [width for width in (1, 3, 7, 15, 31) if width <= side]
-    depth = sum(F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths)
+    depth = reduce(torch.add, (F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths))
     seed = F.one_hot(depth.flatten().argmax(), depth.numel()).view_as(depth).float()
     region = _region_around(seed, probability)
     across, down = (region.amax(dim=axis).flatten() for axis in (-2, -1))  # which columns and rows it takes

@@ -228,7 +228,7 @@ def load_sam2_weights(network: nn.Module, variant: str, pretrained: bool | str |
     Raises:
         EchoPlanError: there is no such file, or it holds something else.
     """
-    path = find_weights(f"sam2.1_hiera_{variant}", path=None if pretrained is True else pretrained)
+    path = find_weights(f"sam2.1_hiera_{variant}", path=pretrained)
     load_weights(network, path, adapt=_renamed, ignore=_UNUSED, new=_OURS)
 
 

@@ -210,7 +210,8 @@ class Tracker:
 
     def _begin(self, starts: Sequence[StartPrompt], visits: Sequence[Visit], features: FrameFeatures) -> list[Decoded]:
         """The start frames of clips with prompts of one group."""
-        prompt, believed = self.prompting.embed(starts), starts[0].answer is not None
+        prompt, answers = self.prompting.embed(starts), [start.answer for start in starts if start.answer is not None]
+        believed = bool(answers)
         decoded = self.decoder(
             # What SAM2 believes it reads with no mark of a frame without memories.
             features.top if believed else self.memory.without(features.top),
@@ -220,7 +221,7 @@ class Tracker:
             single=believed or (self.sure_boxes and starts[0].has_box),
         )
         if believed:
-            decoded = decoded.believing(torch.stack([start.answer for start in starts]))
+            decoded = decoded.believing(torch.stack(answers))
         self._remember(visits, features.top, decoded)
         return decoded.frames()
 

@@ -25,7 +25,8 @@ def semantic_tokens(features: Tensor, foreground: Tensor) -> Tensor:
     Returns:
         ``(N, 2, C)``.
     """
-    mask = F.adaptive_avg_pool2d(foreground.float(), features.shape[-2:])
+    height, width = features.shape[-2:]
+    mask = F.adaptive_avg_pool2d(foreground.float(), (height, width))
     return pool_anchors(torch.cat([mask, 1 - mask], dim=1), features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,7 @@ class EchoForge(nn.Module):
         *earlier, last = masks
         auxiliary = {"deep_supervision": earlier[::-1], "anchors": features.foreground}
         if self.reforging is not None:
-            auxiliary |= self._reforge(pixels, ends, clip.shape[-2:])
+            auxiliary |= _reforge(self.reforging, pixels, ends, clip.shape[-2:])
         return ClipOutput(_enlarge_clip(last, clip.shape[-2:]), auxiliary)
 
     def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
@@ -144,6 +144,7 @@ class EchoForge(nn.Module):
                 memory's.
         """
         if self.fusion is None:
+            assert self.decoder is not None
             return self.decoder(frame.coarse, frame.fine)
         # The first frame has no earlier one: the anchors' own map tells the structure from the background.
         known = memory.frames or [semantic_tokens(frame.coarse, frame.foreground.detach().sigmoid())]
@@ -179,20 +180,6 @@ class EchoForge(nn.Module):
         truth = (ends.of_clip(labels) == 1).flatten(0, 1).unsqueeze(1).float()
         return semantic_tokens(ends.of_clip(features.coarse).flatten(0, 1), truth).unflatten(0, (-1, 2))
 
-    def _reforge(self, pixels: Tensor, ends: LabelledEnds, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The labelled frames' masks, which learn from truth, and all frames' masks as targets without a gradient."""
-        labelled = ends.of_clip(pixels)
-        # Each from the other; a clip's only labelled frame from itself.
-        reforged = self.reforging(labelled.flip(1).flatten(0, 1), labelled.flatten(0, 1)).unflatten(0, (-1, 2))
-        with torch.no_grad():
-            sources = labelled.flatten(0, 1)
-            pseudo = [
-                self.reforging(sources, frame.repeat_interleave(2, dim=0)).float().sigmoid().unflatten(0, (-1, 2))
-                for frame in pixels.unbind(1)
-            ]
-            target = _enlarge_clip(torch.stack([both.mean(dim=1) for both in pseudo], dim=1), size)
-        return {"reforged": reforged, "reforged_frames": ends.index, "pseudo": target}
-
     def _initialise(self) -> None:
         """The paper's "Kaiming" strategy for everything but the backbone; residual branches start at zero."""
         for part in (self.pyramid.laterals, self.pyramid.smooth, self.anchor_maps, self.recalibration, self.fusion,
@@ -201,8 +188,9 @@ class EchoForge(nn.Module):
                 part.apply(_initialise)
         if self.fusion is not None:
             for head in self.fusion.kernels:  # the first masks shall be undecided rather than wrong
+                *_, last = head.parameters()
                 with torch.no_grad():
-                    head[-1].weight.mul_(0.1)
+                    last.mul_(0.1)
 
 
 class _FrameDecoder(nn.Module):
@@ -219,11 +207,26 @@ class _FrameDecoder(nn.Module):
         return [self.head(pixels)], pixels
 
 
+def _reforge(reforging: Reforging, pixels: Tensor, ends: LabelledEnds, size: Sequence[int]) -> dict[str, Tensor]:
+    """The labelled frames' masks, which learn from truth, and all frames' masks as targets without a gradient."""
+    labelled = ends.of_clip(pixels)
+    # Each from the other; a clip's only labelled frame from itself.
+    reforged = reforging(labelled.flip(1).flatten(0, 1), labelled.flatten(0, 1)).unflatten(0, (-1, 2))
+    with torch.no_grad():
+        sources = labelled.flatten(0, 1)
+        pseudo = [
+            reforging(sources, frame.repeat_interleave(2, dim=0)).float().sigmoid().unflatten(0, (-1, 2))
+            for frame in pixels.unbind(1)
+        ]
+        target = _enlarge_clip(torch.stack([both.mean(dim=1) for both in pseudo], dim=1), size)
+    return {"reforged": reforged, "reforged_frames": ends.index, "pseudo": target}
+
+
 def _frame(features: _Features, place: int) -> _Features:
     return _Features(features.coarse[:, place], features.fine[:, place], features.foreground[:, place])
 
 
-def _enlarge_clip(values: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarge_clip(values: Tensor, size: Sequence[int]) -> Tensor:
     return enlarge(values.flatten(0, 1), size).unflatten(0, values.shape[:2])
 
 
@@ -238,7 +241,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.out.weight)
 
 
-def _check_multiple(size: tuple[int, int]) -> None:
+def _check_multiple(size: Sequence[int]) -> None:
     if size[0] % _STRIDE or size[1] % _STRIDE:
         raise EchoPlanError(
             f"EchoForge takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",

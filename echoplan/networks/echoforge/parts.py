@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def conv_norm(in_channels: int, channels: int, *, kernel: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, channels))
 
 
-def enlarge(features: Tensor, size: tuple[int, int]) -> Tensor:
+def enlarge(features: Tensor, size: Sequence[int]) -> Tensor:
     """``(N, C, h, w)`` on a finer grid, bilinearly."""
     return F.interpolate(features, size=tuple(size), mode="bilinear")
 

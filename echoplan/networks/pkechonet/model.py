@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -84,7 +85,7 @@ class PKEchoNet(nn.Module):
         return coarse
 
 
-def _check_multiple(size: tuple[int, int]) -> None:
+def _check_multiple(size: Sequence[int]) -> None:
     if size[0] % _STRIDE or size[1] % _STRIDE:
         raise EchoPlanError(
             f"PKEcho-Net takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -211,5 +211,5 @@ def upsample_by_affinity(coarse: Tensor, affinity: Tensor) -> Tensor:
     """
     neighbours = F.unfold(coarse, 3, padding=1).view(*coarse.shape[:2], _NEIGHBOURS, 1, *coarse.shape[2:])
     # A sum term by term: one product over all nine would need nine times the memory of the result.
-    fine = sum(neighbours[:, :, i] * affinity[:, None, i] for i in range(_NEIGHBOURS))
+    fine = reduce(torch.add, (neighbours[:, :, i] * affinity[:, None, i] for i in range(_NEIGHBOURS)))
     return F.pixel_shuffle(fine.flatten(1, 2), round(affinity.shape[2] ** 0.5))

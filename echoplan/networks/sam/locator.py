@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ class Locator(nn.Module):
 
 
 @torch.no_grad()
-def found_boxes(logits: Tensor, *, size: tuple[int, int], margin: float) -> Tensor:
+def found_boxes(logits: Tensor, *, size: Sequence[int], margin: float) -> Tensor:
     """The box of what a locator found in every frame; the whole frame where it found nothing.
 
     Args:
@@ -73,7 +75,7 @@ def largest_region_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, fl
     return float(columns.start), float(rows.start), float(columns.stop - 1), float(rows.stop - 1)
 
 
-def rescale_boxes(boxes: Tensor, *, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def rescale_boxes(boxes: Tensor, *, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Boxes ``(..., 4)`` in pixel centres of an image of `old` (H, W), when it is resized to `new`."""
     ratio = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
     return (boxes + 0.5) * ratio - 0.5

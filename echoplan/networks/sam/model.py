@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ class SAM(nn.Module):
         EchoPlanError: a number of classes it cannot take, or weights that cannot be had.
     """
 
+    pixel_mean: Tensor
+    pixel_deviation: Tensor
+
     def __init__(
         self,
         settings: SAMSettings,
@@ -68,10 +71,31 @@ class SAM(nn.Module):
         self.locator = Locator()
         self.register_buffer("pixel_mean", torch.tensor(_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_deviation", torch.tensor(_DEVIATION).view(-1, 1, 1), persistent=False)
-        set_trainable(self, settings.learning_part)
+        self._let_learn(settings.learning_part)
         if pretrained:
-            path = find_weights(f"{settings.model}_{settings.encoder}", path=None if pretrained is True else pretrained)
+            path = find_weights(f"{settings.model}_{settings.encoder}", path=pretrained)
             load_weights(self, path, new=_OURS)
+
+    def _let_learn(self, part: str) -> None:
+        """Let a part of `LEARNING_PARTS` learn, the locator always, and nothing else.
+
+        What no box ever reaches stays as it is: the masks for ambiguous prompts, the predicted IoU, and the embeddings
+        of points and masks as prompts.
+        """
+        decoder, prompts = self.mask_decoder, self.prompt_encoder
+        steps = {"decoder": decoder, "all_but_prompt_encoder": self.image_encoder, "all": prompts}
+        self.requires_grad_(False)
+        self.locator.requires_grad_(True)
+        for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
+            steps[name].requires_grad_(True)
+        for unused in (
+            decoder.iou_prediction_head,
+            decoder.output_hypernetworks_mlps[1:],
+            prompts.point_embeddings[:2],
+            prompts.not_a_point_embed,
+            prompts.mask_downscaling,
+        ):
+            unused.requires_grad_(False)
 
     def forward(self, clip: Tensor, boxes: Tensor | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
@@ -125,7 +149,7 @@ class SAM(nn.Module):
             images = (resized - self.pixel_mean) / self.pixel_deviation
         return F.pad(images, (0, side - inner[1], 0, side - inner[0]))
 
-    def _enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _enlarged(self, size: Sequence[int]) -> tuple[int, int]:
         """(H, W) of frames of `size` when their longest side is the encoder's."""
         ratio = self.encoder_size / max(size)
         return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
@@ -144,31 +168,3 @@ def _unit_range(frames: Tensor) -> Tensor:
     least, greatest = torch.aminmax(frames.flatten(1), dim=1)
     shape = (-1, 1, 1, 1)
     return (frames - least.view(shape)) / (greatest - least).clamp_min(1e-8).view(shape)
-
-
-_PARTS = dict(zip(LEARNING_PARTS, ("mask_decoder", "image_encoder", "prompt_encoder"), strict=True))
-
-
-def set_trainable(network: Any, part: str) -> None:
-    """Let a named part of a `SAM` learn, the locator always, and nothing else.
-
-    What no box ever reaches stays as it is: the masks for ambiguous prompts, the predicted IoU, and the embeddings of
-    points and masks as prompts.
-
-    Args:
-        network: changed in place.
-        part: of `LEARNING_PARTS`, see `SAMSettings`.
-    """
-    network.requires_grad_(False)
-    network.locator.requires_grad_(True)
-    for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
-        getattr(network, _PARTS[name]).requires_grad_(True)
-    decoder, prompts = network.mask_decoder, network.prompt_encoder
-    for unused in (
-        decoder.iou_prediction_head,
-        decoder.output_hypernetworks_mlps[1:],
-        prompts.point_embeddings[:2],
-        prompts.not_a_point_embed,
-        prompts.mask_downscaling,
-    ):
-        unused.requires_grad_(False)
