@@ -19,6 +19,16 @@ class ClipOutput:
         auxiliary: what only the loss needs, by name. Used by the networks here: ``"deep_supervision"``, a list of
             ``(B, T, K, h, w)`` at ever lower resolution; ``"stages"``, a list of ``(B, T, K, H, W)``, the earliest
             stage first and without the last, which `logits` holds.
+
+    Example:
+        >>> import torch
+        >>> from echoplan.networks import build_network
+        >>> network = build_network("unet", size=(32, 32), base_features=4).train()
+        >>> output = network(torch.zeros(1, 2, 1, 32, 32))
+        >>> output.logits.shape
+        torch.Size([1, 2, 1, 32, 32])
+        >>> [logits.shape[-1] for logits in output.auxiliary["deep_supervision"]]
+        [16]
     """
 
     logits: Tensor
