@@ -27,7 +27,7 @@ from torchvision.models.segmentation import DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from echoplan.errors import Terminated
-from echoplan.networks import deeplabv3, resnet
+from echoplan.networks import resnet
 from echoplan.networks.e3sam2 import sam2_parts
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.data import Batch
@@ -77,7 +77,7 @@ def slim_networks(tiny_sam: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, block in (("resnet18", BasicBlock), ("resnet34", BasicBlock), ("resnet50", Bottleneck)):
         monkeypatch.setattr(torchvision.models, name, lambda block=block, **_: SlimResNet(block))
         monkeypatch.setitem(resnet._CHANNELS, name, tuple(width * block.expansion for width in SLIM))
-    monkeypatch.setattr(deeplabv3, "deeplabv3_resnet50", slim_deeplab)
+    monkeypatch.setattr(torchvision.models.segmentation, "deeplabv3_resnet50", slim_deeplab)
     for name in ("tiny", "small"):
         monkeypatch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
 
