@@ -32,7 +32,6 @@ from .postprocessing import (
     apply_postprocessing,
     determine_postprocessing,
     read_postprocessing,
-    write_postprocessing,
 )
 
 logger = logging.getLogger(__name__)
@@ -296,7 +295,7 @@ def _postprocess_best(
     sources = {case: (best.files(crossval, case), crossval.reference(case)) for case in crossval.cases}
     postprocessing = determine_postprocessing(load_labelled, sources, structures, processes=processes)
     home = _home(crossval, best)
-    write_postprocessing(home / layout.POSTPROCESSING_FILE, postprocessing)
+    write_json(home / layout.POSTPROCESSING_FILE, postprocessing)
     model = ModelFolder.read(best.models[0])
     store = ClipStore(crossval.preprocessed / model.plan.store)
     masks = home / layout.CROSS_VALIDATION

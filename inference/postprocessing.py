@@ -13,7 +13,7 @@ from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 from scipy.ndimage import binary_fill_holes
 
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_json
+from echoplan.files import read_json
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import run_cases
 
@@ -248,11 +248,6 @@ def determine_postprocessing(
         "rounds": rounds,
     }
     return {"steps": chosen, "evidence": evidence}
-
-
-def write_postprocessing(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a postprocessing.json as `determine_postprocessing` returns it."""
-    write_json(path, dict(content))
 
 
 def _mean_dice(

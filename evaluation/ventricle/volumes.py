@@ -46,7 +46,8 @@ def lv_volume_single_plane(mask: ArrayLike, spacing_mm: Sequence[float], discs: 
         >>> round(volume, -1), round(2 / 3 * np.pi * 90 * 25 * 25 / 1000, -1)
         (120.0, 120.0)
     """
-    return single_plane_volume(find_landmarks(mask, spacing_mm), discs)
+    view = find_landmarks(mask, spacing_mm)
+    return biplane_volume(view, view, discs)
 
 
 def lv_volume_biplane(
@@ -130,13 +131,8 @@ def ejection_fraction(edv: float, esv: float) -> float:
     return 100.0 * (edv - esv) / edv
 
 
-def single_plane_volume(view: Landmarks, discs: int = DISCS) -> float:
-    """Volume in mL from the landmarks of one view (in 1000 px^3 if they are in pixels)."""
-    return biplane_volume(view, view, discs)
-
-
 def biplane_volume(a2c: Landmarks, a4c: Landmarks, discs: int = DISCS) -> float:
-    """Volume in mL from the landmarks of two views."""
+    """Volume in mL from the landmarks of two views, or of one given twice (in 1000 px^3 if they are in pixels)."""
     return _stacked(a2c, a4c, max(a2c.length, a4c.length), discs)
 
 

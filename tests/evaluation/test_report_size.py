@@ -141,8 +141,8 @@ def test_a_page_says_what_of_a_clip_is_not_shown(worst, tmp_path):
     rows = [replace(row, note="word " * 300) for row in measure_patients([found])]
     write_report(tmp_path / "a.html", rows=rows, measurements=[found], films=[film])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    beats = len(measured.phases.beats)
+    beats = len(found.phases.beats)
     assert f"{MARKED_BEATS} of {beats} beats are marked" in page
-    assert re.search(rf"\({len(measured.beats)} beats, [\d.−]+ to [\d.−]+ %\)", page)
+    assert re.search(rf"\({len(found.beats)} beats, [\d.−]+ to [\d.−]+ %\)", page)
     assert "in so many pieces that outlines show the largest" in page
     assert page.count("word word") and "word… (shortened)" in page

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
 from echoplan.inference.postprocessing import (
     STEP_NAMES,
     LabelledPrediction,
@@ -18,7 +19,6 @@ from echoplan.inference.postprocessing import (
     mean_structure_dice,
     read_postprocessing,
     temporal_smoothing,
-    write_postprocessing,
 )
 
 LV = {"background": 0, "LV": 1}
@@ -136,7 +136,7 @@ def test_only_steps_that_help_are_chosen():
 def test_nothing_is_chosen_where_nothing_helps(tmp_path):
     chosen = determine_postprocessing(load_case, {"a": (square(), square())}, LV)
     assert chosen["steps"] == [] and chosen["evidence"]["mean_dice_before"] == 1.0
-    write_postprocessing(tmp_path / "postprocessing.json", chosen)
+    write_json(tmp_path / "postprocessing.json", chosen)
     assert read_postprocessing(tmp_path / "postprocessing.json") == ()
 
 
