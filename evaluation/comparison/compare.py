@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,8 +17,18 @@ from echoplan.files import plain
 from ..agreement import agreement
 from .method_results import MethodResults, check_same_frames
 from .paired import compare_with_baseline
-from .scores import EF_ERROR, FIGURES, MEASURES, PHASES, figures, mean_over_frames, patient_means, sd_over_frames
-from .subgroups import AGREEMENT, case_groups, patient_qualities, subgroup_agreement
+from .scores import (
+    EF_ERROR,
+    FIGURES,
+    MEASURES,
+    PHASES,
+    figures,
+    mean_over_frames,
+    patient_means,
+    records,
+    sd_over_frames,
+)
+from .subgroups import AGREEMENT, MeasuredPatient, case_groups, patient_qualities, subgroup_agreement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,15 +77,15 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As comparison.json holds it: rows without what their group does not have, intervals as [low, high]."""
         segmentation = [
-            {name: row[name] for name in row if not np.isnan(row.get(_MEAN_OF.get(name), 0))}
-            for row in self.segmentation.to_dict("records")
+            {name: row[name] for name in row if not np.isnan(row.get(_MEAN_OF.get(name, ""), 0))}
+            for row in records(self.segmentation)
         ]
         ejection = [
             _with_intervals(row) if row["by"] == ALL_PATIENTS else {name: row[name] for name in (*_GROUP, *AGREEMENT)}
-            for row in self.ejection.to_dict("records")
+            for row in records(self.ejection)
         ]
         per_patient: dict[str, dict[str, dict[str, float]]] = {}
-        for (patient, method), row in zip(self.per_patient.index, self.per_patient.to_dict("records"), strict=True):
+        for (patient, method), row in zip(self.per_patient.index, records(self.per_patient), strict=True):
             known = {name: row[name] for name in FIGURES if not np.isnan(row.get(name, np.nan))}
             if not np.isnan(row.get("reference_ef_percent", np.nan)):
                 known |= {name: row[name] for name in _EF_VALUES}
@@ -84,7 +94,7 @@ class Comparison:
             **vars(self),
             "segmentation": segmentation,
             "ejection": ejection,
-            "tests": [_with_intervals(row) for row in self.tests.to_dict("records")],
+            "tests": [_with_intervals(row) for row in records(self.tests)],
             "per_patient": per_patient,
             "versions": {"echoplan": __version__},
         }
@@ -124,6 +134,19 @@ def compare_methods(
 
     Raises:
         EchoPlanError: fewer than two methods, one name twice, no such baseline, or the frames judged differ.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.evaluation import MethodResults, compare_methods
+        >>> from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
+        >>> def method(name, dice):
+        ...     figures = {"dice": dice, "iou": dice / (2 - dice), "hd95": 3.0, "assd": 1.0, "predicted_pixels": 9,
+        ...                "reference_pixels": 9}
+        ...     case = {"distance_unit": "mm", "ed_frame": 0, "es_frame": None, "frames": [{"frame": 0, "LV": figures}]}
+        ...     return MethodResults(name, Path(), frame_scores({"a": case}), read_ef_table(Path()))
+        >>> comparison = compare_methods([method("unet", 0.8), method("sam", 0.9)], structure="LV")
+        >>> [(row.measure, round(row.mean_difference, 2)) for row in comparison.tests.itertuples()][:2]
+        [('dice', 0.1), ('iou', 0.15)]
     """
     import pandas as pd
 
@@ -137,7 +160,7 @@ def compare_methods(
     ef, ef_notes = _comparable_ef(_ef_tables(methods, known.values()), names)
     order = pd.MultiIndex.from_product([dict.fromkeys(patients.values()), names], names=["patient", "method"])
     per_patient = _per_patient(scores, ef).reindex(order)
-    means = {(name,): per_patient[name].unstack("method", sort=False) for name in _TESTED if name in per_patient}
+    means = [((name,), per_patient[name].unstack("method", sort=False)) for name in _TESTED if name in per_patient]
     segmentation = _segmentation(scores, names, case_groups(known.values(), patients))
     return Comparison(
         structure=structure,
@@ -212,7 +235,7 @@ def _comparable_ef(ef: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame
     if lacking:
         return nothing, [f"No EF is compared: {', '.join(lacking)} has no EF table (ef.csv, ef_report.csv)."]
     tables = ef.groupby("name", sort=False)
-    rules = {name: sorted(set(table["volume_rule"].replace("", "?"))) for name, table in tables}
+    rules = {str(name): sorted(set(table["volume_rule"].replace("", "?"))) for name, table in tables}
     if len(set().union(*rules.values())) > 1:
         each = ", ".join(f"{name}: {' and '.join(own)}" for name, own in rules.items())
         return nothing, [f"No EF is compared: the rules for volumes differ ({each})."]
@@ -240,14 +263,15 @@ def _ejection(ef: pd.DataFrame, image_quality: Mapping[str, str], bootstrap: int
 
     rows = []
     for name, table in ef.groupby("name", sort=False):
-        found = agreement(table["ef_percent"], table["reference_ef_percent"], bootstrap=bootstrap, seed=seed)
+        found = agreement(*(table[key].to_list() for key in _EF_VALUES[:2]), bootstrap=bootstrap, seed=seed)
         ends = {
             f"{statistic}_95_{end}": bound
             for statistic, bounds in found.pop("intervals_95").items()
             for end, bound in zip(("low", "high"), bounds or (np.nan, np.nan), strict=True)
         }
         rows.append({"by": ALL_PATIENTS, "group": "", "method": name, **found, **ends})
-        groups = subgroup_agreement(table.itertuples(index=False), image_quality=image_quality)
+        patients = cast("Iterable[MeasuredPatient]", table.itertuples(index=False))
+        groups = subgroup_agreement(patients, image_quality=image_quality)
         rows += [{"method": name, **group} for group in groups]
     whole = pd.DataFrame(rows, columns=None if rows else [*_GROUP, *AGREEMENT])
     return whole.iloc[whole.groupby(_GROUP[:2], sort=False).ngroup().argsort(kind="stable")]

@@ -97,5 +97,5 @@ def _tests(frames: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
     methods = frames["method"].unique()
     means = patient_means(frames, ["method"]).set_index(["patient", "method"]).groupby(["phase", "metric"])["value"]
     tables = {key: values.unstack("method").reindex(columns=methods) for key, values in means}
-    families = {key: tables[key] for key in product(PHASES, MEASURES) if key in tables}
+    families = [(key, tables[key]) for key in product(PHASES, MEASURES) if key in tables]
     return compare_with_baseline(families, ["phase", "measure"], methods[0], bootstrap=bootstrap, seed=seed)

@@ -96,7 +96,7 @@ def learning_curves(scores: pd.DataFrame, structure: str, *, bootstrap: int = 20
         for size in order:
             points.append(about | _point(rows[rows["size"] == size], own[own["size"] == size], bootstrap, seed))
         dice = own[own["measure"] == DICE]
-        largest[Line(*line)] = dice[dice["size"] == order[-1]].groupby("patient", sort=False)["value"].agg(fmean)
+        largest[Line._make(line)] = dice[dice["size"] == order[-1]].groupby("patient", sort=False)["value"].agg(fmean)
         trend = _trend(dice, order, bootstrap, seed)
         if trend:
             trends.append(about | trend)
@@ -127,9 +127,9 @@ def _cells(scores: pd.DataFrame) -> pd.DataFrame:
     cells = judged.nunique().to_frame("validated_patients")
     for phase, rows in scores.groupby("phase"):
         found = figures(rows, TRAINING, FIGURES, mean=mean_over_frames, sd=sd_over_frames)
-        found = found[["frames", *(name for name in found if name.endswith("_mean"))]].astype({"frames": "Int64"})
-        found.columns = [f"{name.removesuffix('_mean')}_{_SHORT[phase]}" for name in found]
-        cells = cells.join(found)
+        means = {f"{name}_mean": name for name in FIGURES if f"{name}_mean" in found}
+        found = found[["frames", *means]].astype({"frames": "Int64"}).rename(columns=means)
+        cells = cells.join(found.add_suffix(f"_{_SHORT[str(phase)]}"))
     errors = scores[scores["metric"] == EF_ERROR].groupby(TRAINING)["value"]
     cells[EF_ERROR] = errors.agg(fmean)
     cells["ef_patients"] = errors.size().reindex(cells.index, fill_value=0)
@@ -154,7 +154,7 @@ def _point(rows: pd.DataFrame, means: pd.DataFrame, bootstrap: int, seed: int) -
     for name, middle, low, high in zip(
         measures, *mean_with_interval(matrix, bootstrap=bootstrap, seed=seed), strict=True
     ):
-        sd = _seed_sd(means[means["measure"] == name], trainings["seed"].unique())
+        sd = _seed_sd(means[means["measure"] == name], list(trainings["seed"].unique()))
         point |= {name: middle, f"{name}_95_low": low, f"{name}_95_high": high, f"{name}_seed_sd": sd}
     return point
 
@@ -189,7 +189,7 @@ def mean_with_interval(
     return middle.tolist(), ends[0].tolist(), ends[1].tolist()
 
 
-def _seed_sd(means: pd.DataFrame, seeds: Sequence[int]) -> float:
+def _seed_sd(means: pd.DataFrame, seeds: list[int]) -> float:
     """SD over seeds of the mean over those patients whom every seed validated; NaN of a single seed."""
     by_seed = means.groupby(["patient", "seed"])["value"].last().unstack("seed").reindex(columns=seeds).dropna()
     return exact_sd(by_seed.agg(fmean)) if len(by_seed) else np.nan
@@ -248,6 +248,6 @@ def _contrasts(largest: dict[Line, pd.Series[float]], bootstrap: int, seed: int)
 
     lines = {line.in_words(largest): line for line in largest}
     values = pd.DataFrame({name: largest[line] for name, line in lines.items()}).sort_index()
-    tests = compare_with_baseline({(): values}, [], values.columns[0], bootstrap=bootstrap, seed=seed)
+    tests = compare_with_baseline([((), values)], [], values.columns[0], bootstrap=bootstrap, seed=seed)
     about = pd.DataFrame([lines[name] for name in tests["method"]], columns=CURVE)
     return about.join(tests.drop(columns="method"))

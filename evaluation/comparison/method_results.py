@@ -62,6 +62,19 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
     Raises:
         EchoPlanError: a trainer is not trained or names several models, fewer than two methods are there, or they have
             no fold in common.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.evaluation import read_crossvalidation
+        >>> from echoplan.files import write_json
+        >>> for trainer in ("UNetTrainer", "PKEchoNetTrainer"):
+        ...     model = Path(f"{trainer}__EchoPlans__frame")
+        ...     write_json(model / "plans.json", {})
+        ...     write_json(model / "fold_0" / "validation" / "summary.json",
+        ...                {"labels": {"LV": 1}, "per_case": {}, "missing": [], "failures": {}})
+        >>> methods, notes = read_crossvalidation(Path.cwd())
+        >>> [(method.name, method.folds) for method in methods]
+        [('PKEchoNetTrainer', (0,)), ('UNetTrainer', (0,))]
     """
     import pandas as pd
 
@@ -119,6 +132,20 @@ def read_predictions(
 
     Raises:
         EchoPlanError: a folder is missing, or there is nothing to evaluate.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from echoplan.evaluation import read_predictions
+        >>> from echoplan.imageio import Clip, write_mask
+        >>> mask = np.zeros((1, 32, 32), dtype=np.uint8)
+        >>> mask[0, 8:24, 8:24] = 1
+        >>> for name in ("truth", "unet"):
+        ...     Path(name).mkdir()
+        ...     write_mask(Path(name, "a.nii.gz"), mask, like=Clip(mask, (0.5, 0.5), None))
+        >>> (method,) = read_predictions({"unet": Path("unet")}, Path("truth"), labels={"LV": 1})
+        >>> method.cases, len(method.ef)
+        (['a'], 0)
     """
     structures = {name: value for name, value in labels.items() if value != 0}
     phases = {case.case: (case.ed_frame, case.es_frame) for case in cases}
@@ -172,11 +199,11 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
 
 def _find_models(results: Path, trainers: Sequence[str] | None) -> dict[Path, str]:
     """Model folder -> the method's name: the trainer's, or the folder's where a trainer occurs twice."""
-    there = sorted(path.parent for path in results.glob("*__*__*/plans.json"))
+    there = layout.model_folders(results)
     if trainers is None:
         chosen = [model for model in there if _validated_folds(model)]
     else:
-        untrained = sorted(path.parent for path in results.glob("zero_shot/*/zero_shot.json"))
+        untrained = sorted(path.parent for path in results.glob(f"*/*/{layout.ZERO_SHOT_FILE}"))
         chosen = list(dict.fromkeys(_find_model(results, [*there, *untrained], name) for name in trainers))
     if len(chosen) < 2:
         names = ", ".join(model.name for model in there) or "none"
@@ -213,12 +240,7 @@ def _trainer(model: Path) -> str:
 
 def _validated_folds(model: Path) -> dict[int, Path]:
     """Fold -> its validation folder, where a finished validation lies."""
-    found = {}
-    for file in model.glob(f"fold_*/validation/{layout.SUMMARY_FILE}"):
-        number = file.parent.parent.name.removeprefix("fold_")
-        if number.isdecimal():
-            found[int(number)] = file.parent
-    return found
+    return {fold: file.parent for fold, file in layout.folds_with(model, f"{layout.VALIDATION}/{layout.SUMMARY_FILE}")}
 
 
 def _current_summary(folder: Path, references: Path, structures: Mapping[str, int]) -> dict[str, Any] | None:

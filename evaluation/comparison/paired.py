@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,7 @@ def paired_test(
         ValueError: the lengths differ, or there is no patient.
 
     Example:
+        >>> from echoplan.evaluation import paired_test
         >>> found = paired_test([0.90, 0.92, 0.95, 0.91], [0.88, 0.91, 0.90, 0.91])
         >>> found.n, round(found.mean_difference, 3), found.rank_biserial, found.p_signed_rank
         (4, 0.02, 1.0, 0.25)
@@ -94,6 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     With the m values in ascending order, the i-th (from 0) becomes the largest of (m - j) p_j over j <= i, at most 1.
 
     Example:
+        >>> from echoplan.evaluation import holm
         >>> holm([0.01, 0.04])
         [0.02, 0.04]
     """
@@ -106,7 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_with_baseline(
-    families: Mapping[tuple[str, ...], pd.DataFrame],
+    families: Iterable[tuple[tuple[str, ...], pd.DataFrame]],
     names: Sequence[str],
     baseline: str,
     *,
@@ -116,8 +118,8 @@ def compare_with_baseline(
     """The `paired_test` of each method against a baseline, and `p_signed_rank_holm` over the methods of a family.
 
     Args:
-        families: what is compared, such as phase and measure -> a row a patient, a column a method; NaN where a method
-            has no value. A method that has no patient in common with the baseline is left out.
+        families: what is compared, such as phase and measure, with its table: a row a patient, a column a method, NaN
+            where a method has no value. A method that has no patient in common with the baseline is left out.
         names: of the columns that say what is compared.
         baseline: a method.
         bootstrap, seed: of the intervals.
@@ -125,7 +127,7 @@ def compare_with_baseline(
     import pandas as pd
 
     rows = []
-    for family, values in families.items():
+    for family, values in families:
         tests = {}
         for method in values.columns.drop(baseline):
             pairs = values[[method, baseline]].dropna()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -110,9 +110,8 @@ def ef_scores(table: pd.DataFrame) -> pd.DataFrame:
         table: of `read_ef_table`.
     """
     errors = (table["ef_percent"] - table["reference_ef_percent"]).abs()
-    content = {"structure": "", "case": "", "patient": table["patient"], "phase": "all", "frame": -1,
-               "metric": EF_ERROR, "value": errors}  # fmt: skip
-    return table.assign(**content)[list(COLUMNS)].dropna(subset="value")
+    scores = table[["patient"]].assign(structure="", case="", phase="all", frame=-1, metric=EF_ERROR, value=errors)
+    return scores[list(COLUMNS)].dropna(subset="value")
 
 
 def figures(
@@ -158,6 +157,11 @@ def sd_over_frames(values: pd.Series[float]) -> float:
 def exact_sd(values: pd.Series[float]) -> float:
     """SD with n - 1 of exact sums, as `fmean`; NaN of a single value."""
     return stdev(values) if len(values) > 1 else np.nan
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows by column."""
+    return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
 def read_summary(file: Path) -> dict[str, Any]:

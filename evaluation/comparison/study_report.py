@@ -16,7 +16,7 @@ from echoplan.files import write_text
 
 from .cross_dataset import CrossDataset
 from .learning_curves import CURVE, DICE, LearningCurves, Line
-from .scores import EF_ERROR, FIGURES, MEASURES, OVERLAPS
+from .scores import EF_ERROR, FIGURES, MEASURES, OVERLAPS, records
 from .tables import (
     MISSING,
     PHASE_WORDS,
@@ -121,7 +121,7 @@ def cross_tables(cross: CrossDataset) -> list[Table]:
 def trend_statements(curves: LearningCurves) -> list[str]:
     """A sentence a line that has a trend."""
     statements = []
-    for row in _named(curves.trends, curves).to_dict("records"):
+    for row in records(_named(curves.trends, curves)):
         word = row["trend"] if row["trend"] in ("rises", "falls") else "has no clear trend"
         slope, bounds = (column.text(row) for column in (_SLOPE, _SLOPE_INTERVAL))
         interval = "no interval" if bounds == MISSING else f"95 % interval {bounds}"

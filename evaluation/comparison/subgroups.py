@@ -56,6 +56,7 @@ def ef_class(ef_percent: float | None) -> str:
     """The class of an EF: `EF_CLASSES` names them with their bounds, the upper one outside; "" where it is unknown.
 
     Example:
+        >>> from echoplan.evaluation import ef_class
         >>> ef_class(40.0), ef_class(None)
         ('40 to 49 %', '')
     """
@@ -80,7 +81,7 @@ def subgroup_agreement(
         one row a subgroup; statistics are of the differences predicted minus reference, in EF points.
 
     Example:
-        >>> from echoplan.evaluation.ejection import PatientRow
+        >>> from echoplan.evaluation import PatientRow, subgroup_agreement
         >>> rows = [PatientRow("a", ef_percent=35.0, reference_ef_percent=33.0)]
         >>> [(row["group"], row["n"], row["bias"]) for row in subgroup_agreement(rows)]
         [('< 40 %', 1, 2.0)]
@@ -121,6 +122,8 @@ def subgroup_metrics(
         structures: the labels to summarise.
 
     Example:
+        >>> from echoplan.dataset import Case
+        >>> from echoplan.evaluation import subgroup_metrics
         >>> frame = {"frame": 0, "LV": {"dice": 0.9, "iou": 0.8, "hd95": 2.0, "assd": 1.0, "predicted_pixels": 9,
         ...                             "reference_pixels": 9}}
         >>> judged = {"distance_unit": "mm", "ed_frame": 0, "es_frame": None, "frames": [frame]}

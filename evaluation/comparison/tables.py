@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from echoplan.files import write_json, write_text
 
 from .compare import ALL_PATIENTS, FRAMES, Comparison
-from .scores import EF_ERROR, MEASURES, OVERLAPS, write_parts
+from .scores import EF_ERROR, MEASURES, OVERLAPS, records, write_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +41,6 @@ def p_text(value: float, digits: int = 3) -> str:
     """A p-value; below what the digits can show, that it is below."""
     least = 10.0**-digits
     return f"< {least:.{digits}f}" if value < least else f"{value:.{digits}f}"
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -81,20 +77,19 @@ class Column:
         return f"{value or MISSING}{f' ± {spread}' if value and spread else ''}{f' ({span})' if value and span else ''}"
 
     def _shown(self, value: float | None) -> str:
-        return "" if _missing(value) else self.form(self.scale * value, self.digits)
+        return "" if value is None or math.isnan(value) else self.form(self.scale * value, self.digits)
 
     def marks(self, values: Sequence[float]) -> list[str]:
         """ "best" and "second" by what is shown, so that values shown alike are marked alike."""
         if not self.better:
             return [""] * len(values)
         worse = _WORSE[self.better]
-        shown = [None if _missing(value) else worse(round(self.scale * value, self.digits)) for value in values]
-        order = sorted({value for value in shown if value is not None})
+        shown = [worse(round(self.scale * value, self.digits)) for value in values]
+        order = sorted({value for value in shown if not math.isnan(value)})
         if len(order) < 2:
             return [""] * len(values)
         second = order[1] if len(values) > 2 and shown.count(order[0]) == 1 else None
-        return ["" if value is None else "best" if value == order[0] else "second" if value == second else ""
-                for value in shown]  # fmt: skip
+        return ["best" if value == order[0] else "second" if value == second else "" for value in shown]
 
 
 class WordColumn(Column):
@@ -186,11 +181,11 @@ def make_table(
     marks = pd.DataFrame("", rows.index, cells.columns)
     for column in columns:
         heading = f"{column.heading} {column.better}".strip()
-        cells[heading] = [column.text(row) for row in rows.to_dict("records")]
+        cells[heading] = [column.text(row) for row in records(rows)]
         marks[heading] = ""
         if column.better:
             for index in block.groupby(block).groups.values():
-                marks.loc[index, heading] = column.marks(rows.loc[index, column.key].to_list())
+                marks.loc[index, heading] = column.marks(rows.loc[index, column.key].astype(float).to_list())
     return Table(title, len(words), cells, marks, block)
 
 
@@ -278,6 +273,20 @@ def write_comparison(folder: str | Path, comparison: Comparison) -> None:
 
     The CSV has a row a group and method, told apart by `table` (segmentation, ejection_fraction, paired_test); cells
     that a table does not have are empty. Dice and IoU are shares of 1 in CSV and JSON.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.evaluation import MethodResults, compare_methods, write_comparison
+        >>> from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
+        >>> def method(name, dice):
+        ...     figures = {"dice": dice, "iou": dice / (2 - dice), "hd95": 3.0, "assd": 1.0, "predicted_pixels": 9,
+        ...                "reference_pixels": 9}
+        ...     case = {"distance_unit": "mm", "ed_frame": 0, "es_frame": None, "frames": [{"frame": 0, "LV": figures}]}
+        ...     return MethodResults(name, Path(), frame_scores({"a": case}), read_ef_table(Path()))
+        >>> comparison = compare_methods([method("unet", 0.8), method("sam", 0.9)], structure="LV")
+        >>> write_comparison("comparison", comparison)
+        >>> sorted(path.name for path in Path("comparison").iterdir())
+        ['comparison.csv', 'comparison.json', 'comparison.md', 'comparison.tex']
     """
     folder = Path(folder)
     write_text(folder / "comparison.md", to_markdown(comparison))

@@ -47,7 +47,7 @@ def read_results(study: Study, others: Sequence[OtherDataset] = ()) -> tuple[pd.
         for fold in validated_folds(model):
             folder = model / layout.fold_folder(fold)
             train = read_json(folder / layout.DEBUG_FILE)["train"]
-            training = {
+            training: dict[str, str | int] = {
                 "method": cell.method, "frames": cell.frames, "augmentation": cell.augmentation, "size": cell.size,
                 "patients": len({study.patients[case] for case in train}), "clips": len(train),
                 "fold": fold, "seed": cell.seed,
