@@ -19,7 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what JPEG and every video grabber 
 
 
 def stack_frames(pictures: Iterable[np.ndarray], expected: int, path: Path) -> np.ndarray:
-    """(T, H, W) of pictures (H, W) of one type as they come, in memory once where `expected` is their number.
+    """(T, H, W) of pictures (H, W) as they come, in memory once where `expected` is their number.
 
     Raises:
         ValueError: there are none, or they have several sizes.
@@ -38,6 +38,8 @@ def stack_frames(pictures: Iterable[np.ndarray], expected: int, path: Path) -> n
             check_size(path, (count + 1, *picture.shape), picture.itemsize)
         if picture.shape != stack.shape[1:]:
             raise ValueError("frames of several sizes")
+        if picture.dtype != stack.dtype:  # 8-bit pictures among 16-bit ones
+            stack = stack.astype(np.result_type(stack, picture), copy=False)
         stack[count] = picture
         count += 1
     if not count:

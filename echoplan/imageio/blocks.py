@@ -16,7 +16,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio.bounds import damaged, open_regular
 
 DEFLATE_AT_BEST = 1032  # bytes out of one byte in
-GZIP, EITHER = 31, 47  # zlib's `wbits`: gzip alone, or zlib and gzip
+RAW, GZIP, EITHER = -15, 31, 47  # zlib's `wbits`: bare, gzip alone, zlib or gzip
 _BYTES_IN, _BYTES_OUT = 2**18, 2**22
 _BYTES_BEHIND = 2**24  # that may follow the pixels inside a compressed stream
 

@@ -17,19 +17,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pydicom
-from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.dataelem import RawDataElement
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.arrays import stack_frames, to_clip_dtype, to_grey, usable_spacing, usable_time
+from echoplan.imageio import dicom_pixels
+from echoplan.imageio.arrays import stack_frames, to_clip_dtype, usable_spacing, usable_time
+from echoplan.imageio.bounds import MAX_CLIP_BYTES, check_size, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo, Crop
+from echoplan.imageio.dicom_stream import MeteredHeader, unpacked
 
 logger = logging.getLogger(__name__)
 
 _CENTIMETRES = 3  # PhysicalUnitsXDirection
 _FORMAT_2D, _TISSUE = 1, 1  # RegionSpatialFormat, RegionDataType
 _SMALLEST_SIDE = 8  # a box of fewer pixels was never filled in
+_MOST_REGIONS, _REGION_BYTES = 500, 1000  # a region takes about 300 bytes
 _OVERHANG = 2  # pixels; some makers write the box's far corner as one past the last pixel
 _TAGS = [
     "SOPClassUID", "SequenceOfUltrasoundRegions", "PixelSpacing",
@@ -63,7 +66,8 @@ def matches(path: Path, head: bytes) -> bool:
     if head[:2] not in (b"\x08\x00", b"\x00\x08", b"\x02\x00"):  # the first group of a file without a preamble
         return False
     try:
-        return bool(_parse(path, ["SOPClassUID"]).get("SOPClassUID"))
+        with _saying_nothing_of(path):
+            return bool(_parse(path, ["SOPClassUID"]).get("SOPClassUID"))
     except EchoPlanError:
         return False
 
@@ -78,57 +82,64 @@ def read(path: Path) -> Clip:
         EchoPlanError: there are no pixels, they cannot be decoded, or the file is truncated.
     """
     header = _parse(path, _TAGS)
-    if not header.get("PixelData"):
-        raise EchoPlanError(
-            "the DICOM file holds no pixels, or is cut short",
-            file=path,
-            remedy="copy it again; export the clip itself, not a report",
-        )
-    info = _interpret(header, path)
-    rows, columns = header.Rows, header.Columns
-    first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
-    try:
-        with quiet():
-            region = (slice(first_row, end_row), slice(first_column, end_column))
-            frames = stack_frames(
-                (_grey(pixels[region], header) for pixels in iter_pixels(header)), info.shape[0], path
+    with _saying_nothing_of(path):
+        if not header.get("PixelData"):
+            raise EchoPlanError(
+                "the DICOM file holds no pixels, or is cut short",
+                file=path,
+                remedy="copy it again; export the clip itself, not a report",
             )
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise what they like
-        raise EchoPlanError(
-            f"the pixels cannot be decoded ({type(error).__name__}: {error})",
-            file=path,
-            remedy="check that the file is whole; for JPEG 2000 install pylibjpeg-openjpeg",
-        ) from error
-    if len(frames) < info.shape[0]:
-        raise EchoPlanError(
-            f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames", file=path, remedy="export it again"
-        )
-    return Clip(to_clip_dtype(frames, path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
+        info = _interpret(header, path)
+        rows, columns = info.crop.file_shape if info.crop else info.shape[1:]
+        first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
+        pictures = dicom_pixels.frames(header, info.shape[0], path)
+        region = (slice(first_row, end_row), slice(first_column, end_column))
+        frames = stack_frames((picture[region] for picture in pictures), info.shape[0], path)
+        if len(frames) < info.shape[0]:
+            raise EchoPlanError(
+                f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames",
+                file=path,
+                remedy="export it again",
+            )
+        return Clip(to_clip_dtype(frames, path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
 
 
 def probe(path: Path) -> ClipInfo:
-    """Shape (after the crop to the region), spacing and frame time from the header alone."""
-    return _interpret(_parse(path, [tag for tag in _TAGS if tag != "PixelData"]), path)
+    """Shape (after the crop to the region), spacing and frame time from the header alone.
+
+    Raises:
+        EchoPlanError: it is no image, or one that nothing decodes.
+    """
+    header = _parse(path, [tag for tag in _TAGS if tag != "PixelData"])
+    info = _interpret(header, path)
+    with _saying_nothing_of(path):
+        dicom_pixels.check_syntax(header, path)
+    return info
 
 
 def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
     """The named elements, and nothing else."""
+    whole = "PixelData" in tags
+    with _saying_nothing_of(path), open_regular(path) as file:
+        stream = MeteredHeader(unpacked(file, MAX_CLIP_BYTES if whole else 0))
+        header = pydicom.dcmread(stream, force=True, specific_tags=tags, stop_before_pixels=not whole)
+        if "TransferSyntaxUID" not in header.file_meta:  # a file without a preamble
+            implicit, little = header.original_encoding
+            explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+            header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+        return header
+
+
+@contextmanager
+def _saying_nothing_of(path: Path) -> Iterator[None]:
+    """What a library says of a header would quote it: names and dates stand in the wrong places, too."""
     try:
         with quiet():
-            header = pydicom.dcmread(path, force=True, specific_tags=tags, stop_before_pixels="PixelData" not in tags)
-    except MemoryError:
+            yield
+    except (EchoPlanError, MemoryError):
         raise
-    except Exception as error:  # pydicom raises what the damage happens to provoke
-        raise EchoPlanError(
-            f"the DICOM file cannot be parsed ({type(error).__name__})", file=path, remedy="export it again"
-        ) from error
-    if "TransferSyntaxUID" not in header.file_meta:  # a file without a preamble
-        implicit, little = header.original_encoding
-        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
-    return header
+    except Exception:  # pydicom raises what the damage happens to provoke
+        raise EchoPlanError("the DICOM file cannot be understood", file=path, remedy="export it again") from None
 
 
 @contextmanager
@@ -147,34 +158,23 @@ def quiet() -> Iterator[None]:
             library.setLevel(level)
 
 
-def _grey(pixels: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
-    """(H, W) of one decoded frame; iter_pixels has already turned YBR into RGB."""
-    photometric = header.PhotometricInterpretation
-    if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, header)
-        if pixels.dtype.itemsize > 1:  # tables of 16 bits hold 8 bits of colour, most in the upper byte
-            pixels = (pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8)
-    if pixels.ndim == 3:
-        return to_grey(pixels)
-    if photometric == "MONOCHROME1":
-        largest = (1 << int(header.BitsStored)) - 1
-        return (-1 - pixels) if int(header.get("PixelRepresentation") or 0) else (largest - pixels).astype(pixels.dtype)
-    return pixels
-
-
 def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
     """What the header says of the clip, cropped to its region."""
     try:
         with quiet():
             rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
-            spacing, region = _pixel_spacing(header), _main_region(header)
+            spacing, region = _pixel_spacing(header), _main_region(header, path)
             time = _frame_time_ms(header) if frames > 1 else None
-    except (AttributeError, TypeError, ValueError) as error:
+            value = int(header.get("SamplesPerPixel") or 1) * int(header.get("BitsAllocated") or 8) / 8
+    except EchoPlanError:
+        raise
+    except Exception:  # what it says would quote the header
         raise EchoPlanError(
             "the DICOM file holds no image, or numbers in its header are none",
             file=path,
             remedy="export the clip itself, not a report",
-        ) from error
+        ) from None
+    check_size(path, (frames, rows, columns), value)
     box = (0, rows, 0, columns)
     if region is not None and _reaches_beyond(region, rows, columns):
         logger.warning(
@@ -194,9 +194,16 @@ def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
     return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time, crop)
 
 
-def _main_region(header: pydicom.Dataset) -> _Region | None:
+def _main_region(header: pydicom.Dataset, path: Path) -> _Region | None:
     """The 2D region in cm that shows tissue and is the largest; None where there is none with a box."""
-    regions = [_region(item) for item in header.get("SequenceOfUltrasoundRegions") or []]
+    raw = header.get_item("SequenceOfUltrasoundRegions")
+    unparsed = len(raw.value or b"") if isinstance(raw, RawDataElement) else 0
+    items = [] if unparsed > _MOST_REGIONS * _REGION_BYTES else header.get("SequenceOfUltrasoundRegions") or []
+    if len(items) > _MOST_REGIONS or unparsed > _MOST_REGIONS * _REGION_BYTES:
+        raise EchoPlanError(
+            f"the header names more than {_MOST_REGIONS} ultrasound regions", file=path, remedy="export it again"
+        )
+    regions = [_region(item) for item in items]
     usable = [region for region in regions if region is not None]
     return max(usable, key=lambda region: (region.tissue, region.area), default=None)
 

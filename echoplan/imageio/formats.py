@@ -53,9 +53,16 @@ FORMATS = (
     Format("AVI", (".avi",), video.is_avi, video.read, video.probe, write=video.write_avi),
     Format("MP4", (".mp4", ".m4v", ".mov"), video.is_mp4, video.read, video.probe,
            write=video.write_mp4, lossless=False),
-    Format("PNG", (".png",), pictures.matches, pictures.read, pictures.probe, pictures.read_labels, pictures.write_png),
+    Format("PNG", (".png",), pictures.is_kind("PNG", "JPEG"), pictures.read, pictures.probe,
+           pictures.read_labels, pictures.write_png),
     Format("PNG folder", ("",), pictures.is_folder, pictures.read, pictures.probe, pictures.read_labels,
            pictures.write_folder, one_file=False),
+    Format("TIFF", (".tif", ".tiff"), pictures.is_kind("TIFF"), pictures.read, pictures.probe, pictures.read_labels),
+    Format("BMP", (".bmp",), pictures.is_kind("BMP"), pictures.read, pictures.probe, pictures.read_labels),
+    Format("GIF", (".gif",), pictures.is_kind("GIF"), pictures.read, pictures.probe),
+    Format("Matroska", (".mkv", ".webm"), video.is_matroska, video.read, video.probe),
+    Format("Windows Media", (".wmv", ".asf"), video.is_windows_media, video.read, video.probe),
+    Format("MPEG", (".mpg", ".mpeg"), video.is_mpeg, video.read, video.probe),
 )  # fmt: skip
 
 

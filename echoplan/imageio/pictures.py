@@ -1,10 +1,20 @@
-"""PNG and JPEG: a picture is a frame, a folder of them is a clip in the natural order of its names (2 before 10)."""
+"""PNG, JPEG, BMP, TIFF and GIF.
+
+A PNG, JPEG or BMP is a frame, and a folder of them a clip, in the natural order of the names (2 before 10). A TIFF or
+GIF is a clip of its own: its pages are the frames. Pictures are turned upright as their EXIF orientation says.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import re
 import shutil
 import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +22,25 @@ from PIL import Image
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix
-from echoplan.imageio.arrays import to_clip_dtype, to_grey, to_labels
+from echoplan.imageio.arrays import stack_frames, to_clip_dtype, to_grey, to_labels
+from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
 
-ENDINGS = (".png", ".jpg", ".jpeg")
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")  # of pictures that are a clip's frames
+_MANY_PAGES = ("TIFF", "GIF")
+_KINDS = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "BMP": (b"BM",),
+          "TIFF": (b"II*\0", b"MM\0*"), "GIF": (b"GIF87a", b"GIF89a")}  # fmt: skip
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+            6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
+_SIDEWAYS = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 for all others
 
 
-def matches(path: Path, head: bytes) -> bool:
-    """Whether the content is PNG or JPEG."""
-    return head.startswith((_PNG, _JPEG))
+def is_kind(*kinds: str) -> Callable[[Path, bytes], bool]:
+    """A function of (path, first bytes): whether the content is one of PNG, JPEG, BMP, TIFF and GIF."""
+    return lambda path, head: _kind(head) in kinds
 
 
 def is_folder(path: Path, head: bytes) -> bool:
@@ -51,7 +70,10 @@ def probe(path: Path) -> ClipInfo:
     """Shape from the names in the folder and the first picture's header."""
     pictures = _pictures(path)
     with _opened(pictures[0]) as picture:
-        return ClipInfo((len(pictures), picture.height, picture.width))
+        pages = getattr(picture, "n_frames", 1) if picture.format in _MANY_PAGES else 1
+        sideways = picture.format != "TIFF" and _orientation(picture) in _SIDEWAYS
+        rows, columns = (picture.width, picture.height) if sideways else (picture.height, picture.width)
+        return ClipInfo((len(pictures) * pages, rows, columns))
 
 
 def write_png(path: Path, clip: Clip) -> None:
@@ -103,36 +125,91 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in parts]
 
 
-def _stack(path: Path, convert) -> np.ndarray:
-    frames: list[np.ndarray] = []
-    for file in _pictures(path):
+def _kind(head: bytes) -> str | None:
+    return next((kind for kind, marks in _KINDS.items() if head.startswith(marks)), None)
+
+
+def _stack(path: Path, convert: Callable[[Image.Image, Path], np.ndarray]) -> np.ndarray:
+    files = _pictures(path)
+    return stack_frames(_frames(files, convert), len(files), path)
+
+
+def _frames(files: list[Path], convert: Callable[[Image.Image, Path], np.ndarray]) -> Iterator[np.ndarray]:
+    first: tuple[int, ...] | None = None
+    for file in files:
         with _opened(file) as picture:
-            try:
+            for page in itertools.count() if picture.format in _MANY_PAGES else (0,):
+                try:
+                    picture.seek(page)
+                except EOFError:
+                    break
                 frame = convert(picture, file)
-            except (OSError, SyntaxError) as error:
-                raise _damaged(file) from error
-        if frames and frame.shape != frames[0].shape:
-            raise EchoPlanError(
-                f"this picture is {frame.shape}, those before it {frames[0].shape} (rows, columns)",
-                file=file,
-                remedy="a folder is one clip: all its pictures must have one size",
-            )
-        frames.append(frame)
-    return np.stack(frames)
+                first = first or frame.shape
+                if frame.shape != first:
+                    raise EchoPlanError(
+                        f"this picture is {frame.shape}, those before it {first} (rows, columns)",
+                        file=file,
+                        remedy="a clip's pictures must all have one size",
+                    )
+                yield frame
 
 
-def _opened(file: Path) -> Image.Image:
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """The picture, its header read, its size and checksums checked; what goes wrong with it names the file."""
+    with open_regular(file) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is told here: sizes, and damage in places that do not matter
+        try:
+            kind = _kind(stream.read(8))
+            if kind is None:
+                raise damaged(file, "picture")
+            if kind == "PNG":
+                _check_png(stream, file)
+            stream.seek(0)
+            with Image.open(stream, formats=(kind,)) as picture:
+                check_size(file, (1, picture.height, picture.width), _BYTES_PER_PIXEL.get(picture.mode, 4))
+                yield picture
+        except (EchoPlanError, MemoryError):
+            raise
+        except Image.DecompressionBombError:
+            check_size(file, (1, 2**16, 2**16))
+        except Exception as error:  # PIL raises what the damage happens to provoke
+            raise damaged(file, "picture") from error
+
+
+def _check_png(stream: io.BufferedReader, file: Path) -> None:
+    """Check the CRC of every chunk: PIL does not look at those of the pixels."""
+    name = b""
+    while name != b"IEND":
+        head = stream.read(8)
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        checksum = zlib.crc32(name)
+        while length and (piece := stream.read(min(length, 2**20))):
+            checksum, length = zlib.crc32(piece, checksum), length - len(piece)
+        if len(head) < 8 or length or stream.read(4) != checksum.to_bytes(4, "big"):
+            raise damaged(file, "picture")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """How the picture is held, by its EXIF header (1: upright)."""
     try:
-        return Image.open(file)
-    except (OSError, SyntaxError) as error:
-        raise _damaged(file) from error
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF header damages no pixel
+        return 1
 
 
-def _damaged(file: Path) -> EchoPlanError:
-    return EchoPlanError("the picture is truncated or damaged", file=file, remedy="copy or export it again")
+def _upright(picture: Image.Image, file: Path) -> Image.Image:
+    orientation = _orientation(picture)
+    if picture.format != "TIFF":
+        turn = _UPRIGHT.get(orientation)
+        return picture if turn is None else picture.transpose(turn)
+    if orientation in _SIDEWAYS:  # PIL turns all others itself, and some of these wrongly
+        raise EchoPlanError("this TIFF lies on its side", file=file, remedy="save it upright, without an orientation")
+    return picture
 
 
 def _grey(picture: Image.Image, file: Path) -> np.ndarray:
+    picture = _upright(picture, file)
     if picture.mode == "LA":
         picture = picture.getchannel("L")
     elif picture.mode == "1":
@@ -143,11 +220,11 @@ def _grey(picture: Image.Image, file: Path) -> np.ndarray:
 
 
 def _label_values(picture: Image.Image, file: Path) -> np.ndarray:
-    if picture.format == "JPEG":
+    if picture.format in ("JPEG", "MPO") or picture.info.get("compression") == "jpeg":
         raise EchoPlanError("a JPEG cannot hold labels: its values are not exact", file=file, remedy="save it as PNG")
-    values = np.array(picture)
+    mode, values = picture.mode, np.array(_upright(picture, file))
     if values.ndim == 3:
-        colours = values[..., :1] if picture.mode == "LA" else values[..., :3]
+        colours = values[..., :1] if mode == "LA" else values[..., :3]
         if not (colours == colours[..., :1]).all():
             raise EchoPlanError(
                 "a coloured picture is no mask", file=file, remedy="save the label values 0, 1, 2, ... as a grey PNG"

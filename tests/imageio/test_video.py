@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -112,3 +114,133 @@ def test_frames_are_all_there_whatever_number_the_header_tells(told):
     for broken in ([], [pictures[0], pictures[1, :3]]):
         with pytest.raises(ValueError, match="frames"):
             stack_frames(broken, told, Path("a"))
+
+
+@pytest.mark.parametrize(
+    "folder", ["http:", "tcp:", "data:,", "concat:a|b", "file:x", "crypto:", "subfile,,start,0,end,9,,:"]
+)
+def test_names_that_look_like_protocols_are_names(tmp_path, smooth, folder, monkeypatch):
+    """FFmpeg made a connection to `http:/127.0.0.1:9/x.avi`."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(folder) / "127.0.0.1:9" / "x.avi"
+    write_clip(path, smooth)
+    assert np.array_equal(read_clip(path).frames, smooth.frames) and probe_clip(str(path)).shape == smooth.frames.shape
+
+
+def test_a_playlist_is_no_video(tmp_path, smooth):
+    write_clip(tmp_path / "a.avi", smooth)
+    (tmp_path / "b.mp4").write_bytes(b"ffconcat version 1.0\nfile a.avi\n")
+    with pytest.raises(EchoPlanError, match="known format"):
+        read_clip(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize("name", [b"M\xfcller.avi", "Müller 🫀.mp4".encode()])
+def test_names_of_any_bytes(tmp_path, smooth, name):
+    path = tmp_path / os.fsdecode(name)
+    write_clip(path, smooth)
+    assert len(read_clip(path)) == probe_clip(path).shape[0] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.wmv", "wmv2"), ("a.mpg", "mpeg2video"), ("a.mpeg", "mpeg1video"), ("a.mkv", "libx264"), ("a.webm", "libvpx"),
+     ("a.avi", "mpeg4"), ("a.mov", "libx264")],
+)  # fmt: skip
+def test_what_ffmpeg_reads_is_read(tmp_path, smooth, name, codec):
+    path = encoded(tmp_path / name, smooth.frames, codec, "yuv420p", rate=25)
+    clip = read_clip(path)
+    assert np.abs(clip.frames.astype(float) - smooth.frames).mean() < 6
+    assert probe_clip(path).shape == clip.frames.shape and clip.frame_time_ms == probe_clip(path).frame_time_ms == 40
+
+
+def test_fewer_frames_than_the_container_tells(tmp_path, smooth):
+    """A flipped bit in a chunk's name hides a frame: eleven would be measured as if they were all."""
+    path = encoded(tmp_path / "a.avi", smooth.frames, "mjpeg", "yuvj420p")
+    content = bytearray(path.read_bytes())
+    places = [place for place in range(len(content)) if content[place : place + 4] == b"00dc"]
+    content[places[5]] ^= 1
+    content[places[5 + 12]] ^= 1  # and in the index
+    path.write_bytes(content)
+    with pytest.raises(EchoPlanError, match="container tells 12 frames, 11 can be read") as error:
+        read_clip(path)
+    assert "ffmpeg -i" in error.value.remedy
+
+
+def test_frames_that_the_recorder_dropped_are_no_damage(tmp_path, smooth):
+    """The index of an AVI lists them without content; its count has them all the same."""
+    path = encoded(tmp_path / "a.avi", smooth.frames, "mjpeg", "yuvj420p")
+    content = bytearray(path.read_bytes())
+    places = [place for place in range(len(content)) if content[place : place + 4] == b"00dc"]
+    size = int.from_bytes(content[places[5] + 4 : places[5] + 8], "little")
+    content[places[5] + 4 : places[5] + 16] = bytes(4) + b"JUNK" + (size + size % 2 - 8).to_bytes(4, "little")
+    content[places[5 + 12] + 12 : places[5 + 12] + 16] = bytes(4)
+    path.write_bytes(content)
+    assert len(read_clip(path)) == 11
+
+
+def test_frames_that_an_edit_list_leaves_out_are_no_damage(tmp_path, smooth):
+    """As phones and players trim a video: the frames stay in the file, and count."""
+    source = encoded(tmp_path / "a.mp4", smooth.frames, "libx264", "yuv420p")
+    with av.open(str(source)) as whole, av.open(str(tmp_path / "b.mp4"), "w") as trimmed:
+        stream = whole.streams.video[0]
+        copy = trimmed.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= int(3 / (50 * stream.time_base))
+                packet.dts -= int(3 / (50 * stream.time_base))
+                packet.stream = copy
+                trimmed.mux(packet)
+    assert len(read_clip(tmp_path / "b.mp4")) == probe_clip(tmp_path / "b.mp4").shape[0] == 9
+
+
+def test_every_flipped_bit_of_an_ffv1_frame_is_noticed(tmp_path, clip):
+    write_clip(tmp_path / "a.avi", clip)
+    content = (tmp_path / "a.avi").read_bytes()
+    first, last = content.index(b"movi") + 12, content.index(b"idx1")
+    for place in range(first, last, 97):
+        flipped = bytearray(content)
+        flipped[place] ^= 4
+        (tmp_path / "a.avi").write_bytes(flipped)
+        try:
+            frames = read_clip(tmp_path / "a.avi").frames
+        except EchoPlanError:
+            continue
+        assert np.array_equal(frames, clip.frames)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [{}, {"hflip": True}, {"vflip": True}])
+def test_the_display_matrix_is_honoured(tmp_path, turn, mirror):
+    picture = np.zeros((48, 64), np.uint8)
+    picture[:10, :30], picture[:10, :10] = 200, 90  # looks different however it is held
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": "1"})
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV writes no display matrix")
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.set_display_rotation(turn, **mirror)
+        for frame in [picture] * 3:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+        container.mux(stream.encode())
+    upright = np.rot90(picture, turn // 90)  # anticlockwise, and then mirrored
+    upright = upright[:, ::-1] if "hflip" in mirror else upright[::-1] if "vflip" in mirror else upright
+    clip = read_clip(tmp_path / "a.mp4")
+    assert clip.frames.shape == probe_clip(tmp_path / "a.mp4").shape == (3, *upright.shape)
+    assert np.abs(clip.frames[0].astype(float) - upright).mean() < 1
+
+
+def test_boxes_without_end(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + b"\0\0\0\x08free" * 2_000_000)
+    start = time.monotonic()
+    with pytest.raises(EchoPlanError, match="truncated or damaged"):
+        read_clip(tmp_path / "a.mp4")
+    assert time.monotonic() - start < 5
+
+
+def test_metadata_of_any_bytes(tmp_path, smooth):
+    path = encoded(tmp_path / "a.avi", smooth.frames, "mjpeg", "yuvj420p")
+    content = path.read_bytes()
+    assert b"ISFT" in content
+    place = content.index(b"ISFT") + 8
+    path.write_bytes(content[:place] + b"\xfc\xff" + content[place + 2 :])
+    assert len(read_clip(path)) == 12
