@@ -17,12 +17,16 @@ from echoplan.device import choose_device
 from echoplan.paths import Folders
 
 _LIBRARIES = (
-    "torch", "torchvision", "batchgenerators", "acvl-utils", "numpy", "scipy",
+    "torch", "torchvision", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
     "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
-    "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "blosc2", "av", "sam2", "segment-anything",
+    "pylibjpeg-openjpeg", "pyjpegls", "blosc2", "av", "sam2", "segment-anything",
 )  # fmt: skip
 # Library: (extra, what needs it)
-_OPTIONAL = {"highdicom": ("dicom", "echoplan_predict --dicom"), "ray": ("ray", "--engine ray")}
+_OPTIONAL = {
+    "highdicom": ("dicom", "echoplan_predict --dicom"),
+    "ray": ("ray", "--engine ray"),
+    "pylibjpeg-libjpeg": ("gpl", "lossless JPEG of 16 bits in DICOM"),
+}
 _LOW_DISK_GB = 10
 
 

@@ -309,7 +309,7 @@ DISTRIBUTIONS = {
 # Required, though no file imports it: what loads it, and for what.
 PLUGINS = {
     "pylibjpeg": "pydicom finds it by itself, to decode compressed frames",
-    "pylibjpeg-libjpeg": "pylibjpeg finds it by itself, for JPEG",
+    "pyjpegls": "pydicom finds it by itself, for JPEG-LS",
     "pylibjpeg-openjpeg": "pylibjpeg finds it by itself, for JPEG 2000",
 }
 

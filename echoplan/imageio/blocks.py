@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,3 +158,26 @@ def check_end(stream: Stream, path: Path, what: str) -> None:
                 )
     except (EOFError, zlib.error) as error:
         raise damaged(path, what) from error
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file of that plain name in the folder of `path`.
+
+    Raises:
+        EchoPlanError: the name is a path, a list or a pattern, or there is no such file.
+    """
+    plain = name not in ("", ".", "..", "LIST") and not name.startswith("LIST ") and name.isprintable()
+    if not plain or re.search(r"[/\\%:]", name) or len(name) > 255:
+        raise EchoPlanError(
+            "the header's data file is no plain file name: lists, patterns and other folders are not followed",
+            file=path,
+            remedy="put all pixels into one file beside the header, or save it as .mha",
+        )
+    data = path.parent / name
+    if not data.is_file():
+        raise EchoPlanError(
+            f"the header's data file {name} is missing",
+            file=path,
+            remedy=f"put {name} beside it; the header's file holds no pixels itself",
+        )
+    return data

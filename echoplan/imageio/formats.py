@@ -11,7 +11,7 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, naming_full_disk
-from echoplan.imageio import dicom, metaimage, nifti, pictures, video
+from echoplan.imageio import dicom, metaimage, nifti, nrrd, pictures, video
 from echoplan.imageio.arrays import usable_spacing
 from echoplan.imageio.bounds import naming_file, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
@@ -57,6 +57,7 @@ FORMATS = (
            pictures.read_labels, pictures.write_png),
     Format("PNG folder", ("",), pictures.is_folder, pictures.read, pictures.probe, pictures.read_labels,
            pictures.write_folder, one_file=False),
+    Format("NRRD", (".nrrd",), nrrd.matches, nrrd.read, nrrd.probe, nrrd.read_labels, nrrd.write),
     Format("TIFF", (".tif", ".tiff"), pictures.is_kind("TIFF"), pictures.read, pictures.probe, pictures.read_labels),
     Format("BMP", (".bmp",), pictures.is_kind("BMP"), pictures.read, pictures.probe, pictures.read_labels),
     Format("GIF", (".gif",), pictures.is_kind("GIF"), pictures.read, pictures.probe),

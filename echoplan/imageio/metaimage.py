@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from echoplan.errors import EchoPlanError
+from echoplan.imageio import itk_writer
 from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels, usable_time
-from echoplan.imageio.blocks import Block
+from echoplan.imageio.blocks import Block, beside
 from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
+from echoplan.imageio.itk_writer import FRAME_TIME_KEY, NO_SPACING_KEY
 
-_FRAME_TIME_KEY = "FrameTimeMs"
-_NO_SPACING_KEY = "SpacingUnknown"
 _FIRST_LINE = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID)\s*=", re.IGNORECASE)
 _LAST_LINE = re.compile(rb"^ElementDataFile\s*=[^\n]*\n?", re.MULTILINE)
 _HEADER_LIMIT = 65536
@@ -35,7 +34,6 @@ _DTYPES = {
     "MET_ULONG": "u4", "MET_LONG": "i4", "MET_ULONG_LONG": "u8", "MET_LONG_LONG": "i8",
     "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
-_COMPRESSION = 3  # of 9, as for NIfTI
 
 
 @dataclass(frozen=True)
@@ -95,33 +93,7 @@ def probe(path: Path) -> ClipInfo:
 
 def write(path: Path, clip: Clip) -> None:
     """Write the clip as one compressed .mha file; the third spacing is the frame time in ms where it is known."""
-    frames = clip.frames.astype(clip.frames.dtype.newbyteorder("<"), copy=False)
-    kind = next(name for name, code in _DTYPES.items() if np.dtype(code) == frames.dtype.newbyteorder("="))
-    engine = zlib.compressobj(_COMPRESSION)
-    pieces = [engine.compress(np.ascontiguousarray(frame).data) for frame in frames]
-    pieces.append(engine.flush())
-    row, column = clip.spacing_mm or (1.0, 1.0)
-    lines = {
-        "ObjectType": "Image",
-        "NDims": 3,
-        "BinaryData": True,
-        "BinaryDataByteOrderMSB": False,
-        "CompressedData": True,
-        "CompressedDataSize": sum(map(len, pieces)),
-        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-        "Offset": "0 0 0",
-        "CenterOfRotation": "0 0 0",
-        "AnatomicalOrientation": "RAI",
-        "ElementSpacing": f"{float(column)!r} {float(row)!r} {float(clip.frame_time_ms or 1.0)!r}",
-        "DimSize": "{2} {1} {0}".format(*frames.shape),
-        **({_FRAME_TIME_KEY: repr(float(clip.frame_time_ms))} if clip.frame_time_ms else {}),
-        **({_NO_SPACING_KEY: True} if clip.spacing_mm is None else {}),
-        "ElementType": kind,
-        "ElementDataFile": "LOCAL",
-    }
-    with open(path, "wb") as stream:
-        stream.write("".join(f"{key} = {value}\n" for key, value in lines.items()).encode())
-        stream.writelines(pieces)
+    itk_writer.write(path, clip, read)
 
 
 def _read_header(path: Path) -> _Header:
@@ -143,10 +115,10 @@ def _read_header(path: Path) -> _Header:
     check_size(path, (math.prod(size[2:]), size[1], size[0]), channels * dtype.itemsize)
     shape = (*size[::-1], channels)
     data = _data(path, fields, shape, dtype, last.end())
-    words = "" if _NO_SPACING_KEY in fields else fields.get("ElementSpacing") or fields.get("ElementSize") or ""
+    words = "" if NO_SPACING_KEY in fields else fields.get("ElementSpacing") or fields.get("ElementSize") or ""
     try:
         spacing = [float(value) for value in words.split()]
-        time = usable_time(float(fields.get(_FRAME_TIME_KEY, "nan")))
+        time = usable_time(float(fields.get(FRAME_TIME_KEY, "nan")))
     except ValueError:
         raise _not_understood(path, "ElementSpacing") from None
     if words and len(spacing) < 2:
@@ -194,29 +166,6 @@ def _data(path: Path, fields: dict[str, str], shape: tuple[int, ...], dtype: np.
             remedy="copy or download it again",
         )
     return Block(file, start, shape, dtype, compressed, length or None)
-
-
-def beside(path: Path, name: str) -> Path:
-    """The file of that plain name in the folder of `path`.
-
-    Raises:
-        EchoPlanError: the name is a path, a list or a pattern, or there is no such file.
-    """
-    plain = name not in ("", ".", "..", "LIST") and not name.startswith("LIST ") and name.isprintable()
-    if not plain or re.search(r"[/\\%:]", name) or len(name) > 255:
-        raise EchoPlanError(
-            "the header's data file is no plain file name: lists, patterns and other folders are not followed",
-            file=path,
-            remedy="put all pixels into one file beside the header, or save it as .mha",
-        )
-    data = path.parent / name
-    if not data.is_file():
-        raise EchoPlanError(
-            f"the header's data file {name} is missing",
-            file=path,
-            remedy=f"put {name} beside it; the header's file holds no pixels itself",
-        )
-    return data
 
 
 def _number(fields: dict[str, str], key: str, default: int, path: Path) -> int:

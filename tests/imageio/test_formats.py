@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import FORMATS, ending, find_format, read_clip, read_mask, write_clip
+from echoplan.imageio import FORMATS, ending, find_format, formats, probe_clip, read_clip, read_mask, write_clip
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,43 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, clip, monkeypatch):
     with pytest.raises(EchoPlanError):
         write_clip(tmp_path / "a.avi", type(clip)(clip.frames.astype(np.float32)))
     assert (tmp_path / "a.avi").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("use", [read_clip, read_mask, probe_clip, find_format])
+def test_names_that_are_none(tmp_path, use):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "lost").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "closed").write_bytes(b"x")
+    for name, said in [("a\0b.nii", "NUL"), ("x" * 300, "too long"), ("loop", "symbolic link that leads to itself"),
+                       ("lost", "no such file"), ("pipe", "device or a pipe"),
+                       ("closed/a.nii", "no such|Not a directory"), (os.fsdecode(b"M\xfcller.nii"), "no such file")]:  # fmt: skip
+        with pytest.raises(EchoPlanError, match=said) as error:
+            use(tmp_path / name)
+        assert error.value.file
+    with pytest.raises(EchoPlanError, match="a folder, a device"):
+        use("/dev/zero")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd", ".avi", ".mp4", ""])
+@pytest.mark.parametrize("name", [b"M\xfcller", "Müller ❤".encode()])
+def test_names_of_any_bytes(tmp_path, clip, name, suffix):
+    """SimpleITK ends the process on a name that is no text."""
+    path = tmp_path / os.fsdecode(name + suffix.encode())
+    write_clip(path, clip)
+    assert read_clip(path).frames.shape == probe_clip(path).shape == clip.frames.shape
+
+
+def test_what_a_library_raises_becomes_an_error_that_names_the_file(tmp_path, clip, monkeypatch):
+    write_clip(tmp_path / "a.nii", clip)
+    for raised in (RecursionError("Doe"), OverflowError("Doe"), MemoryError(), OSError("Doe"), IndexError("Doe")):
+
+        def fail(path, raised=raised):
+            raise raised
+
+        broken = tuple(replace(row, read=fail, probe=fail, read_labels=fail) for row in FORMATS)
+        monkeypatch.setattr(formats, "FORMATS", broken)
+        for use in (read_clip, probe_clip, read_mask):
+            with pytest.raises(EchoPlanError) as error:
+                use(tmp_path / "a.nii")
+            assert error.value.file == str(tmp_path / "a.nii") and "Doe" not in str(error.value)

@@ -6,6 +6,7 @@ import errno
 import gzip
 import resource
 import struct
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -318,3 +319,48 @@ def test_more_frames_than_nifti_holds(tmp_path):
     with pytest.raises(EchoPlanError, match="at most 32767") as caught:
         write_clip(tmp_path / "a.nii.gz", Clip(np.zeros((32768, 2, 2), np.uint8)))
     assert "shorter" in caught.value.remedy and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("offset", [0.0, -1.0, 1e9, float("nan"), float("inf")])
+def test_pixels_where_none_can_be(tmp_path, clip, offset):
+    write_clip(tmp_path / "a.nii", clip)
+    with pytest.raises(EchoPlanError, match="puts the pixels where none can be"):
+        read_clip(patched(tmp_path / "a.nii", 108, "<f", offset))
+
+
+def test_more_than_a_clip_may_take(tmp_path, clip):
+    write_clip(tmp_path / "a.nii", clip)
+    with pytest.raises(EchoPlanError, match=r"take 12\.9 GB of memory; a clip may take 8 GB"):
+        read_clip(patched(tmp_path / "a.nii", 40, "<8h", 3, 1024, 768, 16384, 1, 1, 1, 1))
+    with pytest.raises(EchoPlanError, match="pixels a frame"):
+        read_clip(patched(tmp_path / "a.nii", 40, "<8h", 3, 32767, 32767, 1, 1, 1, 1, 1))
+
+
+def test_zeros_behind_a_compressed_clip(tmp_path, clip):
+    """Padding is fine, in and behind the stream; gigabytes of it are not gone through byte by byte, nor inflated."""
+    write_clip(tmp_path / "a.nii.gz", clip)
+    whole = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(whole + bytes(2**25))
+    start = time.monotonic()
+    assert np.array_equal(read_clip(tmp_path / "a.nii.gz").frames, clip.frames)
+    assert time.monotonic() - start < 3
+    plain = gzip.decompress(whole)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain + bytes(2**20)) + gzip.compress(bytes(1000)))
+    assert np.array_equal(read_clip(tmp_path / "a.nii.gz").frames, clip.frames)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain + bytes(2**25)))
+    with pytest.raises(EchoPlanError, match="far more than its header tells"):
+        read_clip(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(whole + b"garbage")
+    with pytest.raises(EchoPlanError, match="truncated or damaged"):
+        read_clip(tmp_path / "a.nii.gz")
+
+
+def test_a_clip_in_several_members(tmp_path, clip):
+    """As bgzip and pigz write it."""
+    write_clip(tmp_path / "a.nii", clip)
+    plain = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(
+        b"".join(gzip.compress(plain[at : at + 999]) for at in range(0, len(plain), 999))
+    )
+    assert np.array_equal(read_clip(tmp_path / "b.nii.gz").frames, clip.frames)
+    assert probe_clip(tmp_path / "b.nii.gz").shape == clip.frames.shape
