@@ -72,9 +72,11 @@ def test_names_that_are_none(tmp_path, use):
     (tmp_path / "lost").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "closed").write_bytes(b"x")
-    for name, said in [("a\0b.nii", "NUL"), ("x" * 300, "too long"), ("loop", "symbolic link that leads to itself"),
-                       ("lost", "no such file"), ("pipe", "device or a pipe"),
-                       ("closed/a.nii", "no such|Not a directory"), (os.fsdecode(b"M\xfcller.nii"), "no such file")]:  # fmt: skip
+    names = {
+        "a\0b.nii": "NUL", "x" * 300: "too long", "loop": "symbolic link that leads to itself", "lost": "no such file",
+        "pipe": "device or a pipe", "closed/a.nii": "no such|Not a directory", os.fsdecode(b"M\xfc.nii"): "no such file",
+    }  # fmt: skip
+    for name, said in names.items():
         with pytest.raises(EchoPlanError, match=said) as error:
             use(tmp_path / name)
         assert error.value.file
