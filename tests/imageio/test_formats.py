@@ -73,7 +73,8 @@ def test_names_that_are_none(tmp_path, use):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "closed").write_bytes(b"x")
     names = {
-        "a\0b.nii": "NUL", "x" * 300: "too long", "loop": "symbolic link that leads to itself", "lost": "no such file",
+        "a\0b.nii": "NUL", "x" * 300: "too long", "loop": "symbolic link that leads to itself",
+        "lost": "no such file",
         "pipe": "device or a pipe", "closed/a.nii": "no such|Not a directory", os.fsdecode(b"M\xfc.nii"): "no such file",
     }  # fmt: skip
     for name, said in names.items():
