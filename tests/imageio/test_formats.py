@@ -75,7 +75,8 @@ def test_names_that_are_none(tmp_path, use):
     names = {
         "a\0b.nii": "NUL", "x" * 300: "too long", "loop": "symbolic link that leads to itself",
         "lost": "no such file",
-        "pipe": "device or a pipe", "closed/a.nii": "no such|Not a directory", os.fsdecode(b"M\xfc.nii"): "no such file",
+        "pipe": "device or a pipe",
+        "closed/a.nii": "no such|Not a directory", os.fsdecode(b"M\xfc.nii"): "no such file",
     }  # fmt: skip
     for name, said in names.items():
         with pytest.raises(EchoPlanError, match=said) as error:
