@@ -43,6 +43,7 @@ class Watch:
 
     def end(self, case: str, results: CaseResults) -> None:
         """A case has ended, well or not."""
+        self._nodes.pop(case, None)
         self._bar.update()
 
     def why_give_up(self, case: str, why: str) -> str:

@@ -130,7 +130,7 @@ def actors() -> list[tuple[int, float]]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and "MapWorker" in (entry / "cmdline").read_text():
+            if entry.name.isdigit() and "ray::_Worker" in (entry / "cmdline").read_text():
                 pages = int((entry / "statm").read_text().split()[1])
                 found.append((int(entry.name), pages * os.sysconf("SC_PAGE_SIZE") / MIB))
         except OSError:  # it has ended meanwhile
