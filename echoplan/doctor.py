@@ -17,7 +17,7 @@ from echoplan.device import choose_device
 from echoplan.paths import Folders
 
 _LIBRARIES = (
-    "torch", "torchvision", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "scipy",
+    "torch", "torchvision", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "pandas", "scipy",
     "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
     "pylibjpeg-openjpeg", "pyjpegls", "blosc2", "av", "sam2", "segment-anything",
 )  # fmt: skip
@@ -81,8 +81,8 @@ def _device_lines() -> list[str]:
     lines = [f"device        {device.type} (--device auto takes it)"]
     if device.type == "cuda":
         for index in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(index)
-            lines.append(f"              {about.name}, {about.total_memory / 2**30:.0f} GiB")
+            gpu = torch.cuda.get_device_properties(index)
+            lines.append(f"              {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
     else:
         lines.append(f"              no CUDA GPU found: training runs on {device.type}, {os.cpu_count()} cores")
     return lines

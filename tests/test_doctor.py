@@ -79,7 +79,7 @@ def test_little_disk_space(tmp_path, monkeypatch):
 def requirements():
     setup = configparser.ConfigParser()
     setup.read(SETUP)
-    return re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], flags=re.MULTILINE)
+    return re.findall(r"^([\w-]+)(?:\[.*\])?>=", setup["options"]["install_requires"], flags=re.MULTILINE)
 
 
 def test_each_missing_package_is_a_problem(tmp_path, monkeypatch):
