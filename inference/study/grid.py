@@ -1,15 +1,16 @@
-"""What a study trains: every combination of what was asked for, and which patients each training gets."""
+"""What a study trains: every combination of what was asked for, its patients, and the plan with its clip length."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from echoplan.errors import EchoPlanError
+from echoplan.plans import Decision, ResolvedPlan
 
 OWN_AUGMENTATION = "own"  # the recipe's, where no policy is asked for
 EVERYTHING = "100%"
@@ -169,3 +170,24 @@ def drawn_patients(patients: Iterable[str], count: int, *, fold: int, seed: int)
         )
     order = np.random.default_rng([seed, fold]).permutation(len(there))
     return [there[index] for index in order[:count]]
+
+
+def with_clip_length(plan: ResolvedPlan, frames: int) -> ResolvedPlan:
+    """The resolved plan with clips of T = `frames`, and the `frame_stride` that follows from them.
+
+    A window of T frames goes on spanning the median distance from end-diastole to end-systole, where that is known.
+    """
+    asked = Decision(frames, "asked for by the study", {"asked_for": frames, "planned": plan.frames}, kind="fixed")
+    decisions = {**plan.decisions, "frames": asked, **_strides(plan.decisions, frames)}
+    datasets = {name: {**own, **_strides(own, frames)} for name, own in plan.datasets.items()}
+    return replace(plan, decisions=decisions, datasets=datasets)
+
+
+def _strides(decisions: Mapping[str, Decision], frames: int) -> dict[str, Decision]:
+    """`frame_stride` by the rule that the plan made it with; nothing where these decisions do not hold it."""
+    planned = decisions.get("frame_stride")
+    if planned is None:
+        return {}
+    distance = planned.evidence.get("ed_es_distance_frames")
+    stride = planned.value if distance is None else max(1, round(distance["median"] / (frames - 1)))
+    return {"frame_stride": Decision(stride, planned.rule, {**planned.evidence, "frames": frames}, planned.kind)}

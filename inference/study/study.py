@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,16 +16,24 @@ import torch
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import plain, read_json, write_json
+from echoplan.files import atomic_path, plain, read_json, write_json
 from echoplan.networks.complexity import count_parameters
 from echoplan.paths import Folders
-from echoplan.plans import ResolvedPlan
+from echoplan.plans import Configuration, Plan, ResolvedPlan
 
 from ...training.fold import FoldSetup
 from ...training.methods import find_method
 from ...training.train_fold import FoldJob
-from .clip_length import with_clip_length, write_plan_folder
-from .grid import OWN_AUGMENTATION, Cell, StudyRequest, class_name, drawn_patients, make_cells, patients_asked
+from .grid import (
+    OWN_AUGMENTATION,
+    Cell,
+    StudyRequest,
+    class_name,
+    drawn_patients,
+    make_cells,
+    patients_asked,
+    with_clip_length,
+)
 
 STUDIES = "studies"
 _FIXED = ("dataset", "plans_name", "settings", "trainer_settings")
@@ -265,7 +274,7 @@ def _training(
         setup = replace(
             setup,
             plan=with_clip_length(whole.plan, cell.frames),
-            preprocessed=folder / "plans" / f"T{cell.frames}",
+            preprocessed=_plan_folder(folder, cell.frames),
             labels=whole.references,
         )
     job = FoldJob(
@@ -281,14 +290,33 @@ def _training(
 
 
 def write_plans(study: Study) -> None:
-    """The dataset's plan with each clip length that the study asks for, where model folders take it from."""
-    trainers = {
-        class_name(trainer): study.setups[trainer, study.request.folds[0]]
-        for trainer in study.request.trainers
-        if study.setups[trainer, study.request.folds[0]].plan.frames > 1
-    }
-    for frames in study.request.clip_lengths if trainers else ():
-        write_plan_folder(study.folder / "plans" / f"T{frames}", trainers, frames)
+    """The dataset's plan with each clip length that the study asks for, where model folders take it from, and what
+    they copy beside it.
+
+    Raises:
+        EchoPlanError: the dataset's plan cannot be read.
+    """
+    fold = study.request.folds[0]
+    setups = {class_name(trainer): study.setups[trainer, fold] for trainer in study.request.trainers}
+    clips = {name: setup for name, setup in setups.items() if setup.plan.frames > 1}
+    first = next(iter(setups.values()))
+    file = layout.plan_file(first.plan.plans_name)
+    for frames in study.request.clip_lengths if clips else ():
+        folder, plan = _plan_folder(study.folder, frames), Plan.read(first.preprocessed / file)
+        trainers = dict(plan.trainers)
+        for name, setup in clips.items():
+            own = plan.trainers.get(name) or Configuration(name, {}, inherits_from=setup.plan.configuration)
+            asked = with_clip_length(setup.plan, frames)
+            trainers[name] = replace(own, decisions=asked.decisions, datasets=asked.datasets)
+        replace(plan, trainers=trainers).write(folder / file)
+        for beside in (layout.DATASET_FILE, layout.FINGERPRINT_FILE):
+            if (first.preprocessed / beside).is_file():
+                with atomic_path(folder / beside) as temporary:
+                    shutil.copyfile(first.preprocessed / beside, temporary)
+
+
+def _plan_folder(study: Path, frames: int) -> Path:
+    return study / "plans" / f"T{frames}"
 
 
 def _parameters(training: Training) -> int:

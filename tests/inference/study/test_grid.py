@@ -9,8 +9,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.inference.study import StudyRequest, drawn_patients, patients_asked
-from echoplan.inference.study.clip_length import with_clip_length
-from echoplan.inference.study.grid import make_cells
+from echoplan.inference.study.grid import make_cells, with_clip_length
 from echoplan.plans import Decision, ResolvedPlan
 
 PATIENTS = [f"p{number:02}" for number in range(40)]
