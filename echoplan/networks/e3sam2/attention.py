@@ -31,8 +31,7 @@ class EntropyGuidedAttention(nn.Module):
     H_i is the entropy of row A_i and gamma_i = 1 - H_i / ln N its certainty. Equation 3 can be read in three ways.
     In the other kinds, too, the entropy is that of A. `attention` is one of:
 
-    - "ega": certainty of the key, A'_ij = gamma_j A_ij / (sum_j gamma_j A_ij + eps). What is reliable is kept, which is
-      what the paper's text says.
+    - "ega": certainty of the key, A'_ij = gamma_j A_ij / (sum_j gamma_j A_ij + eps). What is reliable is kept.
     - "ega_query": certainty of the query, A'_ij = gamma_i A_ij / (sum_j gamma_i A_ij + eps). It cancels but for eps, so
       this is self-attention unless a row is almost even.
     - "ega_column": the sum over rows as printed, A'_ij = gamma_i A_ij / (sum_m gamma_m A_mj + eps). It normalises
