@@ -18,14 +18,22 @@ from echoplan import layout
 from echoplan.dataset import Case, read_cases
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain
-from echoplan.imageio import Clip, ending, read_clip
+from echoplan.imageio import Clip, ending, pictures, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST_SIDE = 16  # pixels; anything smaller is not an image but axes in another order
-_PICTURES = (".png", ".jpg", ".jpeg")
-_OTHER_ENDINGS = (".mhd", ".jpg", ".jpeg")  # readable too, though not in the table of endings
+_OTHER_ENDINGS = (".mhd", ".nhdr", ".jpg", ".jpeg")  # readable too, though not in the table of endings
+_NO_CLIPS = (
+    ".csv",
+    ".json",
+    ".txt",
+    ".md",
+    ".html",
+    ".raw",
+    ".zraw",
+)  # that lie beside clips
 _REFERENCE = "_gt"  # CAMUS and its kin keep masks beside the clips
 _VIEW = re.compile(r"(?<![A-Za-z0-9])(?:AP?([24])(?:C|CH)?|([24])CH?)(?![A-Za-z0-9])", re.IGNORECASE)
 
@@ -171,21 +179,48 @@ def _rows(source: Path) -> dict[Path, Case]:
 
 
 def _clips_in(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    if leave_out is not None and folder.resolve() == leave_out.resolve():
+    """The clips in a folder and those below; files of no format that is read are named once.
+
+    Each folder is searched once, whatever links lead to it, by its own name before a link's.
+    """
+    passed_over: list[Path] = []
+    searched, waiting = ({leave_out.resolve()} if leave_out else set()), [folder]
+    for start in waiting:
+        yield from _search(start, searched, waiting, passed_over)
+    if passed_over:
+        names = ", ".join(ascii(file.name)[1:-1] for file in passed_over[:5])
+        more = ", ..." if len(passed_over) > 5 else ""
+        logger.warning("%s: %d files are of no format that is read: %s%s", folder, len(passed_over), names, more)
+
+
+def _search(folder: Path, searched: set[Path], links: list[Path], passed_over: list[Path]) -> Iterator[Path]:
+    if folder.resolve() in searched:
         return
+    searched.add(folder.resolve())
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.is_file()]
-    if any(file.suffix.lower() in _PICTURES for file in files):
+    if any(file.suffix.lower() in pictures.ENDINGS for file in files):
         yield folder
-        files = [file for file in files if file.suffix.lower() not in _PICTURES]
-    for entry in entries:
-        if entry.is_dir():
-            yield from _clips_in(entry, leave_out)
-    yield from (file for file in files if _is_clip(file))
+        files = [file for file in files if file.suffix.lower() not in pictures.ENDINGS]
+    folders = [entry for entry in entries if entry.is_dir()]
+    links.extend(entry for entry in folders if entry.is_symlink())
+    for entry in folders:
+        if not entry.is_symlink():
+            yield from _search(entry, searched, links, passed_over)
+    for file in files:
+        if _is_clip(file):
+            yield file
+        elif not _clip_ending(file) and file.suffix.lower() not in _NO_CLIPS and file.name.upper() != "DICOMDIR":
+            passed_over.append(file)
+
+
+def _clip_ending(file: Path) -> str:
+    """The name's ending if it is one of a format that is read, else ""."""
+    return ending(file) or (file.suffix if file.suffix.lower() in _OTHER_ENDINGS else "")
 
 
 def _is_clip(file: Path) -> bool:
-    suffix = ending(file) or (file.suffix if file.suffix.lower() in _OTHER_ENDINGS else "")
+    suffix = _clip_ending(file)
     if suffix:
         is_reference = file.name[: -len(suffix)].endswith(_REFERENCE)
         if is_reference:
@@ -202,7 +237,7 @@ def _guess(path: Path, root: Path) -> Case:
     parts = list(inside.parts) or [path.resolve().name]  # the root itself is one clip of pictures
     if path.is_file():
         last = parts[-1]
-        suffix = ending(path) or (path.suffix if path.suffix.lower() in _OTHER_ENDINGS else "")
+        suffix = _clip_ending(path)
         parts[-1] = last[: len(last) - len(suffix)] if suffix else last
     # 0001/0001_4CH is named 0001_4CH: the folder adds nothing.
     name = "_".join(

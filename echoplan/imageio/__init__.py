@@ -1,7 +1,7 @@
-"""Reading and writing clips and masks: NIfTI, MetaImage, DICOM, AVI, MP4, PNG and JPEG.
+"""Reading and writing clips and masks: NIfTI, MetaImage, NRRD, DICOM, videos and pictures.
 
-clip = read_clip("patient.dcm")
-clip.frames, clip.spacing_mm, clip.frame_time_ms
+`read_clip("patient.dcm")` has `.frames`, `.spacing_mm` and `.frame_time_ms`. Files are not trusted: what is checked is in
+docs/formats.md, and every failure is an `EchoPlanError` that names the file.
 """
 
 from echoplan.imageio.clip import Clip, ClipInfo, Crop

@@ -72,6 +72,13 @@ def find_format(path: str | PathLike[str]) -> Format:
 
     Raises:
         EchoPlanError: there is nothing, it is empty, or no reader knows it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from echoplan.imageio import find_format
+        >>> _ = Path("clip.dat").write_bytes(b"RIFF\\0\\0\\0\\0AVI LIST")
+        >>> find_format("clip.dat").name
+        'AVI'
     """
     path = Path(path)
     head = b""
@@ -89,7 +96,13 @@ def find_format(path: str | PathLike[str]) -> Format:
 
 
 def ending(path: str | PathLike[str]) -> str:
-    """The file's ending if the table has it, lower case (".nii.gz" is one ending); "" for none."""
+    """The file's ending if the table has it, lower case (".nii.gz" is one ending); "" for none.
+
+    Example:
+        >>> from echoplan.imageio import ending
+        >>> ending("patient0001_4CH.NII.GZ"), ending("notes.txt")
+        ('.nii.gz', '')
+    """
     name = Path(path).name.lower()
     return next((known for row in FORMATS for known in row.endings if known and name.endswith(known)), "")
 
@@ -109,6 +122,14 @@ def read_clip(
     Raises:
         EchoPlanError: the file is missing, damaged or of no known format, or the spacing in its header is no length and
             none was given.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.imageio import Clip, read_clip, write_clip
+        >>> write_clip("clip.nii.gz", Clip(np.zeros((10, 48, 64), np.uint8), (0.3, 0.3), frame_time_ms=20.0))
+        >>> clip = read_clip("clip.nii.gz")
+        >>> clip.frames.shape, clip.frames.dtype.name, round(clip.spacing_mm[0], 3), clip.frame_time_ms
+        ((10, 48, 64), 'uint8', 0.3, 20.0)
     """
     path = Path(path)
     known = find_format(path)
@@ -131,6 +152,13 @@ def probe_clip(
 
     Raises:
         EchoPlanError: as `read_clip`, as far as the header shows it.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.imageio import Clip, probe_clip, write_clip
+        >>> write_clip("clip.avi", Clip(np.zeros((10, 48, 64), np.uint8), frame_time_ms=20.0))
+        >>> probe_clip("clip.avi")
+        ClipInfo(shape=(10, 48, 64), spacing_mm=None, frame_time_ms=20.0, crop=None)
     """
     path = Path(path)
     known = find_format(path)
@@ -144,11 +172,20 @@ def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] |
     """Read whole-number labels, (T, H, W) uint8.
 
     Args:
-        path: a NIfTI, MetaImage or PNG file, or a folder of PNGs.
+        path: a file of a format that keeps labels (NIfTI, MetaImage, NRRD, PNG, TIFF, BMP), or a folder of PNGs.
         frames_shape: the (T, H, W) of the clip the labels belong to.
 
     Raises:
         EchoPlanError: the file cannot be read or holds no labels, or its grid is not `frames_shape`.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.imageio import Clip, read_mask, write_mask
+        >>> clip = Clip(np.zeros((2, 24, 32), np.uint8))
+        >>> write_mask("mask.png", np.ones((1, 24, 32), bool), like=Clip(clip.frames[:1]))
+        >>> read_mask("mask.png", frames_shape=clip.frames.shape)
+        Traceback (most recent call last):
+        echoplan.errors.EchoPlanError: the mask is (1, 24, 32) and its clip (2, 24, 32) (frames, rows, columns) ...
     """
     path = Path(path)
     known = find_format(path)
@@ -168,11 +205,19 @@ def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] |
 def write_clip(path: str | PathLike[str], clip: Clip) -> None:
     """Write a clip in the format its path's ending names, whole or not at all; without an ending, a folder of PNGs.
 
-    NIfTI and MetaImage keep everything (the frame time as the third spacing, in ms); AVI keeps 8-bit frames exactly and
+    NIfTI, MetaImage and NRRD keep everything (the frame time as the third spacing, in ms); AVI keeps 8-bit frames exactly and
     the frame time; MP4 is for looking at; PNG keeps 8- and 16-bit frames alone.
 
     Raises:
         EchoPlanError: no writer has this ending, or the format cannot hold such a clip.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from echoplan.imageio import Clip, write_clip
+        >>> write_clip("clip", Clip(np.zeros((2, 24, 32), np.uint8)))
+        >>> sorted(file.name for file in Path("clip").iterdir())
+        ['frame_0000.png', 'frame_0001.png']
     """
     path = Path(path)
     known = _writer(path)
@@ -189,12 +234,20 @@ def write_mask(path: str | PathLike[str], mask: np.ndarray, *, like: Clip) -> No
     """Write labels on the grid of `like`, as uint8.
 
     Args:
-        path: .nii.gz, .nii, .mha, .png, or a folder's name.
+        path: .nii.gz, .nii, .mha, .nrrd, .png, or a folder's name.
         mask: (T, H, W) whole numbers in 0..255.
         like: the clip it belongs to; it gives the spacing and the frame time.
 
     Raises:
         EchoPlanError: the format is not lossless, the shapes differ, or the values are no labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from echoplan.imageio import Clip, read_mask, write_mask
+        >>> clip = Clip(np.zeros((2, 24, 32), np.uint8), spacing_mm=(0.3, 0.3))
+        >>> write_mask("mask.nii.gz", clip.frames == 0, like=clip)
+        >>> int(read_mask("mask.nii.gz").sum())
+        1536
     """
     path = Path(path)
     if _writer(path).read_labels is None:

@@ -101,3 +101,38 @@ def test_tiny_frames_are_refused(tmp_path, heart):
     write_clip(tmp_path / "a.nii.gz", Clip(heart.clip.frames[:, :8, :8]))
     with pytest.raises(EchoPlanError, match="too small"):
         find_inputs(tmp_path)[0].read()
+
+
+def test_folders_that_lead_back_to_themselves_end(tmp_path, heart):
+    """With 20 links of every folder to every other there are more paths than can be gone through."""
+    for number in range(20):
+        write_clip(tmp_path / f"f{number}" / "a.nii", heart.clip)
+        for other in range(20):
+            (tmp_path / f"f{number}" / f"link{other}").symlink_to(tmp_path / f"f{other}")
+        (tmp_path / f"f{number}" / "up").symlink_to("..")
+    (tmp_path / "loop").symlink_to("loop")
+    assert [item.name for item in find_inputs(tmp_path)] == sorted(f"f{number}_a" for number in range(20))
+
+
+def test_what_is_passed_over_is_said(tmp_path, heart, caplog):
+    for name in ("a.nii.gz", "b.mkv.part", "c.flv", "d.xyz", "e_gt.nii.gz", "notes.txt", "f.raw"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub").mkdir()
+    for number in range(9):
+        (tmp_path / "sub" / f"x{number}.heic").write_bytes(b"x")
+    assert [item.name for item in find_inputs(tmp_path)] == ["a"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "12 files are of no format that is read: x0.heic" in said[0] and ", ..." in said[0]
+
+
+@pytest.mark.parametrize("ending", [".wmv", ".mpg", ".mkv", ".gif", ".nrrd", ".nhdr", ".tif", ".webm", ".mhd"])
+def test_all_that_is_read_is_found(tmp_path, ending):
+    (tmp_path / f"a_A4C{ending}").write_bytes(b"x")
+    (item,) = find_inputs(tmp_path)
+    assert item.name == "a_A4C" and item.case.view == "A4C"
+
+
+def test_a_folder_of_bmp_pictures_is_one_clip(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.bmp").write_bytes(b"x")
+    assert [item.path for item in find_inputs(tmp_path)] == [tmp_path]
