@@ -1,6 +1,6 @@
 """Reading and writing clips and masks: NIfTI, MetaImage, NRRD, DICOM, videos and pictures.
 
-`read_clip("patient.dcm")` has `.frames`, `.spacing_mm` and `.frame_time_ms`. Files are not trusted: what is checked is in
+`read_clip("patient.dcm")` has `.frames`, `.spacing_mm`, `.frame_time_ms`. Files are not trusted: what is checked is in
 docs/formats.md, and every failure is an `EchoPlanError` that names the file.
 """
 

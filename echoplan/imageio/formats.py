@@ -205,8 +205,8 @@ def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] |
 def write_clip(path: str | PathLike[str], clip: Clip) -> None:
     """Write a clip in the format its path's ending names, whole or not at all; without an ending, a folder of PNGs.
 
-    NIfTI, MetaImage and NRRD keep everything (the frame time as the third spacing, in ms); AVI keeps 8-bit frames exactly and
-    the frame time; MP4 is for looking at; PNG keeps 8- and 16-bit frames alone.
+    NIfTI, MetaImage and NRRD keep everything (the frame time as the third spacing, in ms); AVI keeps 8-bit frames and
+    the frame time exactly; MP4 is for looking at; PNG keeps 8- and 16-bit frames alone.
 
     Raises:
         EchoPlanError: no writer has this ending, or the format cannot hold such a clip.
