@@ -32,10 +32,10 @@ test: $(INSTALLED)  ## the test suite
 coverage: $(INSTALLED)  ## the test suite, slower, with the lines that it runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
-lint: $(INSTALLED)  ## ruff
+lint: $(INSTALLED) types  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 
-types: $(INSTALLED)  ## mypy
+types: $(INSTALLED)  ## mypy alone
 	$(BIN)/python -m mypy
 
 bench: $(INSTALLED)  ## speed and memory beside peers, a table each
