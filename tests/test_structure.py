@@ -336,6 +336,11 @@ def test_every_package_the_code_imports_is_required():
     assert [place for package, place in imported_packages() if package not in required(*extras)] == []
 
 
+def test_the_libraries_that_the_product_is_built_on_are_used():
+    chosen = {"torch", "sam2", "simpleitk", "batchgenerators", "acvl-utils", "numpy", "pandas", "scipy", "tqdm"}
+    assert chosen <= required() & {package for package, _ in imported_packages()}
+
+
 def test_every_required_package_is_imported():
     imported = {package for package, _ in imported_packages()}
     assert required() - imported == set(PLUGINS)
