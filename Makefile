@@ -7,7 +7,7 @@ EXTRAS ?= test
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
-.PHONY: help install demo test coverage lint types bench clean
+.PHONY: help install demo test coverage lint types fuzz bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(INSTALLED) types  ## ruff and mypy
 
 types: $(INSTALLED)  ## mypy alone
 	$(BIN)/python -m mypy
+
+fuzz: $(INSTALLED)  ## 200,000 damaged files to the readers, about 20 minutes; what they find lies in build/fuzz
+	$(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --workers 2 --keep build/fuzz
 
 bench: $(INSTALLED)  ## speed and memory beside peers, a table each
 	@start=$$(date +%s); for benchmark in tests/benchmarks/bench_*.py; do \

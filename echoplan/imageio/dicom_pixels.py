@@ -212,7 +212,9 @@ def decode_lossless_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
     """
     segments = list(_segments(frame))
     bits = next((body[0] for marker, body in segments if marker == 0xC3), 0)
-    if not bits or any(marker == 0xC4 and _LONGEST_STEP in body[17:] for marker, body in segments):
+    steps = (code for marker, body in segments if marker == 0xC4 for code in _difference_codes(body))
+    own_colours = bits == 9 or any(body.startswith(b"LJIF") for _, body in segments)  # FFmpeg's idea of such files
+    if not bits or own_colours or _LONGEST_STEP in steps:
         raise ValueError("not for FFmpeg")
     context = av.VideoCodecContext.create("mjpeg", "r")
     context.options = {"err_detect": "explode"}
@@ -223,6 +225,15 @@ def decode_lossless_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
     runner.set_option("bits_allocated", pixels.itemsize * 8)
     runner.set_option("planar_configuration", 0)
     return pixels.tobytes()
+
+
+def _difference_codes(tables: bytes) -> Iterator[int]:
+    """What the Huffman tables of a segment code for, those of lossy JPEG's higher frequencies left out."""
+    while len(tables) >= 17:
+        end = 17 + sum(tables[1:17])
+        if tables[0] < 16:
+            yield from tables[17:end]
+        tables = tables[end:]
 
 
 def _channels(picture: av.VideoFrame, bits: int) -> np.ndarray:
