@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -99,6 +99,16 @@ class PatientRow:
             reference_esv_ml=first("esv_ml"),
             failure=failure,
         )
+
+    def names_of_cases(self, known: Container[str]) -> list[str]:
+        """The names in `cases`; one that is `known` may have a ";" in it."""
+        names, parts = [], self.cases.split(";")
+        while parts:
+            ends = range(len(parts), 0, -1)
+            end = next((end for end in ends if ";".join(parts[:end]) in known), 1)
+            names.append(";".join(parts[:end]))
+            parts = parts[end:]
+        return names
 
     def to_row(self) -> dict[str, Any]:
         """Column -> value, in the tables' order."""

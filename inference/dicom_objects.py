@@ -18,11 +18,17 @@ from pydicom.pixels import pack_bits
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    UltrasoundImageStorage,
+)
 
 from echoplan import __version__
 
 from ..evaluation import VOLUME_RULES, PatientRow
+from .dicom_header import carry_over
 
 MAKER = "EchoPlan"
 _SERIES_DESCRIPTION = "EchoPlan, for research only"
@@ -37,6 +43,8 @@ _VIEWS = {"A2C": codes.SCT.ApicalTwoChamber, "A4C": codes.SCT.ApicalFourChamber}
 _METHODS = {1: codes.DCM.MethodOfDisksSinglePlane, 2: codes.DCM.MethodOfDisksBiplane}  # CID 12228, by views
 _MILLILITRE, _PERCENT = Code("mL", "UCUM", "milliliter"), Code("%", "UCUM", "percent")
 _DERIVATION = Code("113076", "DCM", "Segmentation")  # CID 7203
+# Their frames may not be referred to one by one, however many a file holds; the second is the first's retired forerunner.
+_SINGLE_FRAME = (UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6", SecondaryCaptureImageStorage)
 _SEGMENT_NUMBER, _TEMPORAL_POSITION = Tag("ReferencedSegmentNumber"), Tag("TemporalPositionIndex")
 _LONGEST_NAME = 64  # characters of VR LO
 
@@ -46,7 +54,7 @@ class MeasuredClip:
     """A clip that volumes were measured on.
 
     Attributes:
-        source: its DICOM header.
+        source: its header, as `read_header` gives it.
         ed_frame, es_frame: the frames measured, from 0.
         view: "A2C", "A4C" or anything else.
     """
@@ -68,7 +76,7 @@ def make_segmentation(
     """A binary multi-frame segmentation with every structure on every frame of the clip.
 
     Args:
-        source: the clip's DICOM header.
+        source: the clip's header, as `read_header` gives it.
         mask: (T, H, W) labels on the grid of the source's own frames.
         structures: name -> value in the mask; each becomes a segment.
         target: the structure that is the left ventricle's cavity.
@@ -90,12 +98,12 @@ def make_segmentation(
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     made.SpecificCharacterSet = source.SpecificCharacterSet
-    made.copy_patient_and_study_information(source)
+    carry_over(source, made)
     made.SegmentationType, made.SegmentsOverlap = "BINARY", "NO"
     made.ContentLabel, made.ContentDescription = "SEGMENTATION", "Structures of the heart, segmented automatically"
     made.ContentCreatorName = None
     made.ImageType = ["DERIVED", "PRIMARY"]
-    made.PatientOrientation = source.get("PatientOrientation") or ""
+    made.PatientOrientation = ""
     made.SegmentSequence = [
         _segment(number, name, value, source, target=target, model=model)
         for number, (name, value) in enumerate(structures.items(), start=1)
@@ -104,6 +112,11 @@ def make_segmentation(
     _add_frames(made, source, len(structures), len(mask))
     _add_pixels(made, source, np.stack([mask == value for value in structures.values()]))
     return made
+
+
+class _Report(hd.sr.ComprehensiveSR):
+    def copy_patient_and_study_information(self, dataset: Dataset) -> None:
+        carry_over(dataset, self)  # highdicom asks the SOP class which elements these are, and knows no retired ones
 
 
 def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -> hd.sr.ComprehensiveSR:
@@ -142,7 +155,7 @@ def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -
         procedure_reported=codes.SCT.Echocardiography,
         imaging_measurements=[group],
     )
-    made = hd.sr.ComprehensiveSR(
+    made = _Report(
         evidence=sources,
         content=content,
         series_instance_uid=hd.UID(),
@@ -197,6 +210,10 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
+def _has_frame_numbers(source: Dataset) -> bool:
+    return source.NumberOfFrames > 1 and source.SOPClassUID not in _SINGLE_FRAME
+
+
 def _add_references(made: Dataset, source: Dataset) -> None:
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
@@ -215,7 +232,7 @@ def _add_frames(made: Dataset, source: Dataset, segments: int, frames: int) -> N
     ]
     made.SharedFunctionalGroupsSequence = [Dataset()]
     made.PerFrameFunctionalGroupsSequence = [
-        _frame_groups(source, segment, frame, several=frames > 1)
+        _frame_groups(source, segment, frame)
         for segment in range(1, segments + 1)
         for frame in range(1, frames + 1)
     ]
@@ -230,12 +247,12 @@ def _dimension(organization: str, index: int, group: int, label: str) -> Dataset
     return item
 
 
-def _frame_groups(source: Dataset, segment: int, frame: int, *, several: bool) -> Dataset:
+def _frame_groups(source: Dataset, segment: int, frame: int) -> Dataset:
     content, identification, derivation, image = Dataset(), Dataset(), Dataset(), _reference(source)
     content.DimensionIndexValues = [segment, frame]
     content.TemporalPositionIndex = frame
     identification.ReferencedSegmentNumber = segment
-    if several:
+    if _has_frame_numbers(source):
         image.ReferencedFrameNumber = frame
     image.PurposeOfReferenceCodeSequence = [
         hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
@@ -284,7 +301,11 @@ def _measurements(clips: Sequence[MeasuredClip], row: PatientRow) -> list[hd.sr.
             method=_METHODS[len(clips)],
             derivation=codes.SCT.Mean if (row.beats or 1) > 1 else None,
             referenced_images=[
-                hd.sr.SourceImageForMeasurement.from_source_image(clip.source, [frame + 1 for frame in numbers])
+                hd.sr.SourceImageForMeasurement(
+                    clip.source.SOPClassUID,
+                    clip.source.SOPInstanceUID,
+                    [frame + 1 for frame in numbers] if _has_frame_numbers(clip.source) else None,
+                )
                 for clip, numbers in zip(clips, frames, strict=True)
             ],
         )

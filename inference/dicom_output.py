@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pydicom
+from pydicom.dataset import Dataset
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
@@ -23,19 +24,14 @@ from echoplan.imageio.dicom import quiet
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import PatientRow
+from ..evaluation.measurements import joined
+from .dicom_header import read_header
 from .inputs import InputClip
 
 if TYPE_CHECKING:
     from .dicom_objects import MeasuredClip
 
 logger = logging.getLogger(__name__)
-
-_UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
-    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-
 
 def require_highdicom() -> None:
     """Stop before any work where DICOM output cannot be written.
@@ -76,25 +72,30 @@ def write_dicom(
     Returns:
         the files written.
     """
-    predicted = [item for item in inputs if item.name in masks]
-    clips = {item.name: item for item in predicted if find_format(item.path).name == "DICOM"}
-    others = [item.name for item in predicted if item.name not in clips]
+    predicted = {item.name: item for item in inputs if item.name in masks}
+    clips = {case: item for case, item in predicted.items() if _is_dicom(item.path)}
+    others = [case for case in predicted if case not in clips]
     if others:
         logger.warning("no DICOM, so no DICOM output: %s", ", ".join(others))
     segmentations = {
         f"DICOM segmentation of {case}": (out / f"{case}_seg.dcm", item, masks[case], description, model)
         for case, item in clips.items()
     }
-    reports = {}
+    reports: dict[str, tuple[Path, list[InputClip], PatientRow, str]] = {}
     for row in rows:
-        used = row.cases.split(";")
-        if row.ef_percent is None or not any(case in clips for case in used):
-            continue
-        if not all(case in clips for case in used):
-            logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row.patient)
+        used = row.names_of_cases(predicted)
+        if not any(case in clips for case in used):
             continue
         path = out / f"{'+'.join(used)}_sr.dcm"
-        reports[f"DICOM report of {row.patient}"] = (path, [clips[case] for case in used], row, model)
+        path.unlink(missing_ok=True)  # an older one would pass for this run's
+        if row.ef_percent is None:
+            logger.warning("%s: no ejection fraction, so no DICOM report", row.patient)
+        elif not all(case in clips for case in used):
+            logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row.patient)
+        else:
+            name = f"DICOM report of {row.patient}"
+            name = f"{name} ({row.cases})" if name in reports else name
+            reports[name] = path, [clips[case] for case in used], row, model
     written = []
     for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
         results = run_cases(function, arguments, description="writing DICOM")
@@ -103,20 +104,29 @@ def write_dicom(
     return written
 
 
+def _is_dicom(path: Path) -> bool:
+    try:
+        return find_format(path).name == "DICOM"
+    except EchoPlanError:  # it was one when it was predicted, and is gone; reading it again will say so
+        return True
+
+
 def _write_segmentation(path: Path, item: InputClip, mask: Path, description: DatasetDescription, model: str) -> Path:
     from .dicom_objects import make_segmentation
 
+    path.unlink(missing_ok=True)
     with _without_quotes(item.path):
-        source = _header(item.path)
-        labels = read_mask(mask, frames_shape=(int(source.get("NumberOfFrames") or 1), source.Rows, source.Columns))
+        source, invalid = read_header(item.path)
         made = make_segmentation(
             source,
-            labels,
+            read_mask(mask, frames_shape=(source.NumberOfFrames, source.Rows, source.Columns)),
             structures=description.structures,
             target=description.target,
             model=model,
         )
         _save(made, path)
+    if invalid:
+        logger.warning("%s: not valid in the header, so not in the DICOM output: %s", item.path, ", ".join(invalid))
     return path
 
 
@@ -124,18 +134,28 @@ def _write_report(path: Path, items: Sequence[InputClip], row: PatientRow, model
     from .dicom_objects import make_report
 
     with _without_quotes(items[0].path):
-        _save(make_report(_measured_clips(items, row), row, model=model), path)
+        headers = [read_header(item.path) for item in items]
+        sources = [source for source, _ in headers]
+        invalid = ", ".join(dict.fromkeys(keyword for _, keywords in headers for keyword in keywords))
+        if invalid:
+            row = replace(row, note=joined([row.note, f"not valid in the clip's header, so not here: {invalid}"]))
+        _check_owners(items, sources)
+        _save(make_report(_measured_clips(items, sources, row), row, model=model), path)
     return path
 
 
-def _measured_clips(items: Sequence[InputClip], row: PatientRow) -> list[MeasuredClip]:
+def _measured_clips(items: Sequence[InputClip], sources: Sequence[Dataset], row: PatientRow) -> list[MeasuredClip]:
     from .dicom_objects import MeasuredClip
 
     phases = [[int(frame) for frame in (text or "").split(";")] for text in (row.ed_frames, row.es_frames)]
-    clips = [
-        MeasuredClip(_header(item.path), ed, es, item.case.view) for item, ed, es in zip(items, *phases, strict=True)
+    return [
+        MeasuredClip(source, ed, es, item.case.view)
+        for item, source, ed, es in zip(items, sources, *phases, strict=True)
     ]
-    owners = {(clip.source.PatientID, str(clip.source.PatientName), clip.source.StudyInstanceUID) for clip in clips}
+
+
+def _check_owners(items: Sequence[InputClip], sources: Sequence[Dataset]) -> None:
+    owners = {(source.PatientID, str(source.PatientName), source.StudyInstanceUID) for source in sources}
     if len(owners) > 1:
         raise EchoPlanError(
             f"{' and '.join(item.name for item in items)} are measured together, but their headers name different "
@@ -143,28 +163,9 @@ def _measured_clips(items: Sequence[InputClip], row: PatientRow) -> list[Measure
             file=items[0].path,
             remedy="name the right patients in cases.csv",
         )
-    return clips
 
 
-def _header(path: Path) -> pydicom.Dataset:
-    """All of the header but the pixels, with what may be empty in it, so that it can be taken over."""
-    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    missing = [keyword for keyword in _UIDS if not header.get(keyword)]
-    if missing:
-        raise EchoPlanError(
-            f"the header lacks {', '.join(missing)}, by which DICOM output would refer to the clip",
-            file=path,
-            remedy="export the clip again, with its identifiers",
-        )
-    for keyword in _MAY_BE_EMPTY:
-        if header.get(keyword) is None:
-            setattr(header, keyword, "")
-    header.decode()
-    header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of models and structures may be in any script
-    return header
-
-
-def _save(made: pydicom.Dataset, path: Path) -> None:
+def _save(made: Dataset, path: Path) -> None:
     with atomic_path(path) as temporary:
         made.save_as(temporary, enforce_file_format=True)
 

@@ -294,8 +294,8 @@ def assess_patient(
         evidence: clip -> what was kept of its prediction; clips without are passed over.
         settings: the calibration and the coverage.
     """
-    used = row.cases.split(";")
     cases = {case.case: case for case, _ in clips}
+    used = row.names_of_cases(cases)
     by_fold: dict[int, dict[str, float | None]] = {}
     if not row.failure and all(name in evidence for name in used):
         by_fold = measure_folds(row, [(cases[name], evidence[name]) for name in used], method=row.volume_rule)

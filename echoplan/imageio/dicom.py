@@ -67,7 +67,7 @@ def matches(path: Path, head: bytes) -> bool:
         return False
     try:
         with _saying_nothing_of(path):
-            return bool(_parse(path, ["SOPClassUID"]).get("SOPClassUID"))
+            return bool(parse(path, ["SOPClassUID"]).get("SOPClassUID"))
     except EchoPlanError:
         return False
 
@@ -81,7 +81,7 @@ def read(path: Path) -> Clip:
     Raises:
         EchoPlanError: there are no pixels, they cannot be decoded, or the file is truncated.
     """
-    header = _parse(path, _TAGS)
+    header = parse(path, _TAGS)
     with _saying_nothing_of(path):
         if not header.get("PixelData"):
             raise EchoPlanError(
@@ -110,14 +110,14 @@ def probe(path: Path) -> ClipInfo:
     Raises:
         EchoPlanError: it is no image, or one that nothing decodes.
     """
-    header = _parse(path, [tag for tag in _TAGS if tag != "PixelData"])
+    header = parse(path, [tag for tag in _TAGS if tag != "PixelData"])
     info = _interpret(header, path)
     with _saying_nothing_of(path):
         dicom_pixels.check_syntax(header, path)
     return info
 
 
-def _parse(path: Path, tags: list[str]) -> pydicom.Dataset:
+def parse(path: Path, tags: list[str]) -> pydicom.Dataset:
     """The named elements, and nothing else."""
     whole = "PixelData" in tags
     with _saying_nothing_of(path), open_regular(path) as file:

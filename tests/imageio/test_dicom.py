@@ -230,7 +230,7 @@ def test_nothing_of_the_patient_leaves_the_reader(save, caplog, tmp_path, recwar
 def test_only_what_is_needed_is_parsed(save):
     path = save()
     assert "PatientName" in pydicom.dcmread(path)
-    seen = {element.keyword for element in dicom._parse(path, dicom._TAGS)}
+    seen = {element.keyword for element in dicom.parse(path, dicom._TAGS)}
     assert {"PixelData", "Rows"} <= seen <= set(dicom._TAGS)
 
 
