@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import pydicom
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VM, dictionary_VR
@@ -22,8 +21,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip
 from echoplan.imageio.dicom import parse
 
-# Of the modules Patient, General Study and Patient Study; types 1 and 2, which have to be there, and then some of type 3.
 STUDY_UID = "StudyInstanceUID"
+# Of the modules Patient, General Study and Patient Study: all of type 2, and some of type 3.
 _MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
@@ -40,7 +39,7 @@ _TERMS = {"PatientSex": ("M", "F", "O"), "LossyImageCompression": ("00", "01")}
 _IN_ANY_SCRIPT = ("LO", "PN", "SH")
 _CODE_RESETS = set(b"\r\n\t\f^=")  # behind them the first character set counts again (PS3.5 6.1.2.5.3)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufffd]")  # the last stands for bytes that its character set does not know
-_DATE, _TIME = re.compile(r"\d{8}"), re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_PATTERNS = {"DA": re.compile(r"\d{8}"), "TM": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")}  # no ranges
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
@@ -154,7 +153,7 @@ def _is_valid(kind: str, value: str, terms: Sequence[str] | None) -> bool:
             TM(value)
     except ValueError:
         return False
-    pattern = {"DA": _DATE, "TM": _TIME}.get(kind)
-    return (
-        not _CONTROL.search(value) and (pattern is None or bool(pattern.fullmatch(value))) and value in (terms or [value])
-    )
+    pattern = _PATTERNS.get(kind)
+    if pattern is not None and not pattern.fullmatch(value):
+        return False
+    return value in (terms or [value]) and not _CONTROL.search(value)

@@ -43,7 +43,7 @@ _VIEWS = {"A2C": codes.SCT.ApicalTwoChamber, "A4C": codes.SCT.ApicalFourChamber}
 _METHODS = {1: codes.DCM.MethodOfDisksSinglePlane, 2: codes.DCM.MethodOfDisksBiplane}  # CID 12228, by views
 _MILLILITRE, _PERCENT = Code("mL", "UCUM", "milliliter"), Code("%", "UCUM", "percent")
 _DERIVATION = Code("113076", "DCM", "Segmentation")  # CID 7203
-# Their frames may not be referred to one by one, however many a file holds; the second is the first's retired forerunner.
+# Their frames may not be referred to one by one, however many a file holds. The second is retired.
 _SINGLE_FRAME = (UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6", SecondaryCaptureImageStorage)
 _SEGMENT_NUMBER, _TEMPORAL_POSITION = Tag("ReferencedSegmentNumber"), Tag("TemporalPositionIndex")
 _LONGEST_NAME = 64  # characters of VR LO
@@ -232,9 +232,7 @@ def _add_frames(made: Dataset, source: Dataset, segments: int, frames: int) -> N
     ]
     made.SharedFunctionalGroupsSequence = [Dataset()]
     made.PerFrameFunctionalGroupsSequence = [
-        _frame_groups(source, segment, frame)
-        for segment in range(1, segments + 1)
-        for frame in range(1, frames + 1)
+        _frame_groups(source, segment, frame) for segment in range(1, segments + 1) for frame in range(1, frames + 1)
     ]
     made.NumberOfFrames = segments * frames
 

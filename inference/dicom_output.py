@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
 def require_highdicom() -> None:
     """Stop before any work where DICOM output cannot be written.
 

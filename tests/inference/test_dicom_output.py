@@ -260,11 +260,36 @@ def test_headers_that_cannot_be_referred_to(tmp_path, save, predictor, caplog, r
     recwarn.clear()
     caplog.set_level(logging.DEBUG)
     run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
-    assert [path.name for path in run.dicom_files] == ["b_seg.dcm"]
-    assert "lacks StudyInstanceUID" in run.failures["DICOM segmentation of a"]
-    assert "(ValueError)" in run.failures["DICOM report of b"]
+    assert [path.name for path in run.dicom_files] == ["b_seg.dcm", "b_sr.dcm"]
+    assert list(run.failures) == ["DICOM segmentation of a", "DICOM report of a"]
+    assert all("lacks StudyInstanceUID" in reason for reason in run.failures.values())
     said = str(run.failures) + caplog.text + "".join(str(item.message) for item in recwarn)
-    assert "Jane" not in said and "Doe" not in said
+    assert "PatientSex" in said and "Jane" not in said and "Doe" not in said
+
+
+def test_a_name_with_a_semicolon(tmp_path, save, predictor):
+    for name in ("a;b_A2C.dcm", "a;b_A4C.dcm", "c;d.dcm"):
+        save(name)
+    run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
+    assert run.failures == {}
+    assert [path.name for path in run.dicom_files if "_sr" in path.name] == ["a;b_A2C+a;b_A4C_sr.dcm", "c;d_sr.dcm"]
+
+
+def test_a_report_of_an_earlier_run_does_not_stay(tmp_path, save, predictor, caplog):
+    path = save("a.dcm")
+    first = predict_folder(path, tmp_path / "out", predictor, dicom=True)
+    assert all(file.is_file() for file in first.dicom_files) and len(first.dicom_files) == 2
+    (item,) = find_inputs(path)
+    masks = {"a": tmp_path / "out" / "a.nii.gz"}
+    row = replace(first.rows[0], ef_percent=None, failure="no cavity")
+    about = {"description": DatasetDescription("Phantom"), "model": "a model"}
+    made = write_dicom(tmp_path / "out" / "dicom", [item], masks, [row], failures := {}, **about)
+    assert made == first.dicom_files[:1] and failures == {} and "a: no ejection fraction" in caplog.text
+    assert [file.is_file() for file in first.dicom_files] == [True, False]
+    path.unlink()
+    assert write_dicom(tmp_path / "out" / "dicom", [item], masks, first.rows, failures, **about) == []
+    assert list(failures) == ["DICOM segmentation of a", "DICOM report of a"]
+    assert list((tmp_path / "out" / "dicom").iterdir()) == []
 
 
 def test_the_command(tmp_path, folders, make_model, save, monkeypatch, capsys):
