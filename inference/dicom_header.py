@@ -58,7 +58,7 @@ def read_header(path: Path) -> tuple[Dataset, list[str]]:
     header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of models and structures may be in any script
     _take_references(header, raw, path)
     invalid = [name for name in (*CARRIED, *_LOSSY) if name not in _REFERENCE and not _take(header, raw, name)]
-    required = _MAY_BE_EMPTY
+    required: tuple[str, ...] = _MAY_BE_EMPTY
     if all(header.get(name) for name in _TRIAL):
         required += _TRIAL_MAY_BE_EMPTY
     else:

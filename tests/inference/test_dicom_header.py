@@ -26,7 +26,8 @@ from echoplan.imageio import Clip, probe_clip, write_mask
 from echoplan.inference.dicom_header import CARRIED, read_header
 from echoplan.inference.dicom_output import write_dicom
 from echoplan.inference.inputs import InputClip
-from tests.inference.test_dicom_output import check_with_dciodvfy, content
+
+from .test_dicom_output import check_with_dciodvfy, content
 
 hd = pytest.importorskip("highdicom")
 ROOT = Path(__file__).parents[2]
