@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from echoplan import __version__
-from echoplan.errors import EchoPlanError, Terminated
+from echoplan.errors import EchoPlanError, Terminated, printable
 from echoplan.files import naming_full_disk
 from echoplan.paths import Folders
 
@@ -36,7 +37,7 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
 
     @wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        _show_text()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         try:
@@ -52,7 +53,8 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
             if error.errno not in _MAY_NOT:
                 raise
             print(
-                f"error: {error.filename} may not be written or read. What to do: choose a folder of yours.",
+                f"error: {printable(str(error.filename))} may not be written or read. "
+                "What to do: choose a folder of yours.",
                 file=sys.stderr,
             )
             return 1
@@ -64,6 +66,23 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
             return RESUMABLE
 
     return run
+
+
+class _Printable(logging.Formatter):
+    """Names of files, and what tables say, cannot steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
+def _show_text() -> None:
+    """Log to standard error; what a stream's encoding lacks is shown escaped, and ends nothing."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -124,7 +143,7 @@ def report_failures(failures: Mapping[str, str], *, work: str) -> int:
         return 0
     print(f"{len(failures)} not done ({work}):", file=sys.stderr)
     for case, reason in failures.items():
-        print(f"  {case}: {reason}", file=sys.stderr)
+        print(printable(f"  {case}: {reason}", keep="\n\t"), file=sys.stderr)
     return 1
 
 

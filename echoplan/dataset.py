@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
-from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_csv, write_json
+from echoplan.errors import EchoPlanError, printable
+from echoplan.files import from_cell, read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip, read_mask
 from echoplan.imageio.clip import ClipInfo
 from echoplan.labels import IGNORE
+from echoplan.names import check_cases, wrong_name, wrong_path
 
 SPLITS = ("train", "val", "test", "")
 
@@ -142,6 +143,24 @@ class Case:
         """The case as if nobody had named its end-diastole and end-systole, so that they are found."""
         return replace(self, ed_frame=None, es_frame=None)
 
+    def wrong_phases(self, frames: int) -> list[str]:
+        """What a clip of so many frames cannot have as end-diastole and end-systole."""
+        return [
+            f"{name} is {frame}, but the clip has {frames} frames (counted from 0)"
+            for name, frame in (("ed_frame", self.ed_frame), ("es_frame", self.es_frame))
+            if frame is not None and not 0 <= frame < frames
+        ]
+
+    def with_phases_in(self, frames: int) -> tuple[Case, str]:
+        """The case with the phases that a clip of so many frames can have, and a note on those that are let go."""
+        wrong = self.wrong_phases(frames)
+        if wrong:
+            ed, es = (frame if frame in range(frames) else None for frame in (self.ed_frame, self.es_frame))
+            return replace(self, ed_frame=ed, es_frame=es), f"not used: {', '.join(wrong)}"
+        if self.ed_frame is not None and self.ed_frame == self.es_frame and frames > 1:
+            return self.without_phases(), f"not used: ed_frame and es_frame are both {self.ed_frame}"
+        return self, ""
+
 
 COLUMNS = (
     "case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames", "frame_time_ms",
@@ -199,8 +218,18 @@ class EchoDataset:
         raise EchoPlanError(f"there is no case {name!r}", file=self.folder / layout.CASES_FILE)
 
     def load_clip(self, case: Case) -> Clip:
-        """The case's clip, with what cases.csv knows better than the file."""
-        return read_clip(self.folder / case.image, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
+        """The case's clip, with what cases.csv knows better than the file.
+
+        Raises:
+            EchoPlanError: it cannot be read, or cases.csv names an ED or ES that it does not have.
+        """
+        path = self.folder / case.image
+        clip = read_clip(path, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
+        if wrong := case.wrong_phases(len(clip)):
+            raise EchoPlanError(
+                "; ".join(wrong), file=path, remedy=f"mend the row of {case.case} in {layout.CASES_FILE}"
+            )
+        return clip
 
     def load_mask(self, case: Case, *, clip: Clip | None = None) -> np.ndarray:
         """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255.
@@ -266,11 +295,7 @@ def read_cases(path: Path) -> tuple[Case, ...]:
             f"columns are there more than once: {', '.join(doubled)}", file=path, remedy="keep one of each name"
         )
     cases = tuple(_parse_row(row, line, path) for line, row in rows)
-    twice = [name for name, count in Counter(case.case for case in cases).items() if count > 1]
-    if twice:
-        raise EchoPlanError(
-            f"case names must be unique; more than one row has: {', '.join(twice[:5])}", file=path, remedy="rename them"
-        )
+    check_cases((case.case for case in cases), file=path)
     return cases
 
 
@@ -284,15 +309,21 @@ def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
 
 
 def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
-    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    text = {name: from_cell((row.get(name) or "").strip()) for name in COLUMNS}
     values: dict[str, Any] = {name: text[name] for name in ("case", "patient", "image", "view", "split", "quality")}
     values["label"] = text["label"] or None
     try:
         for name in ("case", "patient", "image"):
             if not text[name]:
                 raise ValueError(f"{name} is empty")
-        if "/" in text["case"] or text["case"] in (".", ".."):
-            raise ValueError(f"the case name {text['case']!r} cannot be a file name")
+        if wrong := wrong_name(text["case"]):
+            raise ValueError(wrong)
+        for name in ("image", "label"):
+            if wrong := wrong_path(text[name]):
+                raise ValueError(f"{name} {wrong}")
+        for name in ("patient", "view", "quality"):
+            if printable(text[name]) != text[name]:
+                raise ValueError(f"{name} is {text[name]!r}, with control characters in it")
         if text["split"] not in SPLITS:
             raise ValueError(f"split is {text['split']!r}; it must be train, val, test or empty")
         for name in _FRAMES:
@@ -305,7 +336,7 @@ def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
             frames = [_frame(part, "labelled_frames") for part in text["labelled_frames"].split(";")]
             values["labelled_frames"] = tuple(frame for frame in frames if frame is not None)
     except ValueError as error:
-        raise EchoPlanError(f"row {line} ({text['case']}): {error}", file=path, remedy="mend this row") from error
+        raise EchoPlanError(f"row {line} ({text['case'][:40]}): {error}", file=path, remedy="mend this row") from error
     return Case(**values)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
+
+# Control characters, those that change the direction of writing, and the bytes of file names that are no UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class EchoPlanError(Exception):
@@ -27,9 +31,9 @@ class EchoPlanError(Exception):
         remedy: str | None = None,
         fatal: bool = False,
     ) -> None:
-        self.problem = _without_stop(problem)
-        self.file = None if file is None else str(file)
-        self.remedy = None if remedy is None else _without_stop(remedy)
+        self.problem = printable(_without_stop(problem), keep="\n\t")
+        self.file = None if file is None else printable(str(file))
+        self.remedy = None if remedy is None else printable(_without_stop(remedy), keep="\n\t")
         self.fatal = fatal
         super().__init__(str(self))
 
@@ -49,12 +53,32 @@ class EchoPlanError(Exception):
         return _rebuild, (self.problem, self.file, self.remedy, self.fatal)
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    r"""The text with what a terminal would obey, and what is no UTF-8, as %XX.
+
+    Args:
+        text: what may quote the name of a file, or a table.
+        keep: control characters that stay.
+
+    Example:
+        >>> printable("M\udcfcller\x1b[2J")
+        'M%FCller%1B[2J'
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _percent(match[0]), text)
+
+
 class Terminated(BaseException):
     """SIGTERM came. Like KeyboardInterrupt it passes by what catches errors, up to the command."""
 
 
 def _without_stop(sentence: str) -> str:
     return sentence if sentence.endswith("...") else sentence.rstrip(".")
+
+
+def _percent(character: str) -> str:
+    lone_byte = "\udc80" <= character <= "\udcff"  # as Python hands over names that are no UTF-8
+    encoded = character.encode("utf-8", "surrogateescape" if lone_byte else "surrogatepass")
+    return "".join(f"%{byte:02X}" for byte in encoded)
 
 
 def _rebuild(problem: str, file: str | None, remedy: str | None, fatal: bool) -> EchoPlanError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,10 @@ _NO_ROOM = {  # what is wrong, and what to do
     errno.EFBIG: ("the file becomes larger than the system or its disk allows", "see `ulimit -f`, or use another disk"),
 }
 _PARTIAL = ".partial-"
+_LONG_NAME = 120  # bytes; with the prefix of a partial file it still is a name
+# What spreadsheets calculate or run, and cells that only look like that: numbers, or lists of them.
+_FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")
+_NUMBERS = re.compile(r"[-+]?\d+(\.\d+)?(;([-+]?\d+(\.\d+)?)?)*")
 
 
 @contextmanager
@@ -57,7 +63,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         EchoPlanError: the disk, or the user's share of it, is full.
     """
     target = Path(path)
-    temporary = target.with_name(partial_prefix() + target.name)
+    name = os.fsencode(target.name)
+    short = target.name if len(name) <= _LONG_NAME else hashlib.sha256(name).hexdigest()[:16] + target.name[-20:]
+    temporary = target.with_name(partial_prefix() + short)
     try:
         with naming_full_disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +126,9 @@ def _lives(process: int) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` (UTF-8) atomically."""
+    """Write `text` (UTF-8) atomically; bytes of file names that are no UTF-8 stand there as JSON has them, \\udcfc."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -143,17 +151,36 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as CSV with the given columns; None and NaN become empty cells.
+    """Write rows as CSV with the given columns; None and NaN become empty cells; see `as_cell` for formulas.
 
     Raises:
         ValueError: a row has a key that is not a column.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.DictWriter(stream, fieldnames=list(columns), restval="", extrasaction="raise")
         writer.writeheader()
         for row in rows:
             values = plain(dict(row))
-            writer.writerow({key: "" if value is None else value for key, value in values.items()})
+            writer.writerow({key: "" if value is None else as_cell(value) for key, value in values.items()})
+
+
+def as_cell(value: Any) -> Any:
+    """A cell's value as a spreadsheet shows it and does not run it: text that begins like a formula gets an apostrophe.
+
+    Example:
+        >>> as_cell("=HYPERLINK(1)"), as_cell("-3;12"), as_cell(-3.0)
+        ("'=HYPERLINK(1)", '-3;12', -3.0)
+    """
+    formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBERS.fullmatch(value)
+    return f"'{value}" if formula else value
+
+
+def from_cell(text: str) -> str:
+    """The text that `as_cell` made safe."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def plain(value: Any) -> Any:

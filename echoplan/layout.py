@@ -12,9 +12,11 @@ from pathlib import Path
 # A raw dataset
 DATASET_FILE = "dataset.json"
 CASES_FILE = "cases.csv"
+WARNINGS_FILE = "warnings.json"
 TRAINING_IMAGES, TRAINING_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
 
 # A preprocessed dataset
+INTEGRITY_FILE = "integrity.json"
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 SPLITS_FILE = "splits_final.json"
 GROUND_TRUTH = "gt_segmentations"

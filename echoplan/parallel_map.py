@@ -15,11 +15,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from echoplan import layout
+from echoplan.case_warnings import CaseWarnings, held_back, lines_of
 from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
 
 logger = logging.getLogger(__name__)
 _STARTING_SECONDS = 8.0  # each worker imports PyTorch first
@@ -33,10 +37,12 @@ class CaseResults:
     Attributes:
         done: each finished case's return value.
         failures: each broken case's reason, one line.
+        warnings: what was said of each case that was worked on here.
     """
 
     done: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, CaseWarnings] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The cases worked on so far."""
@@ -52,6 +58,8 @@ def run_cases(
     trial: bool = True,
 ) -> CaseResults:
     """Call `function(*arguments[case])` for every case, and go on past the cases that fail.
+
+    Warnings that a case logs are held back and logged at the end: one line a kind, with how many cases it is of.
 
     Args:
         function: a module-level function (worker processes import it by name).
@@ -69,14 +77,26 @@ def run_cases(
     waiting = dict(arguments)
     workers = min(processes, len(waiting)) if len(waiting) > 1 else 0
     started = time.monotonic()
-    with progress(list(waiting), description=description) as bar:
-        while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
-            case = next(iter(waiting))
-            record(results, case, attempt(function, *waiting.pop(case)))
-            bar.update()
-        if waiting:
-            _run_in_pool(function, waiting, workers, results, bar)
+    try:
+        with progress(list(waiting), description=description) as bar:
+            while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
+                case = next(iter(waiting))
+                _record(results, case, *_attempt_quietly(function, *waiting.pop(case)))
+                bar.update()
+            if waiting:
+                _run_in_pool(function, waiting, workers, results, bar)
+    finally:
+        for line in lines_of(results.warnings, of=len(arguments)):
+            logger.warning("%s", line)
     return results
+
+
+def write_warnings(folder: Path, results: CaseResults) -> None:
+    """Write all warnings of a pass to warnings.json in a folder, case by case; nothing where there are none."""
+    file = folder / layout.WARNINGS_FILE
+    if results.warnings:
+        write_json(file, {case: [message for _, message in said] for case, said in results.warnings.items()})
+        logger.warning("%d of %d cases have warnings, listed in %s", len(results.warnings), len(results), file)
 
 
 def _workers_pay(started: float, done: int, left: int, workers: int, trial: bool) -> bool:
@@ -129,7 +149,8 @@ def _run_in_pool(
                     running[pool.submit(_attempt_in_worker, function, *values)] = case
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                record(results, running[future], attempt(future.result))
+                outcome = attempt(future.result)  # what cannot be sent is a failure, too
+                _record(results, running[future], *((outcome, ()) if isinstance(outcome, Failure) else outcome))
                 del running[future]
                 bar.update()
     except BaseException as error:
@@ -184,11 +205,24 @@ def _leave(*_: Any) -> None:
     raise SystemExit(1)
 
 
-def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> Any:
+def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
     try:
-        return attempt(function, *values)
+        return _attempt_quietly(function, *values)
     except SystemExit:
         os._exit(1)  # the executor would go on with this worker
+
+
+def _attempt_quietly(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
+    """What `attempt` returns, and the warnings meanwhile."""
+    with held_back() as said:
+        outcome = attempt(function, *values)
+    return outcome, [(str(message.msg), message.getMessage()) for message in said]
+
+
+def _record(results: CaseResults, case: str, outcome: Any, said: CaseWarnings) -> None:
+    record(results, case, outcome)
+    if said:
+        results.warnings[case] = said
 
 
 def attempt(function: Callable[..., Any], *values: Any) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 from echoplan import layout
 from echoplan.cli import add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.dataset import Case, DatasetDescription, read_cases
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, printable
 from echoplan.files import read_json, write_json
-from echoplan.imageio import ending, find_format
+from echoplan.imageio import find_format
 from echoplan.multi_dataset import MultiDataset
+from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
 from .comparison.compare import compare_methods
@@ -211,7 +212,7 @@ def _clips(folder: Path) -> dict[str, Path]:
             find_format(path)
         except EchoPlanError:
             continue
-        found.setdefault(path.name[: len(path.name) - len(ending(path))], path)
+        found.setdefault(name_of_file(path) if path.is_file() else printable(path.name), path)
     return found
 
 

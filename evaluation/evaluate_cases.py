@@ -14,6 +14,7 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_csv, write_json
 from echoplan.imageio import FORMATS, ending, probe_clip, read_mask
+from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
 from .ejection import COLUMNS, PatientRow, measure_patients
@@ -167,7 +168,7 @@ def find_masks(folder: str | Path) -> dict[str, Path]:
         end = ending(path)
         if end not in MASK_ENDINGS or path.name.startswith(".") or not path.is_file():
             continue
-        case = path.name[: -len(end)]
+        case = name_of_file(path)
         if case in masks:
             raise EchoPlanError(f"both {masks[case].name} and {path.name} are masks of {case}", file=folder)
         masks[case] = path

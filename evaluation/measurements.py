@@ -135,6 +135,7 @@ def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson")
     try:
         if mask.ndim != 3:
             raise EchoPlanError(f"the mask has {mask.ndim} axes, a clip (T, H, W) is needed")
+        case, doubt = case.with_phases_in(len(mask))
         spacing = check_spacing(case.spacing_mm)
     except EchoPlanError as error:
         return CaseMeasurement(case, np.zeros(0), "px", failure=error.problem)
@@ -143,14 +144,16 @@ def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson")
     measured = CaseMeasurement(case, area, "px" if spacing is None else "mm2")
     try:
         phases = _phases(case, area)
-        measured = replace(measured, phases=phases, note=phases.note, phase_errors=_phase_errors(case, area))
+        measured = replace(
+            measured, phases=phases, note=joined([doubt, phases.note]), phase_errors=_phase_errors(case, area)
+        )
         beats, broken = _measure_beats(mask, phases, spacing or (1.0, 1.0))
         result = BeatVolumes()
         for ed, es in beats:
             result.add(*volumes_of_beat((ed, ed), (es, es), method))
     except EchoPlanError as error:
         return replace(measured, failure=error.problem)
-    note = joined([phases.note, broken, NO_SPACING if spacing is None else "", result.note])
+    note = joined([doubt, phases.note, broken, NO_SPACING if spacing is None else "", result.note])
     if phases.ed_frame == phases.es_frame:
         return replace(measured, beats=beats, note=note, failure="end-diastole and end-systole are one frame")
     return replace(
@@ -180,9 +183,6 @@ def joined(parts: Sequence[str]) -> str:
 
 def _phases(case: Case, area: np.ndarray) -> Phases:
     ed, es = case.ed_frame, case.es_frame
-    for name, frame in (("end-diastole", ed), ("end-systole", es)):
-        if frame is not None and not 0 <= frame < len(area):
-            raise EchoPlanError(f"the given {name}, frame {frame}, is not in the clip of {len(area)} frames")
     if ed is not None and es is not None:
         return Phases(ed, es, ((ed, es),), True)
     found = find_phases(area, frame_time_ms=case.frame_time_ms)

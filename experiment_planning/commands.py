@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
+from echoplan.case_warnings import few, lines_of
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
 from echoplan.cluster import add_engine, check_engine
 from echoplan.dataset import DatasetDescription, EchoDataset
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, printable
 from echoplan.files import read_json, write_json
 from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
@@ -88,7 +89,7 @@ def _fingerprint(where: Folders, name: str, chosen: argparse.Namespace) -> dict[
     dataset = MultiDataset.read(where, name)
     if chosen.verify_dataset_integrity:
         for source in dataset.sources:
-            _verify(source.raw, chosen.np)
+            _verify(source.raw, where.preprocessed / source.raw.folder.name, chosen.np)
     for own, structures in dataset.left_out.items():
         print(f"{', '.join(structures)} of {own} is background in {dataset.name}: not all its datasets have it")
     fingerprints = {}
@@ -113,10 +114,18 @@ def _write_fingerprint(home: Path, description: DatasetDescription, fingerprint:
     return fingerprint
 
 
-def _verify(dataset: EchoDataset, processes: int) -> None:
+def _verify(dataset: EchoDataset, home: Path, processes: int) -> None:
     findings = verify_dataset(dataset, processes=processes)
+    warnings: dict[str, list[tuple[str, str]]] = {}
     for line in findings.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        case, _, text = line.partition(": ")
+        warnings.setdefault(case, []).append((re.sub(r"\d[\d.]*", "", text), text))  # a kind, whatever its numbers
+    lines = lines_of(warnings, of=len(dataset.cases))
+    for line in lines:
+        print(printable(f"warning: {line}"), file=sys.stderr)
+    if len(lines) < len(findings.warnings):
+        write_json(home / layout.INTEGRITY_FILE, {"warnings": findings.warnings, "problems": findings.problems})
+        print(f"every warning is in {home / layout.INTEGRITY_FILE}", file=sys.stderr)
     for line in findings.problems:
         print(f"problem: {line}", file=sys.stderr)
     if findings.problems:
@@ -186,7 +195,7 @@ def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any])
     usable = {name for name, measured in fingerprint["cases"].items() if measured["labelled_frames"]}
     unlabelled = sorted(set(fingerprint["cases"]) - usable)
     if unlabelled:
-        logger.warning("without a labelled frame, and so in no fold: %s", ", ".join(unlabelled))
+        logger.warning("%d cases without a labelled frame, and so in no fold: %s", len(unlabelled), few(unlabelled))
     splits = write_splits(path, [case for case in dataset.training_cases() if case.case in usable])
     sizes = ", ".join(str(len(fold["val"])) for fold in splits)
     print(f"{len(splits)} folds, {sizes} clips to validate on: {path}")

@@ -61,7 +61,6 @@ def check_case(dataset: EchoDataset, case: Case) -> Findings:
     except EchoPlanError as error:
         return Findings((str(error),))
     problems, warnings = _check_clip(clip)
-    problems += _check_phases(case, len(clip))
     if case.ed_frame is not None and case.ed_frame == case.es_frame:
         warnings.append(f"end-diastole and end-systole are the same frame ({case.ed_frame})")
     if case.label is None:
@@ -102,14 +101,6 @@ def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
     elif clip.frames.min() == clip.frames.max():
         warnings.append("all pixels of the clip have the same value")
     return problems, warnings
-
-
-def _check_phases(case: Case, frames: int) -> list[str]:
-    return [
-        f"{name} is {frame}, but the clip has {frames} frames (counted from 0)"
-        for name, frame in (("ed_frame", case.ed_frame), ("es_frame", case.es_frame))
-        if frame is not None and frame >= frames
-    ]
 
 
 def _patients_on_both_sides(cases: tuple[Case, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
+from echoplan.case_warnings import log_failures
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_csv, write_json
@@ -303,8 +304,7 @@ def _postprocess_best(
     how = postprocessing["steps"], dict(structures), masks
     arguments = {case.case: (case, *sources[case.case], *how) for case in cases}
     results = run_cases(_write_final_mask, arguments, processes=processes, description="writing masks")
-    for case, reason in results.failures.items():
-        logger.warning("%s: %s", case, reason)
+    log_failures(logger, results.failures, "no postprocessed mask", of=len(arguments))
     measured = evaluate_cases(
         cases, results.done, labels=structures, target=model.description.target, processes=processes
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from echoplan.case_warnings import log_failures
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
@@ -269,8 +270,7 @@ def calibrate(
         folds[patient] = fold
     arguments = {name: (folds[name], clips, steps, dict(structures), target) for name, clips in patients.items()}
     results = run_cases(_measure_patient, arguments, processes=processes, description="calibrating")
-    for name, reason in results.failures.items():
-        logger.warning("%s takes no part in the calibration: %s", name, reason)
+    log_failures(logger, results.failures, "no part in the calibration", of=len(arguments))
     measured = list(results.done.values())
     groups = []
     for rule in VOLUME_RULES:

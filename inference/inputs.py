@@ -16,26 +16,22 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.dataset import Case, read_cases
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, printable
 from echoplan.files import plain
-from echoplan.imageio import Clip, ending, pictures, read_clip
+from echoplan.imageio import Clip, pictures, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
+from echoplan.names import clip_ending, name_of_file, on_any_disk, shortened
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST_SIDE = 16  # pixels; anything smaller is not an image but axes in another order
-_OTHER_ENDINGS = (".mhd", ".nhdr", ".jpg", ".jpeg")  # readable too, though not in the table of endings
-_NO_CLIPS = (
-    ".csv",
-    ".json",
-    ".txt",
-    ".md",
-    ".html",
-    ".raw",
-    ".zraw",
-)  # that lie beside clips
+_NO_CLIPS = (".csv", ".json", ".txt", ".md", ".html", ".raw", ".zraw")  # that lie beside clips
 _REFERENCE = "_gt"  # CAMUS and its kin keep masks beside the clips
-_VIEW = re.compile(r"(?<![A-Za-z0-9])(?:AP?([24])(?:C|CH)?|([24])CH?)(?![A-Za-z0-9])", re.IGNORECASE)
+# A2C, A2CH, AP2, AP2C, AP2CH, 2C, 2CH; never A2, as subjects are called.
+_VIEW = re.compile(r"(?<![A-Za-z0-9])(?:AP([24])(?:CH?)?|A?([24])CH?)(?![A-Za-z0-9])", re.IGNORECASE)
+_CAMUS_FILES = ("half_sequence", "sequence", "ED", "ES")  # of one patient and view
+_REPORTS = (layout.EF_REPORT_JSON, layout.SUMMARY_FILE)
+_RESULT_FOLDERS = (layout.EVIDENCE, layout.OVERLAYS, layout.DICOM)
 
 
 def clip_from_array(
@@ -112,7 +108,8 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
     A folder of pictures is one clip; other folders are searched to the bottom for files of any readable format. Rows of
     a cases.csv in the folder or beside it (as in a raw dataset's imagesTs) name clips that lie in the folder and say
     what is known of them. Clips without a row are named by their path; patient and view are read from names such as
-    patient0001_4CH or 17/A2C. Files named ..._gt are taken for reference masks and left out.
+    patient0001_4CH or 17/A2C. Files named ..._gt are taken for reference masks and left out, as are the labels that
+    cases.csv names and folders with the results of an earlier run.
 
     Args:
         source: the file or folder.
@@ -135,11 +132,15 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
     source = Path(source)
     if not source.exists():
         raise EchoPlanError("there is no such file or folder", file=source)
-    known = _rows(source)
+    known, labels = _rows(source)
     found = [source] if source.is_file() else list(_clips_in(source, leave_out))
     root = source.parent if source.is_file() else source
     inputs = [InputClip(path, case) for path, case in known.items()]
-    inputs += [InputClip(path, _guess(path, root)) for path in found if path.resolve() not in known]
+    inputs += [
+        InputClip(path, _guess(path, root))
+        for path in found
+        if path.resolve() not in known and path.resolve() not in labels and not _is_result(path)
+    ]
     if not inputs:
         raise EchoPlanError(
             "there is no clip here",
@@ -157,25 +158,37 @@ def digest(content: Any) -> str:
 
 
 def patient_and_view(name: str) -> tuple[str, str]:
-    """("patient0001", "A4C") of patient0001_4CH or patient0001_A4C; the whole name and "" where no view is named."""
+    """("patient0001", "A4C") of patient0001_4CH or patient0001_A4C; the whole name and "" where no view is named.
+
+    What stands behind the view belongs to the patient's name: echo_A2C_001 and echo_A4C_002 are clips of two. The words
+    of CAMUS' file names alone say nothing of the patient.
+    """
     matches = list(_VIEW.finditer(name.replace("_", " ")))
     if not matches:
         return name, ""
     match = matches[-1]
-    patient = name[: match.start()].strip("_- .") or name[match.end() :].strip("_- .") or name
-    return patient, f"A{match[1] or match[2]}C"
+    before, behind = (part.strip("_- .") for part in (name[: match.start()], name[match.end() :]))
+    named = [part for part in (before, behind) if part and (part is before or part not in _CAMUS_FILES)]
+    return "_".join(named) or name, f"A{match[1] or match[2]}C"
 
 
-def _rows(source: Path) -> dict[Path, Case]:
-    """Rows of the cases.csv in or beside `source` whose clip lies in it, by the clip's absolute path."""
+def _rows(source: Path) -> tuple[dict[Path, Case], set[Path]]:
+    """Of the cases.csv in or beside `source`: rows whose clip lies in it, by the clip's absolute path; label files."""
     folders = [source.parent] if source.is_file() else [source, source.parent]
     for folder in folders:
         table = folder / layout.CASES_FILE
         if table.is_file():
-            inside = source.resolve()
-            rows = {(folder / case.image).resolve(): case for case in read_cases(table)}
-            return {path: case for path, case in rows.items() if path == inside or inside in path.parents}
-    return {}
+            cases = read_cases(table)
+            labels = {(folder / case.label).resolve() for case in cases if case.label}
+            inside = [case for case in cases if _lies_in(source, folder / case.image)]
+            return {(folder / case.image).resolve(): case for case in inside}, labels
+    return {}, set()
+
+
+def _lies_in(source: Path, file: Path) -> bool:
+    """Whether `source` is that file, or a folder that holds it or a link to it."""
+    places = ((source.absolute(), file.absolute()), (source.resolve(), file.resolve()))
+    return any(path == inside or inside in path.parents for inside, path in places)
 
 
 def _clips_in(folder: Path, leave_out: Path | None) -> Iterator[Path]:
@@ -197,6 +210,9 @@ def _search(folder: Path, searched: set[Path], links: list[Path], passed_over: l
     if folder.resolve() in searched:
         return
     searched.add(folder.resolve())
+    if (folder != links[0] and _holds_results(folder)) or _is_result(folder):
+        logger.info("%s holds results of an earlier run and is left out", folder)
+        return
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.is_file()]
     if any(file.suffix.lower() in pictures.ENDINGS for file in files):
@@ -210,17 +226,27 @@ def _search(folder: Path, searched: set[Path], links: list[Path], passed_over: l
     for file in files:
         if _is_clip(file):
             yield file
-        elif not _clip_ending(file) and file.suffix.lower() not in _NO_CLIPS and file.name.upper() != "DICOMDIR":
+        elif not clip_ending(file) and file.suffix.lower() not in _NO_CLIPS and file.name.upper() != "DICOMDIR":
             passed_over.append(file)
 
 
-def _clip_ending(file: Path) -> str:
-    """The name's ending if it is one of a format that is read, else ""."""
-    return ending(file) or (file.suffix if file.suffix.lower() in _OTHER_ENDINGS else "")
+def _holds_results(folder: Path) -> bool:
+    """Whether an earlier run left its results there, or began to."""
+    records = folder.glob(f"{Path(layout.ARGUMENTS_FILE).stem}*.json")  # of all clips, or of a part
+    evidence = (folder / layout.EVIDENCE).glob("*.npz")
+    return any((folder / name).is_file() for name in _REPORTS) or any(records) or any(evidence)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether this is a mask, or the folder of evidence, overlays or DICOM files, that an earlier run left."""
+    if path.is_dir():
+        return path.name in _RESULT_FOLDERS and _holds_results(path.parent)
+    case = path.name.removesuffix(".nii.gz")
+    return case != path.name and (path.parent / layout.EVIDENCE / layout.probabilities_file(case)).is_file()
 
 
 def _is_clip(file: Path) -> bool:
-    suffix = _clip_ending(file)
+    suffix = clip_ending(file)
     if suffix:
         is_reference = file.name[: -len(suffix)].endswith(_REFERENCE)
         if is_reference:
@@ -235,10 +261,7 @@ def _is_clip(file: Path) -> bool:
 def _guess(path: Path, root: Path) -> Case:
     inside = path.relative_to(root)
     parts = list(inside.parts) or [path.resolve().name]  # the root itself is one clip of pictures
-    if path.is_file():
-        last = parts[-1]
-        suffix = _clip_ending(path)
-        parts[-1] = last[: len(last) - len(suffix)] if suffix else last
+    parts = [*map(printable, parts[:-1]), name_of_file(path) if path.is_file() else printable(parts[-1])]
     # 0001/0001_4CH is named 0001_4CH: the folder adds nothing.
     name = "_".join(
         part
@@ -246,23 +269,31 @@ def _guess(path: Path, root: Path) -> Case:
         if not re.match(re.escape(part) + r"(?![A-Za-z0-9])", inner)
     )
     patient, view = patient_and_view(name)
-    return Case(case=name, patient=patient, image=str(path), view=view)
+    return Case(case=shortened(name), patient=patient, image=str(path), view=view)
 
 
 def _unique_names(inputs: list[InputClip]) -> list[InputClip]:
-    """Clips that differ only in their ending get it into their name."""
-    count = Counter(item.name for item in inputs)
+    """Clips that differ only in their ending get it into their name.
+
+    Raises:
+        EchoPlanError: results of two would be one file, on this disk or on one that takes Case for case.
+    """
+    count = Counter(on_any_disk(item.name) for item in inputs)
     named = []
     for item in inputs:
-        if count[item.name] > 1:
-            suffix = (ending(item.path) or item.path.suffix or ".pictures").replace(".", "_")
+        if count[on_any_disk(item.name)] > 1:
+            suffix = printable(clip_ending(item.path) or item.path.suffix or ".pictures").replace(".", "_")
             item = replace(item, case=replace(item.case, case=f"{item.name}{suffix}"))
         named.append(item)
-    twice = [name for name, times in Counter(item.name for item in named).items() if times > 1]
-    if twice:
-        raise EchoPlanError(
-            f"several clips would be named {twice[0]}", file=named[0].path.parent, remedy="rename one, or use cases.csv"
-        )
+    alike: dict[str, InputClip] = {}
+    for item in named:
+        other = alike.setdefault(on_any_disk(item.name), item)
+        if other is not item:
+            raise EchoPlanError(
+                f"several clips would be named {item.name}, this one and {other.path}",
+                file=item.path,
+                remedy="rename one, or use cases.csv",
+            )
     return named
 
 

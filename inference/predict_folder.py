@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from echoplan import __version__, layout
+from echoplan.case_warnings import held_back
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_json
 from echoplan.imageio import Clip, write_mask
-from echoplan.parallel_map import CaseResults, run_cases
+from echoplan.parallel_map import CaseResults, run_cases, write_warnings
 
 from ..evaluation import PatientRow
 from ..evaluation.ventricle.volumes import VolumeRule
@@ -205,6 +206,7 @@ def _predict_rest(
         logger.warning("%d results are of another model, or their clips have changed: predicted again", stale)
     waiting = {item.name for item in todo}
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
+    write_warnings(out, results)
     kept = [item.name for item in inputs if item.name not in waiting]
     return PredictionRun(list(results.done), kept, results.failures)
 
@@ -266,7 +268,7 @@ class _ReadAhead:
     def __init__(self, items: Iterable[InputClip]) -> None:
         self._items = iter(items)
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._coming: Future[Clip] | None = None
+        self._coming: Future[tuple[Clip, list[logging.LogRecord]]] | None = None
 
     def __enter__(self) -> _ReadAhead:
         self._submit()
@@ -281,11 +283,19 @@ class _ReadAhead:
         if coming is None:
             raise ValueError("no clip is left to read")
         self._submit()
-        return coming.result()
+        clip, warnings = coming.result()
+        for record in warnings:  # of this case, not of the one that was worked on meanwhile
+            logging.getLogger(record.name).handle(record)
+        return clip
 
     def _submit(self) -> None:
         item = next(self._items, None)
-        self._coming = None if item is None else self._thread.submit(item.read)
+        self._coming = None if item is None else self._thread.submit(_read_quietly, item)
+
+
+def _read_quietly(item: InputClip) -> tuple[Clip, list[logging.LogRecord]]:
+    with held_back() as warnings:
+        return item.read(), warnings
 
 
 def _predict_case(
@@ -358,7 +368,8 @@ def segment_input(
     Raises:
         EchoPlanError: the GPU's memory is too small for it.
     """
-    ed_frame, es_frame = item.case.ed_frame, item.case.es_frame
+    case, _ = item.case.with_phases_in(prepared.clip.shape[0])
+    ed_frame, es_frame = case.ed_frame, case.es_frame
     try:
         return predictor.segment(
             prepared,

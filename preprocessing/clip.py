@@ -168,7 +168,8 @@ def phases_from_labels(case: Case, mask: np.ndarray | None, target: int) -> tupl
     """End-diastole and end-systole of a clip: the larger and the smaller cavity.
 
     What cases.csv says holds, except that the two are exchanged where both are labelled and the areas contradict their
-    order. Where it does not say, the labelled frames with the largest and the smallest area are taken, if any differ.
+    order. Where it does not say, or names one frame as both, the labelled frames with the largest and the smallest area
+    are taken, if any differ.
 
     Args:
         case: the row of cases.csv.
@@ -179,6 +180,8 @@ def phases_from_labels(case: Case, mask: np.ndarray | None, target: int) -> tupl
         (ed_frame, es_frame), None where unknown.
     """
     end_diastole, end_systole = case.ed_frame, case.es_frame
+    if end_diastole == end_systole:
+        end_diastole = end_systole = None
     areas = {} if mask is None else {frame: int((mask[frame] == target).sum()) for frame in labelled_frames(mask)}
     if len(areas) >= 2 and max(areas.values()) > min(areas.values()):
         if end_diastole is None:

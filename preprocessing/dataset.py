@@ -19,7 +19,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, sweep_partial_files, write_json
 from echoplan.imageio import write_mask
 from echoplan.multi_dataset import MultiDataset, SourceDataset
-from echoplan.parallel_map import CaseResults, run_cases
+from echoplan.names import check_cases
+from echoplan.parallel_map import CaseResults, run_cases, write_warnings
 from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
@@ -116,6 +117,7 @@ def preprocess_dataset(
             f"the plan is of {plan.dataset} and knows no dataset {' or '.join(unplanned)}",
             remedy=f"plan again: echoplan_plan_and_preprocess -d {dataset.name}",
         )
+    check_cases((case.case for case in dataset.cases), file=dataset.name)  # of several datasets together
     sweep_partial_files(target)
     for settings in stores:
         _prepare_store(target / settings.name, settings)
@@ -128,6 +130,7 @@ def preprocess_dataset(
                 arguments[case.case] = (rowless, case, target, stores, overwrite)
     work = partial(run_cases, processes=processes) if engine is None else engine
     results = work(_preprocess_case, arguments, description="preprocessing")
+    write_warnings(target, results)
     kept = sum(not worked for worked in results.done.values())
     logger.info("%d cases preprocessed, %d were finished before", len(results.done) - kept, kept)
     return results

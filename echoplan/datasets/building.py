@@ -7,17 +7,18 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from echoplan import layout
+from echoplan.case_warnings import log_failures
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.parallel_map import run_cases
+from echoplan.names import check_cases
+from echoplan.parallel_map import run_cases, write_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,6 @@ STRUCTURES = {
     "lv": {"background": 0, "LV": 1},
     "all": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
 }
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What the conversion of one case gives: its row of cases.csv, and what a user should know of it."""
-
-    case: Case
-    warnings: tuple[str, ...] = ()
 
 
 def labels_of(structures: str) -> dict[str, int]:
@@ -52,7 +45,7 @@ def build_dataset(
     source: Path,
     folder: Path,
     description: DatasetDescription,
-    convert: Callable[..., Converted],
+    convert: Callable[..., Case],
     arguments: Mapping[str, tuple[Any, ...]],
     *,
     processes: int = 0,
@@ -64,13 +57,15 @@ def build_dataset(
     Args:
         source: where the data comes from; it must not lie in `folder`.
         folder: the dataset's folder; what an interrupted conversion left there is written again.
-        convert: a module-level function, called with (folder, *arguments[case]).
+        convert: a module-level function, called with (folder, *arguments[case]); gives the row of cases.csv.
         arguments: case name -> what `convert` takes; cases.csv keeps this order.
         failures: filled with each broken case's reason; without it they are logged.
 
     Raises:
-        EchoPlanError: the dataset exists and `overwrite` is off, or no case at all could be converted.
+        EchoPlanError: the dataset exists and `overwrite` is off, a case cannot be called so, or no case at all could be
+            converted.
     """
+    check_cases(arguments, file=source)
     _make_room(folder, source, overwrite=overwrite)
     with_folder = {case: (folder, *values) for case, values in arguments.items()}
     results = run_cases(convert, with_folder, processes=processes, description="converting")
@@ -78,15 +73,14 @@ def build_dataset(
     if failures is not None:
         failures.update(results.failures)
     else:
-        for case, reason in results.failures.items():
-            logger.warning("%s is left out: %s", case, reason)
+        log_failures(logger, results.failures, "left out", of=len(arguments))
     if not converted:
         with suppress(OSError):
             folder.rmdir()  # else an empty folder would pass for a dataset
         raise _nothing_converted(results.failures, source)
-    _log_warnings(converted)
-    dataset = EchoDataset(folder, description, tuple(item.case for item in converted))
+    dataset = EchoDataset(folder, description, tuple(converted))
     dataset.write()
+    write_warnings(folder, results)
     return dataset
 
 
@@ -170,13 +164,5 @@ def _make_room(folder: Path, source: Path, *, overwrite: bool) -> None:
         (folder / layout.CASES_FILE).unlink(missing_ok=True)
         for name in (layout.TRAINING_IMAGES, layout.TRAINING_LABELS, layout.TEST_IMAGES, layout.TEST_LABELS):
             shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / layout.WARNINGS_FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _log_warnings(converted: Sequence[Converted]) -> None:
-    for item in converted:
-        for warning in item.warnings:
-            logger.warning("%s: %s", item.case.case, warning)
-    concerned = sum(bool(item.warnings) for item in converted)
-    if concerned:
-        logger.warning("%d of %d cases were converted with a warning", concerned, len(converted))

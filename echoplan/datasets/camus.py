@@ -10,6 +10,7 @@ Labels: 1 left ventricle, 2 myocardium, 3 left atrium.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy as np
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.datasets.building import (
-    Converted,
     build_dataset,
     finite_number,
     frame_time,
@@ -30,6 +30,8 @@ from echoplan.datasets.building import (
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask
 from echoplan.labels import IGNORE
+
+logger = logging.getLogger(__name__)
 
 LICENCE = "CC BY-NC-SA 4.0"
 REFERENCE = "Leclerc et al., IEEE Transactions on Medical Imaging 38(9), 2019, doi:10.1109/TMI.2019.2900516"
@@ -65,7 +67,6 @@ class _Labelled:
     ed_frame: int | None
     es_frame: int | None
     labelled_frames: tuple[int, ...] | None
-    warnings: tuple[str, ...] = ()
 
 
 def convert_camus(
@@ -133,17 +134,18 @@ def _read_splits(source: Path) -> dict[str, str]:
     return splits
 
 
-def _convert_case(destination: Path, source: _Source, labels: dict[str, int]) -> Converted:
+def _convert_case(destination: Path, source: _Source, labels: dict[str, int]) -> Case:
     info = _read_info(source.folder / f"Info_{source.view}.cfg")
     try:
         labelled = _sequence(source, info)
     except EchoPlanError as error:
-        labelled = _two_frames(source, f"only ED and ES can be used, because {error}")
+        labelled = _two_frames(source, str(error))
+        logger.warning("only ED and ES can be used, because %s", error)
     image, label = places(source.case, source.split)
     write_clip(destination / image, labelled.clip)
     if labelled.mask is not None:
         write_mask(destination / label, keep_labels(labelled.mask, labels), like=labelled.clip)
-    case = Case(
+    return Case(
         case=source.case,
         patient=source.folder.name,
         image=image,
@@ -159,7 +161,6 @@ def _convert_case(destination: Path, source: _Source, labels: dict[str, int]) ->
         esv_ml=finite_number(info, "LVesv"),
         quality=info.get("ImageQuality", ""),
     )
-    return Converted(case, labelled.warnings)
 
 
 def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
@@ -175,34 +176,37 @@ def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
     phases = {phase: _frame_index(info, phase) for phase in ("ED", "ES")}
     if any(frame is not None and not 0 <= frame < len(clip) for frame in phases.values()):
         raise EchoPlanError(f"Info_{source.view}.cfg names frames outside the sequence's {len(clip)}", file=path)
-    warnings: tuple[str, ...] = ()
     dense = source.find("half_sequence_gt", "sequence_gt")
     if dense is not None:
         try:
             mask = read_mask(dense, frames_shape=clip.frames.shape)
             return _Labelled(clip, mask, phases["ED"], phases["ES"], None)
         except EchoPlanError as error:
-            warnings = (f"the labels of ED and ES alone are used, because {error}",)
+            logger.warning("the labels of ED and ES alone are used, because %s", error)
     files = {phase: path for phase in phases if (path := source.find(f"{phase}_gt")) is not None}
     if not files:
-        return _Labelled(clip, None, phases["ED"], phases["ES"], None, warnings)
+        return _Labelled(clip, None, phases["ED"], phases["ES"], None)
     frames = [frame for phase in files if (frame := phases[phase]) is not None]
     if len(frames) < len(files):
         raise EchoPlanError("Info does not say which frames ED and ES are", file=source.folder)
     labels = np.concatenate([read_mask(file, frames_shape=(1, *clip.frame_shape)) for file in files.values()])
     mask = spread_labels(labels, frames, clip.frames.shape, source=source.folder)
-    return _Labelled(clip, mask, phases["ED"], phases["ES"], tuple(sorted(frames)), warnings)
+    return _Labelled(clip, mask, phases["ED"], phases["ES"], tuple(sorted(frames)))
 
 
-def _two_frames(source: _Source, warning: str) -> _Labelled:
-    """The clip [ED, ES].
+def _two_frames(source: _Source, reason: str) -> _Labelled:
+    """The clip [ED, ES], where the sequence cannot be used for a reason.
 
     Raises:
         EchoPlanError: one of the two is missing or unreadable, or they do not fit together.
     """
     paths = [path for phase in ("ED", "ES") if (path := source.find(phase)) is not None]
     if len(paths) < 2:
-        raise EchoPlanError(f"ED or ES is missing; {warning}", file=source.folder, remedy="download the patient again")
+        raise EchoPlanError(
+            f"ED or ES is missing; only ED and ES can be used, because {reason}",
+            file=source.folder,
+            remedy="download the patient again",
+        )
     end_diastole, end_systole = map(read_clip, paths)
     shapes = [clip.frames.shape for clip in (end_diastole, end_systole)]
     if shapes[0] != shapes[1] or len(end_diastole) != 1:
@@ -213,10 +217,10 @@ def _two_frames(source: _Source, warning: str) -> _Labelled:
     files = [source.find(f"{phase}_gt") for phase in ("ED", "ES")]
     labelled = tuple(frame for frame, file in enumerate(files) if file is not None)
     if not labelled:
-        return _Labelled(clip, None, 0, 1, None, (warning,))
+        return _Labelled(clip, None, 0, 1, None)
     unlabelled = np.full(shapes[0], IGNORE, np.uint8)
     mask = np.concatenate([unlabelled if file is None else read_mask(file, frames_shape=shapes[0]) for file in files])
-    return _Labelled(clip, mask, 0, 1, labelled, (warning,))
+    return _Labelled(clip, mask, 0, 1, labelled)
 
 
 def _read_info(path: Path) -> dict[str, str]:

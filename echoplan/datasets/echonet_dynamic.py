@@ -7,6 +7,7 @@ traced frame is the long axis and is dropped; the others are chords, whose ends 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import shutil
 from collections import Counter, defaultdict
@@ -18,7 +19,6 @@ from skimage.draw import polygon
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.datasets.building import (
-    Converted,
     build_dataset,
     finite_number,
     frame_time,
@@ -29,6 +29,8 @@ from echoplan.datasets.building import (
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import read_clip, write_mask
+
+logger = logging.getLogger(__name__)
 
 LICENCE = "Stanford University Dataset Research Use Agreement"
 REFERENCE = "Ouyang et al., Nature 580, 2020, doi:10.1038/s41586-020-2145-8"
@@ -102,7 +104,7 @@ def tracing_mask(tracing: np.ndarray, frame_shape: tuple[int, int]) -> np.ndarra
     return mask
 
 
-def _convert_case(destination: Path, source: _Source) -> Converted:
+def _convert_case(destination: Path, source: _Source) -> Case:
     stem = source.video.stem
     if not source.video.is_file():
         raise EchoPlanError("the video is missing", file=source.video, remedy="download it again")
@@ -110,7 +112,6 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
     split = _SPLITS.get(source.row["Split"].strip().upper(), "")
     image, label = places(stem, split, image_ending=".avi")
     ed_frame = es_frame = None
-    warnings: tuple[str, ...] = ()
     frames = sorted(source.tracings)
     if frames:
         masks = np.stack([tracing_mask(source.tracings[frame], clip.frame_shape) for frame in frames])
@@ -123,9 +124,9 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
     if len(frames) >= 2:
         ed_frame, es_frame = frames[int(areas.argmax())], frames[int(areas.argmin())]
     else:
-        warnings = (f"{len(frames)} of its frames are traced, so ED and ES are unknown",)
+        logger.warning("%d of its frames are traced, so ED and ES are unknown", len(frames))
     _link_or_copy(source.video, destination / image)
-    case = Case(
+    return Case(
         case=stem,
         patient=stem,
         image=image,
@@ -140,7 +141,6 @@ def _convert_case(destination: Path, source: _Source) -> Converted:
         edv_ml=finite_number(source.row, "EDV"),
         esv_ml=finite_number(source.row, "ESV"),
     )
-    return Converted(case, warnings)
 
 
 def _link_or_copy(source: Path, destination: Path) -> None:

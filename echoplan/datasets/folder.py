@@ -11,7 +11,7 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
-from echoplan.datasets.building import Converted, build_dataset, keep_labels, labels_of, places, spread_labels
+from echoplan.datasets.building import build_dataset, keep_labels, labels_of, places, spread_labels
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import Clip, ending, find_format, read_clip, read_mask, write_clip, write_mask
@@ -99,14 +99,11 @@ def _common_ending(source: Path, cases: Sequence[Case]) -> str | None:
 
 def _convert_case(
     destination: Path, source: Path, case: Case, labels: dict[str, int], all_named: bool, image_ending: str | None
-) -> Converted:
+) -> Case:
     path = source / case.image
     clip = read_clip(path, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
-    for frame in (case.ed_frame, case.es_frame):
-        if frame is not None and frame >= len(clip):
-            raise EchoPlanError(
-                f"there is no frame {frame} in a clip of {len(clip)} frames", file=path, remedy="count frames from 0"
-            )
+    if wrong := case.wrong_phases(len(clip)):
+        raise EchoPlanError("; ".join(wrong), file=path, remedy="count frames from 0")
     image, label = places(case.case, case.split, image_ending=image_ending or _WRITTEN)
     if case.label is not None:
         mask = _label_clip(source / case.label, case, clip)
@@ -117,7 +114,7 @@ def _convert_case(
     else:
         with atomic_path(destination / image) as temporary:
             shutil.copyfile(path, temporary)
-    return Converted(replace(case, image=image, label=None if case.label is None else label))
+    return replace(case, image=image, label=None if case.label is None else label)
 
 
 def _label_clip(path: Path, case: Case, clip: Clip) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _CENTIMETRES = 3  # PhysicalUnitsXDirection
 _FORMAT_2D, _TISSUE = 1, 1  # RegionSpatialFormat, RegionDataType
+# By their names in PS3.6; exports of echocardiograms are secondary captures and videos, too.
+_CLIP_CLASSES = re.compile("Ultrasound|US Volume|Secondary Capture|Video|VL |Visible Light")
 _SMALLEST_SIDE = 8  # a box of fewer pixels was never filled in
 _MOST_REGIONS, _REGION_BYTES = 500, 1000  # a region takes about 300 bytes
 _OVERHANG = 2  # pixels; some makers write the box's far corner as one past the last pixel
@@ -83,6 +86,7 @@ def read(path: Path) -> Clip:
     """
     header = parse(path, _TAGS)
     with _saying_nothing_of(path):
+        _check_class(header, path)
         if not header.get("PixelData"):
             raise EchoPlanError(
                 "the DICOM file holds no pixels, or is cut short",
@@ -158,10 +162,18 @@ def quiet() -> Iterator[None]:
             library.setLevel(level)
 
 
+def _check_class(header: pydicom.Dataset, path: Path) -> None:
+    """Refuse what is known to be no ultrasound clip: CT, MR, XA, segmentations, reports. Unknown classes pass."""
+    uid = pydicom.uid.UID(str(header.get("SOPClassUID") or ""))
+    if uid.name != uid and not _CLIP_CLASSES.search(uid.name):
+        raise EchoPlanError(f"this DICOM file is no ultrasound clip but {uid.name}", file=path, remedy="leave it out")
+
+
 def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
     """What the header says of the clip, cropped to its region."""
     try:
         with quiet():
+            _check_class(header, path)
             rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
             spacing, region = _pixel_spacing(header), _main_region(header, path)
             time = _frame_time_ms(header) if frames > 1 else None

@@ -27,7 +27,7 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path, read_json
+from echoplan.files import from_cell, read_json, write_csv
 
 if TYPE_CHECKING:  # pandas takes half a second to import, which commands that compare nothing need not wait for
     import pandas as pd
@@ -195,6 +195,7 @@ def read_ef_table(folder: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=[*words, *numbers]).astype(dict.fromkeys(numbers, float))
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig").fillna("")
+        table[table.columns] = table.map(from_cell)
         table = table.drop_duplicates("patient", keep="last")
         values = {name: [float(text or "nan") for text in table[name]] for name in numbers}
         return table.reindex(columns=words, fill_value="").assign(**values)
@@ -214,5 +215,5 @@ def write_parts(path: Path, name: str, parts: Mapping[str, pd.DataFrame]) -> Non
 
     # As objects whole numbers stay whole beside empty cells.
     whole = pd.concat({part: table.astype(object) for part, table in parts.items() if len(table)}, names=[name, None])
-    with atomic_path(path) as temporary:
-        whole.reset_index(level=0).to_csv(temporary, index=False, lineterminator="\r\n")
+    table = whole.reset_index(level=0)
+    write_csv(path, records(table), list(table.columns))

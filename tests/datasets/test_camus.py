@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from echoplan.dataset import EchoDataset
 from echoplan.datasets.camus import convert_camus
 from echoplan.errors import EchoPlanError
+from echoplan.files import read_json
 from echoplan.imageio import read_mask
 
 OLD = Path("/work/shared/data/camus_mhd")
@@ -155,8 +156,10 @@ def test_without_a_sequence_the_two_frames_are_the_clip(tmp_path, caplog, damage
     assert clip.spacing_mm == pytest.approx((0.154, 0.308))
     assert np.array_equal(dataset.load_mask(case), masks[[ED, ES]] == 1)
     warnings = [record.getMessage() for record in caplog.records]
-    assert sum("only ED and ES can be used" in warning for warning in warnings) == 2  # once a case
-    assert warnings[-1].startswith("2 of 2 cases")
+    (line,) = [warning for warning in warnings if "only ED and ES can be used" in warning]  # of both
+    assert line.startswith("2 of 2 cases (patient0001_2CH, patient0001_4CH): only ED")
+    listed = tmp_path / "raw" / "Dataset001_CAMUS" / "warnings.json"
+    assert [len(said) for said in read_json(listed).values()] == [1, 1] and str(listed) in warnings[-1]
 
 
 def test_one_phase_without_labels(tmp_path):
@@ -222,7 +225,8 @@ def test_broken_cases_are_named_and_the_good_ones_kept(tmp_path, caplog):
     assert "ED or ES is missing" in failures["patient0002_4CH"]
     assert "(1, 20, 17)" in failures["patient0003_4CH"]
     converted(tmp_path, overwrite=True)
-    assert "patient0002_4CH is left out" in caplog.text  # nobody asked for the failures: the log has them
+    line = "4 of 6 cases (patient0002_4CH, patient0003_4CH, patient0004_2CH and 1 more): left out"
+    assert line in caplog.text  # nobody asked for the failures: the log has them
 
 
 def test_errors_about_the_whole(tmp_path):

@@ -135,7 +135,7 @@ def test_all_structures(source):
         ("one.mha,narrow.mha,0;1;2;3,", r"\(4, 12, 15\)"),
         ("one.mha,binary.mha,,", r"\[0, 255\].*number the left ventricle 1"),
         ("one.mha,other.mha,,", r"\[0, 2\].*number the left ventricle 1"),
-        ("one.mha,,,4", "no frame 4 in a clip of 4"),
+        ("one.mha,,,4", "ed_frame is 4, but the clip has 4 frames"),
         ("broken.mha,,,", "truncated or damaged"),
     ],
 )

@@ -140,7 +140,6 @@ def test_different_lengths_are_warned_of(pair, clip):
     [
         ({"mask": np.zeros((3, 40, 40), np.uint8)}, "no frame"),
         ({"mask": np.zeros((40, 40), np.uint8)}, "axes"),
-        ({"ed_frame": 9}, "frame 9"),
         ({"spacing_mm": (0.0, 1.0)}, "spacing"),
         ({"mask": np.pad(np.ones((3, 2, 2), np.uint8), ((0, 0), (9, 9), (9, 9)))}, "too few"),
     ],
@@ -152,6 +151,16 @@ def test_a_failed_case_is_a_row_and_stops_nothing(pair, change, reason):
     assert reason in rows[0].failure
     assert rows[0].ef_percent is None
     assert not rows[1].failure
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [({"es_frame": 31}, "es_frame is 31"), ({"ed_frame": 2, "es_frame": 2}, "both 2"), ({"ed_frame": -1}, "-1")],
+)
+def test_phases_that_the_clip_does_not_have_are_found_instead(pair, phases, words):
+    (row,), (found,) = patient_rows([replace(pair[0], **phases)]), patient_rows([pair[0]])
+    assert words in row.note and not row.failure and row.phases == "found"
+    assert (row.ef_percent, row.ed_frames, row.es_frames) == (found.ef_percent, found.ed_frames, found.es_frames)
 
 
 def test_one_frame_has_no_ef(clip):

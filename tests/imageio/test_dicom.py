@@ -254,3 +254,20 @@ def test_pydicom_itself_is_silent(save, caplog, recwarn):
     with pytest.raises(EchoPlanError, match="numbers in its header"):
         read_clip(path)
     assert "Doe" not in caplog.text + "".join(str(item.message) for item in recwarn)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("2", "CT"), ("4", "MR"), ("12.1", "X-Ray Angiographic"), ("66.4", "Segmentation"), ("88.33", "Comprehensive SR"),
+     ("128", "Positron")],
+)  # fmt: skip
+def test_what_is_no_ultrasound_by_its_class_is_refused(save, number, name):
+    path = save(SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}")
+    for use in (read_clip, probe_clip):
+        with pytest.raises(EchoPlanError, match=f"no ultrasound clip but {name}"):
+            use(path)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6", "1.3.46.670589.2.3.1.1", ""])
+def test_captures_and_unknown_classes_are_read(save, pixels, uid):
+    assert np.array_equal(read_clip(save(SOPClassUID=uid)).frames, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import tracemalloc
 import zlib
@@ -123,7 +124,8 @@ def test_lossless_jpeg_without_libjpeg(save, without_extra, bits, channels, pred
 
 
 @pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm.dcm", "JPGLosslessP14SV1_1s_1f_8b.dcm", "bad_sequence.dcm"])
-def test_real_lossless_jpeg(real_dicom, without_extra, name):
+def test_real_lossless_jpeg(real_dicom, without_extra, monkeypatch, name):
+    monkeypatch.setattr("echoplan.imageio.dicom._CLIP_CLASSES", re.compile(""))  # the last is CT
     pytest.importorskip("libjpeg", reason="nothing else to compare with")
     path = real_dicom(name)
     expected = pydicom.pixels.pixel_array(path, decoding_plugin="pylibjpeg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from echoplan.errors import EchoPlanError
@@ -21,6 +23,12 @@ from echoplan.inference.inputs import find_inputs, patient_and_view
         ("study 4_4C", ("study 4", "A4C")),
         ("0X1A2C4F", ("0X1A2C4F", "")),  # letters of a longer word are no view
         ("patient0001", ("patient0001", "")),
+        ("echo_A2C_001", ("echo_001", "A2C")),  # what stands behind the view belongs to the name
+        ("echo_A4C_002", ("echo_002", "A4C")),
+        ("p1_4CH_ED", ("p1", "A4C")),
+        ("p1_4CH_ED_2", ("p1_ED_2", "A4C")),
+        ("study_A2", ("study_A2", "")),  # subjects are called so
+        ("17_AP2", ("17", "A2C")),
         ("A4C", ("A4C", "A4C")),
     ],
 )
@@ -136,3 +144,57 @@ def test_a_folder_of_bmp_pictures_is_one_clip(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.bmp").write_bytes(b"x")
     assert [item.path for item in find_inputs(tmp_path)] == [tmp_path]
+
+
+def test_results_of_an_earlier_run_are_no_clips(tmp_path, heart):
+    for name in ("a", "b"):
+        write_clip(tmp_path / f"{name}.nii.gz", heart.clip)
+    for marker in ("prediction_args.json", "prediction_args.part_0_of_2.json", "ef_report.json", "evidence/a.npz"):
+        out = tmp_path / f"out_{marker.replace('/', '_')}"
+        write_clip(out / "a.nii.gz", heart.clip)
+        write_clip(out / "overlays" / "a.mp4", heart.clip)
+        (out / marker).parent.mkdir(exist_ok=True)
+        (out / marker).write_bytes(b"{}")
+    assert [item.name for item in find_inputs(tmp_path)] == ["a", "b"]
+    for source in (out, out / "a.nii.gz", out / "overlays"):  # asked for by name they are none, either
+        with pytest.raises(EchoPlanError, match="no clip here"):
+            find_inputs(source)
+
+
+def test_clips_beside_results_are_clips(tmp_path, heart):
+    for name in ("a.avi", "a.nii.gz", "b.nii.gz"):  # echoplan_predict -i a.avi -o . made a.nii.gz
+        write_clip(tmp_path / name, heart.clip)
+    (tmp_path / "prediction_args.json").write_text("{}")
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "a.npz").write_bytes(b"")
+    assert [item.path.name for item in find_inputs(tmp_path)] == ["a.avi", "b.nii.gz"]
+
+
+def test_labels_of_cases_csv_are_no_clips_and_links_are_followed(tmp_path, heart):
+    write_clip(tmp_path / "elsewhere" / "x.nii.gz", heart.clip)
+    raw = tmp_path / "raw"
+    write_clip(raw / "labelsTr" / "a.nii.gz", heart.clip)
+    (raw / "imagesTr").mkdir()
+    (raw / "imagesTr" / "a.nii.gz").symlink_to(tmp_path / "elsewhere" / "x.nii.gz")
+    (raw / "cases.csv").write_text("case,patient,image,label\nkees,p,imagesTr/a.nii.gz,labelsTr/a.nii.gz\n")
+    for source in (raw, raw / "imagesTr"):
+        assert [(item.name, item.case.patient) for item in find_inputs(source)] == [("kees", "p")]
+
+
+@pytest.mark.parametrize("twins", [("Case.avi", "case.avi"), ("M\u00fc.avi", "Mu\u0308.avi")])
+def test_clips_whose_results_many_disks_take_for_one(tmp_path, heart, twins):
+    for name in twins:
+        write_clip(tmp_path / name, heart.clip)
+    with pytest.raises(EchoPlanError, match="several clips would be named"):
+        find_inputs(tmp_path)
+
+
+def test_names_of_any_bytes_and_length(tmp_path, heart):
+    study = tmp_path / ("1.2.840." + "1" * 90) / ("1.2.840." + "2" * 90)
+    write_clip(study / "1.2.840.3_A4C.avi", heart.clip)
+    write_clip(study / ("a" * 245 + ".avi"), heart.clip)
+    write_clip(tmp_path / os.fsdecode(b"M\xfcller_A2C.avi"), heart.clip)
+    write_clip(tmp_path / "new\nline.avi", heart.clip)
+    found = find_inputs(tmp_path)
+    assert {"M%FCller_A2C", "new%0Aline"} <= {item.name for item in found}
+    assert all(len(item.name.encode()) <= 240 for item in found) and len({item.name for item in found}) == 4

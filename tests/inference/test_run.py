@@ -13,6 +13,7 @@ import pytest
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
+from echoplan.evaluation import commands as evaluation_commands
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
 from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
 from echoplan.inference.predict_folder import Part, predict_part, prediction_record
@@ -192,3 +193,47 @@ def test_parts_predicted_apart_and_merged_equal_the_whole(tmp_path, clips, predi
 def test_a_part_that_does_not_exist_is_an_error(number, count):
     with pytest.raises(EchoPlanError, match=f"no part {number} of {count}"):
         Part(number, count)
+
+
+def test_a_name_that_is_no_utf8_passes_through_every_command(tmp_path, predictor, heart, capsys):
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    for name in (b"M\xfcller_A2C.nii.gz", b"M\xfcller_A4C.nii.gz", b"\x1b[2J.nii.gz"):
+        write_clip(clips / os.fsdecode(name), heart.clip)
+    run = predict_folder(clips, out, predictor, overlays=True)
+    assert sorted(run.predicted) == ["%1B[2J", "M%FCller_A2C", "M%FCller_A4C"] and not run.failures
+    assert rows_by_patient(out)["M%FCller"]["method"] == "biplane"
+    again = predict_folder(clips, out, predictor, continue_prediction=True)
+    assert len(again.kept) == 3 and "M%FCller" in (out / "report.html").read_text(encoding="utf-8")
+    recorded = json.loads((out / "prediction_args.json").read_text(encoding="utf-8"))["inputs"]
+    assert all(os.path.exists(item["path"]) for item in recorded)
+    report = ["-i", str(clips), "-m", str(out), "-o", str(tmp_path / "again"), "-np", "0"]
+    assert evaluation_commands.report_command(report) == 0
+    odd = out.with_name(os.fsdecode(b"o\xfct"))
+    shutil.copytree(out, odd)
+    (odd / "M%FCller_A2C.nii.gz").rename(odd / os.fsdecode(b"M\xfcller_A2C.nii.gz"))
+    assert evaluation_commands.evaluate_folder_command([str(odd), str(out), "-np", "0"]) == 0
+    methods = ["--predictions", f"a={odd}", f"b={out}", "--references", str(out), "-o", str(tmp_path / "c"), "-np", "0"]
+    assert evaluation_commands.compare_command(methods) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.parametrize(("phases", "note"), [("0,12", "es_frame is 12"), ("3,3", "both 3"), ("0,6", "")])
+def test_phases_that_the_clip_has_not_are_found_and_named(tmp_path, predictor, heart, phases, note):
+    write_clip(tmp_path / "clips" / "a.nii.gz", heart.clip)
+    (tmp_path / "clips" / "cases.csv").write_text(
+        f"case,patient,image,ed_frame,es_frame,spacing_row_mm,spacing_col_mm\na,p,a.nii.gz,{phases},1,1\n"
+    )
+    run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor)
+    row = rows_by_patient(tmp_path / "out")["p"]
+    assert run.predicted == ["a"] and row["phases"] == ("found" if note else "given") and note in row["note"]
+    assert float(row["ef_percent"]) == pytest.approx(66, abs=4)
+
+
+@pytest.mark.parametrize("phases", ["-1,5", "x,5"])
+def test_phases_that_are_no_frames_are_an_error_before_anything_runs(tmp_path, predictor, heart, phases):
+    write_clip(tmp_path / "clips" / "a.nii.gz", heart.clip)
+    (tmp_path / "clips" / "cases.csv").write_text(f"case,patient,image,ed_frame,es_frame\na,p,a.nii.gz,{phases}\n")
+    with pytest.raises(EchoPlanError, match=r"row 2 \(a\): ed_frame"):
+        predict_folder(tmp_path / "clips", tmp_path / "out", predictor)
+    assert not (tmp_path / "out").exists()
