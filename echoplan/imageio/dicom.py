@@ -96,9 +96,8 @@ def read(path: Path) -> Clip:
         info = _interpret(header, path)
         rows, columns = info.crop.file_shape if info.crop else info.shape[1:]
         first_row, end_row, first_column, end_column = info.crop.box if info.crop else (0, rows, 0, columns)
-        pictures = dicom_pixels.frames(header, info.shape[0], path)
         region = (slice(first_row, end_row), slice(first_column, end_column))
-        frames = stack_frames((picture[region] for picture in pictures), info.shape[0], path)
+        frames = stack_frames(dicom_pixels.frames(header, info.shape[0], region, path), info.shape[0], path)
         if len(frames) < info.shape[0]:
             raise EchoPlanError(
                 f"the DICOM file is truncated: {len(frames)} of {info.shape[0]} frames",

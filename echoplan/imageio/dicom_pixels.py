@@ -53,12 +53,13 @@ _SIZES = {
 DECODER_DEPENDENCIES = {syntax: ("av",) for syntax in _LOSSLESS_JPEG}  # what pydicom asks of the module of a decoder
 
 
-def frames(header: pydicom.Dataset, count: int, path: Path) -> Iterator[np.ndarray]:
-    """The frames as they are shown, (H, W) in grey; those there are, at most `count`.
+def frames(header: pydicom.Dataset, count: int, region: tuple[slice, slice], path: Path) -> Iterator[np.ndarray]:
+    """A region of the frames as they are shown, (h, w) in grey; those there are, at most `count`.
 
     Args:
         header: the file's elements, PixelData with them.
         count: how many frames the header tells.
+        region: the rows and columns that are wanted.
         path: the file, for errors.
 
     Raises:
@@ -75,7 +76,7 @@ def frames(header: pydicom.Dataset, count: int, path: Path) -> Iterator[np.ndarr
         done = 0
         try:
             for pixels in islice(_decoded(header, decoder, count, attempt), count):
-                yield _grey(pixels, header)
+                yield _grey(pixels[region], header)
                 done += 1
             return
         except (MemoryError, EchoPlanError):
@@ -211,9 +212,10 @@ def decode_lossless_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
         ValueError: it is damaged, or has differences of 16 bits, which FFmpeg misreads.
     """
     segments = list(_segments(frame))
-    bits = next((body[0] for marker, body in segments if marker == 0xC3), 0)
+    bits, channels = next(((body[0], body[5]) for marker, body in segments if marker == 0xC3), (0, 0))
     steps = (code for marker, body in segments if marker == 0xC4 for code in _difference_codes(body))
-    own_colours = bits == 9 or any(body.startswith(b"LJIF") for _, body in segments)  # FFmpeg's idea of such files
+    # FFmpeg converts the colours of these by an idea of its own.
+    own_colours = channels > 1 and (bits == 9 or any(body.startswith(b"LJIF") for _, body in segments))
     if not bits or own_colours or _LONGEST_STEP in steps:
         raise ValueError("not for FFmpeg")
     context = av.VideoCodecContext.create("mjpeg", "r")
