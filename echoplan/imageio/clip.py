@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from echoplan.imageio.space import Space
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -44,6 +46,7 @@ class Clip:
         frame_time_ms: mean time between two frames in ms, or None where it is unknown or there is one frame.
         source: the file or folder it was read from.
         crop: where the clip lies in the file's own image; None where it is all of it.
+        space: where the file's pixels lie, in formats that say so; the spacing may be known better.
     """
 
     frames: np.ndarray
@@ -51,6 +54,7 @@ class Clip:
     frame_time_ms: float | None = None
     source: str = ""
     crop: Crop | None = None
+    space: Space | None = None
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -67,10 +71,11 @@ class ClipInfo:
 
     Attributes:
         shape: (T, H, W) of the clip that `read_clip` would return.
-        spacing_mm, frame_time_ms, crop: as in `Clip`.
+        spacing_mm, frame_time_ms, crop, space: as in `Clip`.
     """
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float] | None = None
     frame_time_ms: float | None = None
     crop: Crop | None = None
+    space: Space | None = None
