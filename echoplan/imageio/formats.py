@@ -236,7 +236,7 @@ def write_mask(path: str | PathLike[str], mask: np.ndarray, *, like: Clip) -> No
     Args:
         path: .nii.gz, .nii, .mha, .nrrd, .png, or a folder's name.
         mask: (T, H, W) whole numbers in 0..255.
-        like: the clip it belongs to; it gives the spacing and the frame time.
+        like: the clip it belongs to; it gives the grid in space, the spacing and the frame time.
 
     Raises:
         EchoPlanError: the format is not lossless, the shapes differ, or the values are no labels.
@@ -257,7 +257,7 @@ def write_mask(path: str | PathLike[str], mask: np.ndarray, *, like: Clip) -> No
         raise EchoPlanError(f"the mask is {shapes}", file=path)
     labels = np.asarray(mask)
     labels = labels.astype(np.uint8) if labels.dtype == bool else labels
-    from_labels = Clip(nifti.to_labels(labels, path), like.spacing_mm, like.frame_time_ms)
+    from_labels = Clip(nifti.to_labels(labels, path), like.spacing_mm, like.frame_time_ms, space=like.space)
     write_clip(path, from_labels)
 
 

@@ -17,10 +17,12 @@ from echoplan.imageio.clip import Clip
 
 FRAME_TIME_KEY = "FrameTimeMs"
 NO_SPACING_KEY = "SpacingUnknown"  # the spacing written is a stopgap
+SPACING_KEY = "SpacingMm"  # row and column, where they are known better than the grid that the file lies on
 
 
 def write(path: Path, clip: Clip, read_again: Callable[[Path], object]) -> None:
-    """Write the clip as one compressed file; the third spacing is the frame time in ms where it is known.
+    """Write the clip as one compressed file on its own grid; where it knows none, the third spacing is the frame time
+    in ms where that is known.
 
     Args:
         path: its ending names the format.
@@ -38,9 +40,18 @@ def write(path: Path, clip: Clip, read_again: Callable[[Path], object]) -> None:
             write(plain, clip, read_again)
             shutil.copyfile(plain, path)
         return
-    image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
+    space = clip.space and clip.space.with_frames(clip.frames.shape)
     row, column = clip.spacing_mm or (1.0, 1.0)
-    image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
+    if space is None:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames))
+        image.SetSpacing((float(column), float(row), float(clip.frame_time_ms or 1.0)))
+    else:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(clip.frames.reshape(space.size[::-1])), isVector=False)
+        image.SetSpacing(space.spacing)
+        image.SetOrigin(space.origin)
+        image.SetDirection(space.direction)
+        if clip.spacing_mm is not None and (column, row) != space.spacing[:2]:
+            image.SetMetaData(SPACING_KEY, f"{float(row)!r} {float(column)!r}")
     if clip.frame_time_ms:
         image.SetMetaData(FRAME_TIME_KEY, repr(float(clip.frame_time_ms)))
     if clip.spacing_mm is None:

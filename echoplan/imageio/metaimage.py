@@ -2,7 +2,7 @@
 
 Axes are (columns, rows, frames), so the array is (T, H, W). Files that EchoPlan wrote hold the frame time as the third
 spacing, in ms, and once more under the key `FrameTimeMs`; a third spacing without that key is not taken for a time.
-`SpacingUnknown = True` says that the spacing written is a stopgap.
+`SpacingUnknown = True` says that the spacing written is a stopgap, `SpacingMm` (row, column) what is known better.
 
 The format's own library follows a header wherever it points (patterns of file names, lists, other folders, devices),
 believes its numbers, and reads damaged or short data without a word. So header and pixels are read here: the data lie
@@ -24,7 +24,8 @@ from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels
 from echoplan.imageio.blocks import Block, beside
 from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
-from echoplan.imageio.itk_writer import FRAME_TIME_KEY, NO_SPACING_KEY
+from echoplan.imageio.itk_writer import FRAME_TIME_KEY, NO_SPACING_KEY, SPACING_KEY
+from echoplan.imageio.space import Space
 
 _FIRST_LINE = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID)\s*=", re.IGNORECASE)
 _LAST_LINE = re.compile(rb"^ElementDataFile\s*=[^\n]*\n?", re.MULTILINE)
@@ -42,12 +43,13 @@ class _Header:
     channels: int
     spacing_mm: tuple[float, float] | None
     frame_time_ms: float | None
+    space: Space | None
     data: Block
 
     @property
     def info(self) -> ClipInfo:
         shape = (math.prod(self.size[2:]), self.size[1], self.size[0])
-        return ClipInfo(shape, self.spacing_mm, self.frame_time_ms if shape[0] > 1 else None)
+        return ClipInfo(shape, self.spacing_mm, self.frame_time_ms if shape[0] > 1 else None, space=self.space)
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -67,7 +69,7 @@ def read(path: Path) -> Clip:
     values = header.data.read("MetaImage")
     values = values[..., 0] if header.channels == 1 else to_grey(values[..., :3])
     frames = to_clip_dtype(as_frames(values, path), path)
-    return Clip(frames, header.info.spacing_mm, header.info.frame_time_ms, str(path))
+    return Clip(frames, header.info.spacing_mm, header.info.frame_time_ms, str(path), space=header.space)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -123,7 +125,29 @@ def _read_header(path: Path) -> _Header:
         raise _not_understood(path, "ElementSpacing") from None
     if words and len(spacing) < 2:
         raise _not_understood(path, "ElementSpacing")
-    return _Header(size, channels, (spacing[1], spacing[0]) if words else None, time, data)
+    space = _space(fields, size, path)
+    if SPACING_KEY in fields:
+        spacing = _numbers(fields[SPACING_KEY], SPACING_KEY, path)[::-1]
+    return _Header(size, channels, (spacing[1], spacing[0]) if words else None, time, space, data)
+
+
+def _space(fields: dict[str, str], size: tuple[int, ...], path: Path) -> Space | None:
+    """The grid as ITK reads it; the matrix's rows are the file's axes."""
+    spacing = _numbers(fields.get("ElementSpacing") or fields.get("ElementSize") or "", "ElementSpacing", path)
+    origin, direction = (
+        _numbers(next((fields[key] for key in keys if key in fields), ""), keys[0], path)
+        for keys in (("Offset", "Origin", "Position"), ("TransformMatrix", "Rotation", "Orientation"))
+    )
+    if direction and len(direction) == len(size) ** 2:
+        direction = np.reshape(direction, (len(size),) * 2).T.ravel().tolist()
+    return Space.of(size, spacing or [1.0] * len(size), origin, direction, stated=bool(origin or direction))
+
+
+def _numbers(text: str, key: str, path: Path) -> list[float]:
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError:
+        raise _not_understood(path, key) from None
 
 
 def _size(fields: dict[str, str], path: Path) -> tuple[int, ...]:

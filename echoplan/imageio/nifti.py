@@ -44,7 +44,7 @@ _HEADER_BYTES, _HEADER_2_BYTES = 348, 540
 _LARGEST_OFFSET = 2**26  # of the pixels: what lies between is the header's extension
 _COMPRESSION = 3  # of 9: beyond it masks take twice the time, to save some kilobytes
 _LONGEST_AXIS = 32767
-_MM_AND_SECONDS = 2 + 8
+_MM, _MM_AND_SECONDS = 2, 2 + 8
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}  # second, millisecond, microsecond
 _TO_LPS = np.array([-1.0, -1.0, 1.0])  # NIfTI's x goes to the right, y to the front
@@ -215,8 +215,9 @@ def _header_of(clip: Clip) -> bytes:
     directions = _TO_LPS[:, None] * directions + 0.0
     turn, mirrored = _quaternion(directions)
     offset = _TO_LPS * [*space.origin[:count], *[0.0] * (3 - count)] + 0.0
-    spacing = [*space.spacing, *[1.0] * (4 - len(space.spacing))]
+    spacing = [*space.spacing, *[1.0, 0.0][len(space.spacing) - 2 :]]
     matrix = np.c_[directions * spacing[:3], offset]
+    in_seconds = len(space.size) < 4 or (clip.frame_time_ms and math.isclose(clip.frame_time_ms, 1000 * spacing[3], rel_tol=1e-6))
     header = bytearray(_DATA_OFFSET)
     for form, offset_in_file, *values in (
         ("i", 0, 348),
@@ -225,7 +226,7 @@ def _header_of(clip: Clip) -> bytes:
         ("2h", 70, code, 8 * kind.itemsize),
         ("5f", 76, -1.0 if mirrored else 1.0, *spacing),
         ("3f", 108, _DATA_OFFSET, 1.0, 0.0),  # and a scale of 1
-        ("B", 123, _MM_AND_SECONDS),
+        ("B", 123, _MM_AND_SECONDS if in_seconds else _MM),
         ("80s", 148, _description(clip, space).encode()),
         ("2h", 252, 1, 1),  # the orientation comes in both of its forms: a quaternion ...
         ("6f", 256, *turn, *offset),

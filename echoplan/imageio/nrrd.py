@@ -21,7 +21,8 @@ from echoplan.imageio.arrays import as_frames, to_clip_dtype, to_grey, to_labels
 from echoplan.imageio.blocks import Block, beside
 from echoplan.imageio.bounds import check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
-from echoplan.imageio.itk_writer import FRAME_TIME_KEY, NO_SPACING_KEY
+from echoplan.imageio.itk_writer import FRAME_TIME_KEY, NO_SPACING_KEY, SPACING_KEY
+from echoplan.imageio.space import Space
 
 _MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
@@ -37,6 +38,10 @@ _C_NAMES = {
 _DTYPES = {name: code for code, names in _C_NAMES.items() for name in names.split(",")}
 _CHANNELS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color"}  # kinds of an axis that is no time or place
 _SEQUENCE = {"list", "time"}
+_TO_LPS = {
+    "left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1), "right-anterior-superior": (-1, -1, 1), "ras": (-1, -1, 1),
+    "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1),
+}  # fmt: skip
 _MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
 
 
@@ -46,6 +51,7 @@ class _Header:
     first: str  # what the file's first axis is: "channels", "frames" or "columns"
     spacing_mm: tuple[float, float] | None
     frame_time_ms: float | None
+    space: Space | None
 
     @property
     def channels(self) -> int:
@@ -63,7 +69,7 @@ class _Header:
     def info(self) -> ClipInfo:
         frames = math.prod(self.shape[:-2])
         time = self.frame_time_ms if frames > 1 else None
-        return ClipInfo((frames, self.shape[-2], self.shape[-1]), self.spacing_mm, time)
+        return ClipInfo((frames, self.shape[-2], self.shape[-1]), self.spacing_mm, time, space=self.space)
 
     def values(self) -> np.ndarray:
         """(..., T, H, W, channels)"""
@@ -90,7 +96,8 @@ def read(path: Path) -> Clip:
     values = header.values()
     values = values[..., 0] if header.channels == 1 else to_grey(values[..., :3])
     info = header.info
-    return Clip(to_clip_dtype(as_frames(values, path), path), info.spacing_mm, info.frame_time_ms, str(path))
+    frames = to_clip_dtype(as_frames(values, path), path)
+    return Clip(frames, info.spacing_mm, info.frame_time_ms, str(path), space=info.space)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -140,11 +147,15 @@ def _read_header(path: Path) -> _Header:
     first = _first_axis(fields, sizes)
     data = _data(path, fields, sizes[::-1], dtype, end.end() if end else None)
     spacing = None if NO_SPACING_KEY in notes else _spacing(fields, len(sizes), 0 if first == "columns" else 1, path)
+    space = None if first == "frames" else _space(fields, sizes if first == "columns" else sizes[1:], path)
     try:
         time = usable_time(float(notes.get(FRAME_TIME_KEY, "nan")))
+        if SPACING_KEY in notes:
+            row, column = map(float, notes[SPACING_KEY].split())
+            spacing = row, column
     except ValueError:
         raise _not_understood(path, FRAME_TIME_KEY) from None
-    header = _Header(data, first, spacing, time)
+    header = _Header(data, first, spacing, time, space)
     if len(header.shape) < 2 or sum(length != 1 for length in header.shape[:-2]) > 1:
         raise EchoPlanError(f"an array of shape {header.shape} (slowest axis first) is no 2D clip", file=path)
     check_size(path, header.info.shape, header.channels * dtype.itemsize)
@@ -213,8 +224,33 @@ def _spacing(fields: dict[str, str], axes: int, columns: int, path: Path) -> tup
     return row, column
 
 
+def _space(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> Space | None:
+    """The grid, of axes that lie in space."""
+    vectors = [_vector(word) for word in re.findall(r"\([^)]*\)", fields.get("space directions", ""))]
+    signs = _TO_LPS.get(fields.get("space", "").lower(), (1, 1, 1))
+    scale = _MM_PER_UNIT.get((re.findall(r'"([^"]*)"', fields.get("space units", "")) or ["mm"])[0], 1.0)
+    steps = [math.hypot(*vector) for vector in vectors]
+    if not vectors or len(vectors) != len(sizes) or any(len(vector) != len(sizes) for vector in vectors) or not all(steps):
+        return None
+    if len(sizes) == 2 and fields.get("space dimension") == "2":
+        signs = (1, 1, 1)
+    columns = [[part * sign / step for part, sign in zip(vector, (*signs, 1), strict=False)]
+               for vector, step in zip(vectors, steps, strict=True)]  # fmt: skip
+    origin = _vector(fields.get("space origin", "")) or [0.0] * len(sizes)
+    return Space.of(
+        sizes,
+        [step * scale for step in steps],
+        [part * sign * scale for part, sign in zip(origin, (*signs, 1), strict=False)],
+        np.array(columns).T.ravel().tolist(),
+    )
+
+
 def _length(vector: str) -> float:
-    return math.hypot(*(float(word) for word in vector.strip("()").split(",")))
+    return math.hypot(*_vector(vector))
+
+
+def _vector(text: str) -> list[float]:
+    return [float(word) for word in text.strip("()").split(",")] if text else []
 
 
 def _not_understood(path: Path, key: str) -> EchoPlanError:

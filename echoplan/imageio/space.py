@@ -47,7 +47,7 @@ class Space:
             tuple(int(value) for value in size),
             tuple(float(value) for value in spacing),
             tuple(0.0 + value for value in origin or [0.0] * axes),  # no -0.0
-            tuple(0.0 + value for value in (np.eye(axes).ravel().tolist() if direction is None else direction)),
+            tuple(0.0 + value for value in (direction or np.eye(axes).ravel().tolist())),
             stated=stated,
         )
         numbers = (*found.spacing, *found.origin, *found.direction)
