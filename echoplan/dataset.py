@@ -9,6 +9,7 @@ Dataset001_CAMUS/
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,10 +21,13 @@ import numpy as np
 from echoplan import layout
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import from_cell, read_json, write_csv, write_json
-from echoplan.imageio import Clip, read_clip, read_mask
+from echoplan.imageio import Clip, read_clip
 from echoplan.imageio.clip import ClipInfo
 from echoplan.labels import IGNORE
+from echoplan.masks import load_mask, without_empty_rest
 from echoplan.names import check_cases, wrong_name, wrong_path
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test", "")
 
@@ -231,39 +235,38 @@ class EchoDataset:
             )
         return clip
 
-    def load_mask(self, case: Case, *, clip: Clip | None = None) -> np.ndarray:
-        """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255.
+    def load_mask(self, case: Case, *, clip: Clip | None = None, notes: list[str] | None = None) -> np.ndarray:
+        """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255, and so do those that cases.csv leaves out.
 
         Labels may lie on the clip's grid, or on that of the file's own larger image; then they are cut like the clip.
 
+        Args:
+            case: the row of cases.csv.
+            clip: its clip, whose grid the labels must lie on.
+            notes: what a user should know is added; without it, it is logged.
+
         Raises:
-            EchoPlanError: there is no label file, it lies on another grid than `clip`, or it holds a value that
-                dataset.json does not name.
+            EchoPlanError: there is no label file, a listed frame lies outside the clip, or the labels fail a check of
+                `echoplan.masks`, as where they hold a value that dataset.json does not name.
         """
         if case.label is None:
             raise EchoPlanError(f"case {case.case} has no label file", file=self.folder / layout.CASES_FILE)
-        path = self.folder / case.label
-        mask = read_mask(path)
-        if clip is not None:
-            if clip.crop is not None:
-                mask = clip.crop.to_clip(mask)
-            if mask.shape != clip.frames.shape:
-                raise EchoPlanError(
-                    f"the labels are {mask.shape} and their clip {clip.frames.shape} (frames, rows, columns)",
-                    file=path,
-                    remedy="labels must lie on the clip's own grid",
-                )
-        labelled = mask[(mask != IGNORE).any(axis=(1, 2))]
-        named = labelled == IGNORE
-        for value in self.description.labels.values():  # far quicker than np.unique of a whole clip
-            named |= labelled == value
-        unnamed = np.unique(labelled[~named]).tolist()
-        if unnamed:
+        path, values = self.folder / case.label, self.description.labels.values()
+        mask = load_mask(path, clip=clip, labels=values, named_in=layout.DATASET_FILE)
+        if case.labelled_frames is None:
+            mask, note = without_empty_rest(mask)
+            if note and notes is None:
+                logger.info("%s: %s", case.case, note)
+            elif note and notes is not None:
+                notes.append(note)
+            return mask
+        outside = [frame for frame in case.labelled_frames if frame >= len(mask)]
+        if outside:
             raise EchoPlanError(
-                f"the labels hold the value(s) {unnamed}, which dataset.json does not name",
-                file=path,
-                remedy='name them under "labels" in dataset.json, or mend the mask',
+                f"labelled_frames of {case.case} names {outside}, but the clip has {len(mask)} frames (counted from 0)",
+                file=self.folder / layout.CASES_FILE,
             )
+        mask[np.setdiff1d(np.arange(len(mask)), case.labelled_frames)] = IGNORE
         return mask
 
 

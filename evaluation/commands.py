@@ -234,8 +234,12 @@ def _in_words(values: Mapping[str, Any]) -> str:
     parts = [f"{values['frames']} frames"]
     if values["empty_predictions"]:
         parts.append(f"{values['empty_predictions']} predicted empty")
+    if values["both_empty"]:
+        others = values.get("dice_of_others")
+        without = f" (Dice of the others {100 * others['mean']:.2f} %)" if others else ""
+        parts.append(f"{values['both_empty']} empty in both{without}")
     for key, numbers in values.items():
-        if isinstance(numbers, Mapping):
+        if isinstance(numbers, Mapping) and key != "dice_of_others":
             name, _, unit = key.partition("_")
             scale, words = (1, f" {unit}") if unit else (100, " %")
             sd = "" if numbers["sd"] is None else f" (SD {scale * numbers['sd']:.2f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from echoplan import layout
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_csv, write_json
-from echoplan.imageio import FORMATS, ending, probe_clip, read_mask
+from echoplan.imageio import FORMATS, ending, probe_clip
+from echoplan.masks import bring_to_grid, check_values, load_mask, without_empty_rest
 from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
@@ -21,16 +23,19 @@ from .ejection import COLUMNS, PatientRow, measure_patients
 from .measurements import CaseMeasurement, measure_case
 from .metrics import score_frames, summarise
 
+logger = logging.getLogger(__name__)
+
 MASK_ENDINGS = tuple(end for row in FORMATS if row.read_labels is not None for end in row.endings if end)
 Masks = str | Path | Mapping[str, Path | np.ndarray]  # a folder of mask files, or case -> file or (T, H, W) labels
 
 
 class _Outcome(NamedTuple):
-    """What summary.json holds of a case, its measurement, and why it could not be judged."""
+    """What summary.json holds of a case, its measurement, why it could not be judged, and what to know of its labels."""
 
     judged: dict[str, Any] | None = None
     measured: CaseMeasurement | None = None
     failure: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def evaluate_cases(
     references: Masks | None = None,
     *,
     labels: Mapping[str, int],
+    named: Mapping[str, int] | None = None,
     target: str | None = None,
     processes: int = 0,
 ) -> Evaluation:
@@ -109,6 +115,7 @@ def evaluate_cases(
         predictions, references: masks; in folders they are found by the cases' names, whatever their ending. Cases
             without a reference are measured alone; None: all of them.
         labels: structure -> value; the background, 0, is passed over.
+        named: all structures that the masks may hold, where `labels` are some of them.
         target: the structure that is measured; None: nothing is.
         processes: worker processes; 0 works in this one.
 
@@ -134,7 +141,7 @@ def evaluate_cases(
     masks, chosen = _masks(predictions), list(cases)
     value = None if target is None else structures[target]
     arguments = {
-        case.case: (case, masks[case.case], truths.get(case.case), structures, value)
+        case.case: (case, masks[case.case], truths.get(case.case), structures, value, {**structures, **(named or {})})
         for case in sorted(chosen, key=lambda case: case.case)
         if case.case in masks and (value is not None or case.case in truths)
     }
@@ -186,6 +193,10 @@ def _evaluation(
     missing: Sequence[str],
     broken: Mapping[str, str],
 ) -> Evaluation:
+    noted = [name for name, outcome in outcomes.items() if outcome.note]
+    if noted:
+        more = f" and {len(noted) - 1} other references" if len(noted) > 1 else ""
+        logger.warning("%s%s: %s", noted[0], more, outcomes[noted[0]].note)
     failures = dict(broken) | {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure}
     measured = (outcomes[name].measured for name in cases if name in outcomes)
     return Evaluation(
@@ -203,17 +214,19 @@ def _evaluate_case(
     reference: Path | np.ndarray | None,
     labels: Mapping[str, int],
     target: int | None,
+    named: Mapping[str, int],
 ) -> _Outcome:
-    mask = _labels(prediction)
+    mask = _labels(prediction, named)
     measured = None if target is None else measure_case(case, mask == target)
     if reference is None:
         return _Outcome(measured=measured)
     try:
-        truth = _labels(reference)
+        truth, note = without_empty_rest(_labels(reference, named))
+        if isinstance(prediction, Path) and isinstance(reference, Path):
+            mask = bring_to_grid(mask, prediction, probe_clip(reference))
         if mask.shape != truth.shape:
             raise EchoPlanError(
                 f"the mask is {mask.shape} and its reference {truth.shape} (frames, rows, columns)",
-                file=prediction if isinstance(prediction, Path) else None,
                 remedy="export the mask on the clip's own grid",
             )
         spacing = case.spacing_mm if isinstance(reference, np.ndarray) else probe_clip(reference).spacing_mm
@@ -225,8 +238,11 @@ def _evaluate_case(
     unit = "px" if spacing is None else "mm"
     phases = {"ed_frame": case.ed_frame, "es_frame": case.es_frame}
     judged = {**phases, "spacing_mm": spacing, "distance_unit": unit, "frames": frames}
-    return _Outcome(judged, measured)
+    return _Outcome(judged, measured, note=note)
 
 
-def _labels(mask: Path | np.ndarray) -> np.ndarray:
-    return mask if isinstance(mask, np.ndarray) else read_mask(mask)
+def _labels(mask: Path | np.ndarray, named: Mapping[str, int]) -> np.ndarray:
+    if isinstance(mask, Path):
+        return load_mask(mask, labels=named.values())
+    check_values(mask, named.values())
+    return mask

@@ -110,7 +110,9 @@ def summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
 
     Returns:
         "all" | "end_diastole" | "end_systole" -> `frames`, `empty_predictions`, and `mean` and `sd` (over frames,
-        n - 1, None for a single one) of `dice`, `iou`, `hd95_mm`, `assd_mm`, `hd95_px`, `assd_px`.
+        n - 1, None for a single one) of `dice`, `iou`, `hd95_mm`, `assd_mm`, `hd95_px`, `assd_px`. `both_empty` counts
+        the frames where neither mask shows the label, whose Dice is 1; where there are any, `dice_of_others` is the
+        Dice without them.
     """
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"all": [], "end_diastole": [], "end_systole": []}
     for case in cases:
@@ -126,7 +128,9 @@ def summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
 
 def _mean_and_sd(entries: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     empty = sum(1 for _, values in entries if values["predicted_pixels"] == 0 < values["reference_pixels"])
-    result: dict[str, Any] = {"frames": len(entries), "empty_predictions": empty}
+    shown = [values["dice"] for _, values in entries if values["predicted_pixels"] or values["reference_pixels"]]
+    both_empty = len(entries) - len(shown)
+    result: dict[str, Any] = {"frames": len(entries), "empty_predictions": empty, "both_empty": both_empty}
     for metric in METRICS:
         if metric in ("dice", "iou"):
             sorts = {metric: [values[metric] for _, values in entries]}
@@ -137,9 +141,15 @@ def _mean_and_sd(entries: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
             }
         for name, values in sorts.items():
             if values:
-                sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                result[name] = {"mean": float(np.mean(values)), "sd": sd}
+                result[name] = _spread(values)
+    if both_empty and shown:
+        result["dice_of_others"] = _spread(shown)
     return result
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd}
 
 
 def surface_distances(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,7 +18,9 @@ from echoplan.multi_dataset import MultiDataset
 from echoplan.parallel_map import run_cases
 from echoplan.sector import Box, box_share, detect_sector
 
-from ..preprocessing.clip import labelled_frames, load_labels, phases_from_labels, to_uint8
+from ..preprocessing.clip import labelled_frames, phases_from_labels, to_uint8
+
+logger = logging.getLogger(__name__)
 
 _DENSE = 0.5  # of the frames from end-diastole to end-systole
 _INTENSITY_SAMPLE = 200_000  # values that place a clip's percentiles well enough
@@ -42,12 +45,20 @@ def extract_fingerprint(dataset: EchoDataset, *, processes: int = 0) -> dict[str
     arguments = {case.case: (rowless, case) for case in dataset.training_cases()}
     results = run_cases(measure_case, arguments, processes=processes, description="fingerprint")
     cases = {name: results.done[name] for name in sorted(results.done)}
+    _warn_of_labels({name: measured["label_note"] for name, measured in cases.items() if "label_note" in measured})
     return {
         "dataset": dataset.folder.name,
         "cases": cases,
         "summary": summarise(cases),
         "failed_cases": dict(sorted(results.failures.items())),
     }
+
+
+def _warn_of_labels(notes: Mapping[str, str]) -> None:
+    """One line, however many cases it concerns."""
+    if notes:
+        first, more = next(iter(notes)), len(notes) - 1
+        logger.warning("%s%s: %s", first, f" and {more} other cases" if more else "", notes[first])
 
 
 def joint_fingerprint(dataset: MultiDataset, fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -84,7 +95,8 @@ def current_fingerprint(file: Path, dataset: EchoDataset) -> dict[str, Any] | No
 def measure_case(dataset: EchoDataset, case: Case) -> dict[str, Any]:
     """The fingerprint of one of a dataset's cases, in plain types; what is unknown is None."""
     clip = dataset.load_clip(case)
-    mask = None if case.label is None else load_labels(dataset, case, clip)
+    notes: list[str] = []
+    mask = None if case.label is None else dataset.load_mask(case, clip=clip, notes=notes)
     frames = to_uint8(clip.frames, source=clip.source)
     box = detect_sector(frames)
     target = dataset.description.labels[dataset.description.target]
@@ -102,7 +114,8 @@ def measure_case(dataset: EchoDataset, case: Case) -> dict[str, Any]:
         "sector_box": box,
         "sector_saved_share": 1.0 - box_share(box, clip.frame_shape),
     }
-    return plain(measured | _intensities(frames, box) | _labels(case, clip, mask, box, target))
+    noted = {"label_note": notes[0]} if notes else {}
+    return plain(measured | _intensities(frames, box) | _labels(case, clip, mask, box, target) | noted)
 
 
 def _intensities(frames: np.ndarray, box: Box) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.parallel_map import run_cases
 
-from ..preprocessing.clip import labelled_frames, load_labels
+from ..preprocessing.clip import labelled_frames
 
 _PLAUSIBLE_SPACING_MM = (0.02, 5.0)
 _PLAUSIBLE_FRAME_TIME_MS = (1.0, 200.0)
@@ -20,18 +22,27 @@ _PLAUSIBLE_FRAME_TIME_MS = (1.0, 200.0)
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check found, one line each: problems that must be mended, and warnings that may be meant so."""
+    """What a check found, one line each: problems that must be mended, and warnings that may be meant so.
+
+    Attributes:
+        problems, warnings: the lines.
+        pixels: of one case: a name for its frames' content, "" where all pixels are alike.
+        shows_target: of one case: whether a labelled frame shows the structure that is measured.
+    """
 
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    pixels: str = ""
+    shows_target: bool = False
 
 
 def verify_dataset(dataset: EchoDataset, *, processes: int = 0) -> Findings:
     """Check that every clip and label is there, fits, and makes sense.
 
     Checked: files are readable; labels lie on the clip's grid and hold named values only; every training case has a
-    labelled frame; spacing is finite, positive and plausible; ED, ES and labelled frames lie inside the clip; no
-    patient is in training and test alike. (`EchoDataset.read` has checked names and numbers of cases.csv before.)
+    labelled frame, and one of them shows the target; spacing is finite, positive and plausible; ED, ES and labelled
+    frames lie inside the clip; EF is in percent and fits EDV and ESV; no patient is in training and test alike, and no
+    clip is two patients'. (`EchoDataset.read` has checked names and numbers of cases.csv before.)
 
     Args:
         dataset: the raw dataset.
@@ -51,6 +62,7 @@ def verify_dataset(dataset: EchoDataset, *, processes: int = 0) -> Findings:
         findings = results.done[case.case]
         problems += [f"{case.case}: {line}" for line in findings.problems]
         warnings += [f"{case.case}: {line}" for line in findings.warnings]
+    problems += _across_cases(dataset, results.done)
     return Findings(tuple(problems), tuple(warnings))
 
 
@@ -61,23 +73,27 @@ def check_case(dataset: EchoDataset, case: Case) -> Findings:
     except EchoPlanError as error:
         return Findings((str(error),))
     problems, warnings = _check_clip(clip)
+    problems += _check_measurements(case)
+    alike = clip.frames.min() == clip.frames.max()
+    pixels = "" if alike else hashlib.sha256(np.ascontiguousarray(clip.frames).data).hexdigest()
     if case.ed_frame is not None and case.ed_frame == case.es_frame:
         warnings.append(f"end-diastole and end-systole are the same frame ({case.ed_frame})")
     if case.label is None:
         if case.split != "test":
             problems.append("a training case without a label file; give one, or make it a test case (split = test)")
-        return Findings(tuple(problems), tuple(warnings))
+        return Findings(tuple(problems), tuple(warnings), pixels)
     try:
-        mask = load_labels(dataset, case, clip)
+        mask = dataset.load_mask(case, clip=clip, notes=warnings)
     except EchoPlanError as error:
-        return Findings((*problems, str(error)), tuple(warnings))
+        return Findings((*problems, str(error)), tuple(warnings), pixels)
     labelled = labelled_frames(mask)
     target = dataset.description.target
+    shown = bool((mask[labelled] == dataset.description.labels[target]).any())
     if not labelled:
         problems.append("no frame is labelled: all labels are the ignore value or no frame is listed")
-    elif not (mask[labelled] == dataset.description.labels[target]).any():
+    elif not shown:
         warnings.append(f"no labelled frame shows {target}")
-    return Findings(tuple(problems), tuple(warnings))
+    return Findings(tuple(problems), tuple(warnings), pixels, shown)
 
 
 def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
@@ -101,6 +117,42 @@ def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
     elif clip.frames.min() == clip.frames.max():
         warnings.append("all pixels of the clip have the same value")
     return problems, warnings
+
+
+def _check_measurements(case: Case) -> list[str]:
+    """What no heart has, or was written in another unit."""
+    problems = []
+    ef, edv, esv = case.ef_percent, case.edv_ml, case.esv_ml
+    if ef is not None and not 1 < ef <= 100:
+        hint = " (is it a share of 1?)" if 0 < ef <= 1 else ""
+        problems.append(f"ef_percent is {ef:g}; an ejection fraction lies in 1 to 100 percent{hint}")
+    problems += [f"{name} is {volume:g}; a volume is more than 0" for name, volume in (("edv_ml", edv), ("esv_ml", esv))
+                 if volume is not None and volume <= 0]  # fmt: skip
+    if edv is not None and esv is not None and edv < esv:
+        problems.append(f"edv_ml ({edv:g}) is less than esv_ml ({esv:g}): are they exchanged?")
+    return problems
+
+
+def _across_cases(dataset: EchoDataset, found: Mapping[str, Findings]) -> list[str]:
+    """What only shows when cases are seen together."""
+    problems = []
+    target, training = dataset.description.target, [case.case for case in dataset.training_cases()]
+    labelled = [name for name in training if name in found and not found[name].problems]
+    if labelled and not any(found[name].shows_target for name in labelled):
+        problems.append(f"no label of a training case shows {target}: nothing can be learned")
+    clips: dict[str, list[Case]] = defaultdict(list)
+    for case in dataset.cases:
+        if case.case in found and found[case.case].pixels:
+            clips[found[case.case].pixels].append(case)
+    for same in clips.values():
+        patients = sorted({case.patient for case in same})
+        if len(patients) > 1:
+            cases = ", ".join(case.case for case in same)
+            problems.append(
+                f"{cases} are one clip, pixel by pixel, under the patients {', '.join(patients)}: training would see "
+                "what it is tested on"
+            )
+    return problems
 
 
 def _patients_on_both_sides(cases: tuple[Case, ...]) -> list[str]:

@@ -53,6 +53,7 @@ class CandidateScore:
     cases: int
     target_hd95_mm: float | None
     target_hd95_px: float | None
+    target_both_empty: int  # frames without the target, in which none is found: their Dice is 1
 
     def to_row(self) -> dict[str, Any]:
         """As best_configuration.json holds it; a single dataset has no means of its parts."""
@@ -195,6 +196,7 @@ def summarise(
         cases=len({case for case, _ in by_frame}),
         target_hd95_mm=hd95 if units == {"mm"} else None,
         target_hd95_px=hd95 if units == {"px"} else None,
+        target_both_empty=sum(score.both_empty for score in of_target),
     )
 
 
@@ -339,5 +341,5 @@ def _write_final_mask(
     item = load_labelled(files, reference)
     mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms)
     file = folder / layout.mask_file(case.case)
-    write_mask(file, mask, like=Clip(mask, case.spacing_mm, case.frame_time_ms, source=case.case))
+    write_mask(file, mask, like=Clip(mask, case.spacing_mm, case.frame_time_ms, source=case.case, space=getattr(case, "space", None)))
     return file

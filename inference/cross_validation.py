@@ -12,8 +12,9 @@ import numpy as np
 from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
-from echoplan.imageio import probe_clip, read_mask
+from echoplan.imageio import probe_clip
 from echoplan.labels import IGNORE
+from echoplan.masks import load_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
@@ -122,6 +123,7 @@ class FrameScore:
     hd: float
     hd95: float
     assd: float
+    both_empty: bool = False  # then Dice is 1, and says little
 
     def to_row(self) -> dict[str, Any]:
         """As summary.json holds it."""
@@ -170,14 +172,14 @@ def load_labelled(files: tuple[Path, ...], reference: Path) -> LabelledPredictio
     Raises:
         EchoPlanError: a file is missing or damaged, or the grids differ.
     """
-    truth = read_mask(reference)
+    truth, header = load_mask(reference), probe_clip(reference)
     if len(files) == 1:
-        mask = read_mask(files[0], frames_shape=truth.shape)
+        mask = load_mask(files[0], clip=header)
     else:
         mask = average(load_probabilities(file) for file in files).labels()
     if mask.shape != truth.shape:
         raise EchoPlanError(f"the prediction is {mask.shape}, its reference {truth.shape}", file=files[0])
-    return LabelledPrediction(mask, truth, probe_clip(reference).frame_time_ms)
+    return LabelledPrediction(mask, truth, header.frame_time_ms)
 
 
 def _truth(preprocessed: Path, case: str) -> Path:
@@ -188,22 +190,23 @@ def _score_case(
     case: str, reference: Path, files: Mapping[str, tuple[Path, ...]], structures: Mapping[str, int]
 ) -> dict[str, list[FrameScore]]:
     """Every candidate's scores of one case; each file is read once, and only labelled frames are resampled."""
-    truth = read_mask(reference)
-    spacing = probe_clip(reference).spacing_mm
+    truth, header = load_mask(reference), probe_clip(reference)
+    spacing = header.spacing_mm
     frames = np.flatnonzero((truth != IGNORE).any(axis=(1, 2)))
     members = {file for group in files.values() if len(group) > 1 for file in group}
     probabilities = {file: _frames(load_probabilities(file), frames) for file in members}
     scores = {}
     for name, group in files.items():
         if len(group) == 1:
-            mask = read_mask(group[0], frames_shape=truth.shape)[frames]
+            mask = load_mask(group[0], clip=header)[frames]
         else:
             mask = average(probabilities[file] for file in group).labels()
         if mask.shape[1:] != truth.shape[1:]:
             raise EchoPlanError(f"the prediction's frames are {mask.shape[1:]}, the reference's {truth.shape[1:]}")
         scores[name] = [
             FrameScore(case, int(frames[scored["frame"]]), structure, "px" if spacing is None else "mm",
-                       **{metric: scored[structure][metric] for metric in ("dice", "iou", "hd", "hd95", "assd")})
+                       **{metric: scored[structure][metric] for metric in ("dice", "iou", "hd", "hd95", "assd")},
+                       both_empty=not (scored[structure]["predicted_pixels"] or scored[structure]["reference_pixels"]))
             for scored in score_frames(mask, truth[frames], structures, spacing)
             for structure in structures
         ]  # fmt: skip

@@ -21,6 +21,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
+from echoplan.masks import check_values
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import PatientRow
@@ -118,9 +119,11 @@ def _write_segmentation(path: Path, item: InputClip, mask: Path, description: Da
     path.unlink(missing_ok=True)
     with _without_quotes(item.path):
         source, invalid = read_header(item.path)
+        labels = read_mask(mask, frames_shape=(source.NumberOfFrames, source.Rows, source.Columns))
+        check_values(labels, description.structures.values(), file=mask)
         made = make_segmentation(
             source,
-            read_mask(mask, frames_shape=(source.NumberOfFrames, source.Rows, source.Columns)),
+            labels,
             structures=description.structures,
             target=description.target,
             model=model,

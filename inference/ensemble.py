@@ -133,7 +133,7 @@ class PreparedInput:
     @classmethod
     def of(cls, clip: Clip, members: Sequence[PredictorMember], like: str | None) -> PreparedInput:
         """Prepare a clip for each member, as `like` of `EchoPredictor` says."""
-        header = ClipInfo(clip.frames.shape, clip.spacing_mm, clip.frame_time_ms, clip.crop)
+        header = ClipInfo(clip.frames.shape, clip.spacing_mm, clip.frame_time_ms, clip.crop, clip.space)
         return cls(header, image_sector(clip.frames), tuple(member.prepare(clip, like) for member in members))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, probe_clip, read_mask, write_mask
+from echoplan.imageio import Clip, probe_clip, write_mask
 from echoplan.labels import IGNORE
+from echoplan.masks import load_mask
 from echoplan.parallel_map import CaseResults, run_cases
 
 from ..evaluation.evaluate_cases import find_masks
@@ -75,17 +76,20 @@ def _ensemble_case(files: tuple[Path, ...], out: Path, keep_probabilities: bool)
     mask = mean.labels()
     if keep_probabilities:
         save_probabilities(out / files[0].name, mean)
-    first = files[0].with_suffix(".nii.gz")  # the probabilities do not know the frame time
-    frame_time = probe_clip(first).frame_time_ms if first.is_file() else None
-    write_mask(out / layout.mask_file(files[0].stem), mask, like=Clip(mask, mean.native_spacing_mm, frame_time))
+    first = files[0].with_suffix(".nii.gz")  # the probabilities know neither frame time nor place
+    known = probe_clip(first) if first.is_file() else None
+    time, space = (known.frame_time_ms, known.space) if known else (None, None)
+    like = Clip(mask, mean.native_spacing_mm, time, space=space)
+    write_mask(out / layout.mask_file(files[0].stem), mask, like=like)
 
 
 def _postprocess_case(source: Path, target: Path, steps: Sequence[Step]) -> None:
-    mask = read_mask(source)
+    mask = load_mask(source)
     info = probe_clip(source)
     labels: dict[str, Any] = {str(value): int(value) for value in np.unique(mask) if value not in (0, IGNORE)}
     mended = apply_postprocessing(mask, steps, labels, frame_time_ms=info.frame_time_ms)
-    write_mask(target, mended, like=Clip(mended, info.spacing_mm, info.frame_time_ms, source=str(source)))
+    like = Clip(mended, info.spacing_mm, info.frame_time_ms, source=str(source), space=info.space)
+    write_mask(target, mended, like=like)
 
 
 def _not_into_itself(folders: Sequence[Path], out: Path) -> None:

@@ -397,4 +397,5 @@ def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation,
     del found  # what is written is in memory beside its copies in the file's own form
     if clip.crop is not None:  # back on the file's own grid, where other programs expect it
         mask = clip.crop.to_file(mask)
-    write_mask(result_path(out, item.name), mask, like=Clip(mask, clip.spacing_mm, clip.frame_time_ms))
+    like = Clip(mask, clip.spacing_mm, clip.frame_time_ms, space=clip.space)
+    write_mask(result_path(out, item.name), mask, like=like)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from echoplan import layout
-from echoplan.dataset import Case, EchoDataset
+from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.labels import IGNORE
@@ -137,26 +136,6 @@ def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = 
 def normaliser(mean: float, std: float, normalisation: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """`normalise` as `segment_parts` takes it: of some frames at a time, uint8 to float32."""
     return lambda frames: torch.from_numpy(normalise(frames.numpy(), mean, std, normalisation))
-
-
-def load_labels(dataset: EchoDataset, case: Case, clip: Clip) -> np.ndarray:
-    """The case's labels on the clip's grid, (T, H, W) uint8; frames that cases.csv does not list are `IGNORE`.
-
-    Raises:
-        EchoPlanError: no label file, another grid than the clip's, an unnamed value, a listed frame outside the clip.
-    """
-    mask = dataset.load_mask(case, clip=clip)
-    if case.labelled_frames is not None:
-        outside = [frame for frame in case.labelled_frames if frame >= len(clip)]
-        if outside:
-            raise EchoPlanError(
-                f"labelled_frames of {case.case} names {outside}, but the clip has {len(clip)} frames (counted from 0)",
-                file=dataset.folder / layout.CASES_FILE,
-            )
-        unlisted = np.setdiff1d(np.arange(len(clip)), case.labelled_frames)
-        mask = mask.copy()
-        mask[unlisted] = IGNORE
-    return mask
 
 
 def labelled_frames(mask: np.ndarray) -> list[int]:

@@ -25,7 +25,7 @@ from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 from echoplan.sector import detect_sector
 
-from .clip import labelled_frames, load_labels, phases_from_labels, preprocess_clip, sector_statistics, to_uint8
+from .clip import labelled_frames, phases_from_labels, preprocess_clip, sector_statistics, to_uint8
 from .store import ClipStore, StoredCase
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _preprocess_case(
     if not missing and (case.label is None or ground_truth.is_file()):
         return False
     clip = dataset.raw.load_clip(case)
-    mask = None if case.label is None else dataset.relabelled(load_labels(dataset.raw, case, clip))
+    mask = None if case.label is None else dataset.relabelled(dataset.raw.load_mask(case, clip=clip))
     if mask is not None:
         write_mask(ground_truth, mask, like=clip)
     end_diastole, end_systole = phases_from_labels(case, mask, dataset.target)
@@ -191,6 +191,7 @@ def _preprocess_case(
             mean=mean,
             std=std,
             source=made_from,
+            space=clip.space,
         )
         ClipStore(target / item.name).write(stored, frames, labels)
     return True

@@ -15,6 +15,7 @@ from echoplan import layout
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain, read_json, write_json
+from echoplan.imageio.space import Space
 from echoplan.labels import IGNORE
 
 from .geometry import Geometry
@@ -39,6 +40,7 @@ class StoredCase(Case):
         geometry: how the clip lies on the network's grid.
         mean, std: of the intensities inside the sector, see `sector_statistics`.
         source: what it was made from, so that a change is noticed: row of cases.csv, files, labels.
+        space: where the clip's file lies in space, if it says so.
     """
 
     dataset: str
@@ -49,6 +51,7 @@ class StoredCase(Case):
     mean: float
     std: float
     source: Mapping[str, Any] = field(default_factory=dict)
+    space: Space | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As `<case>.json` holds it, in plain types."""
@@ -65,6 +68,7 @@ class StoredCase(Case):
                 "mean": self.mean,
                 "std": self.std,
                 "source": self.source,
+                "space": None if self.space is None else self.space.to_dict(),
             }
         )
 
@@ -85,6 +89,7 @@ class StoredCase(Case):
             mean=content["mean"],
             std=content["std"],
             source=content["source"],
+            space=Space.from_dict(content.get("space")),
         )
 
 

@@ -104,5 +104,5 @@ def predict_stored_case(
     predicted = ClipProbabilities(probabilities, stored.geometry)
     save_probabilities(save_to / layout.probabilities_file(case), predicted)
     mask = predicted.labels()
-    like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case)
+    like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case, space=stored.space)
     write_mask(save_to / layout.mask_file(case), mask, like=like)

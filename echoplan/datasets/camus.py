@@ -28,8 +28,9 @@ from echoplan.datasets.building import (
     spread_labels,
 )
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, read_clip, read_mask, write_clip, write_mask
+from echoplan.imageio import Clip, read_clip, write_clip, write_mask
 from echoplan.labels import IGNORE
+from echoplan.masks import load_mask
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
     dense = source.find("half_sequence_gt", "sequence_gt")
     if dense is not None:
         try:
-            mask = read_mask(dense, frames_shape=clip.frames.shape)
+            mask = load_mask(dense, clip=clip)
             return _Labelled(clip, mask, phases["ED"], phases["ES"], None)
         except EchoPlanError as error:
             logger.warning("the labels of ED and ES alone are used, because %s", error)
@@ -189,7 +190,7 @@ def _sequence(source: _Source, info: dict[str, str]) -> _Labelled:
     frames = [frame for phase in files if (frame := phases[phase]) is not None]
     if len(frames) < len(files):
         raise EchoPlanError("Info does not say which frames ED and ES are", file=source.folder)
-    labels = np.concatenate([read_mask(file, frames_shape=(1, *clip.frame_shape)) for file in files.values()])
+    labels = np.concatenate([load_mask(file, clip=clip, any_frames=True) for file in files.values()])
     mask = spread_labels(labels, frames, clip.frames.shape, source=source.folder)
     return _Labelled(clip, mask, phases["ED"], phases["ES"], tuple(sorted(frames)))
 
@@ -219,7 +220,7 @@ def _two_frames(source: _Source, reason: str) -> _Labelled:
     if not labelled:
         return _Labelled(clip, None, 0, 1, None)
     unlabelled = np.full(shapes[0], IGNORE, np.uint8)
-    mask = np.concatenate([unlabelled if file is None else read_mask(file, frames_shape=shapes[0]) for file in files])
+    mask = np.concatenate([unlabelled if file is None else load_mask(file, clip=end_diastole) for file in files])
     return _Labelled(clip, mask, 0, 1, labelled)
 
 

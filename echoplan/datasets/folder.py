@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ from echoplan.dataset import Case, DatasetDescription, EchoDataset, read_cases
 from echoplan.datasets.building import build_dataset, keep_labels, labels_of, places, spread_labels
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
-from echoplan.imageio import Clip, ending, find_format, read_clip, read_mask, write_clip, write_mask
-from echoplan.labels import IGNORE
+from echoplan.imageio import Clip, ending, find_format, read_clip, write_clip, write_mask
+from echoplan.masks import check_values, load_mask, without_empty_rest
+
+logger = logging.getLogger(__name__)
 
 _WRITTEN = ".nii.gz"
 
@@ -106,8 +109,10 @@ def _convert_case(
         raise EchoPlanError("; ".join(wrong), file=path, remedy="count frames from 0")
     image, label = places(case.case, case.split, image_ending=image_ending or _WRITTEN)
     if case.label is not None:
-        mask = _label_clip(source / case.label, case, clip)
-        _check_values(mask, labels, all_named, source / case.label)
+        mask, note = _label_clip(source / case.label, case, clip)
+        if note:
+            logger.warning(note)
+        check_values(mask, labels.values(), named_in="--labels" if all_named else "", file=source / case.label)
         write_mask(destination / label, keep_labels(mask, labels), like=clip)
     if image_ending is None:
         write_clip(destination / image, clip)
@@ -117,37 +122,12 @@ def _convert_case(
     return replace(case, image=image, label=None if case.label is None else label)
 
 
-def _label_clip(path: Path, case: Case, clip: Clip) -> np.ndarray:
-    """(T, H, W) labels: 255 on every frame that is not among the labelled ones, where these are named."""
-    mask = read_mask(path)
-    if clip.crop is not None:
-        mask = clip.crop.to_clip(mask)
+def _label_clip(path: Path, case: Case, clip: Clip) -> tuple[np.ndarray, str]:
+    """(T, H, W) labels, 255 on every frame that is not among the labelled ones; and what a user should know of them."""
+    mask = load_mask(path, clip=clip, any_frames=case.labelled_frames is not None)
     if case.labelled_frames is not None:
         named = list(case.labelled_frames)
         if len(mask) == len(clip) and max(named, default=0) < len(clip):
             mask = mask[named]
-        return spread_labels(mask, named, clip.frames.shape, source=path)
-    if mask.shape != clip.frames.shape:
-        raise EchoPlanError(
-            f"the labels are {mask.shape} and the clip {clip.frames.shape} (frames, rows, columns)",
-            file=path,
-            remedy="export the labels on the clip's grid; where few frames are labelled, name them in labelled_frames",
-        )
-    return mask
-
-
-def _check_values(mask: np.ndarray, labels: dict[str, int], all_named: bool, path: Path) -> None:
-    """Stop what would silently become a dataset without a ventricle."""
-    values = set(np.unique(mask).tolist())
-    unnamed = sorted(values - {*labels.values(), IGNORE})
-    if unnamed and all_named:
-        raise EchoPlanError(
-            f"the labels hold the value(s) {unnamed} without a name", file=path, remedy="name them all with --labels"
-        )
-    mixed = any({0, IGNORE} == set(np.unique(frame).tolist()) for frame in mask)
-    if (unnamed or mixed) and not values & (set(labels.values()) - {0}):
-        raise EchoPlanError(
-            f"the labels hold the values {sorted(values)}, and none of a structure",
-            file=path,
-            remedy="number the left ventricle 1; 255 marks pixels nobody labelled",
-        )
+        return spread_labels(mask, named, clip.frames.shape, source=path), ""
+    return without_empty_rest(mask)

@@ -140,7 +140,8 @@ def _space(fields: dict[str, str], size: tuple[int, ...], path: Path) -> Space |
     )
     if direction and len(direction) == len(size) ** 2:
         direction = np.reshape(direction, (len(size),) * 2).T.ravel().tolist()
-    return Space.of(size, spacing or [1.0] * len(size), origin, direction, stated=bool(origin or direction))
+    stated = bool(origin or direction) and NO_SPACING_KEY not in fields
+    return Space.of(size, spacing or [1.0] * len(size), origin, direction, stated=stated)
 
 
 def _numbers(text: str, key: str, path: Path) -> list[float]:

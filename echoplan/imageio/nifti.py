@@ -121,7 +121,8 @@ class _Header:
         direction = np.eye(len(size))
         direction[:count, :count] = (_TO_LPS[:, None] * directions)[:count, :count]
         origin = [*(_TO_LPS * offset * scale)[:count].tolist(), 0.0][: len(size)]
-        return Space.of(size, spacing, origin, direction.ravel().tolist())
+        stated = _NO_SPACING_NOTE not in self.description
+        return Space.of(size, spacing, origin, direction.ravel().tolist(), stated=stated)
 
 
 def matches(path: Path, head: bytes) -> bool:

@@ -147,7 +147,8 @@ def _read_header(path: Path) -> _Header:
     first = _first_axis(fields, sizes)
     data = _data(path, fields, sizes[::-1], dtype, end.end() if end else None)
     spacing = None if NO_SPACING_KEY in notes else _spacing(fields, len(sizes), 0 if first == "columns" else 1, path)
-    space = None if first == "frames" else _space(fields, sizes if first == "columns" else sizes[1:], path)
+    in_space = sizes if first == "columns" else sizes[1:]
+    space = None if first == "frames" else _space(fields, in_space, stated=NO_SPACING_KEY not in notes)
     try:
         time = usable_time(float(notes.get(FRAME_TIME_KEY, "nan")))
         if SPACING_KEY in notes:
@@ -224,7 +225,7 @@ def _spacing(fields: dict[str, str], axes: int, columns: int, path: Path) -> tup
     return row, column
 
 
-def _space(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> Space | None:
+def _space(fields: dict[str, str], sizes: tuple[int, ...], *, stated: bool) -> Space | None:
     """The grid, of axes that lie in space."""
     vectors = [_vector(word) for word in re.findall(r"\([^)]*\)", fields.get("space directions", ""))]
     signs = _TO_LPS.get(fields.get("space", "").lower(), (1, 1, 1))
@@ -242,6 +243,7 @@ def _space(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> Space 
         [step * scale for step in steps],
         [part * sign * scale for part, sign in zip(origin, (*signs, 1), strict=False)],
         np.array(columns).T.ravel().tolist(),
+        stated=stated,
     )
 
 

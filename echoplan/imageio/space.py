@@ -22,7 +22,8 @@ class Space:
         spacing: mm along each axis; behind the rows whatever the file says there.
         origin: of the first pixel's centre; x goes to the patient's left, y to the back (LPS).
         direction: the matrix whose columns are the axes, row by row.
-        stated: whether the file says so; False: it says nothing of place, and this is what programs take instead.
+        stated: whether the file says so; False: it says nothing of place, or has but a stopgap for its spacing, and
+            this is what programs take.
     """
 
     size: tuple[int, ...]

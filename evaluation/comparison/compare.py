@@ -293,5 +293,11 @@ def _empty_notes(segmentation: pd.DataFrame) -> list[str]:
 
 
 def _unjudged_notes(methods: Sequence[MethodResults]) -> list[str]:
-    cases = sorted({case for method in methods for case in method.unjudged})
-    return [f"Cases without a usable prediction of any method, left out: {', '.join(cases)}."] if cases else []
+    why = {case: reason for method in reversed(methods) for case, reason in method.unjudged.items()}
+    if not why:
+        return []
+    first = min(why)
+    return [
+        f"Cases without a usable prediction of any method, left out: {', '.join(sorted(why))}.",
+        f"{first}: {why[first]}",
+    ]

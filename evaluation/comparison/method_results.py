@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class MethodResults:
         scores: the long table of `frame_scores` of all structures, each case a patient of its own.
         ef: its EF table, as `read_ef_table` gives it; empty where there is none.
         folds: of cross-validation; empty otherwise.
-        unjudged: cases whose prediction is missing or broken.
+        unjudged: cases whose prediction is missing or broken -> why.
     """
 
     name: str
@@ -41,7 +41,7 @@ class MethodResults:
     scores: pd.DataFrame
     ef: pd.DataFrame
     folds: tuple[int, ...] = ()
-    unjudged: tuple[str, ...] = ()
+    unjudged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cases(self) -> list[str]:
@@ -101,7 +101,7 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
                 pd.concat([frame_scores(summary["per_case"]) for summary in summaries], ignore_index=True),
                 pd.concat([read_ef_table(folder) for folder in validations], ignore_index=True),
                 tuple(common),
-                tuple(case for summary in summaries for case in _unjudged(summary)),
+                {case: why for summary in summaries for case, why in _unjudged(summary).items()},
             )
         )
         more = sorted(set(folds[model]) - set(common))
@@ -158,7 +158,7 @@ def read_predictions(
             summary = found.summary()
             write_json(folder / layout.SUMMARY_FILE, summary)
         per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
-        unjudged = tuple(_unjudged(summary))
+        unjudged = _unjudged(summary)
         methods.append(MethodResults(name, folder, frame_scores(per_case), read_ef_table(folder), unjudged=unjudged))
     return methods
 
@@ -179,8 +179,9 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
         if different:
             lacking = [case for case in different if case not in judged]
             who, cases = (method, lacking) if lacking else (first, different)
+            reason = next((f"; {case}: {who.unjudged[case]}" for case in cases if case in who.unjudged), "")
             raise EchoPlanError(
-                f"{who.name} has no result of {len(cases)} of the cases compared: {_named(cases)}",
+                f"{who.name} has no result of {len(cases)} of the cases compared: {_named(cases)}{reason}",
                 file=who.source,
                 remedy="predict these cases too (echoplan_train ... --val, or echoplan_predict), then compare again",
             )
@@ -194,7 +195,8 @@ def check_same_frames(methods: Sequence[MethodResults], structure: str) -> None:
                 remedy="validate or evaluate again those whose summary.json is older than the references",
             )
     if not first.cases:
-        raise EchoPlanError("no case was judged", file=first.source)
+        reason = next((f"; {case}: {why}" for case, why in first.unjudged.items()), "")
+        raise EchoPlanError(f"no case was judged{reason}", file=first.source)
 
 
 def _find_models(results: Path, trainers: Sequence[str] | None) -> dict[Path, str]:
@@ -255,11 +257,13 @@ def _current_summary(folder: Path, references: Path, structures: Mapping[str, in
     summary = read_summary(file)
     judged = {*summary["per_case"], *_unjudged(summary)}
     has_labels = structures.items() <= summary["labels"].items()
-    return summary if has_labels and judged == set(truths) else None
+    counted = all("both_empty" in groups["all"] for groups in summary["mean"].values() if groups)
+    return summary if has_labels and counted and judged == set(truths) else None
 
 
-def _unjudged(summary: Mapping[str, Any]) -> list[str]:
-    return sorted({*summary["missing"], *summary["failures"]})
+def _unjudged(summary: Mapping[str, Any]) -> dict[str, str]:
+    missing = dict.fromkeys(summary["missing"], "there is no prediction")
+    return dict(sorted({**missing, **summary["failures"]}.items()))
 
 
 def _with_phases(found: Mapping[str, Any], phases: tuple[int | None, int | None] | None) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import probe_clip, read_clip, read_mask
+from echoplan.imageio import probe_clip, read_clip
+from echoplan.masks import load_mask
 
 from ..measurements import CaseMeasurement, measure_case
 from ..quality import clip_measures
@@ -56,10 +57,7 @@ def report_clip(
     """
     # The clip's own header is asked: a mask file cannot say that the spacing is unknown.
     header = probe_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
-    mask = read_mask(mask_file)
-    if header.crop is not None:
-        mask = header.crop.to_clip(mask)
-    _check_grid(mask.shape, (len(mask), *header.shape[1:]), mask_file)
+    mask = load_mask(mask_file, clip=header, any_frames=True)  # a header's number of frames may be wrong
     cavity = np.equal(mask, label, out=mask.view(bool))  # in place: a long clip's mask is large
     measured = measure_case(case.with_header(header), cavity, method=method)
     quality, player = clip_measures(cavity, measured), picture == "player"

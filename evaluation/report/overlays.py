@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
-from echoplan.imageio import Clip, read_clip, read_mask
+from echoplan.imageio import Clip, read_clip
+from echoplan.masks import load_mask
 from echoplan.parallel_map import CaseResults, run_cases
 
 from ..measurements import CaseMeasurement
@@ -79,8 +80,8 @@ def write_overlay_video(path: Path, clip: Clip, mask: NDArray[Any], measurement:
 def _write_overlay(path: Path, clip_file: Path, mask_file: Path, measurement: CaseMeasurement, label: int) -> None:
     case = measurement.case
     clip = read_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
-    mask = read_mask(mask_file)
-    write_overlay_video(path, clip, (mask if clip.crop is None else clip.crop.to_clip(mask)) == label, measurement)
+    mask = load_mask(mask_file, clip=clip)
+    write_overlay_video(path, clip, mask == label, measurement)
 
 
 def _codec() -> str:

@@ -175,6 +175,7 @@ def _evaluate(raw: EchoDataset, cases: Sequence[Case], folder: Path, processes: 
         folder,
         folder / layout.REFERENCES,
         labels={target: raw.description.labels[target]},
+        named=raw.description.labels,
         target=target,
         processes=processes,
     )

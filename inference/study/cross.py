@@ -20,7 +20,7 @@ from echoplan.paths import Folders, dataset_name
 
 from ...evaluation import evaluate_cases
 from ...evaluation.comparison.scores import read_summary
-from ...preprocessing.clip import load_labels, phases_from_labels
+from ...preprocessing.clip import phases_from_labels
 from ..predictor import EchoPredictor
 from .study import Study, trainings_of, validated_folds
 
@@ -121,7 +121,7 @@ def judge_networks(study: Study, other: OtherDataset, *, device: str, processes:
 def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
     """Write one case's labels on its clip's own grid; what is known of it."""
     clip = other.dataset.load_clip(case)
-    mask = load_labels(other.dataset, case, clip)
+    mask = other.dataset.load_mask(case, clip=clip)
     end_diastole, end_systole = phases_from_labels(case, mask, other.value)
     write_mask(other.references / layout.mask_file(case.case), mask, like=clip)
     return {
@@ -146,6 +146,7 @@ def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, pro
         folder,
         other.references,
         labels={other.target: other.value},
+        named=other.dataset.description.labels,
         target=other.target,
         processes=processes,
     )
