@@ -236,7 +236,7 @@ class EchoDataset:
         return clip
 
     def load_mask(self, case: Case, *, clip: Clip | None = None, notes: list[str] | None = None) -> np.ndarray:
-        """The case's labels, (T, H, W) uint8; a frame nobody labelled holds 255, and so do those that cases.csv leaves out.
+        """The case's labels, (T, H, W) uint8; frames that nobody labelled, or that cases.csv leaves out, hold 255.
 
         Labels may lie on the clip's grid, or on that of the file's own larger image; then they are cut like the clip.
 

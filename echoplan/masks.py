@@ -97,13 +97,13 @@ def check_values(
     values = set(np.flatnonzero(present.any(axis=0)).tolist())
     structures = set(range(1, _LARGEST_LABEL + 1) if labels is None else labels) - {0, IGNORE}
     unnamed = sorted(values - structures - {0, IGNORE})
-    if unnamed and (named_in or unnamed[-1] > _LARGEST_LABEL and values & structures):
+    if unnamed and (named_in or (unnamed[-1] > _LARGEST_LABEL and values & structures)):
         lacking = f", which {named_in} does not name" if named_in == layout.DATASET_FILE else " without a name"
         raise EchoPlanError(
             f"the labels hold the value(s) {_listed(unnamed)}{lacking}",
             file=file,
-            remedy=f"name them all in {named_in or layout.DATASET_FILE}, or mend the mask: the grey values of a resized "
-            "mask are no labels",
+            remedy=f"name them all in {named_in or layout.DATASET_FILE}, or mend the mask: grey values left by "
+            "resizing are no labels",
         )
     two = present[:, 0] & present[:, IGNORE] & (present.sum(axis=1) == 2)  # with a structure, ignored pixels are fine
     if (unnamed or two.any()) and not values & structures:
@@ -119,7 +119,7 @@ def without_empty_rest(mask: np.ndarray) -> tuple[np.ndarray, str]:
     """Labels of single frames whose other frames were left at 0, with those unlabelled (255); and a note of it.
 
     So are taken labels without any wholly unlabelled frame, of 3 frames or more, in which one or two frames show a
-    structure, or several with empty ones between each two of them: a ventricle does not vanish. Others stay as they are.
+    structure, or several with empty ones between each two of them: a ventricle does not vanish. Others stay unchanged.
     """
     present = _values(mask)
     shown = np.flatnonzero(present[:, 1:IGNORE].any(axis=1))

@@ -30,7 +30,7 @@ Masks = str | Path | Mapping[str, Path | np.ndarray]  # a folder of mask files, 
 
 
 class _Outcome(NamedTuple):
-    """What summary.json holds of a case, its measurement, why it could not be judged, and what to know of its labels."""
+    """What summary.json holds of a case, its measurement, why it could not be judged, and a note on its labels."""
 
     judged: dict[str, Any] | None = None
     measured: CaseMeasurement | None = None

@@ -13,7 +13,6 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.case_warnings import log_failures
-from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_csv, write_json
 from echoplan.imageio import Clip, write_mask
@@ -23,7 +22,7 @@ from echoplan.plans import ResolvedPlan
 
 from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import evaluate_cases
-from ..preprocessing.store import ClipStore
+from ..preprocessing.store import ClipStore, StoredCase
 from ..training.model_folder import ModelFolder
 from ..training.resume_check import folds_of_other_plans
 from ..training.validation import judged_case
@@ -330,7 +329,7 @@ def _write_calibration(
 
 
 def _write_final_mask(
-    case: Case,
+    case: StoredCase,
     files: tuple[Path, ...],
     reference: Path,
     steps: Sequence[Mapping[str, Any]],
@@ -341,5 +340,6 @@ def _write_final_mask(
     item = load_labelled(files, reference)
     mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms)
     file = folder / layout.mask_file(case.case)
-    write_mask(file, mask, like=Clip(mask, case.spacing_mm, case.frame_time_ms, source=case.case, space=getattr(case, "space", None)))
+    like = Clip(mask, case.spacing_mm, case.frame_time_ms, source=case.case, space=case.space)
+    write_mask(file, mask, like=like)
     return file

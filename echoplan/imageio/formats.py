@@ -158,7 +158,7 @@ def probe_clip(
         >>> from echoplan.imageio import Clip, probe_clip, write_clip
         >>> write_clip("clip.avi", Clip(np.zeros((10, 48, 64), np.uint8), frame_time_ms=20.0))
         >>> probe_clip("clip.avi")
-        ClipInfo(shape=(10, 48, 64), spacing_mm=None, frame_time_ms=20.0, crop=None)
+        ClipInfo(shape=(10, 48, 64), spacing_mm=None, frame_time_ms=20.0, crop=None, space=None)
     """
     path = Path(path)
     known = find_format(path)

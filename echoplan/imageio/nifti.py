@@ -218,9 +218,10 @@ def _header_of(clip: Clip) -> bytes:
     offset = _TO_LPS * [*space.origin[:count], *[0.0] * (3 - count)] + 0.0
     spacing = [*space.spacing, *[1.0, 0.0][len(space.spacing) - 2 :]]
     matrix = np.c_[directions * spacing[:3], offset]
-    in_seconds = len(space.size) < 4 or (clip.frame_time_ms and math.isclose(clip.frame_time_ms, 1000 * spacing[3], rel_tol=1e-6))
+    # Along a fourth axis a time is in seconds; where it is unknown, the header must not say so.
+    in_seconds = len(space.size) < 4 or math.isclose(clip.frame_time_ms or 0.0, 1000 * spacing[3], rel_tol=1e-6)
     header = bytearray(_DATA_OFFSET)
-    for form, offset_in_file, *values in (
+    fields: tuple[tuple[Any, ...], ...] = (
         ("i", 0, 348),
         ("c", 38, b"r"),  # "regular", as every reader expects
         ("8h", 40, len(space.size), *space.size, *[1] * (7 - len(space.size))),
@@ -233,7 +234,8 @@ def _header_of(clip: Clip) -> bytes:
         ("6f", 256, *turn, *offset),
         ("12f", 280, *matrix.ravel()),  # ... and a matrix
         ("4s", 344, b"n+1"),
-    ):
+    )
+    for form, offset_in_file, *values in fields:
         struct.pack_into(f"<{form}", header, offset_in_file, *values)
     return bytes(header)
 
@@ -241,13 +243,13 @@ def _header_of(clip: Clip) -> bytes:
 def _description(clip: Clip, space: Space) -> str:
     """What is known of spacing and time beside the header's own numbers."""
     notes = []
-    if clip.frame_time_ms and len(space.size) == 3 and np.float32(space.spacing[2]) == np.float32(clip.frame_time_ms):
+    if clip.frame_time_ms and len(space.size) == 3 and math.isclose(space.spacing[2], clip.frame_time_ms, rel_tol=1e-6):
         notes.append(_FRAME_TIME_NOTE)
     elif clip.frame_time_ms:
         notes.append(f"EchoPlan: frame time {clip.frame_time_ms:.7g} ms")
     if clip.spacing_mm is None:
         notes.append(_NO_SPACING_NOTE)
-    elif not np.array_equal(np.float32(clip.spacing_mm), np.float32(space.spacing[1::-1])):
+    elif not np.allclose(clip.spacing_mm, space.spacing[1::-1], rtol=1e-6, atol=0):
         row, column = clip.spacing_mm
         notes = [f"EchoPlan: frame time {clip.frame_time_ms:.7g} ms"] if notes else []
         notes.append(f"EchoPlan: spacing {row:.7g} {column:.7g} mm")

@@ -231,7 +231,12 @@ def _space(fields: dict[str, str], sizes: tuple[int, ...], *, stated: bool) -> S
     signs = _TO_LPS.get(fields.get("space", "").lower(), (1, 1, 1))
     scale = _MM_PER_UNIT.get((re.findall(r'"([^"]*)"', fields.get("space units", "")) or ["mm"])[0], 1.0)
     steps = [math.hypot(*vector) for vector in vectors]
-    if not vectors or len(vectors) != len(sizes) or any(len(vector) != len(sizes) for vector in vectors) or not all(steps):
+    if (
+        not vectors
+        or len(vectors) != len(sizes)
+        or any(len(vector) != len(sizes) for vector in vectors)
+        or not all(steps)
+    ):
         return None
     if len(sizes) == 2 and fields.get("space dimension") == "2":
         signs = (1, 1, 1)

@@ -60,7 +60,8 @@ class Space:
         """The inverse of `to_dict`."""
         if content is None:
             return None
-        return cls(**{key: value if key == "stated" else tuple(value) for key, value in content.items()})
+        size, spacing, origin, direction = (tuple(content[name]) for name in ("size", "spacing", "origin", "direction"))
+        return cls(size, spacing, origin, direction, content["stated"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as JSON wants them."""
@@ -101,7 +102,8 @@ def brought_to(mask: np.ndarray, place: Space, target: Space) -> np.ndarray | No
     in_time = count == 3 and len(place.size) == len(target.size) == 3
     counted = in_time and place.size[2] == target.size[2]
     origin, steps = (part[..., :count] for part in target.axes)
-    for exchange, *mirrored in product((False, True), (False, True), (False, True), (False, True) if counted else (False,)):
+    either = (False, True)
+    for exchange, *mirrored in product(either, either, either, either if counted else (False,)):
         moved, own = (part[..., :count].copy() for part in place.axes)
         lengths = list(place.size)
         for axis, mirror in enumerate(mirrored):
