@@ -45,8 +45,12 @@ def load_mask(
     return mask
 
 
-def bring_to_grid(mask: np.ndarray, path: Path, clip: Clip | ClipInfo, *, any_frames: bool = False) -> np.ndarray:
+def bring_to_grid(
+    mask: np.ndarray, path: Path, clip: Clip | ClipInfo, *, any_frames: bool = False, old: bool = True
+) -> np.ndarray:
     """A mask as its file has it, cut or turned to its clip's grid, as `load_mask` does it.
+
+    `old` takes masks of an EchoPlan that did not keep the place of clips; it does not hold between two masks.
 
     Raises:
         EchoPlanError: it lies on another grid, or elsewhere.
@@ -59,7 +63,7 @@ def bring_to_grid(mask: np.ndarray, path: Path, clip: Clip | ClipInfo, *, any_fr
     elif place is not None and target is not None and place.stated and target.stated:
         turned = brought_to(mask, place, target)
         # Before EchoPlan kept the place of clips, its masks began at 0. It alone writes a frame time there.
-        earlier = place.plain and header.frame_time_ms == place.spacing[-1]
+        earlier = old and place.plain and header.frame_time_ms == place.spacing[-1]
         misplaced = turned is None and not earlier
         mask = mask if turned is None else turned
     if list(mask.shape[1:]) != sides or not (any_frames or len(mask) == frames):

@@ -223,7 +223,7 @@ def _evaluate_case(
     try:
         truth, note = without_empty_rest(_labels(reference, named))
         if isinstance(prediction, Path) and isinstance(reference, Path):
-            mask = bring_to_grid(mask, prediction, probe_clip(reference))
+            mask = bring_to_grid(mask, prediction, probe_clip(reference), old=False)
         if mask.shape != truth.shape:
             raise EchoPlanError(
                 f"the mask is {mask.shape} and its reference {truth.shape} (frames, rows, columns)",

@@ -395,7 +395,6 @@ def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation,
         save_probabilities(result_path(out, item.name, ".npz"), found.probabilities)
     clip, mask = found.clip, found.mask
     del found  # what is written is in memory beside its copies in the file's own form
-    if clip.crop is not None:  # back on the file's own grid, where other programs expect it
-        mask = clip.crop.to_file(mask)
+    mask = mask if clip.crop is None else clip.crop.to_file(mask)  # on the file's own grid, as other programs expect
     like = Clip(mask, clip.spacing_mm, clip.frame_time_ms, space=clip.space)
     write_mask(result_path(out, item.name), mask, like=like)
