@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
+from echoplan.case_warnings import few
 from echoplan.dataset import Case, read_cases
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import plain
@@ -192,21 +193,29 @@ def _lies_in(source: Path, file: Path) -> bool:
 
 
 def _clips_in(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    """The clips in a folder and those below; files of no format that is read are named once.
+    """The clips in a folder and those below; reference masks, and files of no format that is read, are named once.
 
     Each folder is searched once, whatever links lead to it, by its own name before a link's.
     """
-    passed_over: list[Path] = []
+    passed_over: list[str] = []
+    references: list[str] = []
     searched, waiting = ({leave_out.resolve()} if leave_out else set()), [folder]
     for start in waiting:
-        yield from _search(start, searched, waiting, passed_over)
+        for path in _search(start, searched, waiting):
+            if path.is_dir() or _is_clip(path):
+                yield path
+            elif clip_ending(path):
+                references.append(printable(path.name))
+            elif path.suffix.lower() not in _NO_CLIPS and path.name.upper() != "DICOMDIR":
+                passed_over.append(printable(path.name))
+    if references:
+        logger.info("%d files are taken for reference masks and not predicted: %s", len(references), few(references))
     if passed_over:
-        names = ", ".join(ascii(file.name)[1:-1] for file in passed_over[:5])
-        more = ", ..." if len(passed_over) > 5 else ""
-        logger.warning("%s: %d files are of no format that is read: %s%s", folder, len(passed_over), names, more)
+        logger.warning("%s: %d files are of no format that is read: %s", folder, len(passed_over), few(passed_over))
 
 
-def _search(folder: Path, searched: set[Path], links: list[Path], passed_over: list[Path]) -> Iterator[Path]:
+def _search(folder: Path, searched: set[Path], links: list[Path]) -> Iterator[Path]:
+    """The files in a folder and those below, and each folder of pictures."""
     if folder.resolve() in searched:
         return
     searched.add(folder.resolve())
@@ -222,12 +231,8 @@ def _search(folder: Path, searched: set[Path], links: list[Path], passed_over: l
     links.extend(entry for entry in folders if entry.is_symlink())
     for entry in folders:
         if not entry.is_symlink():
-            yield from _search(entry, searched, links, passed_over)
-    for file in files:
-        if _is_clip(file):
-            yield file
-        elif not clip_ending(file) and file.suffix.lower() not in _NO_CLIPS and file.name.upper() != "DICOMDIR":
-            passed_over.append(file)
+            yield from _search(entry, searched, links)
+    yield from files
 
 
 def _holds_results(folder: Path) -> bool:
@@ -248,10 +253,7 @@ def _is_result(path: Path) -> bool:
 def _is_clip(file: Path) -> bool:
     suffix = clip_ending(file)
     if suffix:
-        is_reference = file.name[: -len(suffix)].endswith(_REFERENCE)
-        if is_reference:
-            logger.info("%s is taken for a reference mask and not predicted", file)
-        return not is_reference
+        return not file.name[: -len(suffix)].endswith(_REFERENCE)
     if file.name.upper() == "DICOMDIR":
         return False
     with open(file, "rb") as stream:  # scanners often write DICOM without an ending

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from echoplan.case_warnings import held_back
@@ -16,6 +17,7 @@ from echoplan.cli import command
 from echoplan.dataset import Case, EchoDataset, read_cases, write_cases
 from echoplan.datasets.folder import convert_folder
 from echoplan.errors import EchoPlanError, printable
+from echoplan.evaluation.comparison.scores import read_ef_table, write_parts
 from echoplan.files import as_cell, from_cell, read_json, write_csv, write_json, write_text
 from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.names import check_cases, name_of_file, shortened
@@ -187,3 +189,18 @@ def test_a_raw_dataset_that_names_frames_it_has_not(tmp_path, frame):
     dataset = EchoDataset(tmp_path, None, (Case("a", "p", "imagesTr/a.nii.gz", es_frame=frame),))
     with pytest.raises(EchoPlanError, match=f"es_frame is {frame}, but the clip has 4 frames"):
         dataset.load_clip(dataset.cases[0])
+
+
+def test_comparisons_are_written_by_the_same_rule(tmp_path):
+    parts = {"segmentation": pd.DataFrame({"method": ["=1+1", "unet"], "frames": [3, 4], "dice": [0.5, np.nan]})}
+    write_parts(tmp_path / "c.csv", "table", parts)
+    assert (tmp_path / "c.csv").read_bytes() == (
+        b"table,method,frames,dice\r\nsegmentation,'=1+1,3,0.5\r\nsegmentation,unet,4,\r\n"
+    )
+
+
+def test_ef_tables_are_read_back(tmp_path):
+    rows = [{"patient": "=p", "cases": "@a", "ef_percent": 50.5, "reference_ef_percent": None}]
+    write_csv(tmp_path / "ef.csv", rows, list(rows[0]))
+    table = read_ef_table(tmp_path)
+    assert (table["patient"][0], table["cases"][0], table["ef_percent"][0]) == ("=p", "@a", 50.5)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from echoplan.dataset import EchoDataset
-from echoplan.experiment_planning import verify_dataset
+from echoplan.experiment_planning import commands, verify_dataset
 from echoplan.experiment_planning.integrity import _check_clip
+from echoplan.files import read_json
 from echoplan.imageio import write_mask
 from echoplan.imageio.clip import Clip
 
@@ -93,3 +94,14 @@ def test_odd_clips(clip, problem, warning):
 def test_nothing_to_train_on(tiny_dataset, change_case):
     dataset = tiny_dataset(patients=1, views=("A4C",))
     assert "no training case" in verify_dataset(change_case(dataset, "p0_A4C", split="test")).problems[0]
+
+
+def test_a_warning_of_many_cases_is_one_line_and_a_list(tiny_dataset, tmp_path, change_case, capsys):
+    dataset = tiny_dataset(patients=3)
+    for number, case in enumerate(dataset.cases):
+        dataset = change_case(dataset, case.case, frame_time_ms=0.02 + number / 1000)
+    commands._verify(dataset, tmp_path / "home", 0)
+    first, where = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: 6 of 6 cases (p0_A2C, p0_A4C, p1_A2C and 3 more): the frame time is 0.02 ms")
+    listed = read_json(tmp_path / "home" / "integrity.json")["warnings"]
+    assert len(listed) == 6 and str(tmp_path / "home") in where

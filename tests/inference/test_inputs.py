@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -130,7 +131,7 @@ def test_what_is_passed_over_is_said(tmp_path, heart, caplog):
         (tmp_path / "sub" / f"x{number}.heic").write_bytes(b"x")
     assert [item.name for item in find_inputs(tmp_path)] == ["a"]
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 1 and "12 files are of no format that is read: x0.heic" in said[0] and ", ..." in said[0]
+    assert len(said) == 1 and "12 files are of no format that is read: x0.heic" in said[0] and "and 9 more" in said[0]
 
 
 @pytest.mark.parametrize("ending", [".wmv", ".mpg", ".mkv", ".gif", ".nrrd", ".nhdr", ".tif", ".webm", ".mhd"])
@@ -198,3 +199,13 @@ def test_names_of_any_bytes_and_length(tmp_path, heart):
     found = find_inputs(tmp_path)
     assert {"M%FCller_A2C", "new%0Aline"} <= {item.name for item in found}
     assert all(len(item.name.encode()) <= 240 for item in found) and len({item.name for item in found}) == 4
+
+
+def test_references_are_named_in_one_line(tmp_path, heart, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(6):
+        write_clip(tmp_path / f"p{number}_4CH.nii.gz", heart.clip)
+        write_clip(tmp_path / f"p{number}_4CH_gt.nii.gz", heart.clip)
+    assert len(find_inputs(tmp_path)) == 6
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("6 files are taken for reference masks") and line.endswith("and 3 more")
