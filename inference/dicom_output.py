@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
 
+from echoplan.case_warnings import few
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
 from echoplan.masks import check_values
+from echoplan.names import shortened
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import PatientRow
@@ -78,32 +80,50 @@ def write_dicom(
     clips = {case: item for case, item in predicted.items() if _is_dicom(item.path)}
     others = [case for case in predicted if case not in clips]
     if others:
-        logger.warning("no DICOM, so no DICOM output: %s", ", ".join(others))
+        logger.warning("%d clips are no DICOM, so they get no DICOM output: %s", len(others), few(others))
     segmentations = {
         f"DICOM segmentation of {case}": (out / f"{case}_seg.dcm", item, masks[case], description, model)
         for case, item in clips.items()
     }
     reports: dict[str, tuple[Path, list[InputClip], PatientRow, str]] = {}
+    unmeasured, mixed, taken = [], [], set(predicted)
     for row in rows:
         used = row.names_of_cases(predicted)
         if not any(case in clips for case in used):
             continue
-        path = out / f"{'+'.join(used)}_sr.dcm"
+        path = out / f"{_report_name(used, taken)}_sr.dcm"
         path.unlink(missing_ok=True)  # an older one would pass for this run's
         if row.ef_percent is None:
-            logger.warning("%s: no ejection fraction, so no DICOM report", row.patient)
+            unmeasured.append(row.patient)
         elif not all(case in clips for case in used):
-            logger.warning("%s: not all clips of its ejection fraction are DICOM, so no DICOM report", row.patient)
+            mixed.append(row.patient)
         else:
             name = f"DICOM report of {row.patient}"
             name = f"{name} ({row.cases})" if name in reports else name
             reports[name] = path, [clips[case] for case in used], row, model
+    for patients, reason in (
+        (unmeasured, "there is no ejection fraction"),
+        (mixed, "not all clips of the ejection fraction are DICOM"),
+    ):
+        if patients:
+            logger.warning("%d patients without DICOM report, as %s: %s", len(patients), reason, few(patients))
     written = []
     for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
         results = run_cases(function, arguments, description="writing DICOM")
         failures.update(results.failures)
         written += list(results.done.values())
     return written
+
+
+def _report_name(used: Sequence[str], taken: set[str]) -> str:
+    """What no other report is called: A+B of two clips, A++B beside a clip that is called A+B."""
+    if len(used) == 1:
+        return used[0]
+    sign = "+"
+    while (name := shortened(sign.join(used))) in taken:
+        sign += "+"
+    taken.add(name)
+    return name
 
 
 def _is_dicom(path: Path) -> bool:

@@ -238,8 +238,8 @@ def test_other_formats_are_named_and_passed_over(tmp_path, save, predictor, hear
         write_clip(tmp_path / "clips" / f"{name}.nii.gz", replace(heart.clip, spacing_mm=(0.5, 0.5)))
     run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
     assert [path.name for path in run.dicom_files] == ["p1_A2C_seg.dcm"] and run.failures == {}
-    assert "no DICOM output: p1_A4C, p2_A4C" in caplog.text
-    assert "p1: not all clips of its ejection fraction are DICOM" in caplog.text and "p2:" not in caplog.text
+    assert "2 clips are no DICOM, so they get no DICOM output: p1_A4C, p2_A4C" in caplog.text
+    assert "1 patients without DICOM report, as not all clips of the ejection fraction are DICOM: p1\n" in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"study": generate_uid()}, {"PatientID": "MRN-2"}])
@@ -275,6 +275,18 @@ def test_a_name_with_a_semicolon(tmp_path, save, predictor):
     assert [path.name for path in run.dicom_files if "_sr" in path.name] == ["a;b_A2C+a;b_A4C_sr.dcm", "c;d_sr.dcm"]
 
 
+def test_no_report_takes_the_name_of_another(tmp_path, save, predictor):
+    long = "l" * 150
+    for name in ("A_2CH", "A_4CH", "A_2CH+A_4CH", f"{long}_2CH", f"{long}_4CH"):
+        save(f"{name}.dcm")
+    run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
+    reports = [path for path in run.dicom_files if path.name.endswith("_sr.dcm")]
+    assert run.failures == {} and len(run.dicom_files) == len({*run.dicom_files}) == 8 and len(reports) == 3
+    check_with_dciodvfy(*reports)
+    assert {len(content(hd.sr.srread(path)).get_measurements()) for path in reports} == {3}
+    assert all(path.is_file() for path in reports)
+
+
 def test_a_report_of_an_earlier_run_does_not_stay(tmp_path, save, predictor, caplog):
     path = save("a.dcm")
     first = predict_folder(path, tmp_path / "out", predictor, dicom=True)
@@ -284,7 +296,7 @@ def test_a_report_of_an_earlier_run_does_not_stay(tmp_path, save, predictor, cap
     row = replace(first.rows[0], ef_percent=None, failure="no cavity")
     about = {"description": DatasetDescription("Phantom"), "model": "a model"}
     made = write_dicom(tmp_path / "out" / "dicom", [item], masks, [row], failures := {}, **about)
-    assert made == first.dicom_files[:1] and failures == {} and "a: no ejection fraction" in caplog.text
+    assert made == first.dicom_files[:1] and failures == {} and "as there is no ejection fraction: a" in caplog.text
     assert [file.is_file() for file in first.dicom_files] == [True, False]
     path.unlink()
     assert write_dicom(tmp_path / "out" / "dicom", [item], masks, first.rows, failures, **about) == []
