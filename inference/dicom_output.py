@@ -85,6 +85,23 @@ def write_dicom(
         f"DICOM segmentation of {case}": (out / f"{case}_seg.dcm", item, masks[case], description, model)
         for case, item in clips.items()
     }
+    reports = _planned_reports(out, predicted, clips, rows, model)
+    written = []
+    for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
+        results = run_cases(function, arguments, description="writing DICOM")
+        failures.update(results.failures)
+        written += list(results.done.values())
+    return written
+
+
+def _planned_reports(
+    out: Path,
+    predicted: Mapping[str, InputClip],
+    clips: Mapping[str, InputClip],
+    rows: Sequence[PatientRow],
+    model: str,
+) -> dict[str, tuple[Path, list[InputClip], PatientRow, str]]:
+    """What is called and what `_write_report` takes, of each report there will be; the log says which there will not."""
     reports: dict[str, tuple[Path, list[InputClip], PatientRow, str]] = {}
     unmeasured, mixed, taken = [], [], set(predicted)
     for row in rows:
@@ -107,12 +124,7 @@ def write_dicom(
     ):
         if patients:
             logger.warning("%d patients without DICOM report, as %s: %s", len(patients), reason, few(patients))
-    written = []
-    for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
-        results = run_cases(function, arguments, description="writing DICOM")
-        failures.update(results.failures)
-        written += list(results.done.values())
-    return written
+    return reports
 
 
 def _report_name(used: Sequence[str], taken: set[str]) -> str:
