@@ -101,9 +101,11 @@ def _planned_reports(
     rows: Sequence[PatientRow],
     model: str,
 ) -> dict[str, tuple[Path, list[InputClip], PatientRow, str]]:
-    """What is called and what `_write_report` takes, of each report there will be; the log says which there will not."""
+    """Name -> what `_write_report` takes, of each report that there will be; the log says where there will be none."""
     reports: dict[str, tuple[Path, list[InputClip], PatientRow, str]] = {}
-    unmeasured, mixed, taken = [], [], set(predicted)
+    unmeasured: list[str] = []
+    mixed: list[str] = []
+    taken = set(predicted)
     for row in rows:
         used = row.names_of_cases(predicted)
         if not any(case in clips for case in used):
