@@ -22,7 +22,7 @@ from echoplan import layout
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import from_cell, read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip
-from echoplan.imageio.clip import ClipInfo
+from echoplan.imageio.clip import ClipInfo, plausible_scale
 from echoplan.labels import IGNORE
 from echoplan.masks import load_mask, without_empty_rest
 from echoplan.names import check_cases, wrong_name, wrong_path
@@ -112,6 +112,8 @@ class Case:
         frame_time_ms, spacing_row_mm, spacing_col_mm: set where the file does not know or is wrong; they win over it.
         ef_percent, edv_ml, esv_ml: the reference measurements.
         quality: the dataset's own word for the image quality.
+        exam: tells a patient's exams apart; clips of two of them are never measured together. Empty is unknown.
+        scale_note: why a spacing or a frame time that was given counts as unknown; no column of cases.csv.
     """
 
     case: str
@@ -130,6 +132,8 @@ class Case:
     edv_ml: float | None = None
     esv_ml: float | None = None
     quality: str = ""
+    exam: str = ""
+    scale_note: str = ""
 
     @property
     def spacing_mm(self) -> tuple[float, float] | None:
@@ -140,8 +144,17 @@ class Case:
 
     def with_header(self, header: Clip | ClipInfo) -> Case:
         """The case with its clip's spacing and frame time, in which cases.csv has had its say when it was read."""
-        row, column = header.spacing_mm or (None, None)
-        return replace(self, spacing_row_mm=row, spacing_col_mm=column, frame_time_ms=header.frame_time_ms)
+        exam = self.exam or header.exam
+        return replace(self._scaled(header.spacing_mm, header.frame_time_ms, header.scale_note), exam=exam)
+
+    def plausible(self) -> Case:
+        """The case without a spacing or a frame time that no echocardiogram has; then `scale_note` says so."""
+        spacing, time, note = plausible_scale(self.spacing_mm, self.frame_time_ms)
+        return self._scaled(spacing, time, note) if note else self
+
+    def _scaled(self, spacing_mm: tuple[float, float] | None, frame_time_ms: float | None, note: str) -> Case:
+        row, column = spacing_mm or (None, None)
+        return replace(self, spacing_row_mm=row, spacing_col_mm=column, frame_time_ms=frame_time_ms, scale_note=note)
 
     def without_phases(self) -> Case:
         """The case as if nobody had named its end-diastole and end-systole, so that they are found."""
@@ -165,11 +178,18 @@ class Case:
             return self.without_phases(), f"not used: ed_frame and es_frame are both {self.ed_frame}"
         return self, ""
 
+    def to_row(self) -> dict[str, Any]:
+        """Column of cases.csv -> value; `exam` only where it is known."""
+        row = {name: getattr(self, name) for name in _FIELDS}
+        return row | {EXAM: self.exam} if self.exam else row
+
 
 COLUMNS = (
     "case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames", "frame_time_ms",
     "spacing_row_mm", "spacing_col_mm", "ef_percent", "edv_ml", "esv_ml", "quality",
 )  # fmt: skip
+EXAM = "exam"  # a column only where a case has one
+_FIELDS = tuple(item.name for item in fields(Case) if item.name in COLUMNS)
 _FRAMES = ("ed_frame", "es_frame")
 _POSITIVE = ("frame_time_ms", "spacing_row_mm", "spacing_col_mm")
 _NUMBERS = (*_POSITIVE, "ef_percent", "edv_ml", "esv_ml")
@@ -292,7 +312,7 @@ def read_cases(path: Path) -> tuple[Case, ...]:
             file=path,
             remedy="name the columns in the first line, with commas between them (not semicolons or tabs)",
         )
-    doubled = [name for name, count in columns.items() if name in COLUMNS and count > 1]
+    doubled = [name for name, count in columns.items() if name in (*COLUMNS, EXAM) and count > 1]
     if doubled:
         raise EchoPlanError(
             f"columns are there more than once: {', '.join(doubled)}", file=path, remedy="keep one of each name"
@@ -304,16 +324,17 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 
 def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
     """Write cases.csv."""
-    rows = [asdict(case) for case in cases]
+    rows = [case.to_row() for case in cases]
     for row in rows:
         if row["labelled_frames"] is not None:
             row["labelled_frames"] = ";".join(map(str, row["labelled_frames"]))
-    write_csv(path, rows, COLUMNS)
+    write_csv(path, rows, (*COLUMNS, EXAM) if any(case.exam for case in cases) else COLUMNS)
 
 
 def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
-    text = {name: from_cell((row.get(name) or "").strip()) for name in COLUMNS}
-    values: dict[str, Any] = {name: text[name] for name in ("case", "patient", "image", "view", "split", "quality")}
+    text = {name: from_cell((row.get(name) or "").strip()) for name in (*COLUMNS, EXAM)}
+    words = ("case", "patient", "image", "view", "split", "quality", EXAM)
+    values: dict[str, Any] = {name: text[name] for name in words}
     values["label"] = text["label"] or None
     try:
         for name in ("case", "patient", "image"):

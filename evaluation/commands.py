@@ -105,7 +105,11 @@ def report_command(arguments: Sequence[str]) -> int:
     if results.failures:
         write_json(chosen.output / layout.FAILURES_FILE, results.failures)
     print(f"{len(rows)} patients: {chosen.output / layout.EF_REPORT_CSV} and {chosen.output / layout.REPORT_PAGE}")
-    unmeasured = {row.patient: row.failure for row in rows if row.failure}
+    without_ef = [row for row in rows if row.failure]
+    if without_ef:
+        print(f"{len(without_ef)} of them have no EF; the column failure says why")
+    seen = {item.patient for item in measurements if item.has_volumes}  # volumes that give no EF are a finding
+    unmeasured = {row.name: row.failure for row in without_ef if row.patient not in seen}
     return report_failures(results.failures | unmeasured, work="report")
 
 

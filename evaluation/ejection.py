@@ -18,15 +18,17 @@ from echoplan.files import write_csv, write_json
 
 from .agreement import agreement
 from .comparison.subgroups import subgroup_agreement
-from .measurements import NEGATIVE_EF, NO_SPACING, BeatVolumes, CaseMeasurement, joined
+from .measurements import NO_SPACING, CaseMeasurement, joined
 from .ventricle.volumes import (
     DISCS,
     LARGEST_LENGTH_DIFFERENCE_PERCENT,
     VOLUME_RULES,
     VolumeRule,
     check_volume_rule,
+    ejection_fraction,
     length_difference_percent,
-    volumes_of_beat,
+    not_measurable,
+    volumes_of_views,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 # The single planes of one heart differ by their cut as much as by error; beyond this one of them deserves a look.
 LARGEST_EF_DIFFERENCE_POINTS = 15.0
 LARGEST_RATE_DIFFERENCE_PERCENT = 15.0
+
+GOOD, CHECK, NOT_ASSESSED = "good", "check", "not assessed"
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,14 @@ class PatientRow:
         cases: the clips measured, joined by ";", as are `ed_frames`, `es_frames`, `phases` (found or given) and the
             phase errors; `ef_per_beat_percent` has the beats' own EFs.
         method: biplane, single_plane_a4c, single_plane_a2c, single_plane_<view> or single_plane.
+        beats: beats measured; of two views, of the one with more. `ef_per_beat_percent`: none where those of two views
+            are several, for they are not the same beats of the heart.
         ef_low_percent, ..., interval_coverage_percent: the intervals, where a calibration gives them.
-        quality: "good" or "check", where it was asked for.
-        note: what a reader should know. failure: why there is no EF; empty if there is one.
+        quality: "check", with its reasons, where something speaks against the measurement; where it was asked for,
+            else "good", or "not assessed" where no second network could contradict.
+        note: what a reader should know. failure: why there is no EF; empty if there is one. Volumes beside a failure
+            are there to be seen and take part in nothing.
+        exam: which of the patient's exams, where there are several; a column only then.
     """
 
     patient: str
@@ -82,6 +91,17 @@ class PatientRow:
     reference_esv_ml: float | None = None
     note: str = ""
     failure: str = ""
+    exam: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The patient, and which exam where there are several."""
+        return self.patient if self.exam is None else f"{self.patient}, exam {self.exam or 'unknown'}"
+
+    def measured(self, quantity: str) -> float | None:
+        """ "ef_percent", "edv_ml" or "esv_ml" as statistics take it: None beside a failure."""
+        value: float | None = getattr(self, quantity)
+        return None if self.failure else value
 
     @classmethod
     def unmeasured(cls, patient: str, cases: Sequence[Case], *, method: VolumeRule, failure: str) -> PatientRow:
@@ -111,18 +131,29 @@ class PatientRow:
         return names
 
     def to_row(self) -> dict[str, Any]:
-        """Column -> value, in the tables' order."""
-        return asdict(self)
+        """Column -> value, in the tables' order; `exam` only where a patient has several."""
+        row = asdict(self)
+        if self.exam is None:
+            del row[_EXAM]
+        return row
 
 
-COLUMNS = tuple(column.name for column in fields(PatientRow))
+_EXAM = "exam"
+COLUMNS = tuple(column.name for column in fields(PatientRow) if column.name != _EXAM)
+
+
+def write_rows(path: Path, rows: Sequence[PatientRow]) -> None:
+    """Write ef.csv or ef_report.csv."""
+    columns = COLUMNS if all(row.exam is None for row in rows) else (*COLUMNS, _EXAM)
+    write_csv(path, [row.to_row() for row in rows], columns)
 
 
 def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeRule = "simpson") -> list[PatientRow]:
     """One row a patient, in order of first appearance: biplane where A2C and A4C are measurable, else single plane.
 
     The fallback is named in the column `method`. Of several clips of one view the first measurable one counts. Patients
-    without any measurable clip have a row with the reason in `failure`.
+    without any measurable clip have a row with the reason in `failure`. A patient with several exams has a row of each;
+    clips whose exam is unknown belong to the exam that is known where it is the only one.
 
     Args:
         measurements: `measure_case` of clips of any number of patients, with the same method.
@@ -140,10 +171,14 @@ def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeR
         [('patient1', 'a: no frame of the clip has a cavity')]
     """
     check_volume_rule(method)
-    patients: dict[str, list[CaseMeasurement]] = {}
+    exams_of: dict[str, set[str]] = {}
     for measured in measurements:
-        patients.setdefault(measured.patient, []).append(measured)
-    return [_patient_row(patient, clips, method) for patient, clips in patients.items()]
+        exams_of.setdefault(measured.patient, set()).add(measured.case.exam)
+    clips_of: dict[tuple[str, str | None], list[CaseMeasurement]] = {}
+    for measured in measurements:
+        several = len(exams_of[measured.patient] - {""}) > 1
+        clips_of.setdefault((measured.patient, measured.case.exam if several else None), []).append(measured)
+    return [replace(_patient_row(patient, clips, method), exam=exam) for (patient, exam), clips in clips_of.items()]
 
 
 def write_ef_report(
@@ -168,22 +203,21 @@ def write_ef_report(
     """
     used: dict[str, int] = {}
     for row in rows:
-        name = row.method or "failed"
+        name = "failed" if row.failure else row.method or "failed"
         used[name] = used.get(name, 0) + 1
-    table = [row.to_row() for row in rows]
     content = {
         "volume_rule": {"name": method, "meaning": VOLUME_RULES[method], "discs": DISCS},
         "methods": used,
-        "failures": {row.patient: row.failure for row in rows if row.failure},
+        "failures": {row.name: row.failure for row in rows if row.failure},
         "agreement": ef_agreement(rows),
         "phase_finding": phase_finding(rows),
         "subgroups": subgroup_agreement(rows),
         "versions": {"echoplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
         "details": dict(details or {}),
-        "rows": table,
+        "rows": [row.to_row() for row in rows],
     }
     folder = Path(folder)
-    write_csv(folder / layout.EF_REPORT_CSV, table, COLUMNS)
+    write_rows(folder / layout.EF_REPORT_CSV, rows)
     write_json(folder / layout.EF_REPORT_JSON, content)
     return content
 
@@ -201,7 +235,7 @@ def ef_agreement(rows: Sequence[PatientRow]) -> dict[str, dict[str, Any]] | None
     for name in ("ef_percent", "edv_ml", "esv_ml"):
         reference = [getattr(row, f"reference_{name}") for row in rows]
         if any(value is not None for value in reference):
-            statistics[name] = agreement([getattr(row, name) for row in rows], reference)
+            statistics[name] = agreement([row.measured(name) for row in rows], reference)
     return statistics or None
 
 
@@ -225,11 +259,19 @@ def phase_finding(rows: Iterable[PatientRow]) -> dict[str, dict[str, float]] | N
 def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeRule) -> PatientRow:
     good = [measured for measured in clips if not measured.failure]
     broken = [f"{measured.name}: {measured.failure}" for measured in clips if measured.failure]
+    doubts = [f"{measured.name}: {measured.doubt}" for measured in clips if measured.doubt]
+    if good:  # a view without an EF, though it was outlined, speaks against the others
+        doubts += [
+            f"{measured.name}: {measured.failure}" for measured in clips if measured.failure and measured.has_volumes
+        ]
     row = PatientRow.unmeasured(
         patient, [measured.case for measured in clips], method=method, failure="" if good else joined(broken)
     )
+    if doubts:
+        row = replace(row, quality=CHECK, quality_reasons=joined(doubts))
     if not good:
-        return row
+        seen = next((measured for measured in clips if measured.edv_ml is not None), clips[0])
+        return replace(row, edv_ml=seen.edv_ml, esv_ml=seen.esv_ml, note=joined(doubts))
     by_view: dict[str, CaseMeasurement] = {}
     for measured in good:
         by_view.setdefault(measured.view, measured)
@@ -266,23 +308,26 @@ def _single_plane(measured: CaseMeasurement) -> tuple[dict[str, Any], list[str]]
 
 def _biplane(a2c: CaseMeasurement, a4c: CaseMeasurement, method: VolumeRule) -> tuple[dict[str, Any], list[str]]:
     in_ml = a2c.area_unit == a4c.area_unit == "mm2"
-    result = BeatVolumes()
-    differences = []
-    for first, second in zip(a2c.beats, a4c.beats, strict=False):  # as many beats as both clips have
-        result.add(*volumes_of_beat((first[0], second[0]), (first[1], second[1]), method))
-        differences += [length_difference_percent(a.length, b.length) for a, b in zip(first, second, strict=True)]
+    edv, esv = volumes_of_views(a2c.beats, a4c.beats, method)
+    failure = not_measurable(edv, esv, in_ml=in_ml)
+    beats = max(len(a2c.beats), len(a4c.beats))
     notes = [f"{measured.view}: {note}" for measured in (a2c, a4c) if (note := _without_volumes(measured.note))]
-    notes += ["" if in_ml else NO_SPACING, result.note, *_view_notes(a2c, a4c)]
+    notes += ["" if in_ml else NO_SPACING, *_view_notes(a2c, a4c)]
+    lengths = [[fmean(beat[phase].length for beat in view.beats) for view in (a2c, a4c)] for phase in (0, 1)]
     # Lengths in the pixels of two clips cannot be compared.
-    worst = max(differences) if in_ml else None
+    worst = max(length_difference_percent(*pair) for pair in lengths) if in_ml else None
     if worst is not None and worst > LARGEST_LENGTH_DIFFERENCE_PERCENT:
         notes.append(f"warning: the long axes of A2C and A4C differ by {worst:.0f} %, one view may be foreshortened")
+    ef = None if failure else ejection_fraction(edv, esv)
     values = {
         "method": "biplane",
-        **result.columns(in_ml=in_ml),
-        "beats": len(result.ef),
-        "ef_per_beat_percent": _listed(result.ef),
+        "ef_percent": ef,
+        "edv_ml": edv if in_ml else None,
+        "esv_ml": esv if in_ml else None,
+        "beats": beats,
+        "ef_per_beat_percent": None if ef is None or beats > 1 else _listed([ef]),
         "length_difference_percent": worst,
+        "failure": failure,
     }
     return values, notes
 
@@ -321,8 +366,8 @@ def _view_notes(a2c: CaseMeasurement, a4c: CaseMeasurement) -> list[str]:
 
 
 def _without_volumes(note: str) -> str:
-    # Single-plane EF and missing volumes are said once for the patient, not for each view.
-    return "; ".join(part for part in note.split("; ") if part and part not in (NO_SPACING, NEGATIVE_EF))
+    # Missing volumes are said once for the patient, not for each view.
+    return "; ".join(part for part in note.split("; ") if part and part != NO_SPACING)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -13,13 +13,13 @@ import numpy as np
 from echoplan import layout
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.files import write_csv, write_json
+from echoplan.files import write_json
 from echoplan.imageio import FORMATS, ending, probe_clip
 from echoplan.masks import bring_to_grid, check_values, load_mask, without_empty_rest
 from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
-from .ejection import COLUMNS, PatientRow, measure_patients
+from .ejection import PatientRow, measure_patients, write_rows
 from .measurements import CaseMeasurement, measure_case
 from .metrics import score_frames, summarise
 
@@ -88,7 +88,7 @@ class Evaluation:
 
     def write(self, folder: Path, **more: Any) -> dict[str, Any]:
         """Write ef.csv and, last, summary.json with what else it is to hold; returns the summary."""
-        write_csv(folder / layout.EF_FILE, [row.to_row() for row in self.rows], COLUMNS)
+        write_rows(folder / layout.EF_FILE, self.rows)
         summary = self.summary() | more
         write_json(folder / layout.SUMMARY_FILE, summary)
         return summary
@@ -229,7 +229,7 @@ def _evaluate_case(
                 f"the mask is {mask.shape} and its reference {truth.shape} (frames, rows, columns)",
                 remedy="export the mask on the clip's own grid",
             )
-        spacing = case.spacing_mm if isinstance(reference, np.ndarray) else probe_clip(reference).spacing_mm
+        spacing = case.plausible().spacing_mm if isinstance(reference, np.ndarray) else probe_clip(reference).spacing_mm
         frames = list(score_frames(mask, truth, labels, spacing))
     except EchoPlanError as error:
         if error.fatal:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,10 +15,9 @@ from echoplan.errors import EchoPlanError
 from .metrics import check_spacing
 from .ventricle.cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
 from .ventricle.landmarks import Landmarks, find_landmarks_of_beat
-from .ventricle.volumes import VolumeRule, ejection_fraction, volumes_of_beat
+from .ventricle.volumes import VolumeRule, ejection_fraction, not_measurable, volumes_of_views
 
 NO_SPACING = "no volumes: the pixel spacing is unknown"
-NEGATIVE_EF = "end-systole is larger than end-diastole: negative EF"
 _VIEWS = {"2CH": "A2C", "AP2": "A2C", "4CH": "A4C", "AP4": "A4C", "A2C": "A2C", "A4C": "A4C"}
 _DENSE_SHARE = 0.9  # of a clip's frames must have a cavity before found phases are compared with given ones
 _DENSE_FRAMES = 5
@@ -34,9 +32,11 @@ class CaseMeasurement:
         area: (T,) area of all foreground, in `area_unit` ("mm2", or "px" without spacing).
         phases: the beats; None where the clip has no cavity.
         beats: (end-diastole, end-systole) landmarks of every beat measured, in mm, or pixels without spacing.
-        ef_percent, edv_ml, esv_ml: single plane, means over the beats; None where not measured.
+        ef_percent, edv_ml, esv_ml: single plane, means over the beats; None where not measured. Volumes that give no
+            EF (`failure` says why) are there to be seen and take part in nothing.
         ef_per_beat_percent: the beats' own.
         note: what a reader should know. failure: why there is no EF; empty if there is one.
+        doubt: what of the note is a reason to look again, whatever the masks are like.
         phase_errors: found against given phases; None unless both are given and the clip has masks throughout.
     """
 
@@ -51,6 +51,7 @@ class CaseMeasurement:
     ef_per_beat_percent: tuple[float, ...] = ()
     note: str = ""
     failure: str = ""
+    doubt: str = ""
     phase_errors: PhaseErrors | None = None
 
     @property
@@ -74,6 +75,11 @@ class CaseMeasurement:
         return self.case.frame_time_ms
 
     @property
+    def has_volumes(self) -> bool:
+        """Whether there is a cavity at end-diastole and another at end-systole, be there an EF or not."""
+        return bool(self.beats) and self.ed_frame != self.es_frame
+
+    @property
     def ed_frame(self) -> int | None:
         return self.phases.ed_frame if self.phases else None
 
@@ -82,36 +88,13 @@ class CaseMeasurement:
         return self.phases.es_frame if self.phases else None
 
 
-@dataclass
-class BeatVolumes:
-    """EDV, ESV and EF of each beat."""
-
-    volumes: list[tuple[float, float]] = field(default_factory=list)
-    ef: list[float] = field(default_factory=list)
-
-    def add(self, edv: float, esv: float) -> None:
-        self.ef.append(ejection_fraction(edv, esv))
-        self.volumes.append((edv, esv))
-
-    def columns(self, *, in_ml: bool) -> dict[str, Any]:
-        """The means over the beats."""
-        edv, esv = (fmean(values) for values in zip(*self.volumes, strict=True))
-        return {
-            "ef_percent": fmean(self.ef),
-            "edv_ml": edv if in_ml else None,
-            "esv_ml": esv if in_ml else None,
-        }
-
-    @property
-    def note(self) -> str:
-        return NEGATIVE_EF if any(value < 0 for value in self.ef) else ""
-
-
 def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson") -> CaseMeasurement:
     """Area curve, phases, and single-plane volumes and EF of one clip.
 
     Never raises for what the masks or the header hold: `failure` then says why there is no EF. Several beats give
-    several EFs and their mean. Without spacing EF is measured in (square) pixels and volumes stay None.
+    several EFs and their mean; a beat whose end-systole is not the smaller volume is left out of it, and where no beat
+    is left there is no EF. Without spacing EF is measured in (square) pixels and volumes stay None. A spacing or a
+    frame time that no echocardiogram has counts as unknown, and `doubt` says so.
 
     Args:
         case: the spacing and the frame time of the clip, where known; given phases, used as they are, None to have them
@@ -131,49 +114,72 @@ def measure_case(case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson")
         >>> measured.ed_frame, measured.es_frame, round(measured.ef_percent)
         (0, 2, 17)
     """
-    mask = np.asarray(mask)
+    return measure_masks(case.plausible(), mask, method=method)
+
+
+def measure_masks(
+    case: Case, mask: ArrayLike, *, method: VolumeRule = "simpson", beats: Sequence[tuple[int, int]] = ()
+) -> CaseMeasurement:
+    """As `measure_case`, of masks on any grid: the case's spacing and frame time are taken as they are.
+
+    Args:
+        case, mask, method: as in `measure_case`.
+        beats: (end-diastole, end-systole) of every beat where they are known; else as the case says or masks show.
+    """
+    mask, doubt = np.asarray(mask), case.scale_note
     try:
         if mask.ndim != 3:
             raise EchoPlanError(f"the mask has {mask.ndim} axes, a clip (T, H, W) is needed")
-        case, doubt = case.with_phases_in(len(mask))
+        case, wrong_phases = case.with_phases_in(len(mask))
+        doubt = joined([case.scale_note, wrong_phases])
         spacing = check_spacing(case.spacing_mm)
     except EchoPlanError as error:
-        return CaseMeasurement(case, np.zeros(0), "px", failure=error.problem)
+        return CaseMeasurement(case, np.zeros(0), "px", failure=error.problem, doubt=doubt)
     pixel = 1.0 if spacing is None else spacing[0] * spacing[1]
     area = np.count_nonzero(mask, axis=(1, 2)) * pixel
-    measured = CaseMeasurement(case, area, "px" if spacing is None else "mm2")
+    measured = CaseMeasurement(case, area, "px" if spacing is None else "mm2", note=doubt, doubt=doubt)
     try:
-        phases = _phases(case, area)
-        measured = replace(
-            measured, phases=phases, note=joined([doubt, phases.note]), phase_errors=_phase_errors(case, area)
-        )
-        beats, broken = _measure_beats(mask, phases, spacing or (1.0, 1.0))
-        result = BeatVolumes()
-        for ed, es in beats:
-            result.add(*volumes_of_beat((ed, ed), (es, es), method))
+        phases = _phases(case, area, beats)
+        note = joined([doubt, phases.note])
+        measured = replace(measured, phases=phases, note=note, phase_errors=_phase_errors(case, area))
+        landmarks, broken = _measure_beats(mask, phases, spacing or (1.0, 1.0))
     except EchoPlanError as error:
         return replace(measured, failure=error.problem)
-    note = joined([doubt, phases.note, broken, NO_SPACING if spacing is None else "", result.note])
-    if phases.ed_frame == phases.es_frame:
-        return replace(measured, beats=beats, note=note, failure="end-diastole and end-systole are one frame")
-    return replace(
-        measured,
-        beats=beats,
-        note=note,
-        ef_per_beat_percent=tuple(result.ef),
-        **result.columns(in_ml=spacing is not None),
-    )
+    note = joined([note, broken, NO_SPACING if spacing is None else ""])
+    measured = replace(measured, beats=landmarks, note=note)
+    if not measured.has_volumes:
+        return replace(measured, failure="end-diastole and end-systole are one frame")
+    return _with_volumes(measured, method)
 
 
 def under_rule(measured: CaseMeasurement, method: VolumeRule) -> CaseMeasurement:
     """A clip measured by the ordinary rule as another rule has it; the landmarks, which take the time, are the same."""
-    if method == "simpson" or measured.failure:
+    if method == "simpson" or not measured.has_volumes:
         return measured
-    result = BeatVolumes()
-    for ed, es in measured.beats:
-        result.add(*volumes_of_beat((ed, ed), (es, es), method))
-    columns = result.columns(in_ml=measured.edv_ml is not None)
-    return replace(measured, ef_per_beat_percent=tuple(result.ef), **columns)
+    return _with_volumes(measured, method)
+
+
+def _with_volumes(measured: CaseMeasurement, method: VolumeRule) -> CaseMeasurement:
+    in_ml = measured.area_unit == "mm2"
+    volumes = [volumes_of_views([beat], [beat], method) for beat in measured.beats]
+    good = [place for place, pair in enumerate(volumes) if not not_measurable(*pair)]
+    used = [volumes[place] for place in good] or volumes
+    edv, esv = (fmean(values) for values in zip(*used, strict=True))
+    left_out = len(volumes) - len(good)
+    words = f"{left_out} of {len(volumes)} beats left out: end-systole is not smaller than end-diastole"
+    words = words if good and left_out else ""
+    ef = tuple(ejection_fraction(*volumes[place]) for place in good)
+    return replace(
+        measured,
+        beats=tuple(measured.beats[place] for place in good) or measured.beats,
+        ef_percent=fmean(ef) if ef else None,
+        edv_ml=edv if in_ml else None,
+        esv_ml=esv if in_ml else None,
+        ef_per_beat_percent=ef,
+        note=joined([measured.note, words]),
+        failure="" if good else not_measurable(edv, esv, in_ml=in_ml),
+        doubt=joined([measured.doubt, words]),
+    )
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -181,7 +187,9 @@ def joined(parts: Sequence[str]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _phases(case: Case, area: np.ndarray) -> Phases:
+def _phases(case: Case, area: np.ndarray, beats: Sequence[tuple[int, int]]) -> Phases:
+    if beats:
+        return Phases(*beats[0], tuple(beats), True)
     ed, es = case.ed_frame, case.es_frame
     if ed is not None and es is not None:
         return Phases(ed, es, ((ed, es),), True)

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .conformal import conformal_quantile
-from .ejection import LARGEST_EF_DIFFERENCE_POINTS, PatientRow
+from .ejection import CHECK, GOOD, LARGEST_EF_DIFFERENCE_POINTS, NOT_ASSESSED, PatientRow
 from .measurements import CaseMeasurement
 from .ventricle.contour import largest_filled_component
 from .ventricle.volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
 
-GOOD, CHECK = "good", "check"
 _SHARE_OF_ORDINARY = 0.95
 _FEWEST_FOR_ROUGHNESS = 5  # frames; a second difference needs three, and a few of them a spread
 
@@ -84,6 +83,17 @@ _MEASURES = {
         LARGEST_LENGTH_DIFFERENCE_PERCENT,
         "fixed: Lang et al., ASE/EACVI 2015",
         by_crossval=True,
+    ),
+    "largest_edv_ml": _Measure(
+        "EDV is {value:,.0f} mL, more than any heart holds (limit {limit:,.0f} mL): is the spacing right?",
+        1000.0,
+        "fixed: the largest ventricles hold some 500 mL; a spacing 10 times too large makes 1,000 times the volume",
+    ),
+    "smallest_edv_ml": _Measure(
+        "EDV is {value:.2g} mL, less than any heart holds (limit {limit:g} mL): is the spacing right?",
+        1.0,
+        "fixed: newborns' ventricles hold some 5 mL; a spacing 10 times too small makes a thousandth of the volume",
+        low_is_bad=True,
     ),
     "edge_share": _Measure(
         "{percent:.0f} % of the cavity's outline lies on the edge of the image sector (limit {limit_percent:.0f} %)",
@@ -162,6 +172,7 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
     """
     cavity = np.asarray(mask).astype(bool, copy=False)
     pixels = np.count_nonzero(cavity, axis=(1, 2))
+    given = None not in (measured.case.ed_frame, measured.case.es_frame)
     frames = {frame for beat in measured.phases.beats for frame in beat} if measured.phases else set()
     stray = [1 - np.count_nonzero(largest_filled_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]
     return {
@@ -170,7 +181,9 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
         "empty_share": float(np.mean(pixels == 0)),
         "stray_share": max(0.0, *stray) if stray else None,
         "area_share": float(pixels.max(initial=0)) / (cavity.shape[1] * cavity.shape[2]),
-        "frames": len(cavity),
+        "largest_edv_ml": measured.edv_ml,
+        "smallest_edv_ml": measured.edv_ml,
+        "frames": None if given else len(cavity),  # to find end-diastole and end-systole in
     }
 
 
@@ -210,14 +223,18 @@ def find_doubts(measures: Mapping[str, float | None], limits: Mapping[str, Limit
     return doubts
 
 
-def with_quality(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]]) -> PatientRow:
-    """A patient's row with its `quality` ("good" or "check") and `quality_reasons`.
+def with_quality(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]], *, folds: bool = True) -> PatientRow:
+    """A patient's row with its `quality` and `quality_reasons`.
 
     Args:
-        row: of `measure_patients`; without an EF it is always to check, for the reason in `failure`.
+        row: of `measure_patients`; without an EF it is always to check, for the reason in `failure`, and so it is for
+            the reasons that it has already.
         doubts: by clip; under "" those about the patient.
+        folds: whether several folds' networks measured it and could have disagreed; where one network alone did, what
+            it gets wrong in the shape of a heart goes unnoticed, and the row is "not assessed" instead of "good".
     """
-    reasons = [row.failure] if row.failure else []
+    reasons = [reason for reason in (row.failure, row.quality_reasons) if reason]
     for case, of_case in doubts.items():
         reasons += [f"{case}: {doubt.words}" if case else doubt.words for doubt in of_case]
-    return replace(row, quality=CHECK if reasons else GOOD, quality_reasons="; ".join(reasons))
+    unsuspected = GOOD if folds else NOT_ASSESSED
+    return replace(row, quality=CHECK if reasons else unsuspected, quality_reasons="; ".join(reasons))

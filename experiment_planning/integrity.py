@@ -11,13 +11,10 @@ import numpy as np
 
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
-from echoplan.imageio.clip import Clip
+from echoplan.imageio.clip import Clip, plausible_scale
 from echoplan.parallel_map import run_cases
 
 from ..preprocessing.clip import labelled_frames
-
-_PLAUSIBLE_SPACING_MM = (0.02, 5.0)
-_PLAUSIBLE_FRAME_TIME_MS = (1.0, 200.0)
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,11 @@ def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
         spacing = " x ".join(f"{value:g}" for value in clip.spacing_mm)
         if not all(np.isfinite(value) and value > 0 for value in clip.spacing_mm):
             problems.append(f"the spacing is {spacing} mm; it must be finite and more than 0 (mend it in cases.csv)")
-        elif not all(_PLAUSIBLE_SPACING_MM[0] <= value <= _PLAUSIBLE_SPACING_MM[1] for value in clip.spacing_mm):
-            warnings.append(f"the spacing is {spacing} mm, which is unusual for echocardiography")
     time = clip.frame_time_ms
     if time is not None and not (np.isfinite(time) and time > 0):
         problems.append(f"the frame time is {time:g} ms; it must be finite and more than 0 (mend it in cases.csv)")
-    elif time is not None and not _PLAUSIBLE_FRAME_TIME_MS[0] <= time <= _PLAUSIBLE_FRAME_TIME_MS[1]:
-        warnings.append(f"the frame time is {time:g} ms, which is unusual (is it given in seconds?)")
+    note = clip.scale_note or plausible_scale(clip.spacing_mm, clip.frame_time_ms)[2]
+    warnings += [f"{note} (mend it in cases.csv)"] if note else []
     if not np.isfinite(clip.frames).all():
         problems.append("the frames hold NaN or infinite values")
     elif clip.frames.min() == clip.frames.max():

@@ -14,14 +14,14 @@ import numpy as np
 from echoplan import layout
 from echoplan.case_warnings import log_failures
 from echoplan.errors import EchoPlanError
-from echoplan.files import sweep_partial_files, write_csv, write_json
+from echoplan.files import sweep_partial_files, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
 from echoplan.plans import ResolvedPlan
 
-from ..evaluation import COLUMNS as EF_COLUMNS
 from ..evaluation import evaluate_cases
+from ..evaluation.ejection import write_rows
 from ..preprocessing.store import ClipStore, StoredCase
 from ..training.model_folder import ModelFolder
 from ..training.resume_check import folds_of_other_plans
@@ -309,7 +309,7 @@ def _postprocess_best(
     measured = evaluate_cases(
         cases, results.done, labels=structures, target=model.description.target, processes=processes
     )
-    write_csv(masks / layout.EF_FILE, [row.to_row() for row in measured.rows], EF_COLUMNS)
+    write_rows(masks / layout.EF_FILE, measured.rows)
     return postprocessing
 
 

@@ -16,7 +16,7 @@ from echoplan.paths import dataset_name
 
 from ..evaluation import VOLUME_RULES, PatientRow
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
-from ..evaluation.quality import CHECK
+from ..evaluation.ejection import CHECK
 from .best_configuration import BestConfiguration, CandidateScore, find_best_configuration
 from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
@@ -34,6 +34,8 @@ def predict(arguments: Sequence[str]) -> int:
     options = _predict_parser().parse_args(arguments)
     check_engine(options, "actors", "cpus_per_actor")
     part = _part(options)
+    if options.dicom_doubtful and not options.dicom:
+        raise EchoPlanError("--dicom_doubtful belongs to --dicom", remedy="give both")
     if options.dicom:
         require_highdicom()
     choice = choose_models(
@@ -76,6 +78,7 @@ def predict(arguments: Sequence[str]) -> int:
         predictor,
         ef_method=options.ef_method,
         dicom=options.dicom,
+        dicom_doubtful=options.dicom_doubtful,
         overlays=options.overlays,
         processes=options.np,
         **how,
@@ -152,6 +155,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")
     made.add_argument("--dicom", action="store_true", help="also write DICOM segmentations and reports of DICOM clips")
+    made.add_argument("--dicom_doubtful", action="store_true", help="with --dicom: reports of rows to check, too")
     made.add_argument("--overlays", action="store_true", help="also write OUT/overlays/<case>.mp4 with the outline")
     made.add_argument("--no_postprocessing", action="store_true", help="leave the masks as the network made them")
     made.add_argument("--mirroring", action="store_true", help="average over the flips the plan allows; slower")

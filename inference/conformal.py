@@ -173,7 +173,7 @@ def with_intervals(
         coverage: between 0 and 1.
     """
     columns: dict[str, Any] = {}
-    reasons = {}
+    reasons: dict[str, str] = {}
     for quantity in QUANTITIES:
         try:
             low, high = _interval(row, quantity, by_fold, calibration, coverage)
@@ -192,7 +192,7 @@ def _interval(
     calibration: Calibration | None,
     coverage: float,
 ) -> tuple[float, float]:
-    value = getattr(row, quantity)
+    value = row.measured(quantity)
     if value is None:
         raise EchoPlanError("not measured")
     if calibration is None:
@@ -230,8 +230,7 @@ class _Patient:
 
     def reference(self, kind: str, rule: str, quantity: str) -> float | None:
         """The value that the "dataset" or the "masks" give."""
-        value: float | None = self.dataset[quantity] if kind == "dataset" else getattr(self.masks[rule], quantity)
-        return value
+        return self.dataset[quantity] if kind == "dataset" else self.masks[rule].measured(quantity)
 
 
 def calibrate(
@@ -361,7 +360,7 @@ def _groups(
         truth = patient.reference(reference, rule, quantity)
         own: dict[str, list[float]] = {}
         for row_rule, way, row in patient.rows:
-            error = round(signed_error(quantity, getattr(row, quantity), truth), _DIGITS)
+            error = round(signed_error(quantity, row.measured(quantity), truth), _DIGITS)
             if (row_rule, way) == (rule, phases) and np.isfinite(error):
                 own.setdefault(row.method or "", []).append(error)
                 if row.method not in ("biplane", _UNKNOWN_VIEW):

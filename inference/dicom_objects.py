@@ -42,6 +42,10 @@ _OWN_SCHEME = "99ECHOPLAN"  # for structures that only the dataset names
 _VIEWS = {"A2C": codes.SCT.ApicalTwoChamber, "A4C": codes.SCT.ApicalFourChamber}  # CID 12226
 _METHODS = {1: codes.DCM.MethodOfDisksSinglePlane, 2: codes.DCM.MethodOfDisksBiplane}  # CID 12228, by views
 _MILLILITRE, _PERCENT = Code("mL", "UCUM", "milliliter"), Code("%", "UCUM", "percent")
+_QUALITY = Code("QUALITY", "99ECHOPLAN", "Quality of the measurement")
+_LOWER = Code("371885007", "SCT", "-, range of lower measurement uncertainty")
+_UPPER = Code("371886008", "SCT", "+, range of upper measurement uncertainty")
+_COVERAGE = Code("COVERAGE", "99ECHOPLAN", "Coverage of the uncertainty interval")
 _DERIVATION = Code("113076", "DCM", "Segmentation")  # CID 7203
 # Their frames may not be referred to one by one, however many a file holds. The second is retired.
 _SINGLE_FRAME = (UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6", SecondaryCaptureImageStorage)
@@ -137,10 +141,11 @@ def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -
             parameters=[f"model: {model}", f"volumes: {row.volume_rule}, {VOLUME_RULES[row.volume_rule]}"],
         ),
         measurements=_measurements(clips, row),
+        qualitative_evaluations=_quality(row),
     )
-    if row.note:
+    for comment in filter(None, (row.note, row.quality_reasons and f"to check: {row.quality_reasons}")):
         group[0].ContentSequence.append(
-            hd.sr.TextContentItem(codes.DCM.Comment, row.note, hd.sr.RelationshipTypeValues.CONTAINS)
+            hd.sr.TextContentItem(codes.DCM.Comment, comment, hd.sr.RelationshipTypeValues.CONTAINS)
         )
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=_uid(f"{MAKER} {__version__}"),
@@ -170,6 +175,14 @@ def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -
     )
     made.SpecificCharacterSet = sources[0].SpecificCharacterSet
     return made
+
+
+def _quality(row: PatientRow) -> list[hd.sr.QualitativeEvaluation]:
+    """The row's quality as a coded evaluation; none where it was not asked for."""
+    if not row.quality:
+        return []
+    value = Code(row.quality.upper().replace(" ", "_"), _OWN_SCHEME, row.quality)
+    return [hd.sr.QualitativeEvaluation(_QUALITY, value)]
 
 
 def _uid(name: str) -> str:
@@ -284,12 +297,14 @@ def _measurements(clips: Sequence[MeasuredClip], row: PatientRow) -> list[hd.sr.
     es = [[clip.es_frame] for clip in clips]
     both = [sorted((clip.ed_frame, clip.es_frame)) for clip in clips]
     wanted = (
-        (codes.LN.LeftVentricularEndDiastolicVolume, row.edv_ml, _MILLILITRE, ed),
-        (codes.LN.LeftVentricularEndSystolicVolume, row.esv_ml, _MILLILITRE, es),
-        (codes.LN.LeftVentricularEjectionFractionByUS, row.ef_percent, _PERCENT, both),
+        (codes.LN.LeftVentricularEndDiastolicVolume, "edv", _MILLILITRE, ed),
+        (codes.LN.LeftVentricularEndSystolicVolume, "esv", _MILLILITRE, es),
+        (codes.LN.LeftVentricularEjectionFractionByUS, "ef", _PERCENT, both),
     )
     made = []
-    for name, value, unit, frames in wanted:
+    for name, quantity, unit, frames in wanted:
+        word = "percent" if unit is _PERCENT else "ml"
+        value, low, high = (getattr(row, f"{quantity}{end}_{word}") for end in ("", "_low", "_high"))
         if value is None:
             continue
         measurement = hd.sr.Measurement(
@@ -312,5 +327,18 @@ def _measurements(clips: Sequence[MeasuredClip], row: PatientRow) -> list[hd.sr.
                 codes.DCM.ImageView, _VIEWS[clips[0].view], hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
             )
             measurement[0].ContentSequence.append(view)
+        if None not in (low, high):
+            measurement[0].ContentSequence.extend(_uncertainty(float(value), float(low), float(high), unit, row))
         made.append(measurement)
     return made
+
+
+def _uncertainty(value: float, low: float, high: float, unit: Code, row: PatientRow) -> list[hd.sr.NumContentItem]:
+    """The interval, as the ranges below and above the value (TID 310), and how often it holds the reference."""
+    numbers = [(_LOWER, value - low, unit), (_UPPER, high - value, unit)]
+    if row.interval_coverage_percent is not None:
+        numbers.append((_COVERAGE, row.interval_coverage_percent, _PERCENT))
+    relation = hd.sr.RelationshipTypeValues.HAS_PROPERTIES
+    return [
+        hd.sr.NumContentItem(name, round(number, 2), of, relationship_type=relation) for name, number, of in numbers
+    ]

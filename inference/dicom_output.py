@@ -27,6 +27,7 @@ from echoplan.names import shortened
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import PatientRow
+from ..evaluation.ejection import CHECK
 from ..evaluation.measurements import joined
 from .dicom_header import read_header
 from .inputs import InputClip
@@ -58,11 +59,13 @@ def write_dicom(
     *,
     description: DatasetDescription,
     model: str,
+    doubtful: bool = False,
 ) -> list[Path]:
     """Write a segmentation for each DICOM clip, and a structured report for each measured patient.
 
     A report says what the patient's row of ef_report.csv says; it is written where all clips of that row are DICOM of
-    one patient and study. Clips of other formats are named in the log and passed over.
+    one patient and study. Clips of other formats are named in the log and passed over, as are rows without an EF and,
+    unless they are asked for, those to check.
 
     Args:
         out: the folder of the DICOM files; made where something is written.
@@ -72,6 +75,7 @@ def write_dicom(
         failures: case -> reason; what could not be written is added.
         description: the labels that the masks hold.
         model: the name of what made the masks.
+        doubtful: also report rows whose quality is "check".
 
     Returns:
         the files written.
@@ -85,7 +89,7 @@ def write_dicom(
         f"DICOM segmentation of {case}": (out / f"{case}_seg.dcm", item, masks[case], description, model)
         for case, item in clips.items()
     }
-    reports = _planned_reports(out, predicted, clips, rows, model)
+    reports = _planned_reports(out, predicted, clips, rows, model, doubtful=doubtful)
     written = []
     for function, arguments in ((_write_segmentation, segmentations), (_write_report, reports)):
         results = run_cases(function, arguments, description="writing DICOM")
@@ -100,11 +104,12 @@ def _planned_reports(
     clips: Mapping[str, InputClip],
     rows: Sequence[PatientRow],
     model: str,
+    *,
+    doubtful: bool,
 ) -> dict[str, tuple[Path, list[InputClip], PatientRow, str]]:
     """Name -> what `_write_report` takes, of each report that there will be; the log says where there will be none."""
     reports: dict[str, tuple[Path, list[InputClip], PatientRow, str]] = {}
-    unmeasured: list[str] = []
-    mixed: list[str] = []
+    without: dict[str, list[str]] = {}
     taken = set(predicted)
     for row in rows:
         used = row.names_of_cases(predicted)
@@ -112,20 +117,14 @@ def _planned_reports(
             continue
         path = out / f"{_report_name(used, taken)}_sr.dcm"
         path.unlink(missing_ok=True)  # an older one would pass for this run's
-        if row.ef_percent is None:
-            unmeasured.append(row.patient)
-        elif not all(case in clips for case in used):
-            mixed.append(row.patient)
-        else:
-            name = f"DICOM report of {row.patient}"
-            name = f"{name} ({row.cases})" if name in reports else name
-            reports[name] = path, [clips[case] for case in used], row, model
-    for patients, reason in (
-        (unmeasured, "there is no ejection fraction"),
-        (mixed, "not all clips of the ejection fraction are DICOM"),
-    ):
-        if patients:
-            logger.warning("%d patients without DICOM report, as %s: %s", len(patients), reason, few(patients))
+        if why_not := _why_no_report(row, all_dicom=all(case in clips for case in used), doubtful=doubtful):
+            without.setdefault(why_not, []).append(row.name)
+            continue
+        name = f"DICOM report of {row.name}"
+        name = f"{name} ({row.cases})" if name in reports else name
+        reports[name] = path, [clips[case] for case in used], row, model
+    for reason, patients in without.items():
+        logger.warning("%d patients without DICOM report, as %s: %s", len(patients), reason, few(patients))
     return reports
 
 
@@ -145,6 +144,17 @@ def _is_dicom(path: Path) -> bool:
         return find_format(path).name == "DICOM"
     except EchoPlanError:  # it was one when it was predicted, and is gone; reading it again will say so
         return True
+
+
+def _why_no_report(row: PatientRow, *, all_dicom: bool, doubtful: bool) -> str:
+    """In words; empty where the row gets a report."""
+    if row.ef_percent is None:
+        return "there is no ejection fraction"
+    if not all_dicom:
+        return "not all clips of the ejection fraction are DICOM"
+    if row.quality == CHECK and not doubtful:
+        return f"their quality is {CHECK} (--dicom_doubtful reports them all the same)"
+    return ""
 
 
 def _write_segmentation(path: Path, item: InputClip, mask: Path, description: DatasetDescription, model: str) -> Path:

@@ -21,6 +21,7 @@ from echoplan.errors import EchoPlanError, printable
 from echoplan.files import plain
 from echoplan.imageio import Clip, pictures, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
+from echoplan.imageio.clip import plausible_scale
 from echoplan.names import clip_ending, name_of_file, on_any_disk, shortened
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def clip_from_array(
         raise EchoPlanError(
             f"the frame time {frame_time_ms} is no positive number of ms", remedy="give None if unknown"
         )
-    return Clip(array, spacing, None if frame_time_ms is None else float(frame_time_ms), source="array")
+    spacing, time, note = plausible_scale(spacing, None if frame_time_ms is None else float(frame_time_ms))
+    return Clip(array, spacing, time, source="array", scale_note=note)
 
 
 @dataclass(frozen=True)

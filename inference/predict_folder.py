@@ -98,6 +98,7 @@ def predict_folder(
     keep_probabilities: bool = False,
     ef_method: VolumeRule = "simpson",
     dicom: bool = False,
+    dicom_doubtful: bool = False,
     overlays: bool = False,
     processes: int = 0,
     engine: Engine | None = None,
@@ -109,21 +110,19 @@ def predict_folder(
     clip's own grid, evidence/<case>.npz, ef_report.csv, ef_report.json, report.html, and prediction_args.json.
 
     Args:
-        source: what `find_inputs` takes.
-        out: the folder for the results; made where it is missing.
+        source, out: what `find_inputs` takes; the folder for the results, made where it is missing.
         predictor: the model or ensemble.
         overwrite, continue_prediction: do again, or keep, what is there already.
         keep_probabilities: also write the class probabilities.
         ef_method: the volume rule, "simpson" or "camus".
-        dicom: also write DICOM segmentations and structured reports of the clips that are DICOM.
+        dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
         processes: worker processes for the measurements; 0: none.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
 
     Raises:
-        EchoPlanError: nothing to predict, results there already or about to overwrite the clips, a full disk, or DICOM
-            output without highdicom.
+        EchoPlanError: no clip, results there already or about to overwrite the clips, a full disk, no highdicom.
 
     Example:
         >>> from echoplan.inference import EchoPredictor, predict_folder
@@ -142,10 +141,12 @@ def predict_folder(
         overlays=overlays, processes=processes,
     )  # fmt: skip
     if dicom:
-        what = out / layout.DICOM, inputs, masks, run.rows, run.failures
-        run.dicom_files = write_dicom(*what, description=predictor.description, model=predictor.name)
-    settings = {**(details or {}), "ef_method": ef_method}
-    write_json(out / layout.ARGUMENTS_FILE, prediction_record(predictor.to_dict(), inputs, run, settings))
+        run.dicom_files = write_dicom(
+            out / layout.DICOM, inputs, masks, run.rows, run.failures,
+            description=predictor.description, model=predictor.name, doubtful=dicom_doubtful,
+        )  # fmt: skip
+    record = prediction_record(predictor.to_dict(), inputs, run, {**(details or {}), "ef_method": ef_method})
+    write_json(out / layout.ARGUMENTS_FILE, record)
     return run
 
 

@@ -53,7 +53,7 @@ class Prediction:
         interval_coverage_percent: how often it does, in percent; None where there is no interval.
         interval_note: why there is no interval; empty if there is one.
         ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
-        quality: "good" or "check"; "" where it was not asked for.
+        quality: "good", "check" or, with one fold, "not assessed"; "" where it was not asked for.
         quality_reasons: why to check, in words.
     """
 
@@ -335,7 +335,7 @@ class EchoPredictor:
             interval_note=trust.no_interval.get("ef_percent", ""),
             ef_fold_sd_percent=trust.row.ef_fold_sd_percent,
             quality=trust.row.quality or "",
-            quality_reasons=tuple(trust.reasons),
+            quality_reasons=tuple(filter(None, (measured.doubt, *trust.reasons))),
         )
 
     def to_dict(self) -> dict[str, Any]:

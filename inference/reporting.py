@@ -136,15 +136,19 @@ def _measure_patient(
     files = {item.name: evidence_folder / layout.probabilities_file(item.name) for item, *_ in usable}
     evidence = {name: ClipEvidence.read(file) for name, file in files.items() if file.is_file()}
     for row in measure_patients(patient.measurements, method=ef_method):
-        judged = [(clip.measurement.case, clip.quality) for clip in clips if clip.measurement.patient == row.patient]
+        judged = [(clip.measurement.case, clip.quality) for clip in clips if _is_of(clip.measurement, row)]
         patient.assessments.append(assess_patient(row, judged, evidence, trust))
     return patient
+
+
+def _is_of(measured: CaseMeasurement, row: PatientRow) -> bool:
+    return measured.patient == row.patient and row.exam in (None, measured.case.exam)
 
 
 def _trust(settings: TrustSettings, patients: Sequence[_Patient]) -> dict[str, Any]:
     """What the intervals and the flags were made with, and each patient's reasons."""
     measured = [item for patient in patients if patient.measurements for item in patient.assessments]
-    return settings.to_dict() | {"patients": {item.row.patient: item.to_dict() for item in measured}}
+    return settings.to_dict() | {"patients": {item.row.name: item.to_dict() for item in measured}}
 
 
 def _cases(patients: Sequence[_Patient]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.sector import detect_sector
 
-from ..evaluation import PatientRow, find_phases, measure_case, measure_patients
+from ..evaluation import PatientRow, find_phases, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
+from ..evaluation.measurements import measure_masks
 from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, with_quality
 from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing import to_uint8
@@ -309,7 +310,8 @@ def assess_patient(
         kept = evidence.get(case.case)
         known_too = {} if kept is None else {"edge_share": kept.edge_share}
         doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, limits)
-    return Assessment(with_quality(replace(row, ef_fold_sd_percent=spread), doubts), no_interval, doubts)
+    row = with_quality(replace(row, ef_fold_sd_percent=spread), doubts, folds=spread is not None)
+    return Assessment(row, no_interval, doubts)
 
 
 def edge_share(sector: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:
@@ -359,19 +361,17 @@ def _working_step(shape: tuple[int, ...]) -> int:
 def _measure(
     clips: Sequence[tuple[Case, ClipEvidence, Opinion]], row: PatientRow, method: VolumeRule
 ) -> dict[str, float]:
-    """Means over the beats that all clips' opinions have; empty where one cannot be measured as the row was."""
-    measured = []
-    for beat in range(min(len(opinion) for *_, opinion in clips)):
-        of_clips = []
-        for case, item, opinion in clips:
-            spacing_row, spacing_col = item.spacing
-            on_grid = replace(case, spacing_row_mm=spacing_row, spacing_col_mm=spacing_col, ed_frame=0, es_frame=1)
-            of_clips.append(measure_case(on_grid, opinion.beats[2 * beat : 2 * beat + 2], method=method))
-        (of_beat,) = measure_patients(of_clips, method=method)
-        if of_beat.failure or of_beat.method != row.method:
-            return {}
-        measured.append(of_beat)
-    return {name: fmean(getattr(of_beat, name) for of_beat in measured) for name in QUANTITIES} if measured else {}
+    """What the clips' opinions amount to; empty where they cannot be measured as the row was."""
+    of_clips = []
+    for case, item, opinion in clips:
+        spacing_row, spacing_col = item.spacing
+        on_grid = replace(case.without_phases(), spacing_row_mm=spacing_row, spacing_col_mm=spacing_col, exam="")
+        beats = [(2 * beat, 2 * beat + 1) for beat in range(len(opinion))]
+        of_clips.append(measure_masks(on_grid, opinion.beats, method=method, beats=beats))
+    (together,) = measure_patients(of_clips, method=method)
+    if together.failure or together.method != row.method:
+        return {}
+    return {name: getattr(together, name) for name in QUANTITIES}
 
 
 def _moved(name: str, value: float | None, own: float | None, centre: float | None) -> float | None:

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,8 @@ def _preprocess_case(
     if not missing and (case.label is None or ground_truth.is_file()):
         return False
     clip = dataset.raw.load_clip(case)
+    if clip.scale_note:
+        logger.warning("%s", clip.scale_note)
     mask = None if case.label is None else dataset.relabelled(dataset.raw.load_mask(case, clip=clip))
     if mask is not None:
         write_mask(ground_truth, mask, like=clip)
@@ -183,6 +185,8 @@ def _preprocess_case(
             spacing_row_mm=row_mm,
             spacing_col_mm=column_mm,
             frame_time_ms=clip.frame_time_ms,
+            exam=case.exam or clip.exam,
+            scale_note=clip.scale_note,
             labelled_frames=() if mask is None else tuple(labelled_frames(mask)),
             native_frames=len(clip),
             dataset=dataset.name,
@@ -215,4 +219,4 @@ def _made_from(dataset: SourceDataset, case: Case) -> dict[str, Any]:
         status = path.stat()
         files[name] = [status.st_size, status.st_mtime_ns]
     shared = {} if dataset.alone else {"joint_labels": dict(dataset.labels)}
-    return plain({"row": asdict(case), "files": files, "labels": dict(dataset.raw.description.labels), **shared})
+    return plain({"row": case.to_row(), "files": files, "labels": dict(dataset.raw.description.labels), **shared})

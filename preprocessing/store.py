@@ -21,6 +21,7 @@ from echoplan.labels import IGNORE
 from .geometry import Geometry
 
 _KNOWN_OF_CLIP = ("patient", "view", "ed_frame", "es_frame", "frame_time_ms", "ef_percent", "edv_ml", "esv_ml")
+_KNOWN_OF_FEW = ("exam", "scale_note")  # written where there is something to say
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 _CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
@@ -69,6 +70,7 @@ class StoredCase(Case):
                 "std": self.std,
                 "source": self.source,
                 "space": None if self.space is None else self.space.to_dict(),
+                **{name: getattr(self, name) for name in _KNOWN_OF_FEW if getattr(self, name)},
             }
         )
 
@@ -90,6 +92,7 @@ class StoredCase(Case):
             std=content["std"],
             source=content["source"],
             space=Space.from_dict(content.get("space")),
+            **{name: content.get(name, "") for name in _KNOWN_OF_FEW},
         )
 
 

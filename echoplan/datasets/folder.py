@@ -20,6 +20,8 @@ from echoplan.masks import check_values, load_mask, without_empty_rest
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 _WRITTEN = ".nii.gz"
 
 
@@ -119,7 +121,9 @@ def _convert_case(
     else:
         with atomic_path(destination / image) as temporary:
             shutil.copyfile(path, temporary)
-    return replace(case, image=image, label=None if case.label is None else label)
+    if clip.scale_note:
+        logger.warning("%s", clip.scale_note)
+    return replace(case, image=image, label=None if case.label is None else label, exam=case.exam or clip.exam)
 
 
 def _label_clip(path: Path, case: Case, clip: Clip) -> tuple[np.ndarray, str]:

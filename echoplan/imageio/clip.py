@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from echoplan.imageio.space import Space
+
+PLAUSIBLE_SPACING_MM = (0.02, 5.0)
+PLAUSIBLE_FRAME_TIME_MS = (1.0, 200.0)
+
+
+def plausible_scale(
+    spacing_mm: tuple[float, float] | None, frame_time_ms: float | None
+) -> tuple[tuple[float, float] | None, float | None, str]:
+    """Spacing and frame time as far as an echocardiogram can have them; what it cannot have counts as unknown.
+
+    Numbers that are none (0, negative, not finite) stay, for their own errors.
+
+    Returns:
+        the spacing, the frame time, and why one of them counts as unknown, in words; empty where neither does.
+    """
+    notes = []
+    if spacing_mm is not None and not all(_within(value, PLAUSIBLE_SPACING_MM) for value in spacing_mm):
+        size = " x ".join(f"{value:g}" for value in spacing_mm)
+        notes.append(f"the spacing of {size} mm {_unusual(PLAUSIBLE_SPACING_MM, 'mm')}")
+        spacing_mm = None
+    if frame_time_ms is not None and not _within(frame_time_ms, PLAUSIBLE_FRAME_TIME_MS):
+        seconds = "; is it given in seconds?" if frame_time_ms < PLAUSIBLE_FRAME_TIME_MS[0] else ""
+        notes.append(f"the frame time of {frame_time_ms:g} ms {_unusual(PLAUSIBLE_FRAME_TIME_MS, 'ms' + seconds)}")
+        frame_time_ms = None
+    return spacing_mm, frame_time_ms, "; ".join(notes)
+
+
+def _within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1] or not (math.isfinite(value) and value > 0)
+
+
+def _unusual(limits: tuple[float, float], unit: str) -> str:
+    return f"is unusual for echocardiography and counts as unknown ({limits[0]:g} to {limits[1]:g} {unit})"
 
 
 @dataclass(frozen=True)
@@ -47,6 +81,8 @@ class Clip:
         source: the file or folder it was read from.
         crop: where the clip lies in the file's own image; None where it is all of it.
         space: where the file's pixels lie, in formats that say so; the spacing may be known better.
+        exam: tells the exams of one patient apart; empty where the file does not.
+        scale_note: why a spacing or a frame time that was given counts as unknown; empty where none does.
     """
 
     frames: np.ndarray
@@ -55,6 +91,8 @@ class Clip:
     source: str = ""
     crop: Crop | None = None
     space: Space | None = None
+    exam: str = ""
+    scale_note: str = ""
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -71,7 +109,7 @@ class ClipInfo:
 
     Attributes:
         shape: (T, H, W) of the clip that `read_clip` would return.
-        spacing_mm, frame_time_ms, crop, space: as in `Clip`.
+        spacing_mm, frame_time_ms, crop, space, exam, scale_note: as in `Clip`.
     """
 
     shape: tuple[int, int, int]
@@ -79,3 +117,5 @@ class ClipInfo:
     frame_time_ms: float | None = None
     crop: Crop | None = None
     space: Space | None = None
+    exam: str = ""
+    scale_note: str = ""

@@ -1,7 +1,7 @@
 """DICOM ultrasound clips, single- and multi-frame.
 
-Only pixels, spacing and times leave this module. Nothing else of the header is even parsed, so that no name or date of
-a patient can reach a log, an error message or a converted file.
+Only pixels, spacing, times and a one-way code of the study leave this module. Nothing else of the header is even
+parsed, so that no name or date of a patient can reach a log, an error message or a converted file.
 
 Spacing comes from the Sequence of Ultrasound Regions (PS3.3 C.8.5.5): the region of tissue in 2D with both deltas in
 cm, the largest where there are several. The clip is cropped to it, which also cuts away most of what is burnt in.
@@ -9,6 +9,7 @@ cm, the largest where there are several. The clip is cropped to it, which also c
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -35,10 +36,11 @@ _FORMAT_2D, _TISSUE = 1, 1  # RegionSpatialFormat, RegionDataType
 # By their names in PS3.6; exports of echocardiograms are secondary captures and videos, too.
 _CLIP_CLASSES = re.compile("Ultrasound|US Volume|Secondary Capture|Video|VL |Visible Light")
 _SMALLEST_SIDE = 8  # a box of fewer pixels was never filled in
+_EXAM_DIGITS = 8
 _MOST_REGIONS, _REGION_BYTES = 500, 1000  # a region takes about 300 bytes
 _OVERHANG = 2  # pixels; some makers write the box's far corner as one past the last pixel
 _TAGS = [
-    "SOPClassUID", "SequenceOfUltrasoundRegions", "PixelSpacing",
+    "SOPClassUID", "StudyInstanceUID", "SequenceOfUltrasoundRegions", "PixelSpacing",
     "FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate", "FrameIncrementPointer",
     "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -104,7 +106,8 @@ def read(path: Path) -> Clip:
                 file=path,
                 remedy="export it again",
             )
-        return Clip(to_clip_dtype(frames, path), info.spacing_mm, info.frame_time_ms, str(path), info.crop)
+        frames = to_clip_dtype(frames, path)
+        return Clip(frames, info.spacing_mm, info.frame_time_ms, str(path), info.crop, exam=info.exam)
 
 
 def probe(path: Path) -> ClipInfo:
@@ -176,6 +179,7 @@ def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
             rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
             spacing, region = _pixel_spacing(header), _main_region(header, path)
             time = _frame_time_ms(header) if frames > 1 else None
+            exam = _exam(header)
             value = int(header.get("SamplesPerPixel") or 1) * int(header.get("BitsAllocated") or 8) / 8
     except EchoPlanError:
         raise
@@ -202,7 +206,13 @@ def _interpret(header: pydicom.Dataset, path: Path) -> ClipInfo:
             logger.warning("%s: the ultrasound region's spacing %s is no length: unknown", path, region.spacing_mm)
             spacing = None
     crop = None if box == (0, rows, 0, columns) else Crop((rows, columns), box)
-    return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time, crop)
+    return ClipInfo((frames, box[1] - box[0], box[3] - box[2]), spacing, time, crop, exam=exam)
+
+
+def _exam(header: pydicom.Dataset) -> str:
+    """A code that tells two studies of a patient apart, of which nobody learns the study; empty where none is named."""
+    study = str(header.get("StudyInstanceUID") or "").strip()
+    return hashlib.sha256(study.encode()).hexdigest()[:_EXAM_DIGITS] if study else ""
 
 
 def _main_region(header: pydicom.Dataset, path: Path) -> _Region | None:

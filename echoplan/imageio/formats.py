@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,9 +15,10 @@ from echoplan.files import atomic_path, naming_full_disk
 from echoplan.imageio import dicom, metaimage, nifti, nrrd, pictures, video
 from echoplan.imageio.arrays import usable_spacing
 from echoplan.imageio.bounds import naming_file, open_regular
-from echoplan.imageio.clip import Clip, ClipInfo
+from echoplan.imageio.clip import Clip, ClipInfo, plausible_scale
 
 _HEAD_BYTES = 4096
+_Read = TypeVar("_Read", Clip, ClipInfo)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def read_clip(
 
     Args:
         path: a file, or a folder of PNG or JPEG pictures.
-        spacing_mm, frame_time_ms: what is known better than the file knows it; they replace what it says.
+        spacing_mm, frame_time_ms: what is known better than the file knows it; they replace what it says. One that no
+            echocardiogram has (`plausible_scale`) counts as unknown, and the clip's `scale_note` says so.
 
     Raises:
         EchoPlanError: the file is missing, damaged or of no known format, or the spacing in its header is no length and
@@ -135,8 +138,7 @@ def read_clip(
     known = find_format(path)
     with naming_file(path):
         clip = known.read(path)
-    spacing = _checked_spacing(spacing_mm or clip.spacing_mm, path)
-    return replace(clip, spacing_mm=spacing, frame_time_ms=frame_time_ms or clip.frame_time_ms)
+    return _with_scale(clip, spacing_mm, frame_time_ms, path)
 
 
 def probe_clip(
@@ -158,14 +160,13 @@ def probe_clip(
         >>> from echoplan.imageio import Clip, probe_clip, write_clip
         >>> write_clip("clip.avi", Clip(np.zeros((10, 48, 64), np.uint8), frame_time_ms=20.0))
         >>> probe_clip("clip.avi")
-        ClipInfo(shape=(10, 48, 64), spacing_mm=None, frame_time_ms=20.0, crop=None, space=None)
+        ClipInfo(shape=(10, 48, 64), spacing_mm=None, frame_time_ms=20.0, crop=None, space=None, exam='', scale_note='')
     """
     path = Path(path)
     known = find_format(path)
     with naming_file(path):
         info = known.probe(path)
-    spacing = _checked_spacing(spacing_mm or info.spacing_mm, path)
-    return replace(info, spacing_mm=spacing, frame_time_ms=frame_time_ms or info.frame_time_ms)
+    return _with_scale(info, spacing_mm, frame_time_ms, path)
 
 
 def read_mask(path: str | PathLike[str], *, frames_shape: tuple[int, int, int] | None = None) -> np.ndarray:
@@ -270,6 +271,14 @@ def _writer(path: Path) -> Format:
             return known
     endings = ", ".join(known for row in FORMATS if row.write is not None for known in row.endings if known)
     raise EchoPlanError(f"clips are not written as {found}", file=path, remedy=f"use one of: {endings}")
+
+
+def _with_scale(read: _Read, spacing_mm: tuple[float, float] | None, frame_time_ms: float | None, path: Path) -> _Read:
+    """With what is known better than the file knows it, and without what no echocardiogram has."""
+    spacing, time, note = plausible_scale(
+        _checked_spacing(spacing_mm or read.spacing_mm, path), frame_time_ms or read.frame_time_ms
+    )
+    return replace(read, spacing_mm=spacing, frame_time_ms=time, scale_note=note)
 
 
 def _checked_spacing(spacing_mm: tuple[float, float] | None, path: Path) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
@@ -217,12 +217,19 @@ def _segmentation(
     return pd.concat([whole.assign(by=FRAMES).set_index(_GROUP), parts]).reset_index()
 
 
-def _ef_tables(methods: Sequence[MethodResults], cases: Iterable[Case]) -> pd.DataFrame:
+def _ef_tables(methods: Sequence[MethodResults], cases: Collection[Case]) -> pd.DataFrame:
     """The rows of the EF tables under their methods' names, with the dataset's reference EF where it knows it."""
     import pandas as pd
 
     ef = pd.concat({method.name: method.ef for method in methods}, names=["name", None])
-    reference = {case.patient: case.ef_percent for case in cases if case.ef_percent is not None}
+    exams: dict[str, set[str]] = {}
+    for case in cases:
+        exams.setdefault(case.patient, set()).add(case.exam)
+    reference = {
+        case.patient: case.ef_percent
+        for case in cases
+        if case.ef_percent is not None and len(exams[case.patient] - {""}) < 2  # of several exams the rows know theirs
+    }
     known = ef["patient"].map(reference).astype(float)
     return ef.assign(reference_ef_percent=known.fillna(ef["reference_ef_percent"]))
 
@@ -258,6 +265,8 @@ def _per_patient(scores: pd.DataFrame, ef: pd.DataFrame, patients: Iterable[str]
     means = means[[name for name in FIGURES if name in means]]
     errors = ef.assign(**{EF_ERROR: (ef["ef_percent"] - ef["reference_ef_percent"]).abs()})
     errors = errors[["patient", *_EF_VALUES]].droplevel(1).rename_axis("method").set_index("patient", append=True)
+    if not errors.index.is_unique:  # a row an exam
+        errors = errors.groupby(level=["method", "patient"], sort=False).mean()
     order = pd.MultiIndex.from_product([dict.fromkeys(patients), names], names=["patient", "method"])
     return means.join(errors).reindex(order)
 

@@ -155,7 +155,7 @@ def case_groups(cases: Iterable[Case], chosen: Iterable[str]) -> list[tuple[str,
     labels = {
         "view": [case.view for case in known],
         "image quality": [case.quality for case in known],
-        EF_CLASS: [ef_class(ef[case.patient]) for case in known],
+        EF_CLASS: [ef_class(ef[case.patient] if case.ef_percent is None else case.ef_percent) for case in known],
     }
     return [(by, group, [known[index].case for index in members]) for by, group, members in _groups(labels)]
 

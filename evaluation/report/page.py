@@ -18,7 +18,7 @@ from echoplan import __version__, layout
 from echoplan.files import write_text
 
 from ..comparison.subgroups import subgroup_agreement
-from ..ejection import PatientRow, ef_agreement
+from ..ejection import CHECK, GOOD, NOT_ASSESSED, PatientRow, ef_agreement
 from ..measurements import CaseMeasurement
 from ..ventricle.contour import Points
 from ..ventricle.volumes import VOLUME_RULES
@@ -113,12 +113,9 @@ def _write_pages(
 ) -> None:
     """Write each page with its clips; those of one page are in memory at a time."""
     template = _environment().get_template("report.html.j2")
-    by_case, by_patient = {film.case: film for film in films}, {row.patient: row for row in rows}
+    by_case, by_exam = {film.case: film for film in films}, {(row.patient, row.exam): row for row in rows}
     for page, (file, places) in enumerate(files.items()):
-        clips = [
-            _clip(place + 1, shown[place], by_case.get(shown[place].name), by_patient.get(shown[place].patient))
-            for place in places
-        ]
+        clips = [_clip(place + 1, shown[place], by_case.get(shown[place].name), by_exam) for place in places]
         write_text(file, template.render(content, page=page, clips=clips))
 
 
@@ -186,7 +183,9 @@ def _source(name: str) -> Markup:
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: PatientRow | None) -> dict[str, Any]:
+def _clip(
+    number: int, measured: CaseMeasurement, film: Film | None, rows: Mapping[tuple[str, str | None], PatientRow]
+) -> dict[str, Any]:
     """What the template shows of one clip."""
     from .figures import area_curve
 
@@ -195,7 +194,7 @@ def _clip(number: int, measured: CaseMeasurement, film: Film | None, row: Patien
         "number": number,
         "measured": measured,
         "marked": len(marked_beats(measured.phases)),
-        "row": row,
+        "row": rows.get((measured.patient, None)) or rows.get((measured.patient, measured.case.exam)),
         "curve": None if curve is None else Markup(curve.svg),
         "stills": [] if film is None else film.stills,
         "film": film,
@@ -239,8 +238,10 @@ def _tiles(rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]
     failed = sum(1 for row in rows if row.failure)
     tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
     if any(row.quality for row in rows):
-        doubtful = sum(1 for row in rows if row.quality == "check")
-        tiles.append((str(doubtful), "to check by eye", "reasons in the table" if doubtful else "nothing stood out"))
+        doubtful = sum(1 for row in rows if row.quality == CHECK)
+        unknown = sum(1 for row in rows if row.quality == NOT_ASSESSED)
+        words = "reasons in the table" if doubtful else "nothing stood out"
+        tiles.append((str(doubtful), "to check by eye", f"{words}; {unknown} not assessed" if unknown else words))
     statistics = (agreement or {}).get("ef_percent")
     if statistics and statistics["mae"] is not None:
         tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}"))
@@ -280,7 +281,7 @@ def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
 
     figures = []
     for key, (name, unit) in _MEASURES.items():
-        pairs = [row for row in rows if None not in (getattr(row, key), getattr(row, f"reference_{key}"))]
+        pairs = [row for row in rows if None not in (row.measured(key), getattr(row, f"reference_{key}"))]
         if pairs:
             predicted, reference = ([getattr(row, column) for row in pairs] for column in (key, f"reference_{key}"))
             bounds = [_bounds(row, key) for row in pairs]
@@ -337,11 +338,13 @@ def _flag(row: PatientRow) -> tuple[str, str, str]:
         return "flag", "▲ Not measured", row.failure
     if _to_check(row):
         return "flag", "▲ Check", row.quality_reasons or ""
-    return ("good", f"✓ {row.quality}", "") if row.quality else ("", "", "")
+    if row.quality == GOOD:
+        return "good", f"✓ {row.quality}", ""
+    return "", row.quality or "", ""
 
 
 def _to_check(row: PatientRow) -> bool:
-    return bool(row.failure) or row.quality == "check"
+    return bool(row.failure) or row.quality == CHECK
 
 
 def _bounds(row: PatientRow, measure: str) -> tuple[float, float] | None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from statistics import fmean
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from echoplan.errors import EchoPlanError
 
+from .contour import Points
 from .landmarks import DISCS, Landmarks, disc_diameters, find_landmarks, find_landmarks_of_beat
 
 logger = logging.getLogger(__name__)
 
+Beats = Sequence[tuple[Landmarks, Landmarks]]  # end-diastole and end-systole of each, in one view
 VolumeRule = Literal["simpson", "camus", "area_length"]
 VOLUME_RULES: dict[VolumeRule, str] = {
     "simpson": "20 discs of height L/20, L the (larger) long axis of that phase; Lang et al., ASE/EACVI 2015",
@@ -112,7 +115,7 @@ def camus_biplane_volumes(
     """
     a2c_ed, a2c_es = find_landmarks_of_beat(masks_ed[0], masks_es[0], spacing_a2c_mm)
     a4c_ed, a4c_es = find_landmarks_of_beat(masks_ed[1], masks_es[1], spacing_a4c_mm)
-    return camus_volumes((a2c_ed, a4c_ed), (a2c_es, a4c_es), discs)
+    return volumes_of_views([(a2c_ed, a2c_es)], [(a4c_ed, a4c_es)], "camus", discs)
 
 
 def ejection_fraction(edv: float, esv: float) -> float:
@@ -131,41 +134,50 @@ def ejection_fraction(edv: float, esv: float) -> float:
     return 100.0 * (edv - esv) / edv
 
 
+def not_measurable(edv: float, esv: float, *, in_ml: bool = True) -> str:
+    """Why two volumes give no ejection fraction: it lies above 0 and up to 100 %. Empty where they give one."""
+    if 0 <= esv < edv:
+        return ""
+    end_diastole, end_systole = (f" ({volume:.1f} mL)" if in_ml else "" for volume in (edv, esv))
+    return f"no EF: end-systole{end_systole} is not smaller than end-diastole{end_diastole}"
+
+
 def biplane_volume(a2c: Landmarks, a4c: Landmarks, discs: int = DISCS) -> float:
     """Volume in mL from the landmarks of two views, or of one given twice (in 1000 px^3 if they are in pixels)."""
-    return _stacked(a2c, a4c, max(a2c.length, a4c.length), discs)
-
-
-def camus_volumes(ed: Sequence[Landmarks], es: Sequence[Landmarks], discs: int = DISCS) -> tuple[float, float]:
-    """(EDV, ESV) in mL by CAMUS' rule from the landmarks (A2C, A4C) of each phase."""
-    length = max(view.length for view in (*ed, *es))
-    ed_volume, es_volume = (_stacked(a2c, a4c, length, discs) for a2c, a4c in (ed, es))
-    return ed_volume, es_volume
-
-
-def area_length_volume(a2c: Landmarks, a4c: Landmarks) -> float:
-    """Volume in mL by the area-length rule, V = 8 A1 A2 / (3 pi L), L the larger length; exact for half-ellipsoids.
-
-    A single view is given twice: V = 8 A^2 / (3 pi L).
-    """
-    return 8 * a2c.area * a4c.area / (3 * math.pi * max(a2c.length, a4c.length) * 1000)
+    return _volume(_mean_shape([a2c], discs), _mean_shape([a4c], discs), max(a2c.length, a4c.length))
 
 
 def volumes_of_beat(
     ed: tuple[Landmarks, Landmarks], es: tuple[Landmarks, Landmarks], method: VolumeRule = "simpson"
 ) -> tuple[float, float]:
-    """(EDV, ESV) in mL by one of `VOLUME_RULES` from the (A2C, A4C) landmarks of each phase.
+    """`volumes_of_views` of one beat, from the (A2C, A4C) landmarks of each phase."""
+    return volumes_of_views([(ed[0], es[0])], [(ed[1], es[1])], method)
 
-    A single view is given twice.
+
+def volumes_of_views(a2c: Beats, a4c: Beats, method: VolumeRule = "simpson", discs: int = DISCS) -> tuple[float, float]:
+    """(EDV, ESV) in mL by one of `VOLUME_RULES` from the beats of each view; a single view is given twice.
+
+    The beats of two clips are not the same beats of the heart, so that each view's discs, lengths and areas are the
+    means over its own beats.
+
+    Args:
+        a2c, a4c: (end-diastole, end-systole) of each beat; not as many in both, as a rule.
+        method: the rule.
+        discs: how many.
 
     Raises:
         EchoPlanError: the method is not known.
     """
     check_volume_rule(method)
+    wanted = None if method == "area_length" else discs
+    (ed_a2c, es_a2c), (ed_a4c, es_a4c) = (
+        [_mean_shape(cavities, wanted) for cavities in zip(*beats, strict=True)] for beats in (a2c, a4c)
+    )
+    ed, es = max(ed_a2c.length, ed_a4c.length), max(es_a2c.length, es_a4c.length)
     if method == "camus":
-        return camus_volumes(ed, es)
-    rule = area_length_volume if method == "area_length" else biplane_volume
-    return rule(*ed), rule(*es)
+        ed = es = max(ed, es)
+    rule = _area_length_volume if method == "area_length" else _volume
+    return rule(ed_a2c, ed_a4c, ed), rule(es_a2c, es_a4c, es)
 
 
 def check_volume_rule(method: str) -> None:
@@ -179,8 +191,27 @@ def length_difference_percent(first: float, second: float) -> float:
     return 100.0 * abs(first - second) / max(first, second)
 
 
-def _stacked(a2c: Landmarks, a4c: Landmarks, length: float, discs: int) -> float:
-    if discs < 1:
+class _Shape(NamedTuple):
+    """A cavity as volumes need it: means over the beats; no diameters for the area-length rule."""
+
+    diameters: Points
+    length: float
+    area: float
+
+
+def _mean_shape(cavities: Sequence[Landmarks], discs: int | None) -> _Shape:
+    if discs is not None and discs < 1:
         raise EchoPlanError(f"{discs} discs make no volume", remedy="use 20, as is usual")
-    products = disc_diameters(a2c, discs) * disc_diameters(a4c, discs)
-    return float(np.pi / 4 * products.sum() * length / discs / 1000)
+    diameters = [np.zeros(0) if discs is None else disc_diameters(cavity, discs) for cavity in cavities]
+    length, area = (fmean(values) for values in zip(*((c.length, c.area) for c in cavities), strict=True))
+    return _Shape(np.mean(diameters, axis=0), length, area)
+
+
+def _volume(a2c: _Shape, a4c: _Shape, length: float) -> float:
+    products = a2c.diameters * a4c.diameters
+    return float(np.pi / 4 * products.sum() * length / len(products) / 1000)
+
+
+def _area_length_volume(a2c: _Shape, a4c: _Shape, length: float) -> float:
+    """V = 8 A1 A2 / (3 pi L), L the larger length; exact for half-ellipsoids."""
+    return 8 * a2c.area * a4c.area / (3 * math.pi * length * 1000)

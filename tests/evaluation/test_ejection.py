@@ -70,9 +70,11 @@ def test_without_spacing_ef_but_no_volumes(clip):
 def test_given_phases_are_used_and_never_swapped(clip):
     got = measured(Masked("a", clip((1, 0.5, 0)), spacing_mm=SPACING, ed_frame=2, es_frame=0))
     assert got.edv_ml < got.esv_ml
-    assert got.ef_percent < 0
-    assert "negative EF" in got.note
-    assert not got.failure
+    assert got.ef_percent is None and got.ef_per_beat_percent == ()
+    assert (
+        got.failure
+        == f"no EF: end-systole ({got.esv_ml:.1f} mL) is not smaller than end-diastole ({got.edv_ml:.1f} mL)"
+    )
     half = measured(Masked("a", clip((1, 0.5, 0)), spacing_mm=SPACING, es_frame=1))
     assert (half.ed_frame, half.es_frame) == (0, 1)
 

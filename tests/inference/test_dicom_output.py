@@ -22,7 +22,8 @@ from echoplan.dataset import DatasetDescription
 from echoplan.doctor import diagnose
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import PatientRow
-from echoplan.imageio import read_mask, write_clip, write_mask
+from echoplan.files import write_text
+from echoplan.imageio import Clip, read_mask, write_clip, write_mask
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
 from echoplan.inference.commands import predict
 from echoplan.inference.dicom_output import require_highdicom, write_dicom
@@ -242,15 +243,78 @@ def test_other_formats_are_named_and_passed_over(tmp_path, save, predictor, hear
     assert "1 patients without DICOM report, as not all clips of the ejection fraction are DICOM: p1\n" in caplog.text
 
 
-@pytest.mark.parametrize("other", [{"study": generate_uid()}, {"PatientID": "MRN-2"}])
-def test_no_report_on_two_studies_or_patients(tmp_path, save, predictor, other):
+def test_no_report_on_two_patients(tmp_path, save, predictor):
     save("p1_A2C.dcm")
-    save("p1_A4C.dcm", **other)
+    save("p1_A4C.dcm", PatientID="MRN-2")
     run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
     assert [path.name for path in run.dicom_files] == ["p1_A2C_seg.dcm", "p1_A4C_seg.dcm"]
     assert list(run.failures) == ["DICOM report of p1"]
     assert "different patients or studies" in run.failures["DICOM report of p1"]
     assert "MRN" not in str(run.failures)
+
+
+def test_two_studies_of_a_patient_are_two_rows_and_two_reports(tmp_path, save, predictor):
+    table = "case,patient,image,view\n"
+    for name, view, study in (("a", "A2C", STUDY), ("b", "A4C", STUDY), ("c", "A4C", generate_uid())):
+        save(f"{name}.dcm", study=study)
+        table += f"{name},p1,{name}.dcm,{view}\n"
+    write_text(tmp_path / "clips" / "cases.csv", table)
+    run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
+    assert sorted((row.patient, row.method, row.cases) for row in run.rows) == [
+        ("p1", "biplane", "a;b"), ("p1", "single_plane_a4c", "c")
+    ]  # fmt: skip
+    assert len({row.exam for row in run.rows}) == 2 and STUDY not in str(run.rows)
+    reports = [path.name for path in run.dicom_files if path.name.endswith("_sr.dcm")]
+    assert sorted(reports) == ["a+b_sr.dcm", "c_sr.dcm"] and run.failures == {}
+
+
+def test_a_report_carries_quality_and_interval(tmp_path, save):
+    row = PatientRow(
+        "p1", "p1_A4C", "single_plane_a4c", ef_percent=51.0, edv_ml=100.0, esv_ml=49.0, ef_low_percent=44.5,
+        ef_high_percent=60.25, edv_low_ml=90.0, edv_high_ml=115.0, interval_coverage_percent=90.0, quality="good",
+        ed_frames="0", es_frames="6",
+    )  # fmt: skip
+    (item,) = find_inputs(save("p1_A4C.dcm"))
+    mask = np.zeros((12, 91, 105), np.uint8)
+    write_mask(tmp_path / "mask.nii.gz", mask, like=Clip(mask))
+    what = [item], {"p1_A4C": tmp_path / "mask.nii.gz"}
+    about = {"description": DatasetDescription("Phantom"), "model": "a model"}
+    _, report = write_dicom(tmp_path, *what, [row], {}, **about)
+    check_with_dciodvfy(report)
+    group = content(hd.sr.srread(report))
+    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["GOOD"]
+    told = {
+        measurement.name.value: {part.name.value: float(part.value) for part in measurement[0].ContentSequence
+                                 if part.name.value in ("371885007", "371886008", "COVERAGE")}
+        for measurement in group.get_measurements()
+    }  # fmt: skip
+    assert told["18043-0"] == {"371885007": 6.5, "371886008": 9.25, "COVERAGE": 90.0}
+    assert told["18026-5"] == {"371885007": 10.0, "371886008": 15.0, "COVERAGE": 90.0} and told["18148-7"] == {}
+    alone = write_dicom(tmp_path / "2", *what, [replace(row, quality="not assessed")], {}, **about)
+    check_with_dciodvfy(*alone)
+    group = content(hd.sr.srread(alone[1]))
+    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["NOT_ASSESSED"]
+
+
+def test_a_row_to_check_gets_no_report_unless_asked_for(tmp_path, save, predictor, caplog):
+    save("p1_A4C.dcm", FrameTime="0.0232")
+    run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor, dicom=True)
+    assert [row.quality for row in run.rows] == ["check"] and "0.0232 ms" in run.rows[0].note
+    assert [path.name for path in run.dicom_files] == ["p1_A4C_seg.dcm"] and run.failures == {}
+    assert "without DICOM report, as their quality is check (--dicom_doubtful reports" in caplog.text
+    asked = predict_folder(tmp_path / "clips", tmp_path / "2", predictor, dicom=True, dicom_doubtful=True)
+    check_with_dciodvfy(*asked.dicom_files)
+    group = content(hd.sr.srread(asked.dicom_files[1]))
+    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["CHECK"]
+    comments = [part.value for part in group[0].ContentSequence if part.name.value == "121106"]
+    assert any(comment.startswith("to check: p1_A4C: the frame time") for comment in comments)
+
+
+@pytest.mark.parametrize("spacing_cm", [1.41, 0.000141])
+def test_a_region_with_a_spacing_of_no_echocardiogram_gives_no_volume(tmp_path, save, predictor, spacing_cm):
+    run = predict_folder(save("p1_A4C.dcm", spacing_cm=spacing_cm), tmp_path / "out", predictor, dicom=True)
+    (row,) = run.rows
+    assert row.edv_ml is None and row.quality == "check" and "counts as unknown" in row.quality_reasons
 
 
 def test_headers_that_cannot_be_referred_to(tmp_path, save, predictor, caplog, recwarn):

@@ -48,7 +48,7 @@
           const cell = row.insertCell();
           cell.className = classes[index + 1];
           if (index < last) cell.append(part[0]);
-          else if (part[0]) add(cell, "b", part[0].startsWith("✓") ? "good" : "flag", part[0]).after(part[1] && ` ${part[1]}`);
+          else if (part[0]) add(cell, "b", {"✓": "good", "▲": "flag"}[part[0][0]] ?? "", part[0]).after(part[1] && ` ${part[1]}`);
           if (part.length > 1 && part.at(-1)) add(cell, "div", "small", part.at(-1));
         });
         return row;
