@@ -56,9 +56,9 @@ def write_dicom(
     masks: Mapping[str, Path],
     rows: Sequence[PatientRow],
     failures: MutableMapping[str, str],
-    *,
     description: DatasetDescription,
     model: str,
+    *,
     doubtful: bool = False,
 ) -> list[Path]:
     """Write a segmentation for each DICOM clip, and a structured report for each measured patient.

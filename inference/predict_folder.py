@@ -141,10 +141,8 @@ def predict_folder(
         overlays=overlays, processes=processes,
     )  # fmt: skip
     if dicom:
-        run.dicom_files = write_dicom(
-            out / layout.DICOM, inputs, masks, run.rows, run.failures,
-            description=predictor.description, model=predictor.name, doubtful=dicom_doubtful,
-        )  # fmt: skip
+        what = out / layout.DICOM, inputs, masks, run.rows, run.failures, predictor.description, predictor.name
+        run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
     record = prediction_record(predictor.to_dict(), inputs, run, {**(details or {}), "ef_method": ef_method})
     write_json(out / layout.ARGUMENTS_FILE, record)
     return run
