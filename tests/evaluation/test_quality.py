@@ -72,6 +72,23 @@ def test_islands_gaps_tiny_and_short_clips_are_doubted():
     assert "30 %" in words_of(heart(), edge_share=0.3)["edge_share"]
 
 
+def test_two_frames_are_no_reason_to_doubt_where_their_phases_are_given():
+    """All 50 CAMUS patients of two frames read "check", although their phases were given."""
+    mask = heart(frames=3)[:2]
+    found = measured(Masked("p_A4C", mask, "p", "A4C", (1.0, 1.0), 40.0))
+    assert clip_measures(mask, found)["frames"] == 2
+    given = measured(Masked("p_A4C", mask, "p", "A4C", (1.0, 1.0), 40.0, ed_frame=0, es_frame=1))
+    assert find_doubts(clip_measures(mask, given), default_limits()) == []
+
+
+def test_one_network_alone_is_not_assessed():
+    assert with_quality(PatientRow("p"), {}, folds=False).quality == "not assessed"
+    doubts = {"p_A4C": find_doubts({"frames": 2}, default_limits())}
+    assert with_quality(PatientRow("p"), doubts, folds=False).quality == "check"
+    warned = PatientRow("p", quality="check", quality_reasons="the spacing")
+    assert with_quality(warned, doubts).quality_reasons.startswith("the spacing; p_A4C")
+
+
 def test_an_empty_mask_is_doubted_without_a_number_that_is_none():
     assert set(words_of(np.zeros((10, 64, 64), bool))) == {"empty_share", "area_share"}
 

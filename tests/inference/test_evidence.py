@@ -8,7 +8,8 @@ import pytest
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import measure_case, measure_patients
-from echoplan.inference import EchoPredictor
+from echoplan.imageio import write_clip
+from echoplan.inference import EchoPredictor, predict_folder
 from echoplan.inference.uncertainty import (
     ClipEvidence,
     Opinion,
@@ -66,6 +67,28 @@ def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart
     assert single.predict_clip(heart.clip).ef_fold_sd_percent is None
     own, together = (evidence_of(single, heart).by_fold[0], evidence_of(single, heart).average)
     np.testing.assert_array_equal(own.beats, together.beats)
+
+
+def test_a_row_of_one_fold_is_not_assessed_and_one_of_two_folds_is(folders, make_model, heart):
+    model = make_model(folders.results)
+    for folds, expected in (([0], "not assessed"), ([0, 1], "good")):
+        predictor = EchoPredictor.from_model_folder(model, folds, device="cpu")
+        assert predictor.predict_clip(heart.clip).quality == expected
+
+
+def test_slips_in_cases_csv_and_arrays_count_as_unknown(folders, make_model, tmp_path, heart):
+    """EF 1.74 instead of 63.9, EDV 62,680 mL with the quality "good"."""
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    write_clip(tmp_path / "in" / "a.nii.gz", heart.clip)
+    (right,) = predict_folder(tmp_path / "in", tmp_path / "right", predictor).rows
+    for number, (cells, words) in enumerate((("0.0232,,", "0.0232 ms"), (",14.1,14.1", "14.1 x 14.1 mm"))):
+        table = f"case,patient,image,frame_time_ms,spacing_row_mm,spacing_col_mm\na,p,a.nii.gz,{cells}\n"
+        (tmp_path / "in" / "cases.csv").write_text(table)
+        (row,) = predict_folder(tmp_path / "in", tmp_path / str(number), predictor).rows
+        assert row.ef_percent == pytest.approx(right.ef_percent, abs=1) and row.quality == "check"
+        assert words in row.note and words in row.quality_reasons and (row.edv_ml is None) == (number == 1)
+    found = predictor.predict(heart.clip.frames, (14.1, 14.1), 0.08)
+    assert found.area_mm2 is None and found.quality == "check" and "14.1 x 14.1 mm" in found.quality_reasons[0]
 
 
 def test_ensembles_of_other_folds_say_nothing_of_folds(folders, make_model, heart):
