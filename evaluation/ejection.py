@@ -258,12 +258,11 @@ def phase_finding(rows: Iterable[PatientRow]) -> dict[str, dict[str, float]] | N
 
 def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeRule) -> PatientRow:
     good = [measured for measured in clips if not measured.failure]
+    turned = [measured for measured in clips if measured.failure and measured.has_volumes]
     broken = [f"{measured.name}: {measured.failure}" for measured in clips if measured.failure]
     doubts = [f"{measured.name}: {measured.doubt}" for measured in clips if measured.doubt]
-    if good:  # a view without an EF, though it was outlined, speaks against the others
-        doubts += [
-            f"{measured.name}: {measured.failure}" for measured in clips if measured.failure and measured.has_volumes
-        ]
+    if good:  # a view that was outlined and has no EF speaks against the others
+        doubts += [f"{measured.name} alone: {measured.failure}" for measured in turned]
     row = PatientRow.unmeasured(
         patient, [measured.case for measured in clips], method=method, failure="" if good else joined(broken)
     )
@@ -272,14 +271,10 @@ def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeR
     if not good:
         seen = next((measured for measured in clips if measured.edv_ml is not None), clips[0])
         return replace(row, edv_ml=seen.edv_ml, esv_ml=seen.esv_ml, note=joined(doubts))
-    by_view: dict[str, CaseMeasurement] = {}
-    for measured in good:
-        by_view.setdefault(measured.view, measured)
-    used = [by_view[view] for view in ("A2C", "A4C") if view in by_view]
-    if len(used) < 2:
-        used = [by_view.get("A4C") or by_view.get("A2C") or good[0]]
-    values, notes = _biplane(used[0], used[1], method) if len(used) == 2 else _single_plane(used[0])
+    used, values, notes = _views(good, turned, method)
+    broken = [f"{measured.name}: {measured.failure}" for measured in clips if measured.failure and measured not in used]
     unused = [measured.name for measured in good if measured not in used]
+    notes += [f"{measured.name} alone: {measured.failure}" for measured in used if measured.failure]
     notes += [f"not usable: {joined(broken)}" if broken else "", f"not used: {', '.join(unused)}" if unused else ""]
     return replace(
         row,
@@ -291,6 +286,24 @@ def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeR
         phases=";".join("found" if None in (m.case.ed_frame, m.case.es_frame) else "given" for m in used),
         note=joined(notes),
     )
+
+
+def _views(
+    good: Sequence[CaseMeasurement], turned: Sequence[CaseMeasurement], method: VolumeRule
+) -> tuple[list[CaseMeasurement], dict[str, Any], list[str]]:
+    """The clips that a patient is measured on, and what they give; `turned` ones have volumes, but no EF of their own.
+
+    Two views have an EF together where one alone has none; a single plane stands in where they have not.
+    """
+    first = {measured.view: measured for measured in reversed([*good, *turned])}
+    pair = [first[view] for view in ("A2C", "A4C") if view in first]
+    if len(pair) == 2:
+        values, notes = _biplane(pair[0], pair[1], method)
+        if not values["failure"] or all(measured in good for measured in pair):
+            return pair, values, notes
+    by_view = {measured.view: measured for measured in reversed(good)}
+    alone = by_view.get("A4C") or by_view.get("A2C") or good[0]
+    return [alone], *_single_plane(alone)
 
 
 def _single_plane(measured: CaseMeasurement) -> tuple[dict[str, Any], list[str]]:

@@ -96,12 +96,15 @@ def test_no_ef_outside_0_to_100(clip, tmp_path):
     assert without.failure == "no EF: end-systole is not smaller than end-diastole" and without.edv_ml is None
 
 
-def test_a_view_without_an_ef_takes_no_part_and_is_named(clip):
-    turned = Masked("p_A2C", clip(), "p", "A2C", SPACING, ed_frame=2, es_frame=0)
-    (row,) = patient_rows([turned, Masked("p_A4C", clip(), "p", "A4C", SPACING)])
-    assert row.method == "single_plane_a4c" and row.ef_a2c_percent is None and row.ef_percent > 55
-    assert "differ by" not in row.note and "p_A2C: no EF" in row.note
-    assert row.quality == "check" and "p_A2C: no EF" in row.quality_reasons
+def test_a_view_without_an_ef_does_not_count_in_the_mismatch_and_is_named(clip):
+    good = Masked("p_A4C", clip(), "p", "A4C", SPACING)
+    flat = Masked("p_A2C", clip((0.5, 0.52)), "p", "A2C", SPACING, ed_frame=0, es_frame=1)
+    turned = replace(flat, mask=clip(), ed_frame=2, es_frame=0)
+    for other, method in ((flat, "biplane"), (turned, "single_plane_a4c")):
+        (row,) = patient_rows([other, good])
+        assert row.method == method and row.ef_a2c_percent is None and 0 < row.ef_percent < 65
+        assert "EF points" not in row.note and "no EF" in row.note and not row.failure
+        assert row.quality == "check" and "p_A2C alone: no EF" in row.quality_reasons
 
 
 def test_a_beat_without_an_ef_is_left_out_with_a_word(clip, monkeypatch):
