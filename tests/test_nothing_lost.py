@@ -215,7 +215,14 @@ def with_workers(process: subprocess.Popen[str], project: Any) -> list[int]:
     count = freeze_in_the_middle(process, project)
     time.sleep(1 + 8 * count / (CASES - count) * 2)  # it starts them for work of more than 8 seconds
     process.send_signal(signal.SIGCONT)
-    return wait_until(lambda: len(found := children(process)) == 2 and found, process)
+    return wait_until(lambda: two_workers(process), process)
+
+
+def two_workers(process: subprocess.Popen[str]) -> list[int] | None:
+    """Both workers, once they are there for good: for a moment Python's helper, too, is a copy of the process."""
+    before = children(process)
+    time.sleep(0.2)
+    return before if len(before) == 2 and children(process) == before else None
 
 
 def go_on(project: Any, whole: Any, kept: dict[str, int]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from masked import Masked, measured
 from PIL import Image
 
+from echoplan.dataset import Case
 from echoplan.evaluation import (
     make_film,
     measure_patients,
@@ -64,7 +65,7 @@ def write(tmp_path_factory, clip):
     def made(patients, clips):
         folder = tmp_path_factory.mktemp("large")
         measured, film = clip
-        measurements = [replace(measured, case=f"clip {n}", patient=f"patient {n}") for n in range(clips)]
+        measurements = [replace(measured, case=Case(f"clip {n}", f"patient {n}")) for n in range(clips)]
         films = [replace(film, case=f"clip {n}") for n in range(clips)]
         rows = rows_of(patients, clip)
         agreement = write_ef_report(folder, rows)["agreement"]
