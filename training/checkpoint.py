@@ -16,6 +16,7 @@ from torch import Tensor
 from echoplan import __version__
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain
+from echoplan.networks.weights import why_unreadable
 
 FORMAT = 1
 _FILE_KEYS = {"optimizer": "optimiser", "metrics": "recorded"}  # what files call some of the attributes
@@ -177,11 +178,13 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu", mapped: b
     except FileNotFoundError as error:
         raise EchoPlanError("the checkpoint is missing", file=path, remedy="train first, or resume with --c") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        first_line = str(error).partition("\n")[0]
         raise EchoPlanError(
-            f"this is no readable checkpoint: {first_line}", file=path, remedy="restore the file, or train again"
+            f"this is no readable checkpoint: {why_unreadable(path, error)}",
+            file=path,
+            remedy="restore the file, or train again",
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    # True equals 1
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content["format"] is True:
         raise EchoPlanError("this checkpoint is of another format", file=path, remedy="use the EchoPlan that wrote it")
     return content
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +201,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can make the unpickler stumble in any way
         raise EchoPlanError(
-            f"the weights cannot be read ({str(error).splitlines()[0] if str(error) else 'empty file'})",
+            f"the weights cannot be read ({why_unreadable(path, error)})",
             file=path,
             remedy="get the file anew; it must hold tensors only (a state dict)",
         ) from error
@@ -210,6 +211,26 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise EchoPlanError("the file holds no state dict", file=path, remedy="choose a file of weights")
     return dict(content)
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why PyTorch cannot read a file of weights, without its advice, which would run what the file holds.
+
+    Args:
+        path: the file.
+        error: what torch.load raised.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(200)
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS to the file, not the file; git lfs pull fetches it"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, not the file; download it anew"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors and plain types"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _some(keys: Sequence[str], most: int = 5) -> str:

@@ -37,3 +37,28 @@ def test_a_process_keeps_the_random_state_of_its_own_gpu(monkeypatch: pytest.Mon
     assert all_of_them == [[own]]
     restore_random_state({**state, "cuda": [own, own]})  # as earlier checkpoints of machines with two have it
     assert all_of_them[1] == [own, own]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"", "empty"),
+        (b"cos\nsystem\n(S'true'\ntR.", "more than tensors"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_and_pytorchs_advice_is_not_passed_on(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_bytes(content)
+    with pytest.raises(EchoPlanError, match=words) as told:
+        load_checkpoint(file)
+    assert "weights_only" not in str(told.value)
+
+
+def test_a_format_that_is_no_number_is_another_format(tmp_path: Path) -> None:
+    torch.save({"format": True}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(EchoPlanError, match="another format"):
+        load_checkpoint(tmp_path / "checkpoint_final.pth")
