@@ -102,6 +102,6 @@ def test_a_warning_of_many_cases_is_one_line_and_a_list(tiny_dataset, tmp_path, 
         dataset = change_case(dataset, case.case, frame_time_ms=0.02 + number / 1000)
     commands._verify(dataset, tmp_path / "home", 0)
     first, where = capsys.readouterr().err.splitlines()
-    assert first.startswith("warning: 6 of 6 cases (p0_A2C, p0_A4C, p1_A2C and 3 more): the frame time is 0.02 ms")
+    assert first.startswith("warning: 6 of 6 cases (p0_A2C, p0_A4C, p1_A2C and 3 more): the frame time of 0.02 ms is")
     listed = read_json(tmp_path / "home" / "integrity.json")["warnings"]
     assert len(listed) == 6 and str(tmp_path / "home") in where

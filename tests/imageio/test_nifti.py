@@ -104,12 +104,14 @@ def test_a_slice_distance_is_no_frame_time(tmp_path):
     assert read_clip(path).frame_time_ms is None
 
 
-@pytest.mark.parametrize(("units", "time"), [(8, 20.0), (16, 0.02), (0, None)])
-def test_4d_with_a_singleton(tmp_path, units, time):
+@pytest.mark.parametrize(
+    ("units", "step", "time"), [(8, 0.02, 20.0), (16, 20.0, 20.0), (16, 0.02, None), (0, 20.0, None)]
+)
+def test_4d_with_a_singleton(tmp_path, units, step, time):
     """The fourth axis has units of time of its own (8: seconds, 16: milliseconds, 0: nobody knows)."""
     array = np.random.default_rng(2).integers(0, 99, (3, 4, 6), dtype=np.uint8)
     image = sitk.JoinSeries([sitk.GetImageFromArray(frame[None]) for frame in array])
-    image.SetSpacing((0.3, 0.2, 1.0, 0.02))
+    image.SetSpacing((0.3, 0.2, 1.0, step))
     sitk.WriteImage(image, str(tmp_path / "a.nii"))
     path = patched(tmp_path / "a.nii", 123, "<B", 2 | units)
     clip = read_clip(path)
@@ -120,7 +122,9 @@ def test_4d_with_a_singleton(tmp_path, units, time):
 def test_units_of_length(tmp_path):
     path = written(tmp_path / "a.nii", np.zeros((1, 4, 6), np.uint8), (300.0, 200.0, 1.0))
     assert read_clip(patched(path, 123, "<B", 3)).spacing_mm == pytest.approx((0.2, 0.3))  # micrometres
-    assert read_clip(patched(path, 123, "<B", 0)).spacing_mm == pytest.approx((200, 300))  # none: mm
+    assert read_clip(patched(path, 123, "<B", 0)).spacing_mm is None  # none: mm, and no pixel has 200 of them
+    path = written(tmp_path / "b.nii", np.zeros((1, 4, 6), np.uint8), (0.3, 0.2, 1.0))
+    assert read_clip(patched(path, 123, "<B", 0)).spacing_mm == pytest.approx((0.2, 0.3))
 
 
 def test_colour(tmp_path):
