@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+
+from echoplan.errors import EchoPlanError
 
 
 @dataclass
@@ -80,3 +82,12 @@ def labels_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
     if len(probabilities) == 1:
         return (probabilities[0] >= 0.5).astype(np.uint8)
     return probabilities.argmax(axis=0).astype(np.uint8)
+
+
+def check_multiple(network: str, size: Sequence[int], multiple: int) -> None:
+    """Refuse frames (H, W) whose edges a network cannot halve as often as it does."""
+    if size[0] % multiple or size[1] % multiple:
+        raise EchoPlanError(
+            f"{network} takes frames whose edges are multiples of {multiple} pixels, not {size[0]} x {size[1]}",
+            remedy="resize or pad the frames",
+        )

@@ -16,7 +16,7 @@ from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_
 from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
 from echoplan.networks.echoforge.settings import EchoForgeSettings
-from echoplan.networks.interface import ClipOutput, StreamedFrames
+from echoplan.networks.interface import ClipOutput, StreamedFrames, check_multiple
 
 _STRIDE = 32
 _CHUNK = 8  # frames that a stream encodes at once
@@ -63,7 +63,7 @@ class EchoForge(nn.Module):
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
-        _check_multiple(size)
+        check_multiple("EchoForge", size, _STRIDE)
         if classes != 1:
             raise EchoPlanError(
                 f"EchoForge segments one structure, not {classes} classes",
@@ -101,7 +101,7 @@ class EchoForge(nn.Module):
             clip: the frames; H and W are multiples of 32.
             labels: ``(B, T, H, W)``, 255 where there are none; without effect in evaluation mode.
         """
-        _check_multiple(clip.shape[-2:])
+        check_multiple("EchoForge", clip.shape[-2:], _STRIDE)
         if not self.training:
             return torch.stack([torch.stack([logits for _, logits in self.stream(frames)]) for frames in clip])
         if labels is None:
@@ -117,7 +117,7 @@ class EchoForge(nn.Module):
 
     def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
         """See `StreamingNetwork.stream`; in order, in evaluation mode."""
-        _check_multiple(frames.shape[-2:])
+        check_multiple("EchoForge", frames.shape[-2:], _STRIDE)
         device, memory = next(self.parameters()).device, Memory(self.memory)
         for start in range(0, len(frames), _CHUNK):
             features = self._encode(frames[start : start + _CHUNK].to(device)[None])
@@ -239,11 +239,3 @@ def _initialise(module: nn.Module) -> None:
     # out of the features' space would spoil the patches that they draw.
     elif isinstance(module, Attention | FeedForward | FeatureFusion):
         nn.init.zeros_(module.out.weight)
-
-
-def _check_multiple(size: Sequence[int]) -> None:
-    if size[0] % _STRIDE or size[1] % _STRIDE:
-        raise EchoPlanError(
-            f"EchoForge takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",
-            remedy="resize or pad the frames",
-        )

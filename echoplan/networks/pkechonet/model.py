@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoplan.errors import EchoPlanError
-from echoplan.networks.interface import ClipOutput
+from echoplan.networks.interface import ClipOutput, check_multiple
 from echoplan.networks.pkechonet.parts import AffinityEstimator, KernelSegmentation, upsample_by_affinity
 from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 from echoplan.networks.resnet import ResNetBackbone
@@ -45,7 +43,7 @@ class PKEchoNet(nn.Module):
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
-        _check_multiple(size)
+        check_multiple("PKEcho-Net", size, _STRIDE)
         self.backbone = ResNetBackbone(
             settings.backbone,
             pretrained=pretrained,
@@ -67,7 +65,7 @@ class PKEchoNet(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` -> logits ``(B, T, K, H, W)``; in training mode a `ClipOutput` with "stages"."""
-        _check_multiple(clip.shape[-2:])
+        check_multiple("PKEcho-Net", clip.shape[-2:], _STRIDE)
         maps = self.backbone(clip.flatten(0, 1))
         masks = self.segmentation(maps[-1].unflatten(0, clip.shape[:2]))
         if not self.training:
@@ -83,14 +81,6 @@ class PKEchoNet(nn.Module):
         for estimator, features in zip(reversed(self.affinities), reversed(maps), strict=True):
             coarse = upsample_by_affinity(coarse, estimator(features))
         return coarse
-
-
-def _check_multiple(size: Sequence[int]) -> None:
-    if size[0] % _STRIDE or size[1] % _STRIDE:
-        raise EchoPlanError(
-            f"PKEcho-Net takes frames whose edges are multiples of {_STRIDE} pixels, not {size[0]} x {size[1]}",
-            remedy="resize or pad the frames",
-        )
 
 
 def _initialise(module: nn.Module) -> None:
