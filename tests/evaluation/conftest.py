@@ -56,3 +56,17 @@ def browser(tmp_path_factory):
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield started
     started.quit()
+
+
+@pytest.fixture
+def opened(browser):
+    """opened(file) -> the browser with that page wholly loaded, which has nothing to complain about at the end."""
+    wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait(browser, timeout=120)
+
+    def get(file):
+        browser.get(file.as_uri())  # returns early where the page before it is large
+        wait.until(lambda _: browser.execute_script("return document.readyState") == "complete")
+        return browser
+
+    yield get
+    assert browser.get_log("browser") == []

@@ -62,11 +62,9 @@ def folder(half_ellipsoid, tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, folder):
-    """The first page, freshly loaded; whatever a test does with it, the browser has nothing to complain about."""
-    browser.get((folder / "report.html").as_uri())
-    yield Page(browser)
-    assert browser.get_log("browser") == []
+def page(opened, folder):
+    """The first page, freshly loaded."""
+    return Page(opened(folder / "report.html"))
 
 
 @pytest.fixture(scope="module")

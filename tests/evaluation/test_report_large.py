@@ -97,18 +97,6 @@ def table(thousands):
         return list(csv.DictReader(stream))
 
 
-@pytest.fixture
-def opened(browser):
-    """opened(file) -> run(script, ...) in the page; the browser has nothing to complain about."""
-
-    def get(file):
-        browser.get(file.as_uri())
-        return browser.execute_script
-
-    yield get
-    assert browser.get_log("browser") == []
-
-
 PATIENTS = "return [...document.querySelectorAll('.patients tbody tr')].map(row => row.dataset.patient)"
 HEAD = "document.querySelectorAll('.patients thead button')[arguments[0]].click();"
 SEARCH = (
@@ -120,8 +108,7 @@ PART = "return document.getElementById('part').textContent"
 
 def test_a_thousand_cases_open(opened, thousand):
     assert len(list(thousand.glob("report*.html"))) == 10
-    run = opened(thousand / "report.html")
-    assert run("return document.readyState") == "complete"
+    run = opened(thousand / "report.html").execute_script
     assert len(run(PATIENTS)) == TABLE_ROWS == 1000
     assert run("return document.querySelectorAll('article.clip').length") == CASES_A_PAGE
     assert run("return document.getElementById('rows')") is None
@@ -138,7 +125,7 @@ def test_five_thousand_patients_are_few_rows_and_few_bytes(opened, thousands):
     assert len(page.encode()) < 400 * 5000 + 1_000_000
     assert page.count("<tr data-patient") == 0 and page.count("<use") < 200
     assert sorted(file.name for file in thousands.glob("*.html")) == ["report.html", "report_2.html", "report_3.html"]
-    run = opened(thousands / "report.html")
+    run = opened(thousands / "report.html").execute_script
     assert run(PATIENTS) == [f"patient {number}" for number in range(ROWS_SHOWN)]
     assert run(PART) == "Rows 1 to 200 of 5000"
     assert run("return document.querySelectorAll('*').length") < 6000
@@ -157,13 +144,13 @@ def test_a_row_shows_what_the_table_of_a_small_report_shows(opened, thousands, c
         "return [...document.querySelectorAll('.patients tbody tr')].slice(0, 20)"
         ".map(row => ['check' in row.dataset, ...cells(row)])"
     )
-    small = opened(tmp_path / "small.html")(cells)
-    assert opened(thousands / "report.html")(cells) == small
+    small = opened(tmp_path / "small.html").execute_script(cells)
+    assert opened(thousands / "report.html").execute_script(cells) == small
     assert "the area curve is <ragged>" in small[3][-1][-1] and "Not measured" in small[7][-1][-1]
 
 
 def test_sorting_is_of_all_patients(opened, thousands, table):
-    run = opened(thousands / "report.html")
+    run = opened(thousands / "report.html").execute_script
     known = sorted((row for row in table if row["ef_percent"]), key=lambda row: float(row["ef_percent"]))
     lowest = [row["patient"] for row in known[:5]]
     assert run(f"{HEAD} {PATIENTS}", 1)[:5] == lowest
@@ -180,7 +167,7 @@ def test_sorting_is_of_all_patients(opened, thousands, table):
 
 
 def test_searching_is_of_all_patients(opened, thousands):
-    run = opened(thousands / "report.html")
+    run = opened(thousands / "report.html").execute_script
     count = "return document.getElementById('count').textContent"
     assert run(f"{SEARCH} {PATIENTS}", "patient 4321") == ["patient 4321"]  # its whole name, and nothing else
     assert run(count) == "1 of 5000" and run(PART) == "Rows 1 to 1 of 1"
@@ -195,7 +182,7 @@ def test_searching_is_of_all_patients(opened, thousands):
 
 
 def test_the_buttons_go_through_the_rows_by_keyboard_too(opened, thousands, browser):
-    run = opened(thousands / "report.html")
+    run = opened(thousands / "report.html").execute_script
     disabled = "return [...document.querySelectorAll('nav.rows button')].map(button => button.disabled)"
     assert run(disabled) == [True, True, False, False]
     run("document.getElementById('next').focus()")
@@ -210,7 +197,7 @@ def test_the_buttons_go_through_the_rows_by_keyboard_too(opened, thousands, brow
 
 
 def test_plots_of_many_points_show_their_density(opened, thousands):
-    run = opened(thousands / "report.html")
+    run = opened(thousands / "report.html").execute_script
     images = run(
         "return Promise.all([...document.querySelectorAll('figure svg image')].map(async image => {"
         "const picture = new Image(); picture.src = image.href.baseVal; await picture.decode();"
@@ -226,7 +213,7 @@ def test_nothing_sticks_out(opened, thousands, browser, width):
     metrics = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        run = opened(thousands / "report.html")
+        run = opened(thousands / "report.html").execute_script
         assert run("return document.documentElement.scrollWidth") <= width
         assert run("return document.querySelector('nav.rows').getBoundingClientRect().right") <= width
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pandas as pd
 import pytest
 
@@ -49,25 +47,10 @@ def test_the_page_says_what_the_curves_do_and_escapes_names(page):
     assert "&lt;b&gt;UNet rises: 7.50 points" in text and "<b>UNet" not in text and "&lt;pulled&gt;" in text
 
 
-def test_a_browser_shows_it(page, tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1100,900", f"user-data-dir={tmp_path}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.get(page[0].as_uri())
-        image = browser.find_element("css selector", ".curves img")
-        assert browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 200", image)
-        assert len(browser.find_elements("css selector", "table.study")) == 3
-        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(wide) == 0
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
+def test_a_browser_shows_it(page, opened):
+    browser = opened(page[0])
+    image = browser.find_element("css selector", ".curves img")
+    assert browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 200", image)
+    assert len(browser.find_elements("css selector", "table.study")) == 3
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(wide) == 0
