@@ -18,7 +18,7 @@ from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
 from .comparison.compare import compare_methods
-from .comparison.method_results import read_crossvalidation, read_predictions
+from .comparison.method_results import judged_by, read_crossvalidation, read_predictions
 from .comparison.subgroups import subgroup_metrics
 from .comparison.tables import to_markdown, write_comparison
 from .ejection import measure_patients, write_ef_report
@@ -45,7 +45,8 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
     output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
     cases = cases_in(chosen.references, dataset.cases if dataset else ())
-    summary = evaluate_cases(cases, chosen.predictions, chosen.references, labels=labels, processes=chosen.np).summary()
+    found = evaluate_cases(cases, chosen.predictions, chosen.references, labels=labels, processes=chosen.np)
+    summary = found.summary() | judged_by(chosen.references)
     if dataset:
         summary["subgroups"] = subgroup_metrics(summary["per_case"], dataset.cases, summary["labels"])
     write_json(output, summary)

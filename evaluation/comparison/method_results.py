@@ -120,7 +120,7 @@ def read_predictions(
 ) -> list[MethodResults]:
     """Folders of predicted masks of the same clips, and the EF tables in them (ef_report.csv, ef.csv).
 
-    A folder's summary.json is taken where it judged these references, has all labels and is newer than every mask;
+    A folder's summary.json is taken where these references judged it, it has all labels and is newer than every mask;
     otherwise the folder is evaluated and the file written.
 
     Args:
@@ -155,7 +155,7 @@ def read_predictions(
         if summary is None:
             judged = cases_in(references, cases)
             found = evaluate_cases(judged, folder, references, labels=structures, processes=processes)
-            summary = found.summary()
+            summary = found.summary() | judged_by(references)
             write_json(folder / layout.SUMMARY_FILE, summary)
         per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
         unjudged = _unjudged(summary)
@@ -245,6 +245,11 @@ def _validated_folds(model: Path) -> dict[int, Path]:
     return {fold: file.parent for fold, file in layout.folds_with(model, f"{layout.VALIDATION}/{layout.SUMMARY_FILE}")}
 
 
+def judged_by(references: Path) -> dict[str, str]:
+    """What a folder's summary.json holds of the references, by which it is known whether they judged it."""
+    return {"references": str(references.resolve())}
+
+
 def _current_summary(folder: Path, references: Path, structures: Mapping[str, int]) -> dict[str, Any] | None:
     """The folder's summary.json, None where it is missing or must be made again."""
     file = folder / layout.SUMMARY_FILE
@@ -258,7 +263,8 @@ def _current_summary(folder: Path, references: Path, structures: Mapping[str, in
     judged = {*summary["per_case"], *_unjudged(summary)}
     has_labels = structures.items() <= summary["labels"].items()
     counted = all("both_empty" in groups["all"] for groups in summary["mean"].values() if groups)
-    return summary if has_labels and counted and judged == set(truths) else None
+    these = judged_by(references).items() <= summary.items()
+    return summary if these and has_labels and counted and judged == set(truths) else None
 
 
 def _unjudged(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -410,6 +410,18 @@ def test_a_summary_is_used_while_it_is_current(study, predictions, capsys):
     assert "no summary of an evaluation" in capsys.readouterr().err
 
 
+def test_other_references_of_the_same_names_judge_anew(study, predictions, tmp_path):
+    summaries = []
+    for name in ("NearTrainer", "FarTrainer", "NearTrainer"):  # older than any summary
+        others = tmp_path / f"others_{name}"
+        others.exists() or shutil.copytree(study.references if name == "FarTrainer" else predictions[name], others)
+        words = ["--references", str(others)]
+        assert compare_command([*typed(predictions, study), *words]) == 0
+        summaries.append(read_json(predictions["NearTrainer"] / "summary.json"))
+    first, second, third = (summary["mean"]["LV"]["all"]["dice"]["mean"] for summary in summaries)
+    assert first == third == 1 and second < 1
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
