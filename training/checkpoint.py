@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from echoplan.files import atomic_path, plain
 from echoplan.networks.weights import why_unreadable
 
 FORMAT = 1
-_FILE_KEYS = {"optimizer": "optimiser", "metrics": "recorded"}  # what files call some of the attributes
+# What files call some of the attributes.
+_FILE_KEYS = {"optimizer": "optimiser", "metrics": "recorded", "best_score": "best_dice"}
 State = TypeVar("State", bound="ModelState")
 
 
@@ -114,7 +116,7 @@ class TrainingState(ModelState):
     Attributes:
         optimizer, scaler, iteration: of the `TrainStep`.
         random: of every process its `random_state`.
-        best_dice: the highest smoothed validation Dice, of checkpoint_best.pth.
+        best_score: of checkpoint_best.pth, see `BestEpoch`.
         smooth_dice: of the last whole epoch; None before the first one.
         progress: within the epoch that is not over.
         metrics: what the loss recorded in it.
@@ -126,7 +128,7 @@ class TrainingState(ModelState):
     scaler: dict[str, Any]
     iteration: int
     random: list[dict[str, Any]]
-    best_dice: float = -1.0
+    best_score: float = -math.inf
     smooth_dice: float | None = None
     progress: EpochProgress = field(default_factory=EpochProgress)
     metrics: dict[str, list[float]] = field(default_factory=dict)

@@ -137,7 +137,7 @@ def _difference(expected: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> 
 def _other_settings(method: Method[Any], state: ModelState) -> str:
     """The settings of the method, not of its training, in which the checkpoint differs."""
     common = {field.name for field in fields(Recipe)} | {"pretrained"}
-    mine, theirs = method.recipe.to_dict(), method.defaults.to_dict() | state.settings
+    mine, theirs = method.recipe.to_dict(), method.defaults.complete(state.settings)
     other = [
         f"{name}={theirs[name]} there, {mine[name]} here"
         for name in mine

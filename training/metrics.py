@@ -19,6 +19,7 @@ from echoplan.files import atomic_path, plain, write_text
 from echoplan.labels import IGNORE
 
 logger = logging.getLogger("echoplan.training")
+_SMOOTHING = 0.9  # of the validation Dice over the epochs
 _PICTURE_EVERY_SECONDS = 15  # drawing takes half a second: too much for every epoch of a short training
 
 
@@ -123,6 +124,49 @@ class MetricAverager:
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Put back what `state` gave."""
         self._values = {name: list(values) for name, values in state.items()}
+
+
+class BestEpoch:
+    """Which epoch is the best so far: the one that checkpoint_best.pth holds.
+
+    Args:
+        keep: the recipe's `keep_epoch`. With "last" the final weights are the last epoch's, and the best epoch that of
+            the highest validation Dice smoothed over the epochs, since single ones are noisy.
+
+    Attributes:
+        score: the best one so far, the higher the better: a Dice, or a loss with its sign turned.
+        smooth_dice: of the last whole epoch; None before the first one.
+    """
+
+    def __init__(self, keep: str) -> None:
+        self.keep = keep
+        self.score = -math.inf
+        self.smooth_dice: float | None = None
+
+    def update(self, dice: float | None, loss: float | None) -> bool:
+        """Whether the epoch with this validation Dice and loss is better than all before it."""
+        if dice is not None:
+            before = dice if self.smooth_dice is None else self.smooth_dice
+            self.smooth_dice = _SMOOTHING * before + (1 - _SMOOTHING) * dice
+        if self.keep == "lowest_loss":
+            score = None if loss is None else -loss
+        else:
+            score = dice if self.keep == "best_dice" else self.smooth_dice
+        better = score is not None and score > self.score
+        self.score = score if score is not None and better else self.score
+        return better
+
+    @property
+    def found(self) -> bool:
+        """Whether there is one: nothing can be better where no validation sample has a label."""
+        return self.score > -math.inf
+
+    def __str__(self) -> str:
+        """For the log."""
+        if not self.found:
+            return "no validation labels to choose an epoch by"
+        words = {"last": "highest smoothed validation Dice", "best_dice": "highest validation Dice"}
+        return f"{words.get(self.keep, 'lowest validation loss')} {abs(self.score):.4f}"
 
 
 class OnlineDice:

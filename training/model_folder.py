@@ -114,7 +114,8 @@ class ModelFolder:
                 remedy=f"train it again (echoplan_train {self.plan.dataset} {fold} -tr {self.trainer} --overwrite), or "
                 "predict without it (-f)",
             )
-        method = find_method(self.trainer_source(state)).with_settings(state.settings)
+        method = find_method(self.trainer_source(state))
+        method = method.with_settings(method.recipe.complete(state.settings))
         network = method.build_network(size=state.size, classes=state.classes)
         try:
             network.load_state_dict(state.network)

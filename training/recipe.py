@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from echoplan.errors import EchoPlanError
@@ -60,6 +60,8 @@ class Recipe:
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
         supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
+        keep_epoch: which epoch's weights the fold ends with: "last", "best_dice" (highest validation Dice) or
+            "lowest_loss" (lowest validation loss, see `Method.validation_loss`). Of equal ones the first is kept.
         balance: of several source datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
             once, so that the largest dataset has the most).
         network: the settings of the method's network. `with_settings` and `to_dict` know them by their own names,
@@ -82,6 +84,7 @@ class Recipe:
     channels_last: bool = True
     compile: bool = False
     supervision: str = "all"
+    keep_epoch: str = "last"
     balance: str = "datasets"
     network: NetworkSettings = field(default_factory=NetworkSettings)
 
@@ -94,6 +97,7 @@ class Recipe:
             "optimiser": ("sgd", "adam", "adamw"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
             "supervision": ("all", "ed_es"),
+            "keep_epoch": ("last", "best_dice", "lowest_loss"),
             "balance": ("datasets", "samples"),
         }
         for name, allowed in choices.items():
@@ -132,6 +136,18 @@ class Recipe:
         settings = asdict(self)
         of_network = settings.pop("network")
         return settings | of_network
+
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a checkpoint, of which an earlier EchoPlan may have written fewer.
+
+        One that it does not name has the recipe's own value; or, where the field's metadata has "before", that: as it
+        was before it became a setting.
+        """
+        kinds = (type(self), type(self.network))
+        before = {
+            item.name: item.metadata["before"] for kind in kinds for item in fields(kind) if "before" in item.metadata
+        }
+        return {**self.to_dict(), **before, **settings}
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:

@@ -81,12 +81,12 @@ def check_resume(
     Args:
         state: the checkpoint that it goes on from.
         setup, recipe, seed, processes: what it would train with now.
-        defaults: of the recipe; they were those of settings that the state does not know.
+        defaults: of the recipe, for settings that the state does not know (`Recipe.complete`).
 
     Raises:
         EchoPlanError: something differs; it is named.
     """
-    now, before = plain_settings(recipe.to_dict()), plain_settings(defaults.to_dict()) | state.settings
+    now, before = plain_settings(recipe.to_dict()), plain_settings(defaults.complete(state.settings))
     changed = [name for name, value in now.items() if before[name] != value]
     changed += ["seed"] if state.seed != seed else []
     changed += ["number of processes (torchrun)"] if len(state.random) != processes else []

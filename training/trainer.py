@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,12 @@ from .distributed import World
 from .fold import FoldSetup
 from .initialization import describe_start, initial_network
 from .methods import Method
-from .metrics import MetricAverager, OnlineDice, TrainingLog, mean_over_datasets
+from .metrics import BestEpoch, MetricAverager, OnlineDice, TrainingLog, mean_over_datasets
 from .model_folder import write_model_files
 from .resume_check import check_resume, folds_of_other_plans, plan_basis, training_basis
 from .room_check import RoomCheck
 from .step import TrainStep
 from .termination import Termination
-
-_SMOOTHING = 0.9  # of the validation Dice that picks the best checkpoint; single epochs are noisy
 
 
 class Trainer:
@@ -74,8 +73,7 @@ class Trainer:
         self.world = world or World()
         self.classes = setup.description.classes
         self.first_epoch = self.epoch = 0
-        self.best_dice = -1.0
-        self.smooth_dice: float | None = None
+        self.best = BestEpoch(self.recipe.keep_epoch)
         self.progress = EpochProgress()
         self.metrics = MetricAverager()
         self.termination = Termination()
@@ -194,18 +192,23 @@ class Trainer:
         """Mean Dice over the structures and the labelled frames of the validation samples, on the network's grid.
 
         None where no validation sample has a label. Of several datasets, the mean of their means, which are recorded.
+        So is the loss, where it chooses the epoch.
         """
         started = time.perf_counter()
         self.network.eval()
-        score = OnlineDice(self.classes)
+        score, losses = OnlineDice(self.classes), []
         for batch in self.validation_batches.epoch(0) if self.world.is_main else ():
             if self.termination.requested and self.world.size == 1:  # several must stop at the same step
                 self.save_terminated()
             batch = self.to_device(batch)
             with self.step.autocast():
                 logits = self.network(batch["clip"])
+                if self.recipe.keep_epoch == "lowest_loss":
+                    losses += [float(self.method.validation_loss(logits, batch))] * len(logits)
             score.add(logits, batch["labels"], batch["dataset"])
-        dice = self.world.broadcast(score.by_dataset())
+        dice, losses = self.world.broadcast((score.by_dataset(), losses))
+        if losses:
+            self.metrics.add(val_loss=fmean(losses))
         if self.setup.plan.multi_dataset:
             self.metrics.add(**{f"val_dice_{name}": dice.get(name, np.nan) for name in self.setup.plan.datasets})
         self.progress.spend(seconds=time.perf_counter() - started)
@@ -214,19 +217,15 @@ class Trainer:
     def on_epoch_end(self, dice: float | None) -> None:
         """Write the metrics and the checkpoints of the epoch."""
         loss, seconds = float(np.mean(self.progress.losses)), self.progress.seconds
-        if dice is not None:
-            before = dice if self.smooth_dice is None else self.smooth_dice
-            self.smooth_dice = _SMOOTHING * before + (1 - _SMOOTHING) * dice
-        is_best = self.smooth_dice is not None and self.smooth_dice > self.best_dice
-        if is_best:
-            self.best_dice = float(self.smooth_dice or 0.0)
+        recorded = self.metrics.take()
+        is_best = self.best.update(dice, recorded.get("val_loss"))
         self.log.epoch(
             epoch=self.epoch,
             train_loss=loss,
             val_dice=dice,
-            val_dice_smooth=self.smooth_dice,
+            val_dice_smooth=self.best.smooth_dice,
             learning_rate=self.step.rate,
-            **self.metrics.take(),
+            **recorded,
             **seconds,
         )
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
@@ -237,9 +236,14 @@ class Trainer:
         self.save("latest", self.training_state(self.epoch + 1))
 
     def on_train_end(self) -> None:
-        """Write the final checkpoint."""
-        self.save("final", self.model_state(self.recipe.epochs))
-        self.log.say(f"trained {self.recipe.epochs} epochs; best smoothed validation Dice {self.best_dice:.4f}")
+        """Write the final checkpoint: the last epoch's, or that of the epoch that `keep_epoch` asks for."""
+        state = self.model_state(self.recipe.epochs)
+        if self.recipe.keep_epoch != "last" and self.best.found and self.world.is_main:
+            state = ModelState.read(self.setup.folder / layout.checkpoint_file("best"))
+        self.save("final", state)
+        self.log.say(
+            f"trained {self.recipe.epochs} epochs; {self.best}; the final weights are epoch {state.epochs - 1}'s"
+        )
 
     def close(self) -> None:
         """End the loaders' workers and close the log."""
@@ -283,8 +287,8 @@ class Trainer:
             **vars(self.model_state(epochs)),
             **self.step.state(),
             random=self.world.gather(random_state()),
-            best_dice=self.best_dice,
-            smooth_dice=self.smooth_dice,
+            best_score=self.best.score,
+            smooth_dice=self.best.smooth_dice,
             progress=self.progress,
             metrics=self.metrics.state(),
             accumulation=self.step.accumulation,
@@ -310,7 +314,7 @@ class Trainer:
         self.step.accumulation = state.accumulation
         self.started_from = state.started_from or self.started_from
         self.first_epoch = state.epochs
-        self.best_dice, self.smooth_dice = state.best_dice, state.smooth_dice
+        self.best.score, self.best.smooth_dice = state.best_score, state.smooth_dice
         self.progress = state.progress
         self.metrics.restore(state.metrics)
         restore_random_state(state.random[self.world.rank])

@@ -33,6 +33,7 @@ from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.data import Batch
 from echoplan.training.distributed import World
 from echoplan.training.fold import FoldSetup
+from echoplan.training.losses import dice_ce_loss
 from echoplan.training.methods import method_registry
 from echoplan.training.metrics import TrainingLog, read_metrics
 from echoplan.training.trainer import Trainer
@@ -180,9 +181,9 @@ def test_two_processes_train_together(name: str, request: pytest.FixtureRequest,
     assert len(metrics) == 1 and np.isfinite(metrics[0]["train_loss"])
 
 
-def rising_unet(setup: FoldSetup, *, resume: bool = False) -> Trainer:
+def rising_unet(setup: FoldSetup, *, resume: bool = False, **settings: Any) -> Trainer:
     """Two epochs of a U-Net, of which the second always is the better one."""
-    trainer = make_trainer("UNetTrainer", setup, resume=resume, epochs=2)
+    trainer = make_trainer("UNetTrainer", setup, resume=resume, epochs=2, **settings)
     trainer.validate_epoch = lambda: 0.5 + 0.1 * trainer.epoch
     return trainer
 
@@ -202,18 +203,71 @@ def signalled(trainer: Trainer, hook: str, number: int, sent: signal.Signals) ->
         trainer.run_training()
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("number", "keep_epoch"), [(1, "last"), (2, "best_dice"), (3, "last"), (4, "last"), (5, "best_dice")]
+)
 def test_a_training_stopped_between_any_two_of_its_files_goes_on_to_the_bit(
-    frame_setup: FoldSetup, number: int
+    frame_setup: FoldSetup, number: int, keep_epoch: str
 ) -> None:
     """The checkpoints are "best" and "latest" of two epochs, then "final": none may promise another that is missing."""
-    whole = rising_unet(frame_setup)
+    whole = rising_unet(frame_setup, keep_epoch=keep_epoch)
     whole.run_training()
     setup = replace(frame_setup, fold=1)
-    signalled(rising_unet(setup), "save", number, signal.SIGINT)
-    again = rising_unet(setup, resume=(setup.folder / "checkpoint_latest.pth").exists())
+    signalled(rising_unet(setup, keep_epoch=keep_epoch), "save", number, signal.SIGINT)
+    again = rising_unet(setup, resume=(setup.folder / "checkpoint_latest.pth").exists(), keep_epoch=keep_epoch)
     again.run_training()
     assert_same(whole, again)
+
+
+@pytest.mark.parametrize(("keep_epoch", "kept"), [("last", 3), ("best_dice", 2), ("lowest_loss", 1)])
+def test_the_fold_ends_with_the_epoch_that_is_asked_for(frame_setup: FoldSetup, keep_epoch: str, kept: int) -> None:
+    """Epoch 1 has the lowest loss, epoch 2 the highest Dice; an interruption after it changes nothing."""
+
+    def watched(fold: int, *, resume: bool = False) -> Trainer:
+        made = make_trainer("UNetTrainer", replace(frame_setup, fold=fold), resume=resume, keep_epoch=keep_epoch)
+        made.method.validation_loss = lambda *_: torch.tensor((0.9, 0.4, 0.6, 0.5)[made.epoch])
+        measure = made.validate_epoch
+
+        def validate() -> float:
+            measure()
+            return (0.5, 0.6, 0.9, 0.7)[made.epoch]
+
+        made.validate_epoch = validate
+        return made
+
+    whole = watched(0)
+    weights: list[dict[str, torch.Tensor]] = []
+    ended = whole.on_epoch_end
+    whole.on_epoch_end = lambda dice: (
+        weights.append({name: value.clone() for name, value in whole.network.state_dict().items()}),
+        ended(dice),
+    )
+    whole.run_training()
+    final = load_checkpoint(whole.setup.folder / "checkpoint_final.pth")
+    assert final["epochs"] == kept + 1
+    assert all(torch.equal(value, final["network"][name]) for name, value in weights[kept].items())
+    assert [entry.get("val_loss") for entry in history(whole)] == (
+        [pytest.approx(loss) for loss in (0.9, 0.4, 0.6, 0.5)] if keep_epoch == "lowest_loss" else [None] * 4
+    )
+    stopped = watched(1)
+    signalled(stopped, "train_epoch", 4, signal.SIGINT)
+    again = watched(1, resume=True)
+    again.run_training()
+    assert again.first_epoch == 3
+    assert_same(whole, again)
+
+
+def test_the_validation_loss_is_that_of_the_kept_network(frame_setup: FoldSetup) -> None:
+    trainer = make_trainer("UNetTrainer", frame_setup, keep_epoch="lowest_loss", precision="float32")
+    trainer.run_training()
+    losses = [entry["val_loss"] for entry in history(trainer)]
+    state = load_checkpoint(trainer.setup.folder / "checkpoint_final.pth")
+    assert state["epochs"] == losses.index(min(losses)) + 1
+    trainer.network.load_state_dict(state["network"])
+    network = trainer.network.eval()
+    with torch.inference_mode():
+        again = [dice_ce_loss(network(batch["clip"]), batch["labels"]) for batch in trainer.validation_batches.epoch(0)]
+    assert float(sum(again)) / len(again) == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_a_training_terminated_while_it_validates_saves_at_once(frame_setup: FoldSetup) -> None:

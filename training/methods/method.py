@@ -18,6 +18,7 @@ from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, planned_samples
+from ..losses import dice_ce_loss
 from ..recipe import MethodRequirements, Recipe
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -109,6 +110,17 @@ class Method(ABC, Generic[RecipeT]):
         """
         output = network(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
+
+    def validation_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The mean loss of a validation batch, by which `keep_epoch=lowest_loss` chooses the epoch.
+
+        Dice and cross-entropy of the answer, whatever else the method learns by.
+
+        Args:
+            logits: the network's in evaluation mode, (B, T, K, H, W).
+            batch: see `loss`; without what `extra_targets` adds.
+        """
+        return dice_ce_loss(logits, batch["labels"])
 
     def samples(self, cases: Sequence[StoredCase], plan: ResolvedPlan, *, training: bool) -> list[Sample]:
         """The samples of some cases, as the plan's `sampling` says: labelled frames, clips, or windows of T frames.
