@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -22,6 +23,7 @@ from .geometry import Geometry
 
 _KNOWN_OF_CLIP = ("patient", "view", "ed_frame", "es_frame", "frame_time_ms", "ef_percent", "edv_ml", "esv_ml")
 _KNOWN_OF_FEW = ("exam", "scale_note")  # written where there is something to say
+_FRAMES, _LABELS = ".b2nd", "_seg.b2nd"  # how the files of a case end
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 _CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
@@ -99,7 +101,9 @@ class StoredCase(Case):
 class ClipStore:
     """A folder of preprocessed clips: `<case>.b2nd` frames, `<case>_seg.b2nd` labels, `<case>.json` a `StoredCase`.
 
-    The JSON file is written last: a case is there when its JSON file is.
+    The JSON file is written last: a case is there when its JSON file is. It also holds the shape and type of both
+    arrays and the CRC-32 of each of their frames, which is compared whenever a frame is read (0.06 of 0.33 ms for a
+    frame of 256 x 256 pixels and its labels).
 
     Example:
         store = ClipStore("preprocessed/Dataset001_CAMUS/EchoPlans_256x256")
@@ -126,31 +130,31 @@ class ClipStore:
         if labels is not None and labels.shape != frames.shape:
             raise ValueError(f"{case}: frames {frames.shape} and labels {labels.shape} differ in shape")
         self._path(case, ".json").unlink(missing_ok=True)
-        _write_array(self._path(case, ".b2nd"), frames)
+        arrays = {_FRAMES: _write_array(self._path(case, _FRAMES), frames)}
         if labels is None:
-            self._path(case, "_seg.b2nd").unlink(missing_ok=True)
+            self._path(case, _LABELS).unlink(missing_ok=True)
         else:
-            _write_array(self._path(case, "_seg.b2nd"), labels)
-        write_json(self._path(case, ".json"), stored.to_dict())
+            arrays[_LABELS] = _write_array(self._path(case, _LABELS), labels)
+        write_json(self._path(case, ".json"), {**stored.to_dict(), "arrays": arrays})
 
     def frames(self, case: str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """(n, h, w) frames at `indices` (repeats allowed), or all of them.
 
         Raises:
-            EchoPlanError: the case is not in the store or its file is damaged.
+            EchoPlanError: the case is not in the store, an earlier EchoPlan stored it, or its file is damaged.
         """
-        return _read_array(self._path(case, ".b2nd"), indices)
+        return self._read(case, _FRAMES, self._content(case)["arrays"][_FRAMES], indices)
 
     def labels(self, case: str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """(n, h, w) uint8 labels at `indices`, or all of them; all `IGNORE` where the case has no labels.
 
         Raises:
-            EchoPlanError: the case is not in the store or its file is damaged.
+            EchoPlanError: the case is not in the store, an earlier EchoPlan stored it, or its file is damaged.
         """
-        path = self._path(case, "_seg.b2nd")
-        if path.is_file():
-            return _read_array(path, indices)
-        count, *shape = _open(self._path(case, ".b2nd")).shape
+        arrays = self._content(case)["arrays"]
+        if _LABELS in arrays:
+            return self._read(case, _LABELS, arrays[_LABELS], indices)
+        count, *shape = arrays[_FRAMES]["shape"]
         return np.full((count if indices is None else len(indices), *shape), IGNORE, dtype=np.uint8)
 
     def case(self, name: str) -> StoredCase:
@@ -159,33 +163,75 @@ class ClipStore:
         Raises:
             EchoPlanError: the case is not in the store, or an earlier EchoPlan stored it.
         """
-        path = self._path(name, ".json")
-        if not path.is_file():
-            raise _missing(path)
+        content = self._content(name)
         try:
-            return StoredCase.from_dict(read_json(path))
+            return StoredCase.from_dict(content)
         except (KeyError, TypeError) as error:
-            raise EchoPlanError(
-                f"this case was preprocessed by an earlier EchoPlan: {error} is missing",
-                file=path,
-                remedy="run echoplan_preprocess for the dataset, which makes such cases anew",
-            ) from error
+            raise _of_earlier(self._path(name, ".json"), str(error)) from error
 
     def has(self, case: str) -> bool:
         """Whether the case is there, whole."""
-        return self._path(case, ".json").is_file() and self._path(case, ".b2nd").is_file()
+        return self._path(case, ".json").is_file() and self._path(case, _FRAMES).is_file()
 
     def cases(self) -> list[str]:
         """The names of all cases, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.json") if self.has(path.stem))
 
+    def _read(
+        self, case: str, ending: str, written: Mapping[str, Any], indices: Sequence[int] | np.ndarray | None
+    ) -> np.ndarray:
+        """Frames of an array, compared with what `_write_array` gave: blosc2 itself notices half of all damage."""
+        path = self._path(case, ending)
+        if not path.is_file():
+            raise _missing(path)
+        count, checksums = written["shape"][0], written["crc32"].split()
+        wanted = range(count) if indices is None else [int(index) for index in indices]
+        for index in wanted:
+            if not 0 <= index < count:
+                raise IndexError(f"frame {index} of {count} in {path.name}")
+        try:
+            array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+            if list(array.shape) != written["shape"] or array.dtype.name != written["dtype"]:
+                raise ValueError(f"it holds {array.dtype.name} {array.shape}")
+            out = array[:] if indices is None else np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)
+            decoded: dict[int, int] = {}
+            for position, index in enumerate(wanted):
+                if index in decoded:
+                    out[position] = out[decoded[index]]
+                    continue
+                if indices is not None:
+                    out[position] = array[index]
+                if _checksum(out[position]) != checksums[index]:
+                    raise ValueError(f"the checksum of frame {index} differs")
+                decoded[index] = position
+        except Exception as error:  # a damaged header makes blosc2 stumble in any way
+            raise EchoPlanError(
+                f"the preprocessed file is not as it was written: {error}",
+                file=path,
+                remedy=f"remove {case}.json beside it and run echoplan_preprocess, which makes this case anew; have "
+                "the disk checked",
+            ) from error
+        return out
+
+    def _content(self, case: str) -> dict[str, Any]:
+        """What `<case>.json` holds."""
+        path = self._path(case, ".json")
+        if not path.is_file():
+            raise _missing(path)
+        content: dict[str, Any] = read_json(path)
+        if "arrays" not in content:
+            raise _of_earlier(path, "'arrays'")
+        return content
+
     def _path(self, case: str, ending: str) -> Path:
         return self.folder / f"{case}{ending}"
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def _write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
+    """Write an array; what reading it has to find."""
+    array = np.ascontiguousarray(array)
     packed = blosc2.asarray(
-        np.ascontiguousarray(array),
+        array,
         chunks=(min(len(array), _CHUNK_FRAMES), *array.shape[1:]),
         blocks=(1, *array.shape[1:]),  # what is decompressed at least
         # A tenth more space at most than level 5, in a quarter of its time; bytes gain nothing from shuffling.
@@ -194,41 +240,20 @@ def _write_array(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         # Written by Python, not by blosc2: a full disk must be an OSError, not a shorter file.
         temporary.write_bytes(packed.to_cframe())
+    return {"shape": array.shape, "dtype": array.dtype.name, "crc32": " ".join(map(_checksum, array))}
 
 
-def _open(path: Path) -> blosc2.NDArray:
-    if not path.is_file():
-        raise _missing(path)
-    try:
-        return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _read_array(path: Path, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    array = _open(path)
-    try:
-        if indices is None:
-            return array[:]
-        out = np.empty((len(indices), *array.shape[1:]), dtype=array.dtype)
-        decoded: dict[int, int] = {}
-        for position, index in enumerate(int(i) for i in indices):
-            if not 0 <= index < array.shape[0]:
-                raise IndexError(f"frame {index} of {array.shape[0]} in {path.name}")
-            out[position] = out[decoded[index]] if index in decoded else array[index]
-            decoded.setdefault(index, position)
-        return out
-    except (RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
+def _checksum(frame: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(frame).data):08x}"
 
 
 def _missing(path: Path) -> EchoPlanError:
     return EchoPlanError("this case is not preprocessed", file=path, remedy="run echoplan_preprocess for the dataset")
 
 
-def _damaged(path: Path, error: Exception) -> EchoPlanError:
+def _of_earlier(path: Path, missing: str) -> EchoPlanError:
     return EchoPlanError(
-        f"the preprocessed file cannot be read: {error}",
+        f"this case was preprocessed by an earlier EchoPlan: {missing} is missing",
         file=path,
-        remedy="remove the file and run echoplan_preprocess again",
+        remedy="run echoplan_preprocess for the dataset, which makes such cases anew",
     )

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
+from echoplan.files import read_json, write_json
 from echoplan.preprocessing import ClipStore, StoredCase, plan_geometry
 
 
@@ -95,3 +96,35 @@ def test_errors_name_the_file(filled):
         store.write(stored("store"), frames, None)
     with pytest.raises(ValueError, match="shape"):
         store.write(stored("c"), frames, frames[:2])
+
+
+def test_no_flipped_byte_gives_other_pixels(filled):
+    store, frames, labels = filled
+    rng = np.random.default_rng(1)
+    for name, read, written in (("a.b2nd", store.frames, frames), ("a_seg.b2nd", store.labels, labels)):
+        content = (store.folder / name).read_bytes()
+        places = [*range(200), *rng.integers(200, len(content), 100)]  # the header, and anywhere
+        noticed = 0
+        for place in places:
+            damaged = bytearray(content)
+            damaged[place] ^= rng.integers(1, 256)
+            (store.folder / name).write_bytes(damaged)
+            try:
+                found = read("a", None if place % 2 else range(7))
+            except EchoPlanError as error:
+                assert name in str(error) and "remove a.json" in str(error)
+                noticed += 1
+            else:
+                assert found.dtype == written.dtype and np.array_equal(found, written)
+        assert noticed > len(places) // 2
+        (store.folder / name).write_bytes(content)
+
+
+def test_a_store_without_checksums_is_refused(filled):
+    store, _, _ = filled
+    older = read_json(store.folder / "a.json")
+    del older["arrays"]
+    write_json(store.folder / "a.json", older)
+    for read in (store.case, store.frames, store.labels):
+        with pytest.raises(EchoPlanError, match=r"earlier EchoPlan.*run echoplan_preprocess"):
+            read("a")
