@@ -30,6 +30,7 @@ from echoplan.names import check_cases, wrong_name, wrong_path
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test", "")
+_PUBLISHED = {"10.1109/TMI.2019.2900516": "CAMUS", "10.1038/s41586-020-2145-8": "EchoNet-Dynamic"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class DatasetDescription:
     def classes(self) -> int:
         """K, the output channels a network needs: 1 (sigmoid) for a single structure, else one a label (softmax)."""
         return 1 if len(self.structures) == 1 else len(self.labels)
+
+    @property
+    def published(self) -> str:
+        """The public dataset's name in papers, by the DOI of `reference`; "" of any other dataset."""
+        return next((name for doi, name in _PUBLISHED.items() if doi in self.reference), "")
 
     def to_dict(self) -> dict[str, Any]:
         """As dataset.json holds it."""

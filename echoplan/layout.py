@@ -18,7 +18,7 @@ TRAINING_IMAGES, TRAINING_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labels
 # A preprocessed dataset
 INTEGRITY_FILE = "integrity.json"
 FINGERPRINT_FILE = "dataset_fingerprint.json"
-SPLITS_FILE = "splits_final.json"
+SPLITS_FILE = "splits_final.json"  # the folds; a paper's own split has a file beside it, see `split_file`
 GROUND_TRUTH = "gt_segmentations"
 STORE_FILE = "store.json"
 
@@ -28,7 +28,7 @@ POSTPROCESSING_FILE = "postprocessing.json"
 CALIBRATION_FILE = "calibration.json"
 CROSS_VALIDATION = "crossval_results"
 BEST_CONFIGURATION_FILE = "best_configuration.json"
-VALIDATION = "validation"
+VALIDATION, TEST = "validation", "test"
 METRICS_FILE = "metrics.jsonl"
 PROGRESS_FILE = "progress.png"
 DEBUG_FILE = "debug.json"
@@ -55,6 +55,11 @@ _FOLD = re.compile(r"fold_(\d+)")
 def plan_file(plans_name: str) -> str:
     """A plan in a preprocessed dataset's folder."""
     return f"{plans_name}.json"
+
+
+def split_file(split: str) -> str:
+    """A paper's split ("number" or "official"), or the folds ("folds"), in a preprocessed dataset's folder."""
+    return SPLITS_FILE if split == "folds" else f"splits_{split}.json"
 
 
 def fold_folder(fold: int) -> str:

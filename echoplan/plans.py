@@ -172,6 +172,27 @@ class ResolvedPlan:
         return str(self.value("sampling"))
 
     @property
+    def split(self) -> str:
+        """Whose folds: "folds", EchoPlan's own, or a paper's split: "number" or "official"."""
+        return str(self._papers("split", "folds"))
+
+    @property
+    def judging(self) -> str:
+        """What is judged: "native", all labelled frames on the clip's grid, or "sampled", the papers' frames on the
+        network's.
+        """
+        return str(self._papers("judging", "native"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the recipe, where the paper's on this dataset are not the recipe's own."""
+        return dict(self._papers("settings", {}))
+
+    def _papers(self, name: str, ours: Any) -> Any:
+        """What only a plan that follows the papers decides."""
+        return self.decisions[name].value if name in self.decisions else ours
+
+    @property
     def store(self) -> str:
         """The compressed store's folder in the preprocessed dataset; one a grid, shared by all of that grid."""
         height, width = self.size

@@ -28,7 +28,7 @@ from .fingerprint import extract_fingerprint as measure_dataset
 from .gpu_check import check_batch
 from .integrity import verify_dataset
 from .planner import plan_experiment as make_plan
-from .splits import Splits, joint_splits, write_joint_splits, write_splits
+from .splits import Splits, joint_splits, paper_split, write_fixed_splits, write_splits
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
         trainers=method_registry() if chosen.trainers is None else _named(chosen.trainers),
         gpu_memory_gb=chosen.gpu_memory_target,
         protocol="stretch" if chosen.protocol == "paper" else "aspect",
+        published="" if dataset.several else dataset.sources[0].raw.description.published,
         size=chosen.size,
         frames=chosen.frames,
         plans_name=chosen.plans_name,
@@ -155,6 +156,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     _with_earlier(plan, file).write(file)
     write_json(home / layout.DATASET_FILE, dataset.description.to_dict())
     _write_folds(where, dataset, name)
+    _write_paper_splits(home, dataset, plan)
     print(describe_plan(plan))
     print(f"\nwritten: {file}")
     return 0
@@ -186,8 +188,19 @@ def _write_folds(where: Folders, dataset: MultiDataset, name: str) -> None:
         splits[source.name] = _write_splits(home / layout.SPLITS_FILE, source.raw, fingerprint)
     if dataset.several:
         path = where.preprocessed / dataset.name / layout.SPLITS_FILE
-        write_joint_splits(path, joint_splits(dataset, splits))
+        write_fixed_splits(path, joint_splits(dataset, splits))
         print(f"fold k of each dataset is part of fold k of the joint: {path}")
+
+
+def _write_paper_splits(home: Path, dataset: MultiDataset, plan: Plan) -> None:
+    """The papers' splits that trainers of the plan take, made of all labelled cases, the test cases too."""
+    wanted = {plan.resolve(trainer).split for trainer in plan.trainers} - {"folds"}
+    for split in sorted(wanted):
+        path, raw = home / layout.split_file(split), dataset.sources[0].raw
+        parts = paper_split(raw, split)
+        write_fixed_splits(path, [parts])
+        counts = ", ".join(f"{len(cases)} {part}" for part, cases in parts.items())
+        print(f"the papers' split by {split}: {counts}: {path}")
 
 
 def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any]) -> Splits:
@@ -271,7 +284,11 @@ def _add_planning(to: argparse.ArgumentParser) -> None:
     to.add_argument("--frames", type=int, metavar="T", help="frames of a training clip instead of the rule's")
     to.add_argument("--size", type=_size, metavar="N|HxW", help="size of the network's input instead of the rule's")
     to.add_argument(
-        "--protocol", choices=("aspect", "paper"), default="aspect", help="keep the aspect, or stretch as the papers do"
+        "--protocol",
+        choices=("aspect", "paper"),
+        default="aspect",
+        help="keep the aspect, or do all as the methods' papers did: stretched, whole frames, their size, "
+        "frames, labels, split and evaluation; give the plan a name of its own (-p)",
     )
     add_plans_name(to)
 

@@ -36,6 +36,7 @@ def plan_experiment(
     trainers: Mapping[str, Method[Any]],
     gpu_memory_gb: float | None = None,
     protocol: str = "aspect",
+    published: str = "",
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     plans_name: str = "EchoPlans",
@@ -49,7 +50,8 @@ def plan_experiment(
         description: dataset.json.
         trainers: name -> method.
         gpu_memory_gb: the GPU to plan for; None: the one found here, else 8 GB.
-        protocol: "aspect" (kept, padded) or "stretch" (the papers').
+        protocol: "aspect" (kept, padded), or "stretch": as the papers do, which are followed in all that they say.
+        published: the public dataset's name, where it is one; the papers' sizes and splits there then hold.
         size: (H, W) for all networks, instead of the rules.
         frames: T for all clip networks, instead of the rules.
         plans_name: the plan's name.
@@ -61,15 +63,17 @@ def plan_experiment(
         EchoPlanError: no case could be measured, none is labelled, or an option is wrong.
     """
     sources = _summaries_of_sources(fingerprint)
+    papers = protocol == "stretch"
     gpu = gpu_here()
     hardware = _hardware(gpu, gpu_memory_gb)
     memory_gb = hardware["gpu_memory_target_gb"].value
     planner = Planner(
         summary=fingerprint["summary"],
         sources=sources,
-        crops={name: rules.crop_rule(own) for name, own in sources.items()},
+        crops={name: rules.PAPERS_CROP if papers else rules.crop_rule(own) for name, own in sources.items()},
         classes=description.classes,
         protocol=protocol,
+        published=published if papers else "",
         size=size,
         frames=frames,
         memory_gb=memory_gb,
@@ -123,6 +127,7 @@ class Planner:
         crops: source dataset -> whether its clips are cropped.
         classes: K.
         protocol: "aspect" or "stretch".
+        published: the public dataset on which the papers are followed; "" for none.
         size: (H, W) asked for, or None.
         frames: T asked for, or None.
         memory_gb: of the GPU planned for.
@@ -135,6 +140,7 @@ class Planner:
     crops: Mapping[str, Decision]
     classes: int
     protocol: str
+    published: str
     size: tuple[int, int] | None
     frames: int | None
     memory_gb: float
@@ -152,6 +158,7 @@ class Planner:
             "normalisation": rules.normalisation_rule(self.summary),
             "batch_size": Decision(8, _START + "; not fitted to a GPU", kind="fixed"),
             "learning_rate": Decision(1e-3, _START, kind="fixed"),
+            **({"judging": rules.PAPERS_JUDGING} if self.protocol == "stretch" else {}),
         }
         own = {
             name: {
@@ -185,12 +192,16 @@ class Planner:
 
     def trainer(self, name: str, method: Method[Any], parent: Configuration) -> Configuration:
         """What one method adds to its configuration."""
+        paper = method.protocols.get(self.published)
+        if paper is not None:
+            method = method.with_settings(paper.settings)
         wanted = rules.trainer_size_rule(
             method.requirements,
             self.extents(),
             parent.decisions["size"],
             protocol=self.protocol,
             override=self.size,
+            paper=paper,
         )
         size, frames, batch = self.fit(method, wanted)
         decisions = {
@@ -198,6 +209,7 @@ class Planner:
             "frames": frames,
             "batch_size": batch,
             "learning_rate": rules.learning_rate_rule(method.requirements, batch.value),
+            **({} if paper is None else rules.paper_rules(paper, self.published)),
         }
         own = {
             source: {"frame_stride": rules.stride_rule(summary, frames.value)}
@@ -256,7 +268,8 @@ class Planner:
     def fit(self, method: Method[Any], size: Decision) -> tuple[Decision, Decision, Decision]:
         """Size, frames and batch size that fit the GPU: the batch shrinks first, then T, then the size."""
         needs, target = method.requirements, self.memory_gb
-        wanted = rules.frames_rule(self.summary, needs.frames, override=self.frames)
+        papers = needs.frames if self.protocol == "stretch" and needs.frames > 1 else None
+        wanted = rules.frames_rule(self.summary, needs.frames, override=self.frames, paper=papers)
         try:
             for side, frames in _attempts(size, wanted, needs):
                 shape = {"size": side, "frames": frames, "classes": self.classes}

@@ -9,7 +9,7 @@ from typing import Any
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision
 
-from ..training.recipe import MethodRequirements
+from ..training.recipe import MethodRequirements, PublishedProtocol
 
 Summary = Mapping[str, Any]
 
@@ -18,6 +18,12 @@ SMALLEST_SIDE = 96
 LARGEST_SIDE = 256
 CLIP_FRAMES = 10
 FRAME_SAMPLING = Decision("labelled_frames", "every labelled frame is a sample", kind="fixed")
+PAPERS_CROP = Decision(False, "asked for: the papers do not crop to the sector", kind="fixed")
+PAPERS_JUDGING = Decision(
+    "sampled",
+    "asked for: as in the papers the frames that the network is given are judged, on its own grid",
+    kind="fixed",
+)
 _CROP_SAVES = 0.15
 _CROP_MAY_LOSE = 0.001
 _KNOWN = 0.9
@@ -90,10 +96,16 @@ def trainer_size_rule(
     *,
     protocol: str,
     override: tuple[int, int] | None,
+    paper: PublishedProtocol | None = None,
 ) -> Decision:
-    """The grid of one trainer: the paper's size where it states one, no larger than the data; else the plan's."""
+    """The grid of one trainer: the paper's size where it states one, no larger than the data; else the plan's.
+
+    Where a `paper` is followed, its size on this dataset, however large the data are.
+    """
     if override is not None:
         return override_size(override, square=needs.square, multiple=needs.size_multiple)
+    if paper is not None:
+        return Decision([paper.size] * 2, "the paper's on this dataset", kind="fixed")
     square = needs.square or protocol == "stretch"
     if needs.paper_size is None:
         sides = [round_up(side, needs.size_multiple) for side in configured.value]
@@ -124,6 +136,17 @@ def override_size(size: tuple[int, int], *, square: bool, multiple: int = MULTIP
     return Decision(value, f"asked for with --size{fitted}", {"asked_for": list(size)}, kind="fixed")
 
 
+def paper_rules(paper: PublishedProtocol, dataset: str) -> dict[str, Decision]:
+    """The split of a paper on a public dataset, and its settings there."""
+    words = {
+        "number": "7 : 1 : 2 of the patients in the order of their numbers",
+        "official": "the dataset's own train, val and test",
+    }
+    split = Decision(paper.split, f"the paper's on {dataset}: {words[paper.split]}", kind="fixed")
+    settings = Decision(dict(paper.settings), f"the paper's on {dataset}; --set still changes them", kind="fixed")
+    return {"split": split, "settings": settings}
+
+
 def spacing_on_grid(extents: Summary, size: tuple[int, int], *, protocol: str) -> list[float] | None:
     """What one pixel of the network's grid covers in the median clip, in mm (row, column); None: no clip knows it."""
     if extents["height_mm"] is None:
@@ -149,8 +172,10 @@ def sampling_rule(summary: Summary) -> Decision:
     return Decision("windows", rule, evidence)
 
 
-def frames_rule(summary: Summary, papers: int, *, override: int | None = None) -> Decision:
+def frames_rule(summary: Summary, papers: int, *, override: int | None = None, paper: int | None = None) -> Decision:
     """T, the frames of a training clip: the papers', or those from ED to ES in the median clip if they are fewer.
+
+    Where a `paper` is followed, its T, and frames repeat in shorter clips.
 
     Raises:
         EchoPlanError: fewer than two were asked for: a clip needs two to show motion.
@@ -164,6 +189,9 @@ def frames_rule(summary: Summary, papers: int, *, override: int | None = None) -
         if override < 2:
             raise EchoPlanError(f"a clip of {override} frame(s) shows no motion", remedy="give --frames 2 or more")
         return Decision(override, "asked for with --frames", {**evidence, "asked_for": override}, "fixed")
+    if paper is not None:
+        rule = f"the paper's {paper}, asked for; in shorter clips frames repeat"
+        return Decision(paper, rule, {**evidence, "asked_for": paper}, "fixed")
     if there >= papers:
         return Decision(papers, f"the papers' {papers} frames a clip", evidence, "fixed")
     rule = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from echoplan.dataset import Case
+from echoplan import layout
+from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.multi_dataset import MultiDataset
@@ -94,18 +96,54 @@ def joint_splits(dataset: MultiDataset, splits: Mapping[str, Splits]) -> Splits:
     return united
 
 
-def write_joint_splits(path: Path, splits: Splits) -> None:
-    """Write splits_final.json; one that is there must be the same, so that trained folds stay comparable.
+def paper_split(dataset: EchoDataset, split: str) -> dict[str, list[str]]:
+    """The train, val and test cases of a paper's split, of all labelled cases of a dataset; no patient parts.
+
+    Args:
+        dataset: the raw dataset.
+        split: "number", 7 : 1 : 2 of the patients in the order of their numbers; or "official", as cases.csv has them.
+
+    Raises:
+        EchoPlanError: a part is empty.
+    """
+    cases = [case for case in dataset.cases if case.label is not None]
+    if split == "official":
+        part_of = {case.case: case.split or "train" for case in cases}
+    else:
+        patients = sorted({case.patient for case in cases}, key=_by_number)
+        place = {patient: (number + 0.5) / len(patients) for number, patient in enumerate(patients)}
+        part_of = {
+            case.case: "train" if place[case.patient] < 0.7 else "val" if place[case.patient] < 0.8 else "test"
+            for case in cases
+        }
+    parts = {part: sorted(case for case, own in part_of.items() if own == part) for part in ("train", "val", "test")}
+    empty = [part for part, names in parts.items() if not names]
+    if empty:
+        raise EchoPlanError(
+            f"the papers' split by {split} has no labelled case for {' and '.join(empty)}",
+            file=dataset.folder / layout.CASES_FILE,
+            remedy="give the column split train, val and test, or plan without --protocol paper",
+        )
+    return parts
+
+
+def _by_number(patient: str) -> list[tuple[int, str]]:
+    """patient2 before patient10."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", patient)]
+
+
+def write_fixed_splits(path: Path, splits: Splits) -> None:
+    """Write splits that follow from the cases; those that are there must be the same, so that folds stay comparable.
 
     Raises:
         EchoPlanError: it is another.
     """
     if path.is_file() and read_json(path) != splits:
         raise EchoPlanError(
-            "the folds of the datasets are no longer those that were joined here",
+            "the cases no longer give the splits that are here",
             file=path,
-            remedy="put the datasets' own splits_final.json back, or remove this one to have the folds joined anew "
-            "(trained folds are then no longer comparable)",
+            remedy="put the datasets' cases and their own splits_final.json back, or remove this file to have it made "
+            "anew (trained folds are then no longer comparable)",
         )
     write_json(path, splits)
 

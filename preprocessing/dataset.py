@@ -92,6 +92,8 @@ def preprocess_dataset(
 ) -> CaseResults:
     """Fill the stores of all training cases and copy their labels to gt_segmentations/ as NIfTI.
 
+    Of a plan that follows the papers also of the test cases, which their splits deal out anew and judge on the grid.
+
     A case that is finished is kept, unless its files, its row in cases.csv or the store's settings have changed since.
 
     Args:
@@ -122,11 +124,12 @@ def preprocess_dataset(
     for settings in stores:
         _prepare_store(target / settings.name, settings)
     arguments = {}
+    everything = any(plan.resolve(trainer).split != "folds" for trainer in trainers or plan.trainers)
     for source in dataset.sources:
         # A worker gets its own row alone: ten thousand rows for each of ten thousand cases would take minutes to send.
         rowless = replace(source, raw=replace(source.raw, cases=()))
         for case in source.cases():
-            if case.split != "test":
+            if everything or case.split != "test":
                 arguments[case.case] = (rowless, case, target, stores, overwrite)
     work = partial(run_cases, processes=processes) if engine is None else engine
     results = work(_preprocess_case, arguments, description="preprocessing")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from echoplan import layout
 from echoplan.cli import (
     add_device,
     add_plans_name,
@@ -22,12 +22,11 @@ from echoplan.cli import (
 )
 from echoplan.cluster import add_engine, check_engine
 from echoplan.device import choose_device
-from echoplan.files import read_json
 from echoplan.paths import Folders
 
 from ..evaluation.metrics import summarise
 from .distributed import joined
-from .fold import FoldSetup, fold_numbers
+from .fold import FoldSetup
 from .methods import find_method
 from .model_folder import ModelFolder
 from .prompts import CasePrompts, prompt_kinds, without_begun
@@ -86,9 +85,9 @@ def compare_prompts(arguments: Sequence[str]) -> int:
     options = made.parse_args(arguments)
     find_method(options.trainer)
     where = folders()
-    count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
-    for fold in fold_numbers(options.fold, count):
-        setup = FoldJob(options.dataset, fold, options.trainer, plans_name=options.plans_name).setup(where)
+    job = FoldJob(options.dataset, 0, options.trainer, plans_name=options.plans_name)
+    for fold in job.folds(where, options.fold):
+        setup = replace(job, fold=fold).setup(where)
         model = ModelFolder.read(setup.model_folder)
         network = model.load_network(setup.fold, device=choose_device(options.device))
         kinds = prompt_kinds(network)
@@ -136,11 +135,10 @@ def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folde
     """All folds of all trainers; a misspelt trainer or setting is found before the first one trains."""
     for name in options.trainers:
         find_method(name).with_settings(settings)
-    count = len(read_json(where.find_preprocessed(options.dataset) / layout.SPLITS_FILE))
-    return [
+    jobs = [
         FoldJob(
             options.dataset,
-            fold,
+            0,
             trainer=name,
             settings=settings,
             plans_name=options.plans_name,
@@ -149,8 +147,8 @@ def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folde
             weights=options.pretrained_weights,
         )
         for name in options.trainers
-        for fold in fold_numbers(options.fold, count)
     ]
+    return [replace(job, fold=fold) for job in jobs for fold in job.folds(where, options.fold)]
 
 
 def _parser() -> argparse.ArgumentParser:

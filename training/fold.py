@@ -11,7 +11,7 @@ from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.paths import Folders
-from echoplan.plans import Plan, ResolvedPlan
+from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.store import ClipStore, StoredCase
 from .data.sampling import Sample
@@ -26,7 +26,7 @@ class FoldSetup:
         plan: the decisions that hold for the trainer.
         description: the dataset's labels.
         store: the compressed store of the trainer's grid.
-        train, val: case names; no patient is in both.
+        train, val, test: case names; no patient is in two of them. Folds have no test cases, a paper's split has.
         model_folder: results/<Dataset>/<Trainer>__<Plans>__<configuration>.
         preprocessed: the dataset's preprocessed folder; model folders get their plan and dataset.json from it.
         labels: the labels on the native grid; None: those of the preprocessed folder.
@@ -41,6 +41,7 @@ class FoldSetup:
     model_folder: Path
     preprocessed: Path
     labels: Path | None = None
+    test: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -83,42 +84,50 @@ def fold_numbers(text: str, count: int) -> list[int]:
     return [int(text)]
 
 
+def read_splits(preprocessed: Path, plan: ResolvedPlan) -> list[dict[str, list[str]]]:
+    """The folds of a trainer's plan, or the one of its paper's split.
+
+    Raises:
+        EchoPlanError: there is no such file.
+    """
+    splits: list[dict[str, list[str]]] = read_json(preprocessed / layout.split_file(plan.split))
+    return splits
+
+
 def prepare_fold(
     folders: Folders,
     dataset: str,
+    plan: ResolvedPlan,
     *,
     trainer: str,
-    configuration: str | None,
     fold: int,
-    plans_name: str = "EchoPlans",
 ) -> FoldSetup:
     """Collect what a fold's training needs.
 
     Args:
         folders: raw, preprocessed, results.
         dataset: name, id or folder name.
-        trainer: the trainer class's name.
-        configuration: what the trainer builds on where the plan does not know it; None: then it has to be planned.
+        plan: as it holds for the trainer.
+        trainer: its name.
         fold: from 0.
-        plans_name: the plan's file name without its ending.
 
     Raises:
-        EchoPlanError: the dataset is not planned or preprocessed for this trainer, or the fold does not exist.
+        EchoPlanError: the dataset is not preprocessed for this trainer, or the fold does not exist.
     """
     preprocessed = folders.find_preprocessed(dataset)
-    plan = Plan.read(preprocessed / layout.plan_file(plans_name)).resolve(trainer, configuration=configuration)
-    splits = read_json(preprocessed / layout.SPLITS_FILE)
+    splits = read_splits(preprocessed, plan)
     if not 0 <= fold < len(splits):
         raise EchoPlanError(
-            f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}", file=preprocessed / layout.SPLITS_FILE
+            f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}",
+            file=preprocessed / layout.split_file(plan.split),
         )
     store = ClipStore(preprocessed / plan.store)
-    train, val = tuple(splits[fold]["train"]), tuple(splits[fold]["val"])
-    missing = [case for case in (*train, *val) if not store.has(case)]
+    train, val, test = (tuple(splits[fold].get(part, ())) for part in ("train", "val", "test"))
+    cases = (*train, *val, *test)
+    missing = [case for case in cases if not store.has(case)]
     if missing:
         raise EchoPlanError(
-            f"{len(missing)} of {len(train) + len(val)} cases are not preprocessed for {trainer} "
-            f"({', '.join(missing[:3])} ...)",
+            f"{len(missing)} of {len(cases)} cases are not preprocessed for {trainer} ({', '.join(missing[:3])} ...)",
             file=store.folder,
             remedy=f"run echoplan_preprocess -d {dataset} -tr {trainer}, or mend the cases it names",
         )
@@ -129,6 +138,7 @@ def prepare_fold(
         store=store,
         train=train,
         val=val,
+        test=test,
         model_folder=folders.results / preprocessed.name / model_folder_name(trainer, plan),
         preprocessed=preprocessed,
     )

@@ -134,7 +134,7 @@ class FoldWatch(Watch):
             if case in self._to_overwrite:
                 fold_progress(run.setup, overwrite=True)
                 self._to_overwrite.remove(case)
-            self._view.begin(case, run.setup.folder, run.job.method().recipe.epochs)
+            self._view.begin(case, run.setup.folder, run.job.method(run.setup.plan).recipe.epochs)
 
     def end(self, case: str, results: CaseResults) -> None:
         """See `Watch`."""

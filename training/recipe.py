@@ -39,6 +39,22 @@ class MethodRequirements:
 
 
 @dataclass(frozen=True)
+class PublishedProtocol:
+    """How a paper trained and tested its method on a public dataset; `--protocol paper` has the plan say so.
+
+    Attributes:
+        size: the side of the square that frames were stretched to.
+        split: "number", the patients in the order of their numbers in the ratio 7 : 1 : 2; or "official", the
+            dataset's own train, val and test.
+        settings: of the recipe, where the paper's on this dataset are not the recipe's own.
+    """
+
+    size: int
+    split: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings every trainer has; a method's own recipe adds to them.
 

@@ -15,13 +15,14 @@ from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix, read_json, sweep_partial_files
 from echoplan.paths import Folders
+from echoplan.plans import Plan, ResolvedPlan
 
 from .distributed import World
-from .fold import FoldSetup, prepare_fold
+from .fold import FoldSetup, fold_numbers, prepare_fold, read_splits
 from .methods import Method, find_method, method_registry
 from .model_folder import ModelFolder
 from .trainer import Trainer
-from .validation import validate_fold
+from .validation import judge_sampled, validate_fold
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,30 @@ class FoldJob:
     processes: int = 0
     weights: Path | None = None
 
-    def method(self) -> Method[Any]:
-        """The method with its settings; EchoPlanError where there is no such method or setting."""
-        return find_method(self.trainer).with_settings(self.settings)
+    def method(self, plan: ResolvedPlan | None = None) -> Method[Any]:
+        """The method with the plan's and the job's settings; EchoPlanError where there is no such method or setting."""
+        planned = {} if plan is None else plan.settings
+        return find_method(self.trainer).with_settings({**planned, **self.settings})
+
+    def plan(self, where: Folders) -> ResolvedPlan:
+        """What is planned for the trainer.
+
+        Raises:
+            EchoPlanError: the dataset is not planned for it.
+        """
+        method = self.method()
+        # One of the project's own is in the plan with what its paper asks for, or has to be planned first.
+        configuration = None if self.trainer in method_registry() else method.configuration
+        file = where.find_preprocessed(self.dataset) / layout.plan_file(self.plans_name)
+        return Plan.read(file).resolve(method.name, configuration=configuration)
+
+    def folds(self, where: Folders, text: str) -> list[int]:
+        """The folds that FOLD names on a command line: a number, or all that the trainer's plan has.
+
+        Raises:
+            EchoPlanError: it is neither, or the dataset is not planned for the trainer.
+        """
+        return fold_numbers(text, len(read_splits(where.find_preprocessed(self.dataset), self.plan(where))))
 
     def setup(self, where: Folders) -> FoldSetup:
         """The fold's plan, store and cases.
@@ -58,16 +80,7 @@ class FoldJob:
         Raises:
             EchoPlanError: see `prepare_fold`.
         """
-        method = self.method()
-        return prepare_fold(
-            where,
-            self.dataset,
-            trainer=method.name,
-            # One of the project's own is in the plan with what its paper asks for, or has to be planned first.
-            configuration=None if self.trainer in method_registry() else method.configuration,
-            fold=self.fold,
-            plans_name=self.plans_name,
-        )
+        return prepare_fold(where, self.dataset, self.plan(where), trainer=self.method().name, fold=self.fold)
 
 
 def train_fold(
@@ -92,14 +105,14 @@ def train_fold(
         overwrite: throw away what is there, and start again.
 
     Returns:
-        validation/summary.json of the fold.
+        validation/summary.json of the fold; where a paper's split has test cases, test/summary.json lies beside it.
 
     Raises:
         EchoPlanError: something is there, and nothing was said of what to do with it; or the method cannot train on
             this dataset.
         Terminated: SIGTERM came; what was done is saved.
     """
-    world, method = world or World(), job.method()
+    world, method = world or World(), job.method(setup.plan)
     method.check_dataset(setup.description)
     # Asked before anybody writes: what a process finds must not depend on how fast the others are.
     finished, started = world.broadcast(fold_progress(setup, overwrite=overwrite) if world.is_main else None)
@@ -119,7 +132,13 @@ def train_fold(
         trainer.run_training()
     summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
     if world.is_main and (validate or not summary.exists()):
-        validate_fold(ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device), setup)
+        network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device)
+        if setup.test:
+            judge_sampled(network, setup, setup.test, setup.folder / layout.TEST)
+        if setup.plan.judging == "sampled":
+            judge_sampled(network, setup, setup.val, summary.parent)
+        else:
+            validate_fold(network, setup)
     return summary
 
 

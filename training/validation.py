@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
+from echoplan.networks.interface import labels_from_probabilities
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.parallel_map import progress
 
@@ -20,6 +21,7 @@ from ..evaluation.metrics import summarise
 from ..preprocessing.clip import normaliser
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from ..preprocessing.store import StoredCase
+from .data.sampling import clip_samples
 from .fold import FoldSetup
 
 
@@ -64,6 +66,65 @@ def validate_fold(
     )
     more = {"datasets": summarise_datasets(evaluation.summary(), setup)} if setup.plan.multi_dataset else {}
     return evaluation.write(folder, **more)
+
+
+def judge_sampled(network: nn.Module, setup: FoldSetup, cases: Iterable[str], folder: Path) -> dict[str, Any]:
+    """Predict and judge what the papers do: the frames that they give their networks, on the network's grid.
+
+    A clip network is given T frames evenly from end-diastole to end-systole, and all that are labelled count; a frame
+    network each labelled frame.
+
+    Args:
+        network: in evaluation mode, on its device.
+        setup: the fold.
+        cases: of its validation, or its paper's test.
+        folder: for the results.
+
+    Returns:
+        the summary; left behind are <case>.nii.gz and references/<case>.nii.gz (masks of these frames), summary.json
+        and ef.csv.
+    """
+    judged, plan, description = [], setup.plan, setup.description
+    for name in progress(cases, description=folder.name):
+        stored = setup.store.case(name)
+        frames = stored.labelled_frames
+        if plan.frames > 1:
+            frames = clip_samples([stored], plan.frames)[0].frames
+        probabilities = segment_clip(
+            network,
+            torch.from_numpy(setup.store.frames(name, frames)),
+            normalise=normaliser(stored.mean, stored.std, plan.normalisation),
+            window=plan.frames,
+            classes=description.classes,
+            batch=plan.batch_size if plan.frames == 1 else 1,
+        )
+        mask = labels_from_probabilities(probabilities)
+        like = Clip(mask, stored.geometry.spacing_mm, source=name)
+        write_mask(folder / layout.mask_file(name), mask, like=like)
+        write_mask(folder / layout.REFERENCES / layout.mask_file(name), setup.store.labels(name, frames), like=like)
+        judged.append(_sampled_case(stored, frames))
+    return evaluate_cases(
+        judged,
+        folder,
+        folder / layout.REFERENCES,
+        labels=description.structures,
+        target=description.target,
+    ).write(folder)
+
+
+def _sampled_case(stored: StoredCase, frames: tuple[int, ...]) -> StoredCase:
+    """What is known of the clip that some frames of a case on the network's grid are."""
+    row, column = stored.geometry.spacing_mm or (None, None)
+    ed, es = (frames.index(frame) if frame in frames else None for frame in (stored.ed_frame, stored.es_frame))
+    return replace(
+        judged_case(stored),
+        ed_frame=ed,
+        es_frame=es,
+        spacing_row_mm=row,
+        spacing_col_mm=column,
+        frame_time_ms=None,
+        native_frames=len(frames),
+    )
 
 
 def judged_case(stored: StoredCase) -> StoredCase:

@@ -9,7 +9,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import plan_experiment
 from echoplan.experiment_planning.commands import describe_plan
 from echoplan.experiment_planning.fingerprint import balanced, current_fingerprint, joint_fingerprint, summarise
-from echoplan.experiment_planning.splits import joint_splits, write_joint_splits
+from echoplan.experiment_planning.splits import joint_splits, write_fixed_splits
 from echoplan.files import plain, write_json
 from echoplan.multi_dataset import MultiDataset, SourceDataset
 from echoplan.plans import Plan
@@ -121,10 +121,10 @@ def test_folds_are_united_and_kept(tmp_path):
     assert united[0] == {"train": ["A__p1", "B__a", "B__b"], "val": ["A__p2", "B__c"]}
     assert united[2] == {"train": ["A__p1", "A__p2", "B__b", "B__c"], "val": ["B__a"]}
     path = tmp_path / "splits_final.json"
-    write_joint_splits(path, united)
-    write_joint_splits(path, united)
-    with pytest.raises(EchoPlanError, match="no longer those"):
-        write_joint_splits(path, united[:2])
+    write_fixed_splits(path, united)
+    write_fixed_splits(path, united)
+    with pytest.raises(EchoPlanError, match="no longer give"):
+        write_fixed_splits(path, united[:2])
 
 
 def test_a_fingerprint_of_other_cases_is_measured_again(tmp_path):

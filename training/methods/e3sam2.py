@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -16,7 +16,7 @@ from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
 from ..data import Batch
 from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
 from ..prompts import LABEL_KINDS, draw_prompts
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 
@@ -96,6 +96,10 @@ class SAM2Family(Method[SAM2RecipeT]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, square=True, multi_structure=False
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {
+        "CAMUS": PublishedProtocol(256, "number", {"supervision": "ed_es"}),
+        "EchoNet-Dynamic": PublishedProtocol(256, "official", {"epochs": 100}),
+    }
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""

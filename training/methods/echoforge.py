@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from ..semi_supervision import FlameRise, confident_share, hidden_dice, pseudo_labels
 from .method import Method, Record
 
@@ -70,6 +70,10 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=4, learning_rate=1e-4, frames=10, paper_size=256, multi_structure=False
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {
+        "CAMUS": PublishedProtocol(256, "number", {"supervision": "ed_es"}),
+        "EchoNet-Dynamic": PublishedProtocol(128, "number"),
+    }
     recipe_class = EchoForgeRecipe
     network_name: ClassVar[str] = "echoforge"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from echoplan.networks.deeplabv3 import DeepLabV3Settings
 
 from ..data import Batch
 from ..losses import cross_entropy_loss
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _BATCH, _SIDE = 20, 112
@@ -55,6 +56,7 @@ class EchoNetMethod(Method[EchoNetRecipe]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {"EchoNet-Dynamic": PublishedProtocol(_SIDE, "official")}
     recipe_class = EchoNetRecipe
     network_name: ClassVar[str] = "deeplabv3"
 

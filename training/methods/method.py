@@ -19,7 +19,7 @@ from echoplan.plans import ResolvedPlan
 from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, planned_samples
 from ..losses import dice_ce_loss
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 MethodT = TypeVar("MethodT", bound="Method[Any]")
@@ -41,12 +41,14 @@ class Method(ABC, Generic[RecipeT]):
     Attributes:
         configuration: of the plan, which it builds on: "frame" or "clip".
         requirements: what it asks of the plan.
+        protocols: public dataset (`DatasetDescription.published`) -> how the paper did there.
         recipe_class: of its settings.
         network_name: what `echoplan.networks.build_network` calls its network.
     """
 
     configuration: ClassVar[str] = "frame"
     requirements: ClassVar[MethodRequirements]
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {}
     recipe_class: type[RecipeT] = cast("type[RecipeT]", Recipe)
     network_name: ClassVar[str] = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -14,7 +15,7 @@ from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 
 from ..data import Batch
 from ..losses import boundary_loss, signed_distance_maps, soft_dice_loss
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record, Targets
 
 
@@ -42,6 +43,10 @@ class PKEchoNetMethod(Method[PKEchoNetRecipe]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=8, learning_rate=1e-3, frames=10, paper_size=320, square=True
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {
+        "CAMUS": PublishedProtocol(320, "number", {"supervision": "ed_es"}),
+        "EchoNet-Dynamic": PublishedProtocol(128, "number"),
+    }
     recipe_class = PKEchoNetRecipe
     network_name: ClassVar[str] = "pkechonet"
 

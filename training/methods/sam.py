@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from echoplan.networks.sam.settings import SAMSettings
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
 from ..prompts import BOX_REACH, boxes_of_labels, jitter_boxes
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _RATE = 2e-5
@@ -77,6 +77,7 @@ class SAMMethod(Method[SAMRecipe]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=8, learning_rate=_RATE, paper_size=112, size_multiple=16, multi_structure=False
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {"EchoNet-Dynamic": PublishedProtocol(112, "official")}
     recipe_class = SAMRecipe
     network_name: ClassVar[str] = "sam"
 
