@@ -210,6 +210,8 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
         trainer = model.name.split("__")[0]
         if wanted is not None and trainer not in wanted:
             continue
+        if ModelFolder.read(model).plan.split != "folds":
+            continue  # a paper's split is no cross-validation
         gaps = crossval.gaps(model)
         others = {} if gaps else folds_of_other_plans(model, ModelFolder.read(model).plan)
         others = {fold: difference for fold, difference in others.items() if fold in crossval.folds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
                       help="frames a clip of the clip trainers, instead of the plan's")  # fmt: skip
     made.add_argument("--augmentation", nargs="+", default=[], metavar="POLICY",
                       help="generic, ultrasound, none, or parts joined by +, instead of the recipes' own")  # fmt: skip
+    made.add_argument("--grid", action="append", default=[], metavar="KEY=A,B",
+                      help="train with each value of a setting of the recipes, or of one's: TRAINER:KEY=A,B; several "
+                      "grids multiply")  # fmt: skip
     made.add_argument("--folds", nargs="+", type=int, default=[0], metavar="FOLD", help="of the dataset's splits")
     made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED",
                       help="of weights, order, augmentation, and of which patients are drawn")  # fmt: skip
@@ -87,6 +91,7 @@ def _request(options: argparse.Namespace) -> StudyRequest:
         sizes=tuple(options.train_sizes),
         clip_lengths=tuple(options.clip_lengths),
         augmentations=tuple(options.augmentation),
+        grid=_grid(options.grid),
         folds=tuple(options.folds),
         seeds=tuple(options.seeds),
         settings=common,
@@ -110,6 +115,17 @@ def _settings(assignments: Sequence[str]) -> tuple[dict[str, Any], dict[str, dic
     if "augmentation" in common or any("augmentation" in settings for settings in own.values()):
         raise EchoPlanError("a study takes the augmentation as a list", remedy="say --augmentation POLICY ...")
     return common, own
+
+
+def _grid(assignments: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Setting -> its values; a comma inside brackets belongs to a value."""
+    grid = {}
+    for assignment in assignments:
+        name, separator, values = assignment.partition("=")
+        if not separator or not values or name in grid:
+            raise EchoPlanError(f"--grid takes KEY=A,B, each key once, not {assignment!r}")
+        grid[name.strip()] = tuple(value.strip() for value in re.split(r",(?![^\[]*\])", values))
+    return grid
 
 
 def _print_grid(made: Study) -> None:

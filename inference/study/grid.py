@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision, ResolvedPlan
+
+from ...training.recipe import parse_settings
 
 OWN_AUGMENTATION = "own"  # the recipe's, where no policy is asked for
 EVERYTHING = "100%"
@@ -30,6 +33,7 @@ class StudyRequest:
         clip_lengths: T of the clip trainers; empty takes the plan's.
         augmentations: policies; empty takes each recipe's own.
         folds, seeds: each training is repeated for every one of them.
+        grid: settings to vary, "KEY" or "TRAINER:KEY" -> values as `--set` takes them; every combination is trained.
         settings: changed settings of all recipes.
         trainer_settings: trainer's class name -> changed settings of its recipe alone.
         test_on: other datasets to predict.
@@ -43,6 +47,7 @@ class StudyRequest:
     sizes: tuple[str, ...] = (EVERYTHING,)
     clip_lengths: tuple[int, ...] = ()
     augmentations: tuple[str, ...] = ()
+    grid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +72,7 @@ class StudyRequest:
             "fold": self.folds,
             "seed": self.seeds,
             "dataset to test on": self.test_on,
+            **{f"value of {name}": values for name, values in self.grid.items()},
         }.items():
             twice = sorted({str(value) for value in values if list(values).count(value) > 1})
             if twice:
@@ -76,14 +82,26 @@ class StudyRequest:
         short = [length for length in self.clip_lengths if length < 2]
         if short:
             raise EchoPlanError(f"a clip of {short[0]} frame(s) shows no motion", remedy="give clip lengths from 2 on")
-        stray = sorted(set(self.trainer_settings) - {class_name(name) for name in self.trainers})
+        of_trainers = {name.rpartition(":")[0] for name in self.grid} - {""}
+        stray = sorted(({*self.trainer_settings} | of_trainers) - {class_name(name) for name in self.trainers})
         if stray:
-            raise EchoPlanError(f"--set names a trainer that the study does not train: {', '.join(stray)}")
+            raise EchoPlanError(f"--set or --grid names a trainer that the study does not train: {', '.join(stray)}")
 
-    def settings_of(self, trainer: str, augmentation: str = OWN_AUGMENTATION) -> dict[str, Any]:
-        """The changed settings of one trainer's recipe under a policy."""
-        policy = {} if augmentation == OWN_AUGMENTATION else {"augmentation": augmentation}
-        return {**self.settings, **self.trainer_settings.get(class_name(trainer), {}), **policy}
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """The changed settings of a cell's recipe."""
+        policy = {} if cell.augmentation == OWN_AUGMENTATION else {"augmentation": cell.augmentation}
+        own = self.trainer_settings.get(cell.method, {})
+        return {**self.settings, **own, **policy, **parse_settings(cell.settings)}
+
+    def variants(self, trainer: str) -> list[tuple[str, ...]]:
+        """What the grid makes of a trainer's settings: ("key=value", ...) of every combination."""
+        axes = [
+            [f"{key}={value}" for value in values]
+            for name, values in self.grid.items()
+            for owner, _, key in (name.rpartition(":"),)
+            if owner in ("", class_name(trainer))
+        ]
+        return list(product(*axes))
 
 
 @dataclass(frozen=True, order=True)
@@ -96,6 +114,7 @@ class Cell:
         frames: T; 1 for frame trainers, which know no clip length.
         augmentation: the policy, or "own".
         seed: of the weights, the order, the augmentation and the choice of patients.
+        settings: "key=value" of the recipe, in which the cell differs from others.
     """
 
     trainer: str
@@ -103,6 +122,7 @@ class Cell:
     frames: int
     augmentation: str
     seed: int
+    settings: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -110,10 +130,16 @@ class Cell:
         return class_name(self.trainer)
 
     @property
+    def label(self) -> str:
+        """As tables name the method: with the settings in which it differs."""
+        return f"{self.method} {', '.join(self.settings)}".strip()
+
+    @property
     def name(self) -> str:
         """The cell's folder."""
         size = self.size.replace("%", "pct")
-        return f"{self.method}__n{size}__T{self.frames}__{self.augmentation}__s{self.seed}"
+        settings = "".join(f"__{re.sub(r'[^A-Za-z0-9_.-]+', '-', setting)}" for setting in self.settings)
+        return f"{self.method}__n{size}__T{self.frames}__{self.augmentation}__s{self.seed}{settings}"
 
     def to_dict(self) -> dict[str, Any]:
         """As study.json holds it."""
@@ -128,8 +154,9 @@ def make_cells(request: StudyRequest, planned_frames: Mapping[str, int]) -> list
         planned_frames: trainer -> T in its plan; 1 says that it takes single frames.
     """
     return [
-        Cell(trainer, size, frames, augmentation, seed)
+        Cell(trainer, size, frames, augmentation, seed, settings)
         for trainer in request.trainers
+        for settings in request.variants(trainer)
         for frames in (request.clip_lengths if planned_frames[trainer] > 1 else ()) or (planned_frames[trainer],)
         for augmentation in request.augmentations or (OWN_AUGMENTATION,)
         for size in request.sizes

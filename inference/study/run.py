@@ -124,7 +124,7 @@ def read_results(study: Study, others: Sequence[OtherDataset] = ()) -> tuple[pd.
             folder = model / layout.fold_folder(fold)
             train = read_json(folder / layout.DEBUG_FILE)["train"]
             training: dict[str, str | int] = {
-                "method": cell.method, "frames": cell.frames, "augmentation": cell.augmentation, "size": cell.size,
+                "method": cell.label, "frames": cell.frames, "augmentation": cell.augmentation, "size": cell.size,
                 "patients": len({study.patients[case] for case in train}), "clips": len(train),
                 "fold": fold, "seed": cell.seed,
             }  # fmt: skip

@@ -25,7 +25,6 @@ from ...training.fold import FoldSetup
 from ...training.methods import find_method
 from ...training.train_fold import FoldJob
 from .grid import (
-    OWN_AUGMENTATION,
     Cell,
     StudyRequest,
     class_name,
@@ -182,7 +181,8 @@ def cells_of(folder: Path) -> list[Cell]:
         EchoPlanError: there is no study.json, or it is something else.
     """
     try:
-        return [Cell(**content) for content in read_json(folder / layout.STUDY_FILE)["cells"].values()]
+        cells = read_json(folder / layout.STUDY_FILE)["cells"].values()
+        return [Cell(**{**content, "settings": tuple(content.get("settings", ()))}) for content in cells]
     except (KeyError, TypeError, AttributeError) as error:
         raise EchoPlanError(f"this is no study: {error!r}", file=folder / layout.STUDY_FILE) from error
 
@@ -200,9 +200,8 @@ def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> 
             preprocessed for a trainer, or a fold has fewer patients than asked for.
     """
     request.check()
-    for trainer in request.trainers:
-        for augmentation in request.augmentations or (OWN_AUGMENTATION,):
-            find_method(trainer).with_settings(request.settings_of(trainer, augmentation))
+    for cell in make_cells(request, dict.fromkeys(request.trainers, 1)):
+        find_method(cell.trainer).with_settings(request.settings_of(cell))
     setups = {
         (trainer, fold): FoldJob(request.dataset, fold, trainer=trainer, plans_name=request.plans_name).setup(where)
         for trainer in request.trainers
@@ -281,7 +280,7 @@ def _training(
         request.dataset,
         whole.fold,
         trainer=cell.trainer,
-        settings=request.settings_of(cell.trainer, cell.augmentation),
+        settings=request.settings_of(cell),
         plans_name=request.plans_name,
         seed=cell.seed,
         processes=processes,
@@ -321,7 +320,7 @@ def _plan_folder(study: Path, frames: int) -> Path:
 
 def _parameters(training: Training) -> int:
     """Of the network, built without memory for its weights."""
-    setup, method = training.setup, training.job.method()
+    setup, method = training.setup, training.job.method(training.setup.plan)
     with torch.device("meta"):
         network = method.build_network(size=setup.plan.size, classes=setup.description.classes)
     return count_parameters(network)

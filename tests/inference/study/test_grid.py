@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.inference.study import StudyRequest, drawn_patients, patients_asked
-from echoplan.inference.study.grid import make_cells, with_clip_length
+from echoplan.inference.study.grid import Cell, make_cells, with_clip_length
 from echoplan.plans import Decision, ResolvedPlan
 
 PATIENTS = [f"p{number:02}" for number in range(40)]
@@ -66,8 +67,24 @@ def test_settings_of_one_trainer_are_its_own():
     request = StudyRequest(
         "Toy", ("A", "file.py:B"), settings={"epochs": 2}, trainer_settings={"B": {"epochs": 3, "batch_size": 1}}
     )
-    assert request.settings_of("A", "none") == {"epochs": 2, "augmentation": "none"}
-    assert request.settings_of("file.py:B") == {"epochs": 3, "batch_size": 1}
+    assert request.settings_of(Cell("A", "3", 1, "none", 0)) == {"epochs": 2, "augmentation": "none"}
+    assert request.settings_of(Cell("file.py:B", "3", 1, "own", 0)) == {"epochs": 3, "batch_size": 1}
+
+
+def test_a_grid_of_settings_multiplies_and_gives_each_a_folder():
+    request = StudyRequest(
+        "Toy", ("A", "file.py:B"), grid={"depth": ("1", "2"), "B:window": ("[8,4]", "[4,2]")}, seeds=(0, 1)
+    )
+    cells = make_cells(request, {"A": 1, "file.py:B": 1})
+    assert len(cells) == len({cell.name for cell in cells}) == (2 + 4) * 2
+    last = cells[-1]
+    assert (last.label, last.seed) == ("B depth=2, window=[4,2]", 1)
+    assert last.name == "B__n100pct__T1__own__s1__depth-2__window-4-2-"
+    assert request.settings_of(last) == {"depth": 2, "window": [4, 2]}
+    with pytest.raises(EchoPlanError, match="does not train: C"):
+        replace(request, grid={"C:depth": ("1",)}).check()
+    with pytest.raises(EchoPlanError, match="value of depth is named twice: 2"):
+        replace(request, grid={"depth": ("2", "2")}).check()
 
 
 @pytest.mark.parametrize(("frames", "stride"), [(2, 18), (5, 4), (10, 2), (40, 1)])

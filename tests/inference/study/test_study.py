@@ -153,17 +153,19 @@ def test_a_broken_training_does_not_stop_the_others(toy, monkeypatch, capsys):
             raise ValueError("out of luck")
         return step(self, batch)
 
-    words = ("-tr", "UNetTrainer", "--train_sizes", 1, "--seeds", 0, 1, "--augmentation", "none", "--name", "broken")
+    words = ("-tr", "UNetTrainer", "--train_sizes", 1, "--seeds", 0, 1, "--augmentation", "none", "--name", "broken",
+             "--grid", "momentum=0.9")  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", broken)
         assert toy.run(*words) == 1
     shown = capsys.readouterr()
-    assert "UNetTrainer__n1__T1__none__s0 fold 0: ValueError: out of luck" in shown.err
+    assert "UNetTrainer__n1__T1__none__s0__momentum-0.9 fold 0: ValueError: out of luck" in shown.err
     assert "1 trained" in shown.out
     assert "out of luck" in (toy.study("broken") / "report.html").read_text()
     assert toy.run(*words) == 0
     assert "out of luck" not in (toy.study("broken") / "report.html").read_text()
     point = rows(toy.study("broken") / "learning_curves.csv", "point")[0]
+    assert point["method"] == "UNetTrainer momentum=0.9"
     assert point["seeds"] == "2" and float(point["dice_all_seed_sd"]) >= 0
 
 
@@ -187,6 +189,8 @@ def test_dry_run_writes_nothing(toy, capsys):
         (("--seeds", 3, 3), "a seed is named twice: 3"),
         (("--augmentation", "lots"), "lots"),
         (("--folds", 7), "there is no fold 7"),
+        (("--grid", "base_features"), "--grid takes KEY=A,B, each key once, not 'base_features'"),
+        (("--grid", "base_featrues=2,4"), "base_features"),
         (("--set", "UNetTrainr:epochs=2"), "a trainer that the study does not train: UNetTrainr"),
         (("--set", "augmentation=none"), "--augmentation POLICY"),
         (("--name", "../elsewhere"), "cannot name a study"),
