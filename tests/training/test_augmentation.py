@@ -5,10 +5,13 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
+from echoplan.preprocessing.clip import normalise
 from echoplan.training.augmentation import (
     THE_SIX,
     ULTRASOUND,
     Augmentation,
+    Brightness,
+    Contrast,
     DepthChange,
     FieldOfView,
     FrameDrop,
@@ -100,9 +103,8 @@ def test_draws_stay_in_their_bounds_and_spread() -> None:
     ) == pytest.approx(0.5, abs=0.04)
 
 
-@pytest.mark.parametrize("kind", ["strong", "light"])
-def test_a_seed_gives_the_same_sample_and_leaves_the_global_generators_alone(kind: str) -> None:
-    augmentation = build_augmentation(kind, rotation_degrees=20, mirror=True)
+def test_a_seed_gives_the_same_sample_and_leaves_the_global_generators_alone() -> None:
+    augmentation = build_augmentation("strong", rotation_degrees=20, mirror=True)
     clip = np.random.default_rng(0).normal(size=(3, SIDE, SIDE)).astype(np.float32)
     before = np.random.get_state()[1].copy()
     first = augmentation.colour(clip.copy(), seed=(1, 2, 3))
@@ -111,12 +113,30 @@ def test_a_seed_gives_the_same_sample_and_leaves_the_global_generators_alone(kin
     assert any((augmentation.colour(clip.copy(), seed=(1, 2, k)) != first).any() for k in range(10))
 
 
-def test_brightness_is_one_draw_for_the_whole_clip() -> None:
-    augmentation = build_augmentation("light", rotation_degrees=0, mirror=False)
-    clip = np.repeat(np.random.default_rng(0).normal(size=(1, SIDE, SIDE)), 4, axis=0).astype(np.float32)
+@pytest.mark.parametrize("kind", ["light", "moderate"])
+def test_a_papers_grey_levels_are_one_draw_for_the_whole_clip(kind: str) -> None:
+    augmentation = build_augmentation(kind, rotation_degrees=0, mirror=False)
+    grey = np.repeat(np.random.default_rng(0).uniform(30, 200, (1, SIDE, SIDE)).astype(np.uint8), 4, axis=0)
+    labels, changed = np.zeros_like(grey), 0
     for seed in range(8):
-        changed = augmentation.colour(clip.copy(), seed=(seed,))
-        assert (changed == changed[0]).all()
+        moved, _ = augmentation.move(grey, labels, apex=APEX, classes=2, seed=(seed,))
+        assert (moved == moved[0]).all()
+        changed += bool(abs(moved - grey).max() > 1)
+    assert changed >= 4
+    assert augmentation.intensity is None  # nothing is left to do on standardised values
+
+
+def test_light_moves_the_mean_of_the_standardised_clip_by_what_brightness_does_to_grey_levels() -> None:
+    augmentation = build_augmentation("light", rotation_degrees=0, mirror=False)
+    grey = np.random.default_rng(0).uniform(20, 140, (3, SIDE, SIDE)).astype(np.uint8)
+    labels, mean, std = np.zeros_like(grey), grey.mean(), grey.std()
+    shifts = []
+    for seed in range(200):
+        moved, _ = augmentation.move(grey, labels, apex=APEX, classes=2, seed=(seed,))
+        shifts.append(float(normalise(moved, mean, std, "zscore_sector").mean()))
+    most = 0.15 * mean / std  # about a third of a deviation
+    assert max(shifts) == pytest.approx(most, rel=0.05) and min(shifts) == pytest.approx(-most, rel=0.05)
+    assert np.mean(np.abs(shifts) < 1e-3) == pytest.approx(0.5, abs=0.1)  # brightness acts on half; contrast keeps it
 
 
 @pytest.mark.parametrize(
@@ -135,9 +155,10 @@ def test_a_policy_is_made_of_its_parts_in_the_order_they_act(kind: str, generic:
     assert found == generic and set(names) == transforms and len(names) == len(transforms)
     assert list(names) == [name for name in ULTRASOUND if name in transforms]
     made = build_augmentation(kind, rotation_degrees=10, mirror=True)
-    assert [type(one) for one in made.ultrasound] == [type(ULTRASOUND[name]()) for name in names]
-    assert (made.intensity is None) == (generic in ("flips", "none"))
-    assert all(one.degrees == 10 for one in made.ultrasound if hasattr(one, "degrees"))  # what suits the views
+    own = {"light": [Brightness, Contrast]}.get(generic, [])
+    assert [type(one) for one in made.transforms] == [*(type(ULTRASOUND[name]()) for name in names), *own]
+    assert (made.intensity is None) == (generic != "strong")
+    assert all(one.degrees == 10 for one in made.transforms if hasattr(one, "degrees"))  # what suits the views
 
 
 @pytest.mark.parametrize("kind", ["", "hazy", "strong+light", "none+haze", "ultrasound+fog"])

@@ -80,9 +80,9 @@ def test_artefacts_come_before_normalisation_and_the_surroundings_stay_black(tmp
 
 
 def test_rotation_stays_within_what_suits_the_views(clip_setup: FoldSetup) -> None:
-    (rotation,) = build_augmentation("rotation", rotation_degrees=8, mirror=True).ultrasound
+    (rotation,) = build_augmentation("rotation", rotation_degrees=8, mirror=True).transforms
     assert rotation == Rotation(degrees=8)
-    (rotation,) = build_augmentation("rotation", rotation_degrees=30, mirror=True).ultrasound
+    (rotation,) = build_augmentation("rotation", rotation_degrees=30, mirror=True).transforms
     assert rotation == Rotation(degrees=15)
 
 

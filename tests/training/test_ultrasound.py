@@ -13,13 +13,16 @@ from echoplan.labels import IGNORE
 from echoplan.training.augmentation import (
     ULTRASOUND,
     AttenuationDraw,
+    Brightness,
     CineSpeed,
     CineSpeedDraw,
+    Contrast,
     DepthAttenuation,
     DepthChange,
     FieldOfView,
     FrameDrop,
     FrameDropDraw,
+    Gamma,
     GaussianShadow,
     Haze,
     HazeDraw,
@@ -68,6 +71,26 @@ def clip(grey: float | None = 100.0, frames: int = FRAMES) -> dict[str, Any]:
 
 def applied(transform: Any, draw: Any, made: dict[str, Any]) -> np.ndarray:
     return transform.apply(draw, **made)["frames"]
+
+
+def test_brightness_contrast_and_gamma_are_their_equations_inside_the_sector() -> None:
+    before = clip(None)["frames"]
+    mean = before[:, INSIDE].mean()
+    for transform, draw, expected in (
+        (Brightness(factor=(1.2, 1.2)), 1.2, before * 1.2),
+        (Brightness(factor=(2, 2)), 2.0, np.minimum(before * 2, 255)),
+        (Contrast(factor=(0.5, 0.5)), 0.5, mean + 0.5 * (before - mean)),
+        (Contrast(factor=(3, 3)), 3.0, np.clip(mean + 3 * (before - mean), 0, 255)),
+        (Gamma(factor=(0.7, 0.7)), 0.7, 255 * (before / 255) ** 0.7),
+    ):
+        assert transform.draw(np.random.default_rng(0)) == pytest.approx(draw)
+        after = applied(transform, draw, clip(None))
+        np.testing.assert_allclose(after[:, INSIDE], expected[:, INSIDE], rtol=1e-4, atol=1e-3)
+        assert not after[:, ~INSIDE].any()
+    black = clip(0.0)
+    assert not applied(Contrast(factor=(2, 2)), 2.0, black).any()  # no sector, no mean
+    with pytest.raises(EchoPlanError, match="factor of grey levels"):
+        Gamma(factor=(2, 1))
 
 
 # What holds for all of them ----------------------------------------------------------------------------------------

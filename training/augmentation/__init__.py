@@ -1,9 +1,11 @@
 """Augmentation: policies by name, and the transforms that they are made of.
 
-One idea a file: `spatial` (pixels and labels move), `timing` (other frames), `ultrasound` (grey levels, as other
-scanners, tissues and artefacts make them). A transform is drawn once a clip and works on dictionaries.
+One idea a file: `spatial` (pixels and labels move), `timing` (other frames), `grey_levels` (brightness, contrast,
+gamma), `ultrasound` (grey levels, as other scanners, tissues and artefacts make them). A transform is drawn once a clip
+and works on dictionaries.
 """
 
+from .grey_levels import Brightness, Contrast, Gamma
 from .policy import GENERIC, THE_SIX, ULTRASOUND, Augmentation, augmentation_parts, build_augmentation
 from .spatial import DepthChange, FieldOfView, MovingTransform, Rotation, SectorAffine, SectorMove, move_clip
 from .timing import CineSpeed, CineSpeedDraw, FrameDrop, FrameDropDraw, TimingTransform
@@ -29,14 +31,17 @@ __all__ = [
     "ULTRASOUND",
     "AttenuationDraw",
     "Augmentation",
+    "Brightness",
     "CineSpeed",
     "CineSpeedDraw",
     "Clip",
+    "Contrast",
     "DepthAttenuation",
     "DepthChange",
     "FieldOfView",
     "FrameDrop",
     "FrameDropDraw",
+    "Gamma",
     "GaussianShadow",
     "Haze",
     "HazeDraw",

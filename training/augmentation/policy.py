@@ -1,8 +1,9 @@
 """Augmentation of one training sample: the same draw for every frame of a clip, labels moved with the pixels.
 
-Generic recipes move about the sector's apex and take their intensity transforms, on normalised intensities, from
-batchgenerators, with time in its channel axis so that one draw serves all frames. The transforms of ultrasound's own
-work on grey levels, before normalisation: they imitate what differs between examinations.
+Generic recipes move about the sector's apex. "light" and "moderate" change grey levels, before normalisation, as their
+papers do, and so do the transforms of ultrasound's own, which imitate what differs between examinations. "strong" takes
+nnU-Net's transforms of normalised intensities from batchgenerators, with time in its channel axis so that one draw
+serves all frames.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 
+from .grey_levels import Brightness, Contrast, Gamma
 from .spatial import DepthChange, FieldOfView, MovingTransform, Rotation, SectorAffine, SectorMove, move_clip
 from .timing import CineSpeed, FrameDrop, TimingTransform
 from .transform import Clip, Transform
@@ -47,20 +49,21 @@ class Augmentation:
     Args:
         geometry: rotation, scale, mirror.
         intensity: batchgenerators transforms on {"data": (1, T, H, W)} of normalised intensities.
-        ultrasound: transforms of `ULTRASOUND`, in their order.
+        transforms: of time, place and grey levels, in the order they act.
     """
 
     def __init__(
         self,
         geometry: SectorAffine | None,
         intensity: Sequence[AbstractTransform] = (),
-        ultrasound: Sequence[Transform] = (),
+        transforms: Sequence[Transform] = (),
     ) -> None:
-        from batchgenerators.transforms.abstract_transforms import Compose
+        self.geometry, self.intensity = geometry, None
+        if intensity:
+            from batchgenerators.transforms.abstract_transforms import Compose
 
-        self.geometry = geometry
-        self.intensity = Compose(list(intensity)) if intensity else None
-        self.ultrasound = tuple(ultrasound)
+            self.intensity = Compose(list(intensity))
+        self.transforms = tuple(transforms)
 
     def retime(
         self, frames: Sequence[int], *, labelled: Sequence[int], native_frames: int, seed: Sequence[int]
@@ -81,7 +84,7 @@ class Augmentation:
     def move(
         self, frames: np.ndarray, labels: np.ndarray, *, apex: tuple[float, float], classes: int, seed: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All that happens to grey levels, where 0 is black: geometry in one resampling, then ultrasound's artefacts.
+        """All that happens to grey levels, where 0 is black: geometry in one resampling, then their own transforms.
 
         Args:
             frames: (T, H, W).
@@ -111,10 +114,10 @@ class Augmentation:
 
     def _drawn(self, kind: type, seed: Sequence[int]) -> Iterator[tuple[Any, Any]]:
         """The transforms of one kind that act on this sample, with what was drawn for them."""
-        if not any(isinstance(transform, kind) for transform in self.ultrasound):
+        if not any(isinstance(transform, kind) for transform in self.transforms):
             return
         generator = np.random.default_rng([*seed, 2])
-        for transform in self.ultrasound:
+        for transform in self.transforms:
             # Drawn for all, whoever acts and whoever asks: so that each always gets the same.
             acts, draw = generator.random() < transform.probability, transform.draw(generator)
             if acts and isinstance(transform, kind):
@@ -150,7 +153,7 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
     "strong": nnU-Net's 2D recipe (Isensee et al. 2021, supplement D) with a rotation that suits apical views.
     "moderate": EchoForge's (gamma, scaling, rotation and contrast, each in half of the samples; the paper names no
     ranges), and flips.
-    "light": PKEcho-Net's (flip, rotation, brightness and contrast by 15 %).
+    "light": PKEcho-Net's (flip, rotation, brightness and contrast by 15 %; the paper says not how often each acts).
     "none": the sample as it is.
     "ultrasound": flips, and six transforms of ultrasound's own instead of a generic recipe (the number is Yao et al.'s,
     arXiv 2511.05731, whose abstract does not name them; how often each acts is ours).
@@ -173,7 +176,9 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
     scale, probability = _GEOMETRY[generic]
     degrees = 0.0 if generic == "flips" else rotation_degrees
     geometry = SectorAffine(degrees, scale=scale, mirror=mirror, probability=probability)
-    return Augmentation(geometry, _intensity(generic), ultrasound)
+    return Augmentation(
+        geometry, _normalised_intensity() if generic == "strong" else (), [*ultrasound, *_GREY_LEVELS.get(generic, ())]
+    )
 
 
 # Scales and the probability of each move.
@@ -183,10 +188,14 @@ _GEOMETRY = {
     "moderate": ((0.8, 1.25), 0.5),
     "strong": ((0.7, 1.4), 0.5),
 }
+_GREY_LEVELS: dict[str, tuple[IntensityTransform, ...]] = {
+    "light": (Brightness(factor=(0.85, 1.15)), Contrast(factor=(0.85, 1.15))),
+    "moderate": (Gamma(factor=(0.7, 1.5)), Contrast(factor=(0.75, 1.25))),
+}
 
 
-def _intensity(generic: str) -> list[AbstractTransform]:
-    """A generic recipe's transforms of normalised intensities."""
+def _normalised_intensity() -> list[AbstractTransform]:
+    """nnU-Net's transforms of normalised intensities."""
     # Half a second, which prediction, that knows trainers but augments nothing, need not wait for.
     from batchgenerators.transforms.color_transforms import (
         BrightnessMultiplicativeTransform,
@@ -196,26 +205,14 @@ def _intensity(generic: str) -> list[AbstractTransform]:
     from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
     from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
-    if generic == "light":
-        return [
-            BrightnessMultiplicativeTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
-            ContrastAugmentationTransform((0.85, 1.15), per_channel=False, p_per_sample=0.5),
-        ]
-    if generic == "moderate":
-        return [
-            GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.5),
-            ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.5),
-        ]
-    if generic == "strong":
-        return [
-            GaussianNoiseTransform((0, 0.1), p_per_sample=0.1),
-            GaussianBlurTransform((0.5, 1.0), different_sigma_per_channel=False, p_per_sample=0.2),
-            BrightnessMultiplicativeTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
-            ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
-            SimulateLowResolutionTransform((0.5, 1), order_upsample=1, p_per_sample=0.25),
-            GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.3),
-        ]
-    return []
+    return [
+        GaussianNoiseTransform((0, 0.1), p_per_sample=0.1),
+        GaussianBlurTransform((0.5, 1.0), different_sigma_per_channel=False, p_per_sample=0.2),
+        BrightnessMultiplicativeTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
+        ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
+        SimulateLowResolutionTransform((0.5, 1), order_upsample=1, p_per_sample=0.25),
+        GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.3),
+    ]
 
 
 @contextmanager
