@@ -55,6 +55,17 @@ def check_choice(setting: str, value: str, choices: Collection[str]) -> None:
         raise EchoPlanError(f"{setting} cannot be {value!r}", remedy=f"choose one of {', '.join(choices)}")
 
 
+def check_range(setting: str, value: float, least: float, most: float | None = None) -> None:
+    """Refuse a number below `least` or, where there is one, above `most`.
+
+    Raises:
+        EchoPlanError: it is; what is allowed is named.
+    """
+    if value < least or (most is not None and value > most):
+        allowed = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise EchoPlanError(f"{setting} must be {allowed}, not {value}")
+
+
 def _fits(value: Any, kind: Any) -> bool:
     allowed = get_args(kind) or (kind,)
     if isinstance(value, bool):

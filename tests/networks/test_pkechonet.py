@@ -56,9 +56,11 @@ def test_grouping_is_a_mean_under_the_mask() -> None:
     logits[:, :, :, 0, 0] = 50.0
     expected = (features[..., 1, 2] + features[..., 0, 0]) / 2
     torch.testing.assert_close(group_features(logits, features)[:, :, 0], expected)
-    # The paper's sum would be four times as large on a grid twice as fine.
+    torch.testing.assert_close(group_features(logits, features, mean=False)[:, :, 0], 2 * expected)
+    # The paper's sum is four times as large on a grid twice as fine.
     larger = [x.repeat_interleave(2, -1).repeat_interleave(2, -2) for x in (logits, features)]
     torch.testing.assert_close(group_features(*larger)[:, :, 0], expected)
+    torch.testing.assert_close(group_features(*larger, mean=False)[:, :, 0], 8 * expected)
     # A mask that is nowhere is defined.
     assert group_features(torch.full((1, 2, 1, 3, 3), -200.0), features).isfinite().all()
 
@@ -68,6 +70,8 @@ def test_kernels_act_as_one_by_one_convolutions() -> None:
     masks = apply_kernels(kernels, features)
     expected = torch.nn.functional.conv2d(features[1, 2][None], kernels[1, 2][:, :, None, None])[0]
     torch.testing.assert_close(masks[1, 2], expected)
+    biased = apply_kernels(kernels, features, torch.tensor([0.5, -2.0]))
+    torch.testing.assert_close(biased[1, 2] - masks[1, 2], torch.tensor([0.5, -2.0])[:, None, None].expand(2, 4, 6))
 
 
 def test_attention_is_equation_3() -> None:
@@ -136,7 +140,75 @@ def test_videos_of_a_batch_meet_in_training_only_when_asked() -> None:
         assert (moved > 1e-4) == (cross_video == "train")
 
 
-@pytest.mark.parametrize("settings", [{"kernel_update": "gating"}, {"region_proxy": False}, {"stages": 0}])
+@pytest.mark.parametrize(("interval", "factors"), [(1, [4, 2, 2, 2]), (2, [8, 4]), (3, [4, 8]), (4, [8])])
+def test_estimators_at_any_interval_bring_masks_to_the_images_grid(interval: int, factors: list[int]) -> None:
+    torch.manual_seed(0)
+    network = build_network("pkechonet", size=(64, 64), proxy_interval=interval).eval()
+    assert [estimator.factor for estimator in network.affinities] == factors
+    maps = network.backbone(torch.randn(1, 1, 64, 64))
+    assert network._enlarge(torch.full((1, 2, 2, 2), 3.0), maps).allclose(torch.tensor(3.0))
+    coarse = torch.randn(1, 2, 2, 2)
+    fine = upsample_by_affinity(coarse, network.affinities[-1](maps[-1]))
+    if interval == 4:
+        fine = torch.nn.functional.interpolate(fine, scale_factor=4, mode="bilinear")
+    elif interval > 1:
+        fine = upsample_by_affinity(fine, network.affinities[0](maps[0 if interval == 3 else 1]))
+    if interval > 1:
+        torch.testing.assert_close(network._enlarge(coarse, maps), fine)
+
+
+@pytest.mark.parametrize(("position", "spread"), [("attention", 0.02), ("kernels", 1.0)])
+def test_the_phase_comes_in_at_every_attention_or_once_with_the_kernels(position: str, spread: float) -> None:
+    torch.manual_seed(0)
+    network = build_network("pkechonet", size=(64, 64), position=position).eval()
+    segmentation = network.segmentation
+    assert float(segmentation.position.detach().std()) == pytest.approx(spread, rel=0.2)
+    given: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    updated: list[torch.Tensor] = []
+    for refinement in segmentation.refinements:
+        refinement.update.register_forward_hook(lambda _, __, output: updated.append(output))
+        refinement.temporal.register_forward_pre_hook(
+            lambda _, inputs, named: given.append((inputs[0], named["position"])), with_kwargs=True
+        )
+    with torch.no_grad():
+        segmentation(torch.randn(1, 10, 512, 2, 2))
+    added = [tokens - before.transpose(1, 2) for (tokens, _), before in zip(given, updated, strict=True)]
+    phase = segmentation.position.detach()
+    if position == "attention":
+        assert all(torch.equal(told, phase) for _, told in given) and not any(extra.any() for extra in added)
+    else:
+        assert all(told is None for _, told in given) and not any(extra.any() for extra in added[1:])
+        torch.testing.assert_close(added[0], phase.expand_as(added[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_each_stage_has_its_own_bias_where_asked_for() -> None:
+    torch.manual_seed(0)
+    network = build_network("pkechonet", size=(64, 64), kernel_bias=True, stages=1, region_proxy=False).train()
+    clip = torch.randn(2, 2, 1, 64, 64)
+    torch.manual_seed(1)
+    before = network(clip)
+    with torch.no_grad():
+        network.segmentation.bias[1] += 0.7
+    torch.manual_seed(1)
+    after = network(clip)
+    assert torch.equal(after.auxiliary["stages"][0], before.auxiliary["stages"][0])
+    torch.testing.assert_close(after.logits, before.logits + 0.7)
+    assert build_network("pkechonet", size=(64, 64)).segmentation.bias is None
+
+
+def test_dropout_is_as_strong_as_asked_for() -> None:
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = build_network("pkechonet", size=(64, 64), dropout=dropout).train()
+        clip = torch.randn(2, 2, 1, 64, 64)
+        with torch.no_grad():
+            assert torch.equal(network(clip).logits, network(clip).logits) == (dropout == 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kernel_update": "gating"}, {"region_proxy": False}, {"stages": 0}, {"grouping": "sum", "kernel_bias": True}],
+)
 def test_the_ablations_run(settings: dict) -> None:
     network = build_network("pkechonet", size=(64, 64), **settings)
     output = network(torch.randn(2, 2, 1, 64, 64))
@@ -151,6 +223,10 @@ def test_the_ablations_run(settings: dict) -> None:
         ({"backbone": "resnet19"}, "resnet18, resnet34, resnet50"),
         ({"cross_video": "on"}, "off, train"),
         ({"kernel_update": "none"}, "hybrid, gating"),
+        ({"grouping": "max"}, "mean, sum"),
+        ({"position": "none"}, "attention, kernels"),
+        ({"proxy_interval": 5}, "from 1 to 4, not 5"),
+        ({"stages": -1}, "0 or more, not -1"),
         ({"head_channels": 12}, "must divide"),
     ],
 )

@@ -11,13 +11,15 @@ import torch
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_mask
+from echoplan.networks import ClipOutput
+from echoplan.networks.pkechonet.parts import GatedUpdate
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method, method_registry
 from echoplan.training.methods.unet import UNetMethod
 from echoplan.training.metrics import read_metrics
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.recipe import Recipe
+from echoplan.training.recipe import Recipe, parse_settings
 from echoplan.training.step import choose_precision, poly_rate
 from echoplan.training.trainer import Trainer
 from echoplan.training.validation import validate_fold
@@ -76,6 +78,39 @@ def test_pkechonet_is_supervised_at_every_refinement_stage(clip_setup: FoldSetup
     fewer = type(output)(output.logits, {"stages": output.auxiliary["stages"][1:]})
     without = trainer.method.loss(fewer, batch, **watch)
     assert whole.item() != pytest.approx(without.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_pkechonets_dice_is_v_nets_unless_it_is_told_otherwise(clip_setup: FoldSetup, squared: bool) -> None:
+    trainer = make_trainer("PKEchoNetR18Trainer", clip_setup, boundary_weight=0.0, squared_dice=squared)
+    assert find_method("PKEchoNetTrainer").recipe.squared_dice
+    labels = torch.full((1, 2, 32, 32), 255)
+    labels[:, 0] = (torch.rand(32, 32) < 0.3).long()
+    logits, stage = torch.randn(2, 1, 2, 1, 32, 32)
+    batch = {"labels": labels, "distance": torch.zeros(1, 2, 32, 32)}
+    loss = trainer.method.loss(ClipOutput(logits, {"stages": [stage]}), batch, epoch=0, record=trainer.metrics.add)
+    truth, expected = labels[0, 0].float(), 0.0
+    for mask in (logits[0, 0, 0].sigmoid(), stage[0, 0, 0].sigmoid()):
+        size = (mask.square() if squared else mask).sum() + truth.sum()
+        expected += float(1 - (2 * (mask * truth).sum() + 1) / (size + 1))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_rows_of_pkechonets_tables_are_settings(clip_setup: FoldSetup) -> None:
+    given = ["region_proxy=false", "kernel_update=gating", "temporal_attention=false", "dropout=0.3", "stages=4"]
+    network = make_trainer("PKEchoNetR18Trainer", clip_setup, **parse_settings(given)).network
+    assert not len(network.affinities) and len(network.segmentation.refinements) == 4
+    refinement = network.segmentation.refinements[0]
+    assert isinstance(refinement.update, GatedUpdate) and refinement.temporal is None
+    assert {module.p for module in refinement.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_is_as_it_was_before() -> None:
+    recipe = find_method("PKEchoNetTrainer").recipe
+    known = recipe.to_dict()
+    assert recipe.complete(known) == known and known["squared_dice"] is True
+    older = {name: value for name, value in known.items() if name not in ("squared_dice", "position")}
+    assert recipe.complete({**older, "epochs": 7}) == {**known, "squared_dice": False, "epochs": 7}
 
 
 def test_the_space_time_unet_trains_on_windows_and_is_watched_on_clips(clip_setup: FoldSetup) -> None:

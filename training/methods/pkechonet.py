@@ -26,6 +26,7 @@ class PKEchoNetRecipe(Recipe):
     Attributes:
         pretrained: start from ImageNet weights.
         boundary_weight: of the boundary loss beside Dice (equation 6: 1).
+        squared_dice: Dice with V-Net's squares below the line, which the paper cites; else the plain one.
         network: see `PKEchoNetSettings`.
     """
 
@@ -33,6 +34,7 @@ class PKEchoNetRecipe(Recipe):
     augmentation: str = "light"
     pretrained: bool = True
     boundary_weight: float = 1.0
+    squared_dice: bool = field(default=True, metadata={"before": False})
     network: PKEchoNetSettings = field(default_factory=lambda: PKEchoNetSettings(backbone="resnet50"))
 
 
@@ -58,7 +60,7 @@ class PKEchoNetMethod(Method[PKEchoNetRecipe]):
         """Equation 6: Dice and boundary loss, summed over the masks of all refinement stages."""
         total = output.logits.new_zeros(())
         for logits in (*output.auxiliary.get("stages", []), output.logits):
-            dice = soft_dice_loss(logits, batch["labels"])
+            dice = soft_dice_loss(logits, batch["labels"], squared=self.recipe.squared_dice)
             boundary = boundary_loss(logits, batch["distance"], batch["labels"])
             total = total + dice + self.recipe.boundary_weight * boundary
         return total

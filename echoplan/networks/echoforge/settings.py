@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.settings import NetworkSettings
+from echoplan.networks.settings import NetworkSettings, check_range
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,6 @@ class EchoForgeSettings(NetworkSettings):
 
     def __post_init__(self) -> None:
         for name, least, most in (("anchors", 1, 4), ("neighbours", 1, None), ("memory", 1, None)):
-            value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                allowed = f"from {least} to {most}" if most else f"{least} or more"
-                raise EchoPlanError(f"{name} must be {allowed}, not {value}")
+            check_range(name, getattr(self, name), least, most)
         if self.channels % 8 or self.channels % self.heads:
             raise EchoPlanError(f"channels must be a multiple of 8 and of heads ({self.heads}), not {self.channels}")

@@ -14,15 +14,15 @@ from echoplan.networks.pkechonet.settings import PKEchoNetSettings
 from echoplan.networks.resnet import ResNetBackbone
 
 _STRIDE = 32
-_FACTORS = (4, 2, 2, 2)  # from each layer's grid to the next finer one; the first layer's is a quarter of the image's
+_STRIDES = (4, 8, 16, 32)  # of the four layers' grids
 
 
 class PKEchoNet(nn.Module):
     """`pkechonet`: a ResNet, affinities in place of a decoder, and kernels refined over the clip.
 
-    Where it parts from the paper: the grouped features are a mean instead of a sum, the temporal position embedding is
-    interpolated over the relative phase so that any number of frames will do, and attention across the videos of a
-    batch is off unless asked for.
+    Where it parts from the paper unless asked to follow it: the grouped features are a mean instead of a sum, and
+    attention across the videos of a batch is off. The temporal position embedding, of which the paper says nothing, is
+    interpolated over the relative phase so that any number of frames will do.
 
     Args:
         settings: see `PKEchoNetSettings`.
@@ -50,18 +50,16 @@ class PKEchoNet(nn.Module):
             input_range=settings.input_range,
             bottleneck_stride=settings.bottleneck_stride,
         )
-        self.affinities = (
-            nn.ModuleList(
-                AffinityEstimator(width, factor=factor)
-                for width, factor in zip(self.backbone.channels, _FACTORS, strict=True)
-            )
-            if settings.region_proxy
-            else None
+        # The layers, from the first on, that have an estimator, and the strides of the grids that these lead to.
+        self.proxies = range(3, -1, -settings.proxy_interval)[::-1] if settings.region_proxy else range(0)
+        goals = (_STRIDES[0] if len(self.proxies) == 1 else 1, *(_STRIDES[layer] for layer in self.proxies))
+        self.affinities = nn.ModuleList(
+            AffinityEstimator(self.backbone.channels[layer], factor=_STRIDES[layer] // goal)
+            for layer, goal in zip(self.proxies, goals, strict=False)
         )
         self.segmentation = KernelSegmentation(settings, self.backbone.channels[-1], classes=classes)
         for part in (self.affinities, self.segmentation):
-            if part is not None:
-                part.apply(_initialise)
+            part.apply(_initialise)
 
     def forward(self, clip: Tensor) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` -> logits ``(B, T, K, H, W)``; in training mode a `ClipOutput` with "stages"."""
@@ -76,11 +74,10 @@ class PKEchoNet(nn.Module):
         return ClipOutput(logits, {"stages": earlier}) if self.training else logits
 
     def _enlarge(self, coarse: Tensor, maps: list[Tensor]) -> Tensor:
-        if self.affinities is None:
-            return F.interpolate(coarse, scale_factor=_STRIDE, mode="bilinear")
-        for estimator, features in zip(reversed(self.affinities), reversed(maps), strict=True):
-            coarse = upsample_by_affinity(coarse, estimator(features))
-        return coarse
+        whole = [_STRIDE * side for side in coarse.shape[-2:]]
+        for estimator, layer in zip(reversed(self.affinities), reversed(self.proxies), strict=True):
+            coarse = upsample_by_affinity(coarse, estimator(maps[layer]))
+        return coarse if list(coarse.shape[-2:]) == whole else F.interpolate(coarse, size=whole, mode="bilinear")
 
 
 def _initialise(module: nn.Module) -> None:

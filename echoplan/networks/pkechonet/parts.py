@@ -79,6 +79,7 @@ class KernelRefinement(nn.Module):
         channels, inner, dropout = settings.channels, settings.ffn_ratio * settings.channels, settings.dropout
         attention = partial(Attention, channels, head_channels=settings.head_channels, dropout=dropout)
         self.update = HybridUpdate(attention) if settings.kernel_update == "hybrid" else GatedUpdate(channels)
+        self.grouping, self.position = settings.grouping, settings.position
         self.temporal = attention() if settings.temporal_attention else None
         self.cross_video = attention() if settings.cross_video == "train" else None
         self.feed_forward = nn.Sequential(
@@ -90,18 +91,20 @@ class KernelRefinement(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, kernels: Tensor, features: Tensor, logits: Tensor, position: Tensor) -> Tensor:
+    def forward(self, kernels: Tensor, features: Tensor, logits: Tensor, position: Tensor | None) -> Tensor:
         """Kernels ``(B, T, K, d)`` -> refined kernels of the same shape.
 
         Args:
             kernels: the last iteration's.
             features: the reduced features ``(B, T, d, h, w)``.
             logits: the last iteration's masks ``(B, T, K, h, w)``.
-            position: each frame's phase, ``(T, d)``.
+            position: each frame's phase, ``(T, d)``; None adds none.
         """
-        kernels = self.update(group_features(logits, features), kernels)
+        kernels = self.update(group_features(logits, features, mean=self.grouping == "mean"), kernels)
         if self.temporal is not None:
             frames = kernels.transpose(1, 2)
+            if self.position == "kernels" and position is not None:
+                frames, position = frames + position, None
             kernels = self.temporal(frames, frames, position=position).transpose(1, 2)
         if self.cross_video is not None:
             # At inference each video attends to itself alone, so that its result does not hang on its batch mates.
@@ -126,11 +129,16 @@ class KernelSegmentation(nn.Module):
         self.reduce = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
-        # The 1 x 1 convolution of the predictor; it has no bias, since the kernels that follow have none.
+        # The 1 x 1 convolution of the predictor.
         self.kernels = nn.Parameter(torch.empty(classes, channels))
         nn.init.kaiming_normal_(self.kernels, nonlinearity="relu")
+        self.bias = nn.Parameter(torch.zeros(settings.stages + 1, classes)) if settings.kernel_bias else None
         self.position = nn.Parameter(torch.empty(_PHASES, channels))
-        nn.init.trunc_normal_(self.position, std=0.02)
+        self.positions_once = settings.position == "kernels"
+        if self.positions_once:
+            nn.init.normal_(self.position)
+        else:
+            nn.init.trunc_normal_(self.position, std=0.02)
         self.refinements = nn.ModuleList(KernelRefinement(settings) for _ in range(settings.stages))
 
     def forward(self, features: Tensor) -> list[Tensor]:
@@ -138,33 +146,40 @@ class KernelSegmentation(nn.Module):
         batch, frames = features.shape[:2]
         reduced = self.reduce(features.flatten(0, 1)).unflatten(0, (batch, frames))
         kernels = self.kernels.expand(batch, frames, -1, -1)
-        position = interpolate_phases(self.position, frames)
-        masks = [apply_kernels(kernels, reduced)]
-        for refinement in self.refinements:
+        position: Tensor | None = interpolate_phases(self.position, frames)
+        biases = [None] * (len(self.refinements) + 1) if self.bias is None else list(self.bias)
+        masks = [apply_kernels(kernels, reduced, biases[0])]
+        for refinement, bias in zip(self.refinements, biases[1:], strict=True):
             kernels = refinement(kernels, reduced, masks[-1], position)
-            masks.append(apply_kernels(kernels, reduced))
+            masks.append(apply_kernels(kernels, reduced, bias))
+            position = None if self.positions_once else position
         return masks
 
 
-def apply_kernels(kernels: Tensor, features: Tensor) -> Tensor:
-    """Convolve each frame with its own kernels: ``(B, T, K, d)``, ``(B, T, d, h, w)`` -> ``(B, T, K, h, w)``."""
-    return (kernels @ features.flatten(3)).unflatten(-1, features.shape[3:])
+def apply_kernels(kernels: Tensor, features: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve each frame with its own kernels: ``(B, T, K, d)``, ``(B, T, d, h, w)`` -> ``(B, T, K, h, w)``.
+
+    `bias`, ``(K,)``, is the same for all frames.
+    """
+    masks = (kernels @ features.flatten(3)).unflatten(-1, features.shape[3:])
+    return masks if bias is None else masks + bias.view(-1, 1, 1)
 
 
-def group_features(logits: Tensor, features: Tensor) -> Tensor:
-    """Equation 1 as a mean: the features under each mask, divided by the mask's sum.
+def group_features(logits: Tensor, features: Tensor, *, mean: bool = True) -> Tensor:
+    """Equation 1: the sum of the features under each mask; or that divided by the mask's sum.
 
-    The paper's is a sum, whose scale changes with the resolution.
+    The scale of a sum changes with the resolution.
 
     Args:
         logits: masks ``(B, T, K, h, w)``; their probabilities (sigmoid for K = 1, else softmax) are the weights.
         features: ``(B, T, d, h, w)``.
+        mean: whether to divide.
 
     Returns:
         ``(B, T, K, d)``.
     """
     masks = (logits.sigmoid() if logits.shape[2] == 1 else logits.softmax(dim=2)).flatten(3)
-    weights = masks / masks.sum(dim=-1, keepdim=True).clamp_min(_TINY)
+    weights = masks / masks.sum(dim=-1, keepdim=True).clamp_min(_TINY) if mean else masks
     return weights @ features.flatten(3).transpose(-1, -2)
 
 
