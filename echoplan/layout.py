@@ -6,7 +6,7 @@ docs/formats.md shows the tree. Folders of a user's own (`$echoplan_raw`, -o OUT
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # A raw dataset
@@ -85,6 +85,16 @@ def probabilities_file(case: str) -> str:
 def part_arguments_file(number: int, count: int) -> str:
     """The record that one share of a prediction leaves."""
     return f"prediction_args.part_{number}_of_{count}.json"
+
+
+def together(models: Sequence[str]) -> str:
+    """What several models' folders are called as an ensemble; of one, its own name."""
+    return "___".join(models)
+
+
+def home_of(models: Sequence[str]) -> str:
+    """Where in a dataset's results that lies which concerns a model, or an ensemble of several."""
+    return models[0] if len(models) == 1 else f"ensembles/{together(models)}"
 
 
 def folds_with(model: Path, name: str) -> Iterator[tuple[int, Path]]:

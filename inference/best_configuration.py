@@ -133,7 +133,7 @@ def find_best_configuration(
         means = {key: value for key, value in scores[candidate.name].to_row().items() if key != "name"}
         per_frame = [score.to_row() for score in of_frames[candidate.name]]
         content = {"folds": list(crossval.folds), **means, "per_frame": per_frame}
-        write_json(_home(crossval, candidate) / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
+        write_json(candidate.home / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
     best = _choose(candidates, scores)
     postprocessing = _postprocess_best(crossval, best, structures, processes)
     for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
@@ -157,7 +157,7 @@ def _write_best(
         "name": best.name,
         "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
         "postprocessing": postprocessing,
-        "calibration": _calibration_file(crossval, best).relative_to(crossval.results).as_posix(),
+        "calibration": _calibration_file(best).relative_to(crossval.results).as_posix(),
         "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
         "scores": [score.to_row() for score in table],
         "left_out": left_out,
@@ -287,18 +287,13 @@ def _choose(candidates: Sequence[Candidate], scores: Mapping[str, CandidateScore
     return best if dice(best) - dice(single) >= MINIMAL_ENSEMBLE_GAIN else single
 
 
-def _home(crossval: CrossValidation, candidate: Candidate) -> Path:
-    """A model's own folder; ensembles/<name> for an ensemble."""
-    return candidate.models[0] if len(candidate.models) == 1 else crossval.results / "ensembles" / candidate.name
-
-
 def _postprocess_best(
     crossval: CrossValidation, best: Candidate, structures: Mapping[str, int], processes: int
 ) -> dict[str, Any]:
     """Choose the steps, and write the postprocessed masks, their summary and their EF table."""
     sources = {case: (best.files(crossval, case), crossval.reference(case)) for case in crossval.cases}
     postprocessing = determine_postprocessing(load_labelled, sources, structures, processes=processes)
-    home = _home(crossval, best)
+    home = best.home
     write_json(home / layout.POSTPROCESSING_FILE, postprocessing)
     model = ModelFolder.read(best.models[0])
     store = ClipStore(crossval.preprocessed / model.plan.store)
@@ -315,19 +310,19 @@ def _postprocess_best(
     return postprocessing
 
 
-def _calibration_file(crossval: CrossValidation, candidate: Candidate) -> Path:
-    return _home(crossval, candidate) / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
+def _calibration_file(candidate: Candidate) -> Path:
+    return candidate.home / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
 
 
 def _write_calibration(
     crossval: CrossValidation, candidate: Candidate, structures: Mapping[str, int], target: int, processes: int
 ) -> None:
     """Calibrate a model, or the best ensemble, with the postprocessing that it predicts with when told nothing else."""
-    own = _home(crossval, candidate) / layout.POSTPROCESSING_FILE
+    own = candidate.home / layout.POSTPROCESSING_FILE
     steps = read_postprocessing(own) if own.is_file() else ()
     store = ClipStore(crossval.preprocessed / ModelFolder.read(candidate.models[0]).plan.store)
     calibration = calibrate(crossval, candidate, store, steps, structures, target, processes=processes)
-    calibration.write(_calibration_file(crossval, candidate))
+    calibration.write(_calibration_file(candidate))
 
 
 def _write_final_mask(

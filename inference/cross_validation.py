@@ -102,7 +102,12 @@ class Candidate:
     @property
     def name(self) -> str:
         """The model folder's name; those of an ensemble joined."""
-        return "___".join(model.name for model in self.models)
+        return layout.together([model.name for model in self.models])
+
+    @property
+    def home(self) -> Path:
+        """A model's own folder; ensembles/<name> for an ensemble."""
+        return self.models[0].parent / layout.home_of([model.name for model in self.models])
 
     def files(self, crossval: CrossValidation, case: str) -> tuple[Path, ...]:
         """What the candidate's mask of a case is made from: one mask, or several models' probabilities."""

@@ -78,7 +78,7 @@ def choose_models(
     wanted = {"-tr": trainer, "-p": plans_name, "-c": configuration}
     best = home / layout.BEST_CONFIGURATION_FILE
     if not any(wanted.values()) and best.is_file():
-        return _best(best, chosen_folds)
+        return read_best(best, chosen_folds)
     there = trained_models(home)
     asked_parts = list(wanted.values())
     fitting = [path for path in there if all(v in (None, p) for v, p in zip(asked_parts, _parts(path), strict=True))]
@@ -129,7 +129,12 @@ def _only_dataset(folders: Folders) -> Path:
     )
 
 
-def _best(file: Path, folds: tuple[int, ...] | None) -> ModelChoice:
+def read_best(file: Path, folds: tuple[int, ...] | None = None) -> ModelChoice:
+    """What a best_configuration.json says, with other folds if they are given.
+
+    Raises:
+        EchoPlanError: it is none.
+    """
     content = read_json(file)
     try:
         members = tuple((file.parent / item["model"], folds or tuple(item["folds"])) for item in content["members"])

@@ -1,7 +1,7 @@
 """Models as single files: exported here, installed on another machine, without names of patients and without tricks."""
 
-from .export import ExportedModel, export_model
+from .export import export_model
 from .install import InstalledModel, install_model
 from .manifest import Manifest
 
-__all__ = ["ExportedModel", "InstalledModel", "Manifest", "export_model", "install_model"]
+__all__ = ["InstalledModel", "Manifest", "export_model", "install_model"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from echoplan.cli import add_folds, command, existing_path, folders, parser
@@ -20,18 +20,31 @@ from .manifest import Manifest
 @command
 def export_model_command(arguments: Sequence[str]) -> int:
     """echoplan_export_model DATASET -o model.zip"""
-    options = _export_parser().parse_args(arguments)
+    made = parser(
+        "echoplan_export_model",
+        "Write what echoplan_predict needs to one file, for other machines. Without -tr or -m it is the best "
+        "configuration found, or the only model trained.",
+    )
+    made.add_argument("dataset", nargs="?", metavar="DATASET", help="whose models; name, id or folder name")
+    made.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help="the archive, model.zip, say")
+    made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER",
+                      help="which trainer's model; several are an ensemble")  # fmt: skip
+    made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
+    made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
+    add_folds(made, "-f", help="folds to export, or all (every fold trained)")
+    made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
+                      help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    made.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
+                      help="which checkpoint")  # fmt: skip
+    options = made.parse_args(arguments)
     where = folders()
     choice = _choose(where, options)
     dataset = _home_name(where, options, choice)
-    exported = export_model(choice, options.output, dataset=dataset, checkpoint=options.checkpoint)
-    size = exported.file.stat().st_size / 1e6
-    print(f"{exported.file}, {size:.1f} MB: {exported.reason}")
-    _print_content(exported.manifest)
-    for note in exported.notes:
-        print(f"note: {note}")
-    trust = " --trust_code" if exported.manifest.code_files else ""
-    print(f"install it elsewhere: echoplan_install_model {exported.file.name}{trust}")
+    manifest = export_model(choice, options.output, dataset=dataset, checkpoint=options.checkpoint)
+    print(f"{options.output}, {options.output.stat().st_size / 1e6:.1f} MB: {choice.reason}")
+    _print_content(manifest)
+    trust = " --trust_code" if manifest.code else ""
+    print(f"install it elsewhere: echoplan_install_model {options.output.name}{trust}")
     return 0
 
 
@@ -51,57 +64,21 @@ def install_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("--trust_code", action="store_true", help="install a model that brings the code of its trainer; "
                       "it runs whenever the model is used")  # fmt: skip
     options = made.parse_args(arguments)
-    installed = install_model(
-        options.archive,
-        folders(),
-        name=options.dataset,
-        overwrite=options.overwrite,
-        trust_code=options.trust_code,
-    )
+    how = {"name": options.dataset, "overwrite": options.overwrite, "trust_code": options.trust_code}
+    installed = install_model(options.archive, folders(), **how)
     print(f"installed in {installed.home}:")
     _print_content(installed.manifest)
     if installed.replaced:
         print(f"replaced: {', '.join(installed.replaced)}")
-    for note in installed.notes:
-        print(f"note: {note}")
     print(f"predict with it: {installed.command}")
     return 0
 
 
-def _export_parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_export_model",
-        "Write what echoplan_predict needs to one file, for other machines. Without -tr or -m it is the best "
-        "configuration found, or the only model trained.",
-    )
-    made.add_argument("dataset", nargs="?", metavar="DATASET", help="whose models; name, id or folder name")
-    made.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help="the archive, model.zip, say")
-    made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER",
-                      help="which trainer's model; several are an ensemble")  # fmt: skip
-    made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
-    made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
-    add_folds(made, "-f", help="folds to export, or all (every fold trained)")
-    made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
-                      help="a model folder anywhere; several are an ensemble")  # fmt: skip
-    made.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
-                      help="which checkpoint")  # fmt: skip
-    return made
-
-
 def _choose(where: Folders, options: argparse.Namespace) -> ModelChoice:
     """As echoplan_predict chooses; of several trainers each one's model."""
-    choices = [
-        choose_models(
-            where,
-            dataset=options.dataset,
-            trainer=trainer,
-            plans_name=options.plans_name,
-            configuration=options.configuration,
-            folds=options.folds,
-            model_folders=options.model_folders,
-        )
-        for trainer in options.trainers or (None,)
-    ]
+    names = ("dataset", "plans_name", "configuration", "folds", "model_folders")
+    asked = {name: getattr(options, name) for name in names}
+    choices = [choose_models(where, trainer=trainer, **asked) for trainer in options.trainers or (None,)]
     if len(choices) == 1 or options.model_folders:
         return choices[0]
     members = tuple(member for choice in choices for member in choice.members)
@@ -116,13 +93,9 @@ def _home_name(where: Folders, options: argparse.Namespace, choice: ModelChoice)
     """
     if not options.model_folders:
         return choice.members[0][0].parent.name
-    datasets = sorted({ModelFolder.read(path).plan.dataset for path, _ in choice.members})
-    if options.dataset is None and len(datasets) == 1:
-        return datasets[0]
-    fitting = [name for name in datasets if options.dataset in (name, dataset_name(Path(name)))]
-    if not fitting and options.dataset is not None:
-        fitting = [name for name in datasets if name == where.find_results(options.dataset).name]
-    if not fitting:
+    asked, datasets = options.dataset, sorted({ModelFolder.read(path).plan.dataset for path, _ in choice.members})
+    fitting = [name for name in datasets if asked in (None, name, dataset_name(Path(name)))]
+    if len(fitting) != 1:
         raise EchoPlanError(
             f"the models were trained on {' and '.join(datasets)}",
             file=choice.members[0][0],
@@ -132,14 +105,9 @@ def _home_name(where: Folders, options: argparse.Namespace, choice: ModelChoice)
 
 
 def _print_content(manifest: Manifest) -> None:
-    for line in _content(manifest):
-        print(line)
-
-
-def _content(manifest: Manifest) -> Iterator[str]:
-    for model in manifest.models:
+    for folder in manifest.packages:
         checkpoint = "" if manifest.checkpoint == "final" else f", {manifest.checkpoint} checkpoints"
-        yield f"  {model.folder}, folds {', '.join(map(str, model.folds))}{checkpoint}"
-    yield f"trained on {dataset_name(Path(manifest.dataset))}; licence of the data: {manifest.licence or 'not named'}"
+        print(f"  {folder}, folds {', '.join(map(str, manifest.folds(folder)))}{checkpoint}")
+    print(f"trained on {dataset_name(Path(manifest.dataset))}; licence of the data: {manifest.licence or 'not named'}")
     if manifest.reference:
-        yield f"cite: {manifest.reference}"
+        print(f"cite: {manifest.reference}")

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import logging
 import re
 import stat
+import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from echoplan import layout
-from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path, plain, read_json
-from echoplan.parallel_map import progress
+from echoplan.files import atomic_path, plain, read_json, sweep_partial_files
 from echoplan.plans import Plan
 
-from ...training.checkpoint import ModelState, load_checkpoint, pack_checkpoint
+from ...training.checkpoint import ModelState, pack_checkpoint
 from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
@@ -27,37 +28,19 @@ from ..model_selection import BY_EXPORT, ModelChoice
 from ..postprocessing import read_postprocessing
 from ..predictor import EchoPredictor
 from .install import is_model_archive
-from .manifest import CALIBRATION, ArchivedFile, ArchivedModel, Manifest
-from .trainer_code import modules_beside
+from .manifest import CALIBRATION, Manifest
 
-# What a checkpoint keeps: what inference reads, and what a training that starts from it asks (-pretrained_weights).
-_KEPT = ("version", "trainer", "settings", "size", "classes", "plan", "epochs", "seed", "dataset", "network")
+logger = logging.getLogger(__name__)
+
 _KEPT_OF_START = ("kind", "trainer", "dataset", "epochs", "size", "classes", "left_new")  # not the weights' path
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
 _FEWEST_LETTERS = 4  # shorter names of patients are words of every text
 
-Content = bytes | memoryview
 
+def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: str = "final") -> Manifest:
+    """Write what `choice` predicts with to one file, and return its manifest. The same model gives the same bytes.
 
-@dataclass(frozen=True)
-class ExportedModel:
-    """What was exported.
-
-    Attributes:
-        file: the archive.
-        manifest: what is in it.
-        reason: why these models, in words.
-        notes: what the user should know before passing it on.
-    """
-
-    file: Path
-    manifest: Manifest
-    reason: str
-    notes: tuple[str, ...]
-
-
-def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: str = "final") -> ExportedModel:
-    """Write what `choice` predicts with to one file. The same model gives the same bytes.
+    What the user should know before passing it on is logged as warnings.
 
     Args:
         choice: of `choose_models`.
@@ -76,6 +59,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         raise EchoPlanError(
             "there is a file of that name that is no archive of a model", file=out, remedy="choose another name"
         )
+    sweep_partial_files(out.parent, below=False)
     # The way of echoplan_predict: what cannot predict here is not exported.
     predictor = EchoPredictor.from_model_folders(
         choice.members,
@@ -85,35 +69,42 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         calibration=choice.calibration,
     )
     members = [(member.model, member.folds) for member in predictor.members]
-    steps, trust, description = predictor.postprocessing, predictor.trust, predictor.description
+    steps, trust, data = predictor.postprocessing, predictor.trust, predictor.description
     del predictor  # its networks
-    export = _Export(checkpoint)
-    for model, folds in members:
-        export.add_model(model, folds)
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        export = _Export(archive, checkpoint, ensemble=len(members) > 1)
+        try:
+            packages = {model.path.resolve().name: export.add_model(model, folds) for model, folds in members}
+            chosen = dict(zip(packages, (folds for _, folds in members), strict=True))
+            export.add_choice(choice, dataset, chosen, steps, trust.calibration)
+            manifest = Manifest(dataset, data.licence, data.reference, checkpoint, packages, dict(export.files))
+        except ValueError as error:
+            raise EchoPlanError(f"this cannot be installed elsewhere: {error}", remedy="rename it") from error
+        export.add_json(layout.MANIFEST_FILE, manifest.to_dict())
     if trust.calibration is None:
         export.note(f"without intervals of EF and volumes: {trust.why_none}")
-    export.add_choice(choice, dataset, steps, trust.calibration)
-    manifest = export.write(out, dataset, description)
-    return ExportedModel(out, manifest, choice.reason, tuple(export.notes))
+    for note in export.notes:
+        logger.warning("%s", note)
+    return manifest
 
 
 @dataclass
 class _Export:
-    """What goes into the archive.
+    """An archive that is being written.
 
     Attributes:
+        archive: the file.
         checkpoint: "final" or "best".
-        models: those added.
-        contents: by name: a small file's bytes, or how to make a large one's.
-        texts: by name, what of a file is searched for names of cases and patients.
+        ensemble: whether there are several models, each with its own calibration.
+        files: as the manifest holds them.
         notes: for the user, each once.
         names: of the cases and patients that the models know.
     """
 
+    archive: zipfile.ZipFile
     checkpoint: str
-    models: list[ArchivedModel] = field(default_factory=list)
-    contents: dict[str, bytes | Callable[[], Content]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    ensemble: bool
+    files: dict[str, dict[str, int | str]] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
@@ -121,106 +112,103 @@ class _Export:
         """Keep a note."""
         self.notes[note] = None
 
-    def add(self, name: str, content: bytes) -> None:
-        """A small file."""
-        self.contents[name], self.texts[name] = content, content.decode(errors="replace")
+    def add(self, name: str, content: bytes | memoryview, *, text: str | None = None) -> None:
+        """A file; what of it is text, all of it if not given, is searched for names of cases and patients."""
+        self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        entry = zipfile.ZipInfo(name, _DATE)
+        entry.create_system = 3  # Unix, wherever it is written
+        entry.external_attr = (stat.S_IFREG | 0o644) << 16
+        self.archive.writestr(entry, content)  # not packed: weights hardly shrink
+        text = bytes(content).decode(errors="replace") if text is None else text
+        words = sorted(word for word in self.names if word in text)
+        found = [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            self.note(f"{name} names cases or patients ({', '.join(found[:3])}{more}): see whether it may leave")
 
     def add_json(self, name: str, content: Any) -> None:
         """A JSON file."""
-        self.add(name, _json(content))
+        self.add(name, (json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
-    def add_model(self, model: ModelFolder, folds: tuple[int, ...]) -> None:
-        """A model folder: of each file what is known to be needed, whatever else a hand may have added."""
+    def add_model(self, model: ModelFolder, folds: tuple[int, ...]) -> str | None:
+        """A model folder: of each file what is known to be needed; the package that offers the trainer."""
         home, folder = model.path, model.path.resolve().name
-        if folder.casefold() in {other.folder.casefold() for other in self.models}:
+        if any(name.casefold().startswith(f"{folder}/".casefold()) for name in self.files):
             raise EchoPlanError(
                 f"two models are called {folder}", file=home, remedy="export them one by one, into two archives"
             )
         self.names |= _names_of_cases(home)
-        sources = [self._add_checkpoint(model, folder, fold) for fold in folds]
-        code = self._add_code(folder, sorted({file for _, file in sources if file is not None}))
-        packages = sorted(filter(None, (offering_package(source) for source, file in sources if file is None)))
         plan = Plan.read(home / layout.MODEL_PLAN_FILE)
         trainers = {name: trainer for name, trainer in plan.trainers.items() if name == model.trainer}
         self.add_json(f"{folder}/{layout.MODEL_PLAN_FILE}", replace(plan, trainers=trainers, hardware={}).to_dict())
         self.add_json(f"{folder}/{layout.DATASET_FILE}", model.description.to_dict())
         if (home / layout.FINGERPRINT_FILE).is_file():
             fingerprint = read_json(home / layout.FINGERPRINT_FILE)
-            if "summary" in fingerprint:
-                told = {"dataset": plan.dataset, "cases": {}, "summary": fingerprint["summary"], "failed_cases": {}}
-                self.add_json(f"{folder}/{layout.FINGERPRINT_FILE}", told)
+            told = {"dataset": plan.dataset, "cases": {}, "summary": fingerprint.get("summary", {}), "failed_cases": {}}
+            self.add_json(f"{folder}/{layout.FINGERPRINT_FILE}", told)
         if (home / layout.POSTPROCESSING_FILE).is_file():
             steps = read_postprocessing(home / layout.POSTPROCESSING_FILE)
             self.add_json(f"{folder}/{layout.POSTPROCESSING_FILE}", {"steps": list(steps)})
-        if self.checkpoint == "final" and (home / CALIBRATION).is_file():
+        if self.ensemble and self.checkpoint == "final" and (home / CALIBRATION).is_file():
             self.add_json(f"{folder}/{CALIBRATION}", Calibration.read(home / CALIBRATION).to_dict())
-        try:
-            self.models.append(ArchivedModel(folder, model.trainer, folds, packages[0] if packages else None, code))
-        except ValueError as error:
-            raise _cannot_be_installed(error, home) from error
+        sources = [self._add_checkpoint(model, folder, fold) for fold in folds]
+        for file in sorted({file for _, file in sources if file is not None}):
+            self._add_code(folder, file)
+        return next((offering_package(source) for source, file in sources if file is None), None)
 
     def _add_checkpoint(self, model: ModelFolder, folder: str, fold: int) -> tuple[str, Path | None]:
         """A fold's weights; how the archive names its trainer, and the user's file that holds it."""
-        file = model.path / layout.fold_folder(fold) / layout.checkpoint_file(self.checkpoint)
-        state = load_checkpoint(file, mapped=True)
-        source = model.trainer_source(ModelState.from_dict(state))
+        file = f"{layout.fold_folder(fold)}/{layout.checkpoint_file(self.checkpoint)}"
+        state = ModelState.read(model.path / file, mapped=True)
+        source = model.trainer_source(state)
         path, _, class_name = source.rpartition(":")
         code = Path(path).expanduser() if path.endswith(".py") else None
-        if code is not None:
-            source = f"{code.name}:{class_name}"
-        left = sorted(set(state) - {*_KEPT, "format", "trainer_source", "started_from"})
-        if left:
-            self.note(f"left out of the checkpoints, as inference does not need it: {', '.join(left)}")
-        settings = state["settings"].items()
-        paths = [f"{key}={value}" for key, value in settings if isinstance(value, str) and re.search(r"[/\\]", value)]
+        start = {key: value for key, value in state.started_from.items() if key in _KEPT_OF_START}
+        shared = replace(
+            state,
+            trainer_source=source if code is None else f"{code.name}:{class_name}",
+            started_from={"file": None, **start} if start else {},
+        )
+        paths = [f"{key}={value}" for key, value in state.settings.items() if re.search(r"[/\\]", str(value))]
         if paths:
             self.note(f"settings of {model.trainer} look like paths of this machine: {', '.join(paths)}")
+        text = json.dumps(plain({**shared.to_dict(), "network": None}), ensure_ascii=False)
         name = f"{folder}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
-        words = {key: value for key, value in _shared_state(state, source).items() if key != "network"}
-        self.texts[name] = json.dumps(plain(words), ensure_ascii=False)
-        self.contents[name] = lambda: pack_checkpoint(_shared_state(load_checkpoint(file, mapped=True), source))
-        return source, code
+        self.add(name, pack_checkpoint(shared.to_dict()), text=text)
+        return shared.trainer_source, code
 
-    def _add_code(self, folder: str, files: list[Path]) -> tuple[str, ...]:
-        """The files of a user's own trainer; their names."""
-        code: dict[str, bytes] = {}
-        for file in files:
-            beside = modules_beside(file)
-            if beside:
-                raise EchoPlanError(
-                    f"the trainer's file imports {beside[0].name}, which lies beside it and would be missing elsewhere",
-                    file=file,
-                    remedy="put what the trainer needs into its own file, or make it a package with an entry point "
-                    "(docs/trainers.md)",
-                )
-            content = file.read_bytes()
-            if code.setdefault(file.name, content) != content:
-                raise EchoPlanError(
-                    f"the folds were trained by different files of that name: {', '.join(map(str, files))}",
-                    file=file,
-                    remedy="choose folds of one of them with -f",
-                )
-        for name, content in code.items():
-            self.add(f"{folder}/{name}", content)
-            self.note(f"{folder}/{name} goes as it is: see that no name, path or password stands in it")
-        return tuple(sorted(code))
+    def _add_code(self, folder: str, file: Path) -> None:
+        """The file of a user's own trainer."""
+        beside = _modules_beside(file)
+        if beside:
+            raise EchoPlanError(
+                f"the trainer's file imports {beside[0]}, which lies beside it and would be missing elsewhere",
+                file=file,
+                remedy="put what the trainer needs into its own file, or make it a package with an entry point "
+                "(docs/trainers.md)",
+            )
+        name = f"{folder}/{file.name}"
+        if name in self.files:
+            raise EchoPlanError(
+                "the folds were trained by several files of that name", file=file, remedy="choose folds of one with -f"
+            )
+        self.add(name, file.read_bytes())
+        self.note(f"{name} goes as it is: see that no name, path or password stands in it")
 
     def add_choice(
         self,
         choice: ModelChoice,
         dataset: str,
-        steps: tuple[dict[str, Any], ...],
+        members: Mapping[str, tuple[int, ...]],
+        steps: Sequence[Mapping[str, Any]],
         calibration: Calibration | None,
     ) -> None:
-        """What holds for all models together: the best configuration, or what makes them an ensemble; calibration."""
-        name = "___".join(model.folder for model in self.models)
-        file = f"{name}/{CALIBRATION}" if len(self.models) == 1 else f"ensembles/{name}/{CALIBRATION}"
+        """What holds for all models together: calibration, and the best configuration, or that they are an ensemble."""
+        folders = [*members]
+        name, file = layout.together(folders), f"{layout.home_of(folders)}/{CALIBRATION}"
         if calibration is not None:
             self.add_json(file, calibration.to_dict())
-        else:  # a model's own does not hold for what was chosen
-            self.contents.pop(file, None)
-            self.texts.pop(file, None)
-        if choice.best is None and len(self.models) == 1:
+        if choice.best is None and len(members) == 1:
             return
         by_export: dict[str, Any] = {"chosen_by": BY_EXPORT}
         best = by_export if choice.best is None else read_json(choice.best)
@@ -228,45 +216,13 @@ class _Export:
         content = {
             "dataset": dataset,
             "name": name,
-            "members": [{"model": model.folder, "folds": list(model.folds)} for model in self.models],
+            "members": [{"model": folder, "folds": list(folds)} for folder, folds in members.items()],
             "postprocessing": {"steps": list(steps)},
             "calibration": None if calibration is None else file,
             **{key: best[key] for key in ("score", "chosen_by") if key in best},
             **({"scores": scores} if scores else {}),
         }
         self.add_json(layout.BEST_CONFIGURATION_FILE, content)
-
-    def write(self, out: Path, dataset: str, data: DatasetDescription) -> Manifest:
-        """Write the archive: its files by name, the manifest, which has their hashes, last."""
-        for name, text in self.texts.items():
-            words = (word for word in self.names if word in text)
-            found = sorted(word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text))
-            if found:
-                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                self.note(f"{name} names cases or patients ({', '.join(found[:3])}{more}): see whether it may leave")
-        files = {}
-        with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name in progress(sorted(self.contents), description="exporting", unit="file"):
-                made = self.contents[name]
-                content = made() if callable(made) else made
-                files[name] = ArchivedFile(len(content), hashlib.sha256(content).hexdigest())
-                _add_entry(archive, name, content)
-            try:
-                manifest = Manifest(dataset, data.licence, data.reference, self.checkpoint, tuple(self.models), files)
-            except ValueError as error:
-                raise _cannot_be_installed(error) from error
-            _add_entry(archive, layout.MANIFEST_FILE, _json(manifest.to_dict()))
-        return manifest
-
-
-def _shared_state(state: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What of a checkpoint is passed on."""
-    start = state.get("started_from") or {}
-    return {
-        **{key: state[key] for key in _KEPT if key in state},
-        "trainer_source": source,
-        "started_from": {"file": None, **{key: start[key] for key in _KEPT_OF_START if key in start}} if start else {},
-    }
 
 
 def _names_of_cases(model: Path) -> set[str]:
@@ -284,16 +240,14 @@ def _names_of_cases(model: Path) -> set[str]:
     return {name for name in names if len(name) >= _FEWEST_LETTERS}
 
 
-def _cannot_be_installed(error: ValueError, file: Path | None = None) -> EchoPlanError:
-    return EchoPlanError(f"this cannot be installed elsewhere: {error}", file=file, remedy="rename it")
-
-
-def _add_entry(archive: zipfile.ZipFile, name: str, content: Content) -> None:
-    entry = zipfile.ZipInfo(name, _DATE)
-    entry.create_system = 3  # Unix, wherever it is written
-    entry.external_attr = (stat.S_IFREG | 0o644) << 16
-    archive.writestr(entry, content)  # not packed: weights hardly shrink
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def _modules_beside(file: Path) -> list[str]:
+    """The files that a file imports from its own folder."""
+    try:
+        tree = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it will say so itself when it runs
+        return []
+    names = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    tops = sorted({name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"echoplan"})
+    places = [place for name in tops for place in (f"{name}.py", f"{name}/__init__.py")]
+    return [place for place in places if (file.parent / place).is_file()]

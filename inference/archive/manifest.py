@@ -3,87 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from echoplan import __version__, layout
-from echoplan.errors import EchoPlanError
+from echoplan.errors import EchoPlanError, printable
+from echoplan.names import on_any_disk
 from echoplan.paths import dataset_name, names_several
 
 FORMAT = 1
 CALIBRATION = f"{layout.CROSS_VALIDATION}/{layout.CALIBRATION_FILE}"
 ASK_AGAIN = "ask whoever made the archive to export the model again, or copy it again if it was damaged on its way"
-_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class ArchivedFile:
-    """One file: its size in bytes and its SHA-256, in hexadecimal digits."""
-
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if type(self.bytes) is not int or self.bytes < 0 or not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"a file of {self.bytes!r} bytes with the hash {self.sha256!r}")
-
-
-@dataclass(frozen=True)
-class ArchivedModel:
-    """One model folder.
-
-    Attributes:
-        folder: <Trainer>__<Plans>__<configuration>.
-        trainer: the trainer class's name.
-        folds: those that are in the archive.
-        package: the installed package that offers the trainer; "echoplan", or None where `code` does.
-        code: names of the user's files in the folder that hold the trainer.
-    """
-
-    folder: str
-    trainer: str
-    folds: tuple[int, ...]
-    package: str | None = None
-    code: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        parts = check_name(self.folder).split("__")
-        if len(parts) != 3 or parts[0] != self.trainer:
-            raise ValueError(f"{self.folder!r} is no model folder of {self.trainer!r}")
-        if not self.folds or any(type(fold) is not int or fold < 0 for fold in self.folds):
-            raise ValueError(f"the folds of {self.folder} are {list(self.folds)}")
-        wrong = [name for name in self.code if not check_name(name).endswith(".py")]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} is no Python file")
-
-    def checkpoint(self, fold: int) -> str:
-        """The name of a fold's checkpoint in the archive."""
-        return f"{self.folder}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
-
-    @property
-    def code_files(self) -> tuple[str, ...]:
-        """The names of `code` in the archive."""
-        return tuple(f"{self.folder}/{name}" for name in self.code)
-
-    @property
-    def needed(self) -> set[str]:
-        """The files that must be in the archive."""
-        checkpoints = (self.checkpoint(fold) for fold in self.folds)
-        return {
-            f"{self.folder}/{layout.MODEL_PLAN_FILE}",
-            f"{self.folder}/{layout.DATASET_FILE}",
-            *self.code_files,
-            *checkpoints,
-        }
-
-    @property
-    def optional(self) -> set[str]:
-        """The files that may be in the archive besides."""
-        return {f"{self.folder}/{name}" for name in (layout.FINGERPRINT_FILE, layout.POSTPROCESSING_FILE, CALIBRATION)}
+# One plain file or folder on every system; Windows knows no con, whatever its ending.
+_NAME = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))\w(?:[\w.+-]{0,198}[\w+-])?"
+_PLAIN = "|".join(
+    map(
+        re.escape,
+        (layout.MODEL_PLAN_FILE, layout.DATASET_FILE, layout.FINGERPRINT_FILE, layout.POSTPROCESSING_FILE, CALIBRATION),
+    )
+)
+_FOLD, _CHECKPOINT = layout.fold_folder(0).removesuffix("0"), re.escape(layout.checkpoint_file("final"))
+_OF_MODEL = re.compile(
+    rf"(?P<folder>{_NAME})/(?:{_PLAIN}|{_FOLD}(?P<fold>0|[1-9]\d{{0,8}})/{_CHECKPOINT}|(?P<code>{_NAME}\.py))"
+)
 
 
 @dataclass(frozen=True)
@@ -94,67 +38,59 @@ class Manifest:
         dataset: the results folder's name, Dataset001_CAMUS, or CAMUS+EchoNet.
         licence, reference: of the data, as dataset.json says.
         checkpoint: "final" or "best": which checkpoint of each fold is in the archive (as checkpoint_final.pth).
-        models: the models; several are an ensemble.
-        files: name in the archive -> size and hash, of all files but the manifest.
+        packages: model folder, <Trainer>__<Plans>__<configuration>, -> the installed package that offers the trainer;
+            "echoplan", or None where a file of the folder does. Several are an ensemble.
+        files: name in the archive -> {"bytes": size, "sha256": hexadecimal digits}, of all files but the manifest.
         echoplan: the version that wrote it.
 
     Raises:
-        ValueError: a name, number or hash is not as it should be, or a file is missing or does not belong to a model.
+        ValueError: a name is not as it should be, or a file does not belong to a model.
     """
 
     dataset: str
     licence: str
     reference: str
     checkpoint: str
-    models: tuple[ArchivedModel, ...]
-    files: Mapping[str, ArchivedFile]
+    packages: Mapping[str, str | None]
+    files: Mapping[str, Mapping[str, int | str]]
     echoplan: str = __version__
 
     def __post_init__(self) -> None:
-        check_name(self.dataset)
         if not names_several(self.dataset) and dataset_name(Path(self.dataset)) == self.dataset:
             raise ValueError(f"{self.dataset!r} is no dataset's folder")
-        if self.checkpoint not in ("final", "best"):
-            raise ValueError(f"the checkpoint is {self.checkpoint!r}")
-        if not self.models or len({model.folder.casefold() for model in self.models}) < len(self.models):
-            raise ValueError("it names no model, or a model twice")
-        needed = set.union(*(model.needed for model in self.models))
-        optional = set.union(*(model.optional for model in self.models), {layout.BEST_CONFIGURATION_FILE})
-        if len(self.models) > 1:
-            needed.add(layout.BEST_CONFIGURATION_FILE)
-            optional.add(self.ensemble_calibration)
-        for name in sorted(needed - set(self.files)):
-            raise ValueError(f"{name} is missing")
-        for name in sorted(set(self.files) - needed - optional):
-            raise ValueError(f"{name!r} is no file of a model")
+        for name in filter(None, (self.dataset, *self.packages, *self.packages.values())):
+            if not re.fullmatch(_NAME, name):
+                raise ValueError(f"{name!r} cannot be a file's name on every system")
+        if not self.packages or any(folder.count("__") != 2 or not self.folds(folder) for folder in self.packages):
+            raise ValueError("it names no model, or one without a fold")
+        for name in self.files:
+            match = _OF_MODEL.fullmatch(name)
+            if (match is None or match["folder"] not in self.packages) and name not in self.of_all:
+                raise ValueError(f"{name!r} is no file of a model")
+        if len({on_any_disk(name) for name in self.files}) < len(self.files):
+            raise ValueError("it names a file twice")
+        if len(self.packages) > 1 and layout.BEST_CONFIGURATION_FILE not in self.files:
+            raise ValueError(f"{layout.BEST_CONFIGURATION_FILE} is missing")
 
     @property
-    def name(self) -> str:
-        """The model's folder; those of an ensemble joined, as the best configuration calls it."""
-        return "___".join(model.folder for model in self.models)
+    def of_all(self) -> tuple[str, str]:
+        """The names of the files that concern all models: their calibration, and the best configuration."""
+        return f"{layout.home_of([*self.packages])}/{CALIBRATION}", layout.BEST_CONFIGURATION_FILE
+
+    def folds(self, folder: str) -> list[int]:
+        """The folds of a model."""
+        matches = [_OF_MODEL.fullmatch(name) for name in self.files]
+        return sorted(int(match["fold"]) for match in matches if match and match["folder"] == folder and match["fold"])
 
     @property
-    def ensemble_calibration(self) -> str:
-        """The name of an ensemble's calibration in the archive."""
-        return f"ensembles/{self.name}/{CALIBRATION}"
+    def code(self) -> list[str]:
+        """The files that hold code."""
+        return sorted(name for name in self.files if name.endswith(".py"))
 
-    @property
-    def code_files(self) -> tuple[str, ...]:
-        """The names in the archive of all files that hold code."""
-        return tuple(name for model in self.models for name in model.code_files)
-
-    @property
-    def total_bytes(self) -> int:
-        """The size of all files."""
-        return sum(file.bytes for file in self.files.values())
-
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> list[str]:
         """What goes to a place of its own in a results folder; the best configuration, which names the rest, last."""
-        yield from (model.folder for model in self.models)
-        if self.ensemble_calibration in self.files:
-            yield f"ensembles/{self.name}"
-        if layout.BEST_CONFIGURATION_FILE in self.files:
-            yield layout.BEST_CONFIGURATION_FILE
+        places = {self.of_all[0]: layout.home_of([*self.packages]), self.of_all[1]: self.of_all[1]}
+        return list(dict.fromkeys([*self.packages, *(place for name, place in places.items() if name in self.files)]))
 
     def to_dict(self) -> dict[str, Any]:
         """As manifest.json holds it."""
@@ -164,8 +100,17 @@ class Manifest:
             "echoplan": self.echoplan,
             "dataset": {**data, "licence": self.licence, "reference": self.reference},
             "checkpoint": self.checkpoint,
-            "models": [asdict(model) for model in self.models],
-            "files": {name: asdict(file) for name, file in sorted(self.files.items())},
+            "models": [
+                {
+                    "folder": folder,
+                    "trainer": folder.split("__")[0],
+                    "folds": self.folds(folder),
+                    "package": package,
+                    "code": [Path(name).name for name in self.code if name.startswith(f"{folder}/")],
+                }
+                for folder, package in self.packages.items()
+            ],
+            "files": dict(sorted(self.files.items())),
         }
 
     @classmethod
@@ -175,48 +120,23 @@ class Manifest:
         Raises:
             EchoPlanError: it is of another format, or not as it should be.
         """
-        if not isinstance(content, dict) or "format" not in content:
-            raise EchoPlanError("the manifest is none of a model", file=source, remedy=ASK_AGAIN)
-        if content["format"] != FORMAT:
-            raise EchoPlanError(
-                f"the archive is of format {printable(content['format'])}, written by EchoPlan "
-                f"{printable(content.get('echoplan'))}; this EchoPlan, {__version__}, reads format {FORMAT}",
-                file=source,
-                remedy="install a newer EchoPlan, or the one that wrote it",
-            )
         try:
-            return cls(
-                dataset=content["dataset"]["folder"],
-                licence=printable(content["dataset"]["licence"]),
-                reference=printable(content["dataset"]["reference"]),
-                checkpoint=content["checkpoint"],
-                models=tuple(_model(item) for item in content["models"]),
-                files={name: ArchivedFile(item["bytes"], item["sha256"]) for name, item in content["files"].items()},
-                echoplan=printable(content["echoplan"]),
-            )
+            if content["format"] != FORMAT:
+                raise EchoPlanError(
+                    f"the archive is of format {content['format']}, written by EchoPlan {content['echoplan']}; this "
+                    f"EchoPlan, {__version__}, reads format {FORMAT}",
+                    file=source,
+                    remedy="install a newer EchoPlan, or the one that wrote it",
+                )
+            data, packages = content["dataset"], {model["folder"]: model["package"] for model in content["models"]}
+            words = (data["licence"], data["reference"], content["checkpoint"], content["echoplan"])
+            licence, reference, checkpoint, version = (printable(str(word)) for word in words)
+            made = cls(data["folder"], licence, reference, checkpoint, packages, content["files"], version)
+            if made.to_dict()["models"] != content["models"]:
+                raise ValueError("its models are not those that its files make")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{printable(error.args[0])!r} is missing" if isinstance(error, KeyError) else printable(error)
-            problem = f"the manifest is not as it should be: {reason}"
-            raise EchoPlanError(problem, file=source, remedy=ASK_AGAIN) from error
-
-
-def _model(item: Mapping[str, Any]) -> ArchivedModel:
-    package = None if item["package"] is None else printable(item["package"])
-    return ArchivedModel(item["folder"], item["trainer"], tuple(item["folds"]), package, tuple(item["code"]))
-
-
-def check_name(name: str) -> str:
-    """A name that is one plain file or folder on every system, and nothing else.
-
-    Raises:
-        ValueError: it is not.
-    """
-    plain = 0 < len(name.encode()) <= 255 and name.isprintable() and not _NO_FILE_NAME.search(name)
-    if not plain or name.startswith(".") or name.endswith((" ", ".")) or _RESERVED.fullmatch(name):
-        raise ValueError(f"{name!r} cannot be a file's name on every system")
-    return name
-
-
-def printable(text: object) -> str:
-    """Text of an archive as it may be shown: no control characters, which a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise EchoPlanError(
+                f"the manifest is not as it should be: {reason}", file=source, remedy=ASK_AGAIN
+            ) from error
+        return made

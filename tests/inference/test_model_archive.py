@@ -18,7 +18,7 @@ from echoplan import scripts
 from echoplan.errors import EchoPlanError
 from echoplan.files import plain, read_json, write_json
 from echoplan.inference import choose_models, find_best_configuration
-from echoplan.inference.archive import export_model, install_model
+from echoplan.inference.archive import Manifest, export_model, install_model
 from echoplan.paths import Folders
 from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.initialization import is_checkpoint
@@ -93,7 +93,7 @@ def test_the_best_ensemble_predicts_elsewhere_as_at_home(
     (tmp_path / "trainers.py").unlink()  # what the installed model needs it brings along
     there = at(tmp_path / "elsewhere")
     assert scripts.install_model([str(archive), "--trust_code"]) == 0
-    assert capsys.readouterr().out.endswith("predict with it: echoplan_predict -i IN -o OUT -d Phantom\n")
+    assert capsys.readouterr().out.endswith(f"predict with it: echoplan_predict -i IN -o OUT -d {HOME}\n")
     assert predicted(clips, tmp_path / "out", "--coverage", "0.8", "-d", "Phantom", status=1) == at_home
     again = tmp_path / "again.zip"
     assert scripts.export_model(["-o", str(again)]) == 0
@@ -172,9 +172,10 @@ def test_the_manifest_tells_what_is_in_the_archive(tmp_path, folders, unet, save
     about = read_json(model / "dataset.json")
     write_json(model / "dataset.json", {**about, "licence": "CC BY-NC-SA 4.0", "reference": "Leclerc 2019"})
     archive = tmp_path / "a.zip"
-    manifest = exported(choose_models(folders), archive).manifest
+    manifest = exported(choose_models(folders), archive)
     content = json.loads(entries(archive)["manifest.json"])
-    assert content == plain(manifest.to_dict()) and content["format"] == 1 and content["echoplan"]
+    assert content == plain(manifest.to_dict()) and manifest == Manifest.from_dict(content, source=archive)
+    assert content["format"] == 1 and content["echoplan"]
     assert content["dataset"] == {
         "folder": HOME, "name": "Phantom", "licence": "CC BY-NC-SA 4.0", "reference": "Leclerc 2019"
     }  # fmt: skip
@@ -184,25 +185,28 @@ def test_the_manifest_tells_what_is_in_the_archive(tmp_path, folders, unet, save
     with zipfile.ZipFile(archive) as opened:
         items = opened.infolist()
     names = [item.filename for item in items]
-    assert names == [*sorted(content["files"]), "manifest.json"]
+    assert sorted(names[:-1]) == sorted(content["files"]) and names[-1] == "manifest.json"
     assert {item.date_time for item in items} == {(1980, 1, 1, 0, 0, 0)}
     assert all(stat.S_ISREG(item.external_attr >> 16) for item in items)
-    assert sum(item.file_size for item in items[:-1]) == manifest.total_bytes
+    assert {item.filename: item.file_size for item in items[:-1]} == {
+        name: file["bytes"] for name, file in content["files"].items()
+    }
 
 
-def test_a_trainer_that_a_package_offers_goes_by_its_name(tmp_path, folders, make_model, monkeypatch):
+def test_a_trainer_that_a_package_offers_goes_by_its_name(tmp_path, folders, make_model, monkeypatch, caplog):
     model = make_model(folders.results, folds=(0,))
     file = model / "fold_0" / "checkpoint_final.pth"
     save_checkpoint(file, {**load_checkpoint(file), "trainer_source": "Brightest"})
     (tmp_path / "trainers.py").rename(tmp_path / "qz_trainers.py")
     monkeypatch.syspath_prepend(tmp_path)
     offered = [EntryPoint("Brightest", "qz_trainers:BrightTrainer", "echoplan.trainers")]
-    monkeypatch.setattr("echoplan.training.methods.registry.entry_points", lambda group: offered)
-    manifest = exported(choose_models(folders), tmp_path / "a.zip").manifest
-    assert [(item.package, item.code) for item in manifest.models] == [("qz_trainers", ())]
-    there = Folders(tmp_path / "r", tmp_path / "p", tmp_path / "elsewhere")
-    (note,) = install_model(tmp_path / "a.zip", there).notes
-    assert note.endswith("before you predict, install the package qz_trainers")
+    with monkeypatch.context() as here:
+        here.setattr("echoplan.training.methods.registry.entry_points", lambda group: offered)
+        manifest = exported(choose_models(folders), tmp_path / "a.zip")
+    assert list(manifest.packages.values()) == ["qz_trainers"] and not manifest.code
+    caplog.clear()
+    install_model(tmp_path / "a.zip", Folders(tmp_path / "r", tmp_path / "p", tmp_path / "elsewhere"))
+    assert caplog.messages == ["the trainer Brightest is not here: before you predict, install the package qz_trainers"]
 
 
 def test_the_same_model_gives_the_same_bytes_wherever_it_lies(tmp_path, folders, unet, save_unet):
@@ -226,14 +230,13 @@ def test_what_only_a_training_needs_stays_at_home(tmp_path, folders, unet, save_
     moments = {"state": {0: {"exp_avg": torch.zeros(4096)}}, "param_groups": []}
     save_unet(model / "fold_0" / "checkpoint_final.pth", optimiser=moments, random=[{"cpu": torch.get_rng_state()}])
     save_unet(model / "fold_0" / "checkpoint_latest.pth", optimiser=moments)
-    (note,) = [text for text in exported(choose_models(folders), tmp_path / "a.zip").notes if "left out" in text]
-    assert note.endswith("optimiser, random")
+    exported(choose_models(folders), tmp_path / "a.zip")
     (checkpoint,) = [name for name in entries(tmp_path / "a.zip") if name.endswith(".pth")]
     file = tmp_path / "checkpoint.pth"
     file.write_bytes(entries(tmp_path / "a.zip")[checkpoint])
     assert set(load_checkpoint(file)) == {
         "format", "version", "trainer", "trainer_source", "settings", "size", "classes", "epochs", "seed", "dataset",
-        "started_from", "network",
+        "started_from", "network", "plan",
     }  # fmt: skip
     before = load_checkpoint(model / "fold_0" / "checkpoint_final.pth")["network"]
     after = load_checkpoint(file)["network"]
@@ -277,12 +280,12 @@ def plant(model, save_unet, *, patient, case, place):
     write_json(model.parent / "best_configuration.json", {**best, **left_out, "found_by": patient})
 
 
-def test_names_of_cases_patients_and_places_stay_at_home(tmp_path, folders, unet, save_unet):
+def test_names_of_cases_patients_and_places_stay_at_home(tmp_path, folders, unet, save_unet, caplog):
     model = unet()
     planted = {"patient": "Qzwöllner_Xaviéra", "case": "qz4711_A4C", "place": "/home/qzanna/ward7"}
     plant(model, save_unet, **planted)
-    found = exported(choose_models(folders), tmp_path / "a.zip")
-    assert not [note for note in found.notes if "names cases" in note or "paths" in note]
+    exported(choose_models(folders), tmp_path / "a.zip")
+    assert not [note for note in caplog.messages if "names cases" in note or "paths" in note]
     everything = b"\n".join(unpacked((tmp_path / "a.zip").read_bytes()))
     for word in (*planted.values(), "qzanna", "Qzwöllner", "qz4711", str(tmp_path)):
         for code in ("utf-8", "latin-1", "utf-16-le", "utf-32-le"):
@@ -295,7 +298,7 @@ def test_names_of_cases_patients_and_places_stay_at_home(tmp_path, folders, unet
     install_model(tmp_path / "a.zip", Folders(tmp_path / "r", tmp_path / "p", tmp_path / "elsewhere"))
 
 
-def test_names_where_only_a_person_can_judge_are_told(tmp_path, folders, make_model):
+def test_names_where_only_a_person_can_judge_are_told(tmp_path, folders, make_model, caplog):
     model = make_model(folders.results)
     write_json(model / "fold_0" / "debug.json", {"train": ["qz4711_A4C"], "val": []})
     write_json(model / "dataset.json", {**read_json(model / "dataset.json"), "reference": "with qz4711_A4C, see p. 3"})
@@ -304,12 +307,12 @@ def test_names_where_only_a_person_can_judge_are_told(tmp_path, folders, make_mo
     for file in model.glob("fold_*/checkpoint_final.pth"):
         state = load_checkpoint(file)
         save_checkpoint(file, {**state, "settings": {**state["settings"], "augmentation": "light"}})
-    notes = exported(choose_models(folders), tmp_path / "a.zip").notes
-    named = [note.split(" names ")[0] for note in notes if "names cases or patients (qz4711_A4C)" in note]
-    assert sorted(named) == [f"{BRIGHT}/dataset.json", f"{BRIGHT}/trainers.py"]
+    exported(choose_models(folders), tmp_path / "a.zip")
+    named = [note.split(" names ")[0] for note in caplog.messages if "names cases or patients (qz4711_A4C)" in note]
+    assert sorted(named) == [f"{BRIGHT}/dataset.json", f"{BRIGHT}/trainers.py", "manifest.json"]
 
 
-def test_settings_that_look_like_paths_are_told(tmp_path, folders, make_model):
+def test_settings_that_look_like_paths_are_told(tmp_path, folders, make_model, caplog):
     model = make_model(folders.results, folds=(0,))
     source = tmp_path / "trainers.py"
     recipe = (
@@ -320,9 +323,8 @@ def test_settings_that_look_like_paths_are_told(tmp_path, folders, make_model):
     state = load_checkpoint(model / "fold_0" / "checkpoint_final.pth")
     state["settings"]["atlas"] = "/data/atlas.npz"
     save_checkpoint(model / "fold_0" / "checkpoint_final.pth", state)
-    assert any(
-        note.endswith("atlas=/data/atlas.npz") for note in exported(choose_models(folders), tmp_path / "a.zip").notes
-    )
+    exported(choose_models(folders), tmp_path / "a.zip")
+    assert any(note.endswith("atlas=/data/atlas.npz") for note in caplog.messages)
 
 
 # What is not exported -----------------------------------------------------------------------------------------------
