@@ -211,6 +211,8 @@ class Planner:
             "learning_rate": rules.learning_rate_rule(method.requirements, batch.value),
             **({} if paper is None else rules.paper_rules(paper, self.published)),
         }
+        if method.recipe.input_normalisation is not None:
+            decisions["normalisation"] = Decision(method.recipe.input_normalisation, "the recipe's", kind="fixed")
         own = {
             source: {"frame_stride": rules.stride_rule(summary, frames.value)}
             for source, summary in self.sources.items()

@@ -26,7 +26,7 @@ from echoplan.plans import ResolvedPlan
 from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics
 from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
-from ..training.model_folder import ModelFolder
+from ..training.model_folder import ModelFolder, normalisation_for
 from .nearest_dataset import plan_for_clip
 from .uncertainty import ClipEvidence, image_sector
 
@@ -106,7 +106,7 @@ class PredictorMember:
         return segment_parts(
             network,
             clip.frames,
-            normalise=normaliser(*clip.statistics, plan.normalisation),
+            normalise=normaliser(*clip.statistics, normalisation_for(network, plan)),
             window=plan.frames,
             stride=plan.window_stride,
             classes=self.model.description.classes,

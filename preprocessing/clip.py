@@ -18,7 +18,7 @@ from .geometry import Geometry, plan_geometry
 
 logger = logging.getLogger(__name__)
 
-NORMALISATIONS = ("zscore_sector", "unit")
+NORMALISATIONS = ("zscore_sector", "unit", "grey")
 _BACKGROUND = 4  # grey levels; compressed videos leave a little noise where the image is black
 
 
@@ -120,8 +120,8 @@ def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = 
 
     Args:
         frames: uint8.
-        mean, std: of the clip, from `sector_statistics`; unused by "unit".
-        normalisation: "zscore_sector": (x - mean) / std; "unit": x / 255.
+        mean, std: of the clip, from `sector_statistics`; used by "zscore_sector" alone.
+        normalisation: "zscore_sector": (x - mean) / std; "unit": x / 255; "grey": x, 0 to 255 as it is.
 
     Raises:
         EchoPlanError: an unknown normalisation.
@@ -130,6 +130,8 @@ def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = 
         return (frames.astype(np.float32) - np.float32(mean)) / np.float32(std)
     if normalisation == "unit":
         return frames.astype(np.float32) / np.float32(255)
+    if normalisation == "grey":
+        return frames.astype(np.float32)
     raise EchoPlanError(f"unknown normalisation {normalisation!r}", remedy=f"choose one of {', '.join(NORMALISATIONS)}")
 
 

@@ -125,9 +125,15 @@ class ModelFolder:
                 file=file,
                 remedy="use the EchoPlan that trained it, or train again",
             ) from error
+        network.input_normalisation = method.recipe.input_normalisation  # what `normalisation_for` reads
         network = network.to(device).eval()
         fast = method.recipe.channels_last and torch.device(device).type == "cuda"
         return channels_last(network) if fast else network
+
+
+def normalisation_for(network: nn.Module, plan: ResolvedPlan) -> str:
+    """How a network of `ModelFolder.load_network` wants intensities: as its recipe says, else as the plan does."""
+    return getattr(network, "input_normalisation", None) or plan.normalisation
 
 
 def write_model_files(setup: FoldSetup, debug: Mapping[str, Any]) -> None:

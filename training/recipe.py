@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from echoplan.errors import EchoPlanError
 from echoplan.networks.settings import NetworkSettings, check_kinds, setting_kinds
 
+from ..preprocessing.clip import NORMALISATIONS
 from .augmentation import augmentation_parts
 
 Made = TypeVar("Made", bound="Recipe")
@@ -78,6 +79,9 @@ class Recipe:
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
         keep_epoch: which epoch's weights the fold ends with: "last", "best_dice" (highest validation Dice) or
             "lowest_loss" (lowest validation loss, see `Method.validation_loss`). Of equal ones the first is kept.
+        normalisation: of intensities: "zscore_sector", "unit" or "grey", see `preprocessing.clip.normalise`; None takes
+            the plan's.
+        drop_last: whether an epoch leaves out the samples that do not fill a batch; a single batch is never left out.
         balance: of several source datasets, "datasets" (an epoch has as many samples of each) or "samples" (each sample
             once, so that the largest dataset has the most).
         network: the settings of the method's network. `with_settings` and `to_dict` know them by their own names,
@@ -101,6 +105,8 @@ class Recipe:
     compile: bool = False
     supervision: str = "all"
     keep_epoch: str = "last"
+    normalisation: str | None = None
+    drop_last: bool = False
     balance: str = "datasets"
     network: NetworkSettings = field(default_factory=NetworkSettings)
 
@@ -115,13 +121,19 @@ class Recipe:
             "supervision": ("all", "ed_es"),
             "keep_epoch": ("last", "best_dice", "lowest_loss"),
             "balance": ("datasets", "samples"),
+            "normalisation": (None, *NORMALISATIONS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise EchoPlanError(
-                    f"the setting {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                    f"the setting {name} must be one of {', '.join(map(str, allowed))}, not {getattr(self, name)!r}"
                 )
         augmentation_parts(self.augmentation)
+
+    @property
+    def input_normalisation(self) -> str | None:
+        """How the network wants intensities, of `NORMALISATIONS`; None: as the plan says."""
+        return self.normalisation
 
     def rate_factors(self) -> dict[str, float]:
         """Beginnings of parameters' names -> by how much their learning rate differs from the others'."""

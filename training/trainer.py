@@ -84,6 +84,8 @@ class Trainer:
         network, self.started_from = initial_network(
             method, size=setup.plan.size, classes=self.classes, weights=weights, resume=resume
         )
+        if not resume:
+            method.prepare_network(network, setup)
         self.network = self.world.synchronise_norms(network.to(self.device), self.device)
         if self.recipe.channels_last and self.device.type == "cuda":
             channels_last(self.network)
@@ -361,12 +363,14 @@ class Trainer:
             augmentation=augmentation if training else None,
             finish=self.method.extra_targets(self.classes) if training else None,
             supervision=recipe.supervision if training else "all",
+            normalisation=recipe.input_normalisation,
         )
         return BatchLoader(
             samples,
             reader,
             batch_size=recipe.batch_size or plan.batch_size,
             batches_per_epoch=recipe.iterations_per_epoch if training else None,
+            drop_last=recipe.drop_last and training,
             epochs=recipe.epochs if training else 0,
             shuffle=training,
             groups=setup.datasets_of(samples) if recipe.balance == "datasets" else None,

@@ -23,6 +23,7 @@ from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from ..preprocessing.store import StoredCase
 from .data.sampling import clip_samples
 from .fold import FoldSetup
+from .model_folder import normalisation_for
 
 
 def validate_fold(
@@ -155,7 +156,7 @@ def predict_stored_case(
     probabilities = segment_clip(
         network,
         torch.from_numpy(setup.store.frames(case)),
-        normalise=normaliser(stored.mean, stored.std, setup.plan.normalisation),
+        normalise=normaliser(stored.mean, stored.std, normalisation_for(network, setup.plan)),
         window=setup.plan.frames,
         stride=stride,
         classes=setup.description.classes,

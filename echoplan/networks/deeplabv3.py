@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from echoplan.networks.settings import NetworkSettings, check_choice
-from echoplan.networks.weights import find_weights, load_weights
+from echoplan.networks.weights import find_weights, load_weights, read_state
 
 _RGB = 3
 
@@ -20,11 +21,15 @@ class DeepLabV3Settings(NetworkSettings):
     Attributes:
         bottleneck_stride: "3x3" for torchvision's ImageNet weights, "1x1" for weights of the original ResNet. Only the
             second stage is strided, the later ones are dilated.
+        standardise: "training_set": frames are grey levels, which the network brings to mean 0 and SD 1 by
+            `grey_mean` and `grey_sd`; "clip": they are standardised when they come.
     """
 
     bottleneck_stride: str = "3x3"
+    standardise: str = field(default="training_set", metadata={"before": "clip"})
 
     def __post_init__(self) -> None:
+        check_choice("standardise", self.standardise, ("training_set", "clip"))
         check_choice("bottleneck_stride", self.bottleneck_stride, ("3x3", "1x1"))
 
 
@@ -39,12 +44,19 @@ class DeepLabV3(nn.Module):
         settings: see `DeepLabV3Settings`.
         size: the frames' height and width; any.
         classes: output channels K.
-        pretrained: ImageNet weights for the backbone: True finds them, a path names their file. EchoNet-Dynamic's
-            published network was trained without.
+        pretrained: True finds ImageNet weights for the backbone; a path names their file, or that of a whole network
+            of this kind, such as the one EchoNet-Dynamic's authors published.
+
+    Attributes:
+        grey_mean, grey_sd: of the grey levels of a training set, 0 and 1 until they are set; they are saved with the
+            weights.
 
     Raises:
         EchoPlanError: weights that cannot be had.
     """
+
+    grey_mean: Tensor
+    grey_sd: Tensor
 
     def __init__(
         self,
@@ -62,12 +74,21 @@ class DeepLabV3(nn.Module):
         if settings.bottleneck_stride == "1x1":
             first = self.backbone.layer2[0]
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+        self.standardise = settings.standardise
+        if self.standardise == "training_set":
+            self.register_buffer("grey_mean", torch.zeros(()))
+            self.register_buffer("grey_sd", torch.ones(()))
         if pretrained:
             path = find_weights("resnet50", path=pretrained)
-            load_weights(self.backbone, path, ignore=("fc.",))
+            if any(key.startswith("classifier.") for key in read_state(path)):
+                load_weights(self, path, new=("grey_",))
+            else:
+                load_weights(self.backbone, path, ignore=("fc.",))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Standardised frames ``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, K, H, W)``."""
+        """Frames ``(B, T, C, H, W)`` with C = 1 or 3, as `standardise` says -> logits ``(B, T, K, H, W)``."""
+        if self.standardise == "training_set":
+            clip = (clip.float() - self.grey_mean) / self.grey_sd
         frames = clip.flatten(0, 1).expand(-1, _RGB, -1, -1)
         if self.training:
             self._prepare_pooling(len(frames))

@@ -19,6 +19,7 @@ from echoplan.errors import EchoPlanError
 
 _log = logging.getLogger(__name__)
 _ENDINGS = (".pth", ".pt")
+_PARALLEL = "module."
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def load_weights(
 
     Args:
         network: gets the weights, in place.
-        path: a file with a state dict (or a dict that holds one under "state_dict" or "model"), of any floating type.
+        path: a file with a state dict (or a dict that holds one under "state_dict" or "model"), of any floating type;
+            "module." before all of its keys, which DataParallel leaves, is taken off.
         adapt: changes the state dict (float32) before it is compared, for instance to other input channels.
         ignore: beginnings of the file's keys that are left aside, such as "fc.".
         new: beginnings of the network's keys that the file need not have.
@@ -112,7 +114,7 @@ def load_weights(
     """
     state = {
         key: value.float() if value.is_floating_point() else value
-        for key, value in _read_state(Path(path)).items()
+        for key, value in read_state(Path(path)).items()
         if not key.startswith(tuple(ignore))
     }
     own = network.state_dict()
@@ -196,7 +198,12 @@ def _how_to_get(name: str, source: WeightsSource | None) -> str:
     )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of weights, as `load_weights` takes it.
+
+    Raises:
+        EchoPlanError: the file cannot be read or holds none.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can make the unpickler stumble in any way
@@ -210,7 +217,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise EchoPlanError("the file holds no state dict", file=path, remedy="choose a file of weights")
-    return dict(content)
+    parallel = all(key.startswith(_PARALLEL) for key in content)
+    return {key[len(_PARALLEL) :] if parallel else key: value for key, value in content.items()}
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

@@ -135,7 +135,13 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 def test_new_and_ignored_keys(tmp_path: Path) -> None:
     torch.save(
-        {"state_dict": {"0.weight": torch.ones(1, 1), "0.bias": torch.ones(1), "head.x": torch.ones(1)}},
+        {
+            "state_dict": {
+                f"module.{key}": torch.ones(shape)
+                for key, shape in {"0.weight": (1, 1), "0.bias": (1,), "head.x": (1,)}.items()
+            },
+            "epoch": 7,
+        },
         tmp_path / "w.pth",
     )
     network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -18,7 +20,7 @@ from echoplan.training.trainer import Trainer
 def test_the_recipe_is_that_of_the_authors_code() -> None:
     recipe, needs = EchoNetRecipe(), EchoNetMethod.requirements
     assert (recipe.epochs, recipe.optimiser, recipe.momentum, recipe.weight_decay) == (50, "sgd", 0.9, 0.0)
-    assert (recipe.augmentation, recipe.pretrained) == ("none", False)
+    assert (recipe.augmentation, recipe.pretrained, recipe.drop_last) == ("none", True, True)
     assert (needs.batch_size, needs.learning_rate, needs.paper_size) == (20, 1e-5, 112)
     network = torch.nn.Linear(1, 1)
     step = TrainStep(
@@ -50,18 +52,25 @@ def test_the_loss_is_the_authors_sum_at_their_size_and_does_not_depend_on_how_a_
     torch.testing.assert_close(few, loss(logits[:5], labels[:5]))
 
 
-def test_it_fits_the_toy_frames(frame_setup: FoldSetup) -> None:
-    recipe = EchoNetRecipe(epochs=1, batch_size=4, learning_rate=1e-6)  # four frames bear less than twenty
+def test_it_fits_the_toy_frames_standardised_by_the_training_set(frame_setup: FoldSetup) -> None:
+    # four frames bear less than twenty
+    recipe = EchoNetRecipe(epochs=1, batch_size=4, learning_rate=1e-6, pretrained=False)
     trainer = Trainer(EchoNetMethod(recipe), frame_setup, seed=1)
+    grey = np.concatenate([frame_setup.store.frames(case).ravel() for case in frame_setup.train])
+    found = trainer.network.grey_mean.item(), trainer.network.grey_sd.item()
+    assert found == pytest.approx((grey.mean(), grey.std()), rel=1e-5)
+    assert len(trainer.training_batches) == 1  # six frames: two do not fill a batch
     trainer.on_epoch_start(0)
     batch = next(iter(trainer.training_batches.epoch(0)))
+    frames = frame_setup.store.frames(batch["case"][0])
+    assert any(np.array_equal(batch["clip"][0, 0, 0], frame) for frame in frames)  # grey levels as they are
     losses = [trainer.step(batch) for _ in range(5)]
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_one_frame_of_several_structures_is_a_batch(frame_setup: FoldSetup) -> None:
     several = replace(frame_setup.description, labels={"background": 0, "LV": 1, "LA": 2})
-    recipe = EchoNetRecipe(epochs=1, batch_size=1, learning_rate=1e-5)
+    recipe = EchoNetRecipe(epochs=1, batch_size=1, learning_rate=1e-5, pretrained=False)
     trainer = Trainer(EchoNetMethod(recipe), replace(frame_setup, description=several), seed=1)
     trainer.on_epoch_start(0)
     assert trainer.train_step(next(iter(trainer.training_batches.epoch(0)))) > 0

@@ -37,6 +37,13 @@ def test_batches_have_the_promised_shapes_and_types(clip_setup: FoldSetup) -> No
     assert (batches[0]["labels"][:, 1:3] == 255).all() and (batches[0]["labels"][:, [0, 3]] != 255).all()
 
 
+def test_what_does_not_fill_a_batch_can_be_left_out_but_not_everything(clip_setup: FoldSetup) -> None:
+    assert [len(batch["case"]) for batch in make_loader(clip_setup, drop_last=True).epoch(0)] == [2]
+    cases = clip_samples(clip_setup.stored_cases(clip_setup.train), 4)
+    one = BatchLoader(cases[:1], SampleReader(clip_setup.store, clip_setup.plan, 1), batch_size=2, drop_last=True)
+    assert [len(batch["case"]) for batch in one.epoch(0)] == [1]
+
+
 def test_workers_give_the_same_batches_as_no_workers(frame_setup: FoldSetup) -> None:
     here = list(make_loader(frame_setup).epoch(5))
     there = list(make_loader(frame_setup, processes=2).epoch(5))

@@ -38,11 +38,12 @@ class SampleReader:
 
     Attributes:
         store: the compressed store.
-        plan: normalisation.
+        plan: the normalisation, unless `normalisation` says another.
         classes: K of the network (1: labels 0 and 1).
         augmentation: of each source dataset, what changes its samples at random; None reads samples as they are.
         finish: more targets made from the labels after augmentation (labels (T, H, W) -> named arrays).
         supervision: "all", or "ed_es": labels of other frames become 255, and stand under "hidden" for watching only.
+        normalisation: of intensities, of `NORMALISATIONS`.
     """
 
     store: ClipStore
@@ -51,6 +52,7 @@ class SampleReader:
     augmentation: Mapping[str, Augmentation] | None = None
     finish: Finish | None = None
     supervision: str = "all"
+    normalisation: str | None = None
 
     def read(self, sample: Sample, seed: Sequence[int]) -> Batch:
         """ "clip" float32 (T, 1, H, W), "labels" uint8 (T, H, W), "case", "dataset", and what `finish` adds.
@@ -73,7 +75,7 @@ class SampleReader:
             frames, labels = augmentation.move(
                 frames, labels, apex=case.geometry.apex, classes=max(self.classes, 2), seed=seed
             )
-        clip = normalise(frames, case.mean, case.std, self.plan.normalisation)
+        clip = normalise(frames, case.mean, case.std, self.normalisation or self.plan.normalisation)
         if augmentation is not None:
             clip = augmentation.colour(clip, seed=seed)
         batch: Batch = {"clip": clip[:, None], "labels": labels, "case": sample.case, "dataset": case.dataset}
@@ -94,6 +96,7 @@ class BatchLoader:
         reader: reads one of them.
         batch_size: samples a batch.
         batches_per_epoch: None is one pass.
+        drop_last: whether a pass leaves out what does not fill its last batch; a first batch is never left out.
         epochs: of the training, through which the workers live; 0: every epoch has workers of its own.
         shuffle: a new order each epoch; else the samples' own order.
         groups: of each sample; a new order then has as many samples of each group.
@@ -110,6 +113,7 @@ class BatchLoader:
         *,
         batch_size: int,
         batches_per_epoch: int | None = None,
+        drop_last: bool = False,
         epochs: int = 0,
         shuffle: bool = True,
         groups: Sequence[str] | None = None,
@@ -128,7 +132,8 @@ class BatchLoader:
         self.pin_memory = pin_memory
         self.rank = rank
         self.ranks = ranks
-        self._draws = len(self.samples) if batches_per_epoch is None else batches_per_epoch * batch_size
+        left_out = len(self.samples) % batch_size if drop_last and len(self.samples) >= batch_size else 0
+        self._draws = len(self.samples) - left_out if batches_per_epoch is None else batches_per_epoch * batch_size
         self._order = partial(
             _order, len(self.samples), self._draws, batch_size, shuffle=shuffle, groups=groups, seed=seed
         )

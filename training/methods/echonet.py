@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
 from echoplan.networks import ClipOutput
 from echoplan.networks.deeplabv3 import DeepLabV3Settings
 
+from ...preprocessing.store import ClipStore
 from ..data import Batch
+from ..fold import FoldSetup
 from ..losses import cross_entropy_loss
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _BATCH, _SIDE = 20, 112
+_MEASURED = 128  # cases whose grey levels are
 
 
 @dataclass(frozen=True)
 class EchoNetRecipe(Recipe):
     """That of the authors' code (github.com/echonet/dynamic, echonet/utils/segmentation.py).
 
-    SGD 1e-5 with plain momentum 0.9 at a constant rate, no weight decay, 50 epochs, batches of 20, random weights, no
-    auxiliary head, no augmentation, and the binary cross-entropy summed over the pixels of a batch.
+    SGD 1e-5 with plain momentum 0.9 at a constant rate, no weight decay, 50 epochs, batches of 20 of which the last is
+    dropped, the epoch of the lowest validation loss, an ImageNet backbone, no auxiliary head, no augmentation, and the binary cross-entropy summed over the
+    pixels of a batch.
 
     Attributes:
-        pretrained: start from ImageNet weights.
+        pretrained: start the backbone from ImageNet weights. The authors' script says `pretrained=False` of the whole
+            network, which under their torchvision (0.9) leaves the backbone its ImageNet weights.
         loss_scale: times the mean cross-entropy of a pixel. 20 x 112 x 112 makes it the authors' sum over a batch, to
             which their learning rate belongs, whatever the size and the batch here.
         network: see `DeepLabV3Settings`.
@@ -39,9 +45,16 @@ class EchoNetRecipe(Recipe):
     nesterov: bool = False
     poly_power: float = 0.0
     augmentation: str = "none"
-    pretrained: bool = False
+    drop_last: bool = field(default=True, metadata={"before": False})
+    keep_epoch: str = field(default="lowest_loss", metadata={"before": "last"})
+    pretrained: bool = True
     loss_scale: float = float(_BATCH * _SIDE * _SIDE)
     network: DeepLabV3Settings = field(default_factory=DeepLabV3Settings)
+
+    @property
+    def input_normalisation(self) -> str | None:
+        """See `Recipe.input_normalisation`."""
+        return "grey" if self.network.standardise == "training_set" else self.normalisation
 
 
 class EchoNetMethod(Method[EchoNetRecipe]):
@@ -60,6 +73,13 @@ class EchoNetMethod(Method[EchoNetRecipe]):
     recipe_class = EchoNetRecipe
     network_name: ClassVar[str] = "deeplabv3"
 
+    def prepare_network(self, network: nn.Module, setup: FoldSetup) -> None:
+        """Have the network standardise by the training cases' mean and SD."""
+        if self.recipe.network.standardise == "training_set":
+            mean, sd = grey_statistics(setup.store, setup.train)
+            network.get_buffer("grey_mean").fill_(mean)
+            network.get_buffer("grey_sd").fill_(sd)
+
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """The cross-entropy, summed as the authors do (`loss_scale`); "cross_entropy" in the log is a pixel's mean."""
         mean = cross_entropy_loss(output.logits, batch["labels"])
@@ -69,3 +89,15 @@ class EchoNetMethod(Method[EchoNetRecipe]):
     def validation_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy alone, by which the authors keep the epoch of their lowest validation loss."""
         return cross_entropy_loss(logits, batch["labels"])
+
+
+def grey_statistics(store: ClipStore, cases: Sequence[str]) -> tuple[float, float]:
+    """Mean and SD of all pixels of some cases, in grey levels; the SD is at least 1.
+
+    The authors measure 128 of their training videos, drawn by chance; here it is 128 spread evenly over the cases.
+    """
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _MEASURED)).round().astype(int))
+    counts = sum(np.bincount(store.frames(cases[place]).ravel(), minlength=256) for place in chosen)
+    levels = np.arange(256)
+    mean = float(np.average(levels, weights=counts))
+    return mean, max(1.0, float(np.sqrt(np.average((levels - mean) ** 2, weights=counts))))

@@ -18,6 +18,7 @@ from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, planned_samples
+from ..fold import FoldSetup
 from ..losses import dice_ce_loss
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 
@@ -87,6 +88,14 @@ class Method(ABC, Generic[RecipeT]):
         """
         settings = asdict(self.recipe.network_settings())
         return build_network(self.network_name, size=size, classes=classes, pretrained=pretrained, **settings)
+
+    def prepare_network(self, network: nn.Module, setup: FoldSetup) -> None:
+        """What a network is to know of the fold's training cases before the first step; nothing, unless changed.
+
+        Args:
+            network: as it begins, with the weights it starts from; changed in place.
+            setup: the fold.
+        """
 
     @abstractmethod
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
