@@ -25,6 +25,7 @@ from .fold import FoldSetup
 
 JITTER = 0.25
 BOX_REACH = 0.1  # of the box's side: the noise that SAM's own training boxes have (Kirillov et al. 2023, appendix A)
+MEDSAM_REACH = 20 / 1024  # of the image's side: 20 pixels of MedSAM's 1024
 BOX_KINDS = ("box", "jittered_box")
 LABEL_KINDS = ("point", "jittered", *BOX_KINDS, "mask")
 PROMPT_KINDS = ("automatic", *LABEL_KINDS)
@@ -114,6 +115,18 @@ def jitter_boxes(boxes: Tensor, *, size: tuple[int, int], reach: float = BOX_REA
     return move_boxes(boxes, draws if boxes.device.type == "cpu" else draws.to(boxes.device), size=size, reach=reach)
 
 
+def widen_boxes(boxes: Tensor, *, size: tuple[int, int], reach: float = MEDSAM_REACH) -> Tensor:
+    """Boxes (..., 4) whose sides are moved outwards by chance, within the frame, as MedSAM's training does; NaN stays.
+
+    Args:
+        boxes: on any device; chance comes from torch's generator on the CPU.
+        size: (H, W) of the frames.
+        reach: the farthest move, as a share of the frame's longer side.
+    """
+    draws = torch.rand(boxes.shape, device="cpu").to(boxes.device) * reach * max(size)
+    return _within(boxes + draws * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0]), size)
+
+
 def move_boxes(boxes: Tensor, draws: Tensor, *, size: tuple[int, int], reach: float) -> Tensor:
     """Boxes (..., 4) whose sides are moved by draws (..., 4) in [0, 1): a half moves nothing; see `jittered_box`.
 
@@ -123,10 +136,14 @@ def move_boxes(boxes: Tensor, draws: Tensor, *, size: tuple[int, int], reach: fl
     if not 0 <= reach < 0.5:
         raise ValueError(f"reach must be at least 0 and less than 0.5, not {reach}")
     extent = boxes[..., 2:] - boxes[..., :2]
-    moved = boxes + (2 * draws - 1) * reach * torch.cat([extent, extent], dim=-1)
+    return _within(boxes + (2 * draws - 1) * reach * torch.cat([extent, extent], dim=-1), size)
+
+
+def _within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The part of boxes that lies in a frame."""
     height, width = size
     limits = torch.tensor([width, height, width, height], device=boxes.device, dtype=boxes.dtype) - 1
-    return moved.clamp_min(0).minimum(limits)
+    return boxes.clamp_min(0).minimum(limits)
 
 
 def prompt_from_label(mask: NDArray[np.bool_], *, kind: str, frame: int, draw: float, reach: float = JITTER) -> Prompts:

@@ -14,6 +14,7 @@ from echoplan.networks.deeplabv3 import DeepLabV3Settings
 from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
 from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.pkechonet.settings import PKEchoNetSettings
+from echoplan.networks.resunet import ResUNetSettings
 from echoplan.networks.sam.settings import SAMSettings
 from echoplan.networks.settings import NetworkSettings, check_kinds, setting_kinds
 from echoplan.networks.unet import SpaceTimeUNetSettings, UNetSettings
@@ -34,6 +35,7 @@ _NETWORKS: dict[str, _Entry] = {
     "e3sam2": _Entry("echoplan.networks.e3sam2.model", "E3SAM2", E3SAM2Settings),
     "echoforge": _Entry("echoplan.networks.echoforge.model", "EchoForge", EchoForgeSettings),
     "pkechonet": _Entry("echoplan.networks.pkechonet.model", "PKEchoNet", PKEchoNetSettings),
+    "resunet": _Entry("echoplan.networks.resunet", "ResUNet", ResUNetSettings),
     "sam": _Entry("echoplan.networks.sam.model", "SAM", SAMSettings),
     "sam2": _Entry("echoplan.networks.e3sam2.model", "E3SAM2", SAM2Settings),
     "unet": _Entry("echoplan.networks.unet", "FrameUNet", UNetSettings, has_weights=False),
@@ -47,7 +49,7 @@ def network_names() -> list[str]:
     Example:
         >>> from echoplan.networks import network_names
         >>> network_names()
-        ['deeplabv3', 'e3sam2', 'echoforge', 'pkechonet', 'sam', 'sam2', 'unet', 'unet_2dt']
+        ['deeplabv3', 'e3sam2', 'echoforge', 'pkechonet', 'resunet', 'sam', 'sam2', 'unet', 'unet_2dt']
     """
     return sorted(_NETWORKS)
 

@@ -66,7 +66,15 @@ class ResNetBackbone(nn.Module):
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         """Frames ``(N, 1, H, W)`` -> four maps ``(N, channels[i], H / s, W / s)``, s = 4, 8, 16, 32."""
-        features = self.maxpool(self.relu(self.bn1(self.conv1(frames))))
+        return self.maps(self.stem(frames))
+
+    def stem(self, frames: Tensor) -> Tensor:
+        """Frames ``(N, 1, H, W)`` -> ``(N, 64, H / 2, W / 2)``."""
+        return self.relu(self.bn1(self.conv1(frames)))
+
+    def maps(self, stem: Tensor) -> list[Tensor]:
+        """What `stem` gave -> what `forward` gives."""
+        features = self.maxpool(stem)
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             features = layer(features)

@@ -8,6 +8,7 @@ from typing import Any
 from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
+from echoplan.networks.sam.settings import BOXES
 
 from ...evaluation.metrics import summarise
 from ...training.prompts import LABEL_KINDS, without_begun
@@ -40,13 +41,19 @@ def zero_shot(arguments: Sequence[str]) -> int:
     made.add_argument(
         "--size", type=int, default=NATIVE_SIZE, help="side of the model's input; less is faster and worse"
     )
+    made.add_argument("--shrink", type=int, default=0, metavar="SIDE",
+                      help="first shrink frames to SIDE x SIDE, as 112 in Chao et al.'s study")  # fmt: skip
+    made.add_argument("--boxes", choices=BOXES, default=BOXES[0], help="sam, medsam: from a box's first to its last "
+                      "pixel's centre, or as OpenCV's boundingRect, one pixel further")  # fmt: skip
     made.add_argument("-weights", type=existing_path, metavar="FILE", help="where the usual places do not have them")
     made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     add_processes(made)
     add_device(made)
     options = made.parse_args(arguments)
-    chosen = FoundationModel(options.model, options.prompt, options.variant, options.size, options.weights)
+    chosen = FoundationModel(
+        options.model, options.prompt, options.variant, options.size, options.weights, options.shrink, options.boxes
+    )
     where = folders()
     run = run_zero_shot(
         where,

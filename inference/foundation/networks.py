@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
+from echoplan.networks.sam.settings import BOXES
 
+from ...training.losses import reduce_labels
 from ...training.prompts import BOX_KINDS, LABEL_KINDS, boxes_of_frames, case_draw, prompt_from_label
 
 NATIVE_SIZE = 1024  # of all three
@@ -35,6 +37,9 @@ class FoundationModel:
             "point", "jittered", "box", "jittered_box" or "mask" of the first one (SAM2).
         variant: of its trunk; empty is the usual one.
         size: the side that images are resized to.
+        shrink: the side of the square that frames are shrunk to before that, as Chao et al. did with all data (112); 0:
+            they are not.
+        boxes: how SAM and MedSAM are told of a box, see `SAMSettings`.
         weights: their file; None looks in the usual places.
     """
 
@@ -43,6 +48,8 @@ class FoundationModel:
     variant: str = ""
     size: int = NATIVE_SIZE
     weights: Path | None = None
+    shrink: int = 0
+    boxes: str = BOXES[0]
 
     def __post_init__(self) -> None:
         if self.model not in _VARIANTS:
@@ -51,6 +58,7 @@ class FoundationModel:
         for setting, value, choices in (
             ("prompt", self.prompt, kinds),
             ("variant", self.variant, ("", *_VARIANTS[self.model])),
+            ("boxes", self.boxes, BOXES[:1] if self.model == "sam2" else BOXES),
         ):
             if value not in choices:
                 known = ", ".join(filter(None, choices))
@@ -60,7 +68,9 @@ class FoundationModel:
     def name(self) -> str:
         """<model>_<prompt>, with what is not usual: its results' folder."""
         size = "" if self.size == NATIVE_SIZE else str(self.size)
-        return "_".join(part for part in (self.model, self.variant, size, self.prompt) if part)
+        shrunk = f"from{self.shrink}" if self.shrink else ""
+        boxes = "" if self.boxes == BOXES[0] else self.boxes
+        return "_".join(part for part in (self.model, self.variant, size, shrunk, self.prompt, boxes) if part)
 
     def load(self, device: torch.device | str = "cpu") -> ZeroShot:
         """The network with its weights, in evaluation mode.
@@ -68,13 +78,23 @@ class FoundationModel:
         Raises:
             EchoPlanError: a size it cannot take, or weights that cannot be had.
         """
+        network = self._network(device)
+        return ShrunkFirst(network, self.shrink) if self.shrink else network
+
+    def _network(self, device: torch.device | str) -> ZeroShot:
         variant, pretrained = self.variant or _VARIANTS[self.model][0], self.weights or True
         size = (self.size, self.size)
         if self.model == "sam2":
             network = build_network("sam2", size=size, pretrained=pretrained, variant=variant, multimask="sam2")
             return FollowedClip(network.to(device).eval(), prompt=self.prompt)
         network = build_network(
-            "sam", size=size, pretrained=pretrained, model=self.model, encoder=variant, encoder_size=self.size
+            "sam",
+            size=size,
+            pretrained=pretrained,
+            model=self.model,
+            encoder=variant,
+            encoder_size=self.size,
+            boxes=self.boxes,
         )
         return BoxedFrames(network.to(device).eval(), prompt=self.prompt)
 
@@ -101,6 +121,26 @@ class ZeroShot(Protocol):
             (T, H, W) bool. Frames that the labels say nothing of stay empty, also where no structure is to be told of.
         """
         ...
+
+
+class ShrunkFirst:
+    """A network that sees, and is told of, frames stretched to a small square; its masks are enlarged again.
+
+    Args:
+        network: what segments the small frames.
+        side: of the square, in pixels.
+    """
+
+    def __init__(self, network: ZeroShot, side: int) -> None:
+        self.network, self.size = network, (side, side)
+
+    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
+        """See `ZeroShot`."""
+        grey = torch.from_numpy(frames)[:, None].float()
+        small = F.interpolate(grey, self.size, mode="bilinear", antialias=True)[:, 0].round().byte().numpy()
+        reduced = {frame: reduce_labels(torch.from_numpy(mask), self.size).numpy() for frame, mask in masks.items()}
+        found = torch.from_numpy(self.network.segment(small, reduced, case))[:, None].float()
+        return (F.interpolate(found, frames.shape[1:], mode="bilinear")[:, 0] >= 0.5).numpy()
 
 
 class BoxedFrames:

@@ -146,7 +146,10 @@ def _check_folder(folder: Path, chosen: FoundationModel, *, overwrite: bool, con
                 remedy="--continue_prediction keeps them and does the rest, --overwrite does all again",
             )
         before = read_json(file)
-        changed = [name for name, value in settings.items() if before.get(name) != value]
+        # What an earlier EchoPlan could not be told was as it is when nobody says anything.
+        changed = [
+            name for name, value in settings.items() if before.get(name, getattr(FoundationModel, name, None)) != value
+        ]
         if changed:
             raise EchoPlanError(
                 f"what is there was made with other settings: {', '.join(changed)}", file=file, remedy="use --overwrite"

@@ -20,7 +20,7 @@ GPUS_GB = (8, 11, 24, 80)
 TRAINERS = {
     name: method
     for name, method in method_registry().items()
-    if type(method).__module__.startswith("echoplan.training.")
+    if type(method).__module__.startswith("echoplan.training.") and name != "MedSAM1024Trainer"  # as SAM1024Trainer
 }
 
 

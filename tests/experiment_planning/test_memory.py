@@ -75,10 +75,16 @@ def test_frozen_weights_need_neither_gradient_nor_state():
 
 
 @pytest.mark.usefixtures("tiny_sam")
-@pytest.mark.parametrize("name", list(method_registry()))
+@pytest.mark.parametrize("name", [name for name in method_registry() if name != "MedSAM1024Trainer"])
 def test_the_forecast_agrees_with_real_tensors_at_three_batch_sizes(name):
     """The same step with real tensors on the CPU, followed by the same tracker."""
-    small = {"base_features": 8} if "UNet" in name else {"encoder_size": 64} if "SAMTrainer" in name else {}
+    small = (
+        {"base_features": 8}
+        if hasattr(find_method(name).recipe.network, "base_features")
+        else {"encoder_size": 64}
+        if hasattr(find_method(name).recipe.network, "encoder_size")
+        else {}
+    )
     method = find_method(name).with_settings({"precision": "float32", **small})
     options = {"size": (64, 64), "frames": min(2, method.requirements.frames), "classes": 1}
     model = measure_memory(method, **options)

@@ -169,9 +169,10 @@ def test_the_locators_gradients_are_apart_from_sams() -> None:
 def test_what_learns_is_counted() -> None:
     counts = {
         trainable: learning_parts(build_network("sam", size=(64, 64), encoder_size=64, trainable=trainable))
-        for trainable in ("decoder", "all_but_prompt_encoder", "all")
+        for trainable in ("locator", "decoder", "all_but_prompt_encoder", "all")
     }
     parts = {name: {part for part, (some, _) in count.items() if some} for name, count in counts.items()}
+    assert parts["locator"] == {"locator"}
     assert parts["decoder"] == {"mask_decoder", "locator"}
     assert parts["all_but_prompt_encoder"] == {"mask_decoder", "locator", "image_encoder"}
     assert parts["all"] == {"mask_decoder", "locator", "image_encoder", "prompt_encoder"}
@@ -203,12 +204,24 @@ def test_weights_that_cannot_be_had_say_how(tmp_path: Path, monkeypatch: pytest.
         ({"encoder": "vit_t"}, "encoder cannot be 'vit_t'"),
         ({"encoder_size": 100}, "multiple of 16"),
         ({"trainable": "neck"}, "trainable cannot be 'neck'"),
+        ({"boxes": "drawn"}, "boxes cannot be 'drawn'"),
         ({"box_margin": -0.1}, "box_margin"),
     ],
 )
 def test_faulty_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(EchoPlanError, match=message):
         build_network("sam", **{"size": (64, 64), "encoder_size": 64, **settings})
+
+
+def test_boxes_as_rectangles_are_scaled_as_the_package_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV's boundingRect of columns 10 to 29 and rows 5 to 24 is (10, 5, 20, 20)."""
+    told: list[Tensor] = []
+    network = build_network("sam", size=(56, 112), encoder_size=64, boxes="bounding_rect").eval()
+    own = network.prompt_encoder.forward
+    monkeypatch.setattr(network.prompt_encoder, "forward", lambda **given: told.append(given["boxes"]) or own(**given))
+    network(torch.randn(1, 1, 1, 56, 112), torch.tensor([[[10.0, 5, 29, 24]]]))
+    expected = ResizeLongestSide(64).apply_boxes(np.array([[10.0, 5, 30, 25]]), (56, 112))
+    np.testing.assert_allclose(told[0].flatten(), expected[0], rtol=1e-6)
 
 
 def test_boxes_must_be_one_a_frame() -> None:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from echoplan.training.prompts import BOX_REACH, box_of, boxes_of_labels, jitter_boxes, jittered_box, move_boxes
+from echoplan.training.prompts import (
+    BOX_REACH,
+    box_of,
+    boxes_of_labels,
+    jitter_boxes,
+    jittered_box,
+    move_boxes,
+    widen_boxes,
+)
 
 
 def masks() -> torch.Tensor:
@@ -49,6 +57,15 @@ def test_jitter_moves_every_side_by_its_share_and_stays_inside() -> None:
     whole = np.ones((20, 30), bool)
     boxes = np.array([jittered_box(whole, generator, reach=0.3) for _ in range(50)])
     assert boxes.min() >= 0 and boxes[:, [0, 2]].max() <= 29 and boxes[:, [1, 3]].max() <= 19
+
+
+def test_widened_boxes_reach_outwards_within_the_frame() -> None:
+    boxes = boxes_of_labels(masks())
+    torch.manual_seed(3)
+    moved = widen_boxes(boxes, size=(20, 30), reach=0.1) - boxes
+    assert moved[1].isnan().all()
+    assert (moved[0, 0, :2] < 0).all() and (moved[0, 0, 2:] > 0).all() and (moved[0, 0].abs() <= 3).all()
+    assert moved[0, 1, 2:].tolist() == [0, 0]  # at the border already
 
 
 def test_jitter_of_a_batch_follows_torchs_seed_and_leaves_nan() -> None:

@@ -48,6 +48,14 @@ def test_the_recipe_is_the_papers() -> None:
     assert chosen.network_settings().trainable == "all_but_prompt_encoder"
 
 
+def test_the_recipe_at_1024_is_medsams_own() -> None:
+    recipe = find_method("MedSAM1024Trainer").recipe
+    assert (recipe.epochs, recipe.optimiser, recipe.learning_rate, recipe.weight_decay) == (70, "adamw", 1e-4, 0.01)
+    assert (recipe.batch_size, recipe.training_boxes, recipe.network.model) == (2, "widened", "medsam")
+    assert recipe.network_settings().trainable == "all_but_prompt_encoder"
+    assert poly_rate(1e-4, 5, 10, recipe.poly_power, end=recipe.final_learning_rate) == 1e-4  # never falls
+
+
 @pytest.mark.parametrize(("name", "model"), [("SAMTrainer", "sam"), ("MedSAMTrainer", "medsam")])
 def test_the_network_is_sam_vit_b(name: str, model: str) -> None:
     """MedSAM's authors count 93,735,472 parameters in it."""
@@ -88,7 +96,7 @@ def test_the_locator_has_a_rate_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("tiny_sam")
-@pytest.mark.parametrize("kind", ["truth", "jittered", "automatic"])
+@pytest.mark.parametrize("kind", ["truth", "jittered", "widened", "automatic"])
 def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
     trainer, batch = started(frame_setup, training_boxes=kind, box_reach=0.2)
     batch["labels"][0] = 0  # one frame shows nothing
@@ -105,6 +113,8 @@ def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
     moves = (boxes - truth)[1:].abs()
     if kind == "truth":
         assert (moves == 0).all()
+    elif kind == "widened":
+        assert (moves <= 32 * 20 / 1024).all() and (moves > 0).any()
     else:
         extent = (truth[1:, :, 2:] - truth[1:, :, :2]).repeat(1, 1, 2)
         assert (moves <= 0.2 * extent + 1e-5).all() and (moves > 0).all()

@@ -18,7 +18,8 @@ from .echoforge import EchoForgeMethod
 from .echonet import EchoNetMethod
 from .method import Method
 from .pkechonet import PKEchoNetMethod
-from .sam import SAMMethod
+from .resunet import ResUNetMethod
+from .sam import MEDSAM_RECIPE, SAMMethod
 from .unet import SpaceTimeUNetMethod, UNetMethod
 
 ENTRY_POINTS = "echoplan.trainers"
@@ -35,8 +36,11 @@ _OWN: dict[str, tuple[type[Method[Any]], Mapping[str, Any]]] = {
     "E3SAM2SmallTrainer": (E3SAM2Method, {"variant": "small"}),
     "EchoForgeTrainer": (EchoForgeMethod, {}),
     "EchoNetTrainer": (EchoNetMethod, {}),
+    "ResUNetTrainer": (ResUNetMethod, {}),
     "SAMTrainer": (SAMMethod, {}),
     "MedSAMTrainer": (SAMMethod, {"model": "medsam"}),
+    "SAM1024Trainer": (SAMMethod, MEDSAM_RECIPE),
+    "MedSAM1024Trainer": (SAMMethod, {**MEDSAM_RECIPE, "model": "medsam"}),
 }
 
 

@@ -14,12 +14,23 @@ from echoplan.networks.sam.settings import SAMSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
-from ..prompts import BOX_REACH, boxes_of_labels, jitter_boxes
+from ..prompts import BOX_REACH, boxes_of_labels, jitter_boxes, widen_boxes
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _RATE = 2e-5
-_BOXES = ("jittered", "truth", "automatic")
+_BOXES = ("jittered", "widened", "truth", "automatic")
+# MedSAM's own recipe (github.com/bowang-lab/MedSAM, train_one_gpu.py), for the 70 epochs of Chao et al.
+MEDSAM_RECIPE = {
+    "epochs": 70,
+    "optimiser": "adamw",
+    "learning_rate": 1e-4,
+    "poly_power": 0.0,
+    "weight_decay": 0.01,
+    "batch_size": 2,
+    "trainable": "all_but_prompt_encoder",
+    "training_boxes": "widened",
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,8 @@ class SAMRecipe(Recipe):
 
     Attributes:
         pretrained: start from the published weights.
-        training_boxes: "jittered" (from labels, each side moved by chance), "truth" (from labels, the paper's) or
-            "automatic" (the locator's, as at test time).
+        training_boxes: "jittered" (from labels, each side moved by chance), "widened" (outwards only, MedSAM's),
+            "truth" (from labels, the paper's) or "automatic" (the locator's, as at test time).
         box_reach: of the jitter, see `training.prompts.jittered_box`.
         locator_learning_rate: of the locator, which starts from random weights; it falls in the same proportion.
         network: see `SAMSettings`.
@@ -88,6 +99,8 @@ class SAMMethod(Method[SAMRecipe]):
         boxes = boxes_of_labels(batch["labels"])
         if self.recipe.training_boxes == "jittered":
             boxes = jitter_boxes(boxes, size=batch["labels"].shape[-2:], reach=self.recipe.box_reach)
+        elif self.recipe.training_boxes == "widened":
+            boxes = widen_boxes(boxes, size=batch["labels"].shape[-2:])
         return network(batch["clip"], boxes)
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:

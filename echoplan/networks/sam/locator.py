@@ -79,3 +79,9 @@ def rescale_boxes(boxes: Tensor, *, old: Sequence[int], new: Sequence[int]) -> T
     """Boxes ``(..., 4)`` in pixel centres of an image of `old` (H, W), when it is resized to `new`."""
     ratio = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
     return (boxes + 0.5) * ratio - 0.5
+
+
+def rescale_as_rectangles(boxes: Tensor, *, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """The same as OpenCV's rectangles (x, y, x + w, y + h), of which SAM's ResizeLongestSide scales the corners."""
+    ratio = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
+    return (boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])) * ratio

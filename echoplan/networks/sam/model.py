@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
-from echoplan.networks.sam.locator import Locator, found_boxes, rescale_boxes
+from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
 from echoplan.networks.sam.parts import ImageEncoder, build_mask_decoder, build_prompt_encoder, decode_mask
 from echoplan.networks.sam.settings import LEARNING_PARTS, VARIANTS, SAMSettings
 from echoplan.networks.weights import find_weights, load_weights
@@ -64,6 +64,7 @@ class SAM(nn.Module):
             raise EchoPlanError(f"frames of {size[0]} x {size[1]} pixels are not possible")
         self.model = settings.model
         self.encoder_size = settings.encoder_size
+        self.box_kind = settings.boxes
         self.box_margin = settings.box_margin
         self.image_encoder = ImageEncoder(VARIANTS[settings.encoder])
         self.prompt_encoder = build_prompt_encoder(settings.encoder_size)
@@ -83,9 +84,13 @@ class SAM(nn.Module):
         of points and masks as prompts.
         """
         decoder, prompts = self.mask_decoder, self.prompt_encoder
-        steps = {"decoder": decoder, "all_but_prompt_encoder": self.image_encoder, "all": prompts}
+        steps = {
+            "locator": self.locator,
+            "decoder": decoder,
+            "all_but_prompt_encoder": self.image_encoder,
+            "all": prompts,
+        }
         self.requires_grad_(False)
-        self.locator.requires_grad_(True)
         for name in LEARNING_PARTS[: LEARNING_PARTS.index(part) + 1]:
             steps[name].requires_grad_(True)
         for unused in (
@@ -129,9 +134,9 @@ class SAM(nn.Module):
         size = frames.shape[-2:]
         inner = self._enlarged(size)
         features = self.image_encoder(self.prepare(frames))
-        masks = decode_mask(
-            self.mask_decoder, self.prompt_encoder, features, rescale_boxes(boxes, old=size, new=inner)
-        ).float()
+        enlarge = rescale_boxes if self.box_kind == "centres" else rescale_as_rectangles
+        told = enlarge(boxes, old=size, new=inner)
+        masks = decode_mask(self.mask_decoder, self.prompt_encoder, features, told).float()
         whole = F.interpolate(masks, (self.encoder_size,) * 2, mode="bilinear", align_corners=False)
         return F.interpolate(whole[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
 

@@ -10,7 +10,8 @@ from echoplan.networks.settings import NetworkSettings, check_choice
 NATIVE_SIZE = 1024  # side of the images that SAM was trained on; its position tables have this size
 PATCH = 16
 MODELS = ("sam", "medsam")
-LEARNING_PARTS = ("decoder", "all_but_prompt_encoder", "all")  # each with those before it
+BOXES = ("centres", "bounding_rect")
+LEARNING_PARTS = ("locator", "decoder", "all_but_prompt_encoder", "all")  # each with those before it
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class SAMSettings(NetworkSettings):
         encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
         encoder_size: the longest side that frames are enlarged to, a multiple of 16; 1024 is SAM's own and the paper's.
             Less is faster and not SAM as it was trained: position embeddings are interpolated.
-        trainable: what learns beside the locator: "decoder", "all_but_prompt_encoder" or "all"; "auto" is the decoder
-            (and everything in a training that starts from random weights).
+        trainable: what learns: the "locator" alone, beside it the "decoder", "all_but_prompt_encoder" or "all"; "auto"
+            is the decoder (and everything in a training that starts from random weights).
+        boxes: what SAM is told of a box: "centres", from the centre of its first pixel to that of its last, or
+            "bounding_rect", as OpenCV's boundingRect and SAM's ResizeLongestSide have it (x to x + w, scaled without
+            the shift of half a pixel): Chao et al.'s way, whose far corner is one pixel of the frame further.
         box_margin: by which the locator's box is widened at each side, as a share of its width or height.
     """
 
@@ -55,11 +59,13 @@ class SAMSettings(NetworkSettings):
     encoder: str = "vit_b"
     encoder_size: int = NATIVE_SIZE
     trainable: str = "auto"
+    boxes: str = "centres"
     box_margin: float = 0.05
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, MODELS)
         check_choice("encoder", self.encoder, VARIANTS)
+        check_choice("boxes", self.boxes, BOXES)
         check_choice("trainable", self.trainable, (*LEARNING_PARTS, "auto"))
         if self.encoder_size < 2 * PATCH or self.encoder_size % PATCH:
             raise EchoPlanError(
