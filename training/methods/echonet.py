@@ -27,9 +27,9 @@ _MEASURED = 128  # cases whose grey levels are
 class EchoNetRecipe(Recipe):
     """That of the authors' code (github.com/echonet/dynamic, echonet/utils/segmentation.py).
 
-    SGD 1e-5 with plain momentum 0.9 at a constant rate, no weight decay, 50 epochs, batches of 20 of which the last is
-    dropped, the epoch of the lowest validation loss, an ImageNet backbone, no auxiliary head, no augmentation, and the binary cross-entropy summed over the
-    pixels of a batch.
+    SGD 1e-5 with plain momentum 0.9 at a constant rate, no weight decay, 50 epochs of which that of the lowest
+    validation loss is kept, batches of 20 of which the last is dropped, an ImageNet backbone, no auxiliary head, no
+    augmentation, and the binary cross-entropy summed over the pixels of a batch.
 
     Attributes:
         pretrained: start the backbone from ImageNet weights. The authors' script says `pretrained=False` of the whole
