@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoplan.networks.resnet import ResNetBackbone
 from echoplan.networks.settings import NetworkSettings
 
 _STEM = 64  # channels at stride 2
@@ -52,6 +51,8 @@ class ResUNet(nn.Module):
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
+        from echoplan.networks.resnet import ResNetBackbone  # who trains another method need not wait for torchvision
+
         self.backbone = ResNetBackbone(settings.backbone, pretrained=pretrained)
         *skips, channels = (_STEM, *self.backbone.channels)
         self.decoder = nn.ModuleList()
