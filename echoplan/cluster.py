@@ -1,4 +1,4 @@
-"""Ray, the engine for more than one machine: the cluster connected to, what it has, and the disk its nodes share.
+"""Ray, the engine for more than one machine: the options that name it, the cluster connected to, and what it has.
 
 Ray is an optional extra, imported when it is asked for. Nothing here knows what is computed.
 """
@@ -10,23 +10,15 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from echoplan import __version__
-from echoplan.errors import EchoPlanError, Terminated
-from echoplan.files import naming_full_disk
+from echoplan.errors import EchoPlanError
 
 _THIS_MACHINE = "local"  # Ray's word for a cluster of this machine alone, which ends with the command
 _OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster of our own; only names and reasons travel through it
-_PATIENCE_SECONDS = 20.0  # network disks show a new file late
 
 
 def add_engine(to: argparse.ArgumentParser) -> None:
@@ -62,57 +54,6 @@ def _require_ray() -> None:
         raise EchoPlanError("Ray is not installed", remedy="pip install 'echoplan[ray]'")
 
 
-@dataclass(frozen=True)
-class SharedDisk:
-    """What a worker must see as the command sees it.
-
-    Attributes:
-        token: a file that only this run has, where workers write.
-        folders: what workers read.
-        version: EchoPlan's, of the command.
-    """
-
-    token: Path
-    folders: tuple[Path, ...] = ()
-    version: str = __version__
-
-    def check(self, patience_s: float = _PATIENCE_SECONDS) -> None:
-        """Raise an EchoPlanError that names this node if it sees other files, or has another EchoPlan."""
-        node = socket.gethostname()
-        if self.version != __version__:
-            raise EchoPlanError(
-                f"the node {node} has EchoPlan {__version__}, the command {self.version}",
-                remedy="install one version on all nodes",
-                fatal=True,
-            )
-        missing = [folder for folder in self.folders if not folder.exists()]
-        deadline = time.monotonic() + patience_s
-        while not missing and not self.token.exists():
-            if time.monotonic() > deadline:
-                missing = [self.token.parent]
-            time.sleep(0.2)
-        if missing:
-            raise EchoPlanError(
-                f"the node {node} does not see what the command sees",
-                file=missing[0],
-                remedy="what is read and written must lie on a disk that all nodes share, under the same path",
-                fatal=True,
-            )
-
-
-@contextmanager
-def shared_disk(written: Path, *read: Path) -> Iterator[SharedDisk]:
-    """A `SharedDisk` of a folder that workers write to and of those they read, all absolute; its token ends with it."""
-    token = written / f".run-{uuid.uuid4().hex}"
-    with naming_full_disk(written):
-        written.mkdir(parents=True, exist_ok=True)
-        token.touch()
-    try:
-        yield SharedDisk(token, read)
-    finally:
-        token.unlink(missing_ok=True)
-
-
 class Cluster:
     """The cluster that this process is connected to."""
 
@@ -128,6 +69,18 @@ class Cluster:
         return sum(
             min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items()) for node in self.nodes()
         )
+
+    def device(self, choice: str) -> str:
+        """The device, "cuda" or "cpu", that an option --device means; "auto" is GPUs where any node has one.
+
+        Raises:
+            EchoPlanError: Ray does not know such a device.
+        """
+        if choice == "auto":
+            return "cuda" if self.room({"GPU": 1.0}) else "cpu"
+        if choice == "mps":
+            raise EchoPlanError("Ray does not know the device mps", remedy="use --device cpu, or leave --engine out")
+        return choice
 
     def check(self, need: Mapping[str, float]) -> None:
         """Raise an EchoPlanError if no node has what one worker takes, not even when it is empty."""
@@ -197,28 +150,6 @@ def _connect(address: str) -> None:
             remedy="start one with `ray start --head`, or join one with `ray start --address HOST:PORT`, with the same "
             "versions of Python and Ray; without --address, Ray works on this machine alone",
         ) from error
-
-
-@contextmanager
-def noting_sigterm() -> Iterator[Callable[[], None]]:
-    """A function that raises Terminated if SIGTERM has come since the block began; for between two calls of Ray.
-
-    Inside a call of Ray, which is no Python code, an exception of a signal's handler would become another one.
-    """
-    came: list[int] = []
-
-    def check() -> None:
-        if came:
-            raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def in_words(need: Mapping[str, float]) -> str:

@@ -5,61 +5,52 @@ from __future__ import annotations
 import logging
 import socket
 import time
+import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echoplan.cluster import Cluster, SharedDisk, connected, in_words, noting_sigterm, shared_disk
-from echoplan.errors import Terminated
+from echoplan import __version__
+from echoplan.cluster import Cluster, in_words
+from echoplan.errors import EchoPlanError, Terminated
+from echoplan.files import naming_full_disk
 from echoplan.parallel_map import CaseResults, Failure, attempt, progress, record
+from echoplan.termination import Termination
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # before work that kills its workers is given up
 _LOOK_EVERY_SECONDS = 1.0
 _FIRST_WORD_SECONDS, _WORD_SECONDS = 3.0, 30.0  # of silence, before a word on what is waited for
+_PATIENCE_SECONDS = 20.0  # network disks show a new file late
 
 
 class Watch:
     """Is told of the cases while they are worked on; here a bar shows how many have ended."""
 
-    def __init__(self, description: str, total: int) -> None:
+    def __init__(self, description: str = "", total: int = 0) -> None:
         self._bar = progress(range(total), description=description)
-        self._deaths: Counter[str] = Counter()
-        self._nodes: dict[str, list[str]] = {}
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
     def begin(self, case: str, node: str) -> None:
         """A worker on a node begins a case."""
-        self._nodes.setdefault(case, []).append(node)
 
-    def end(self, case: str, results: CaseResults) -> None:
-        """A case has ended, well or not."""
-        self._nodes.pop(case, None)
+    def end(self, case: str, outcome: Any) -> None:
+        """A case has ended; its value or a `Failure`."""
         self._bar.update()
-
-    def why_give_up(self, case: str, why: str) -> str:
-        """Why a case whose worker died, or that failed for another reason, is given up; empty: it is not."""
-        self._deaths[case] += 1
-        if self._deaths[case] < ATTEMPTS:
-            logger.warning("%s is begun again: %s", case, why)
-            return ""
-        on = ", ".join(dict.fromkeys(self._nodes.get(case, ())))
-        return (
-            f"{why} in each of {ATTEMPTS} attempts{f' (on {on})' if on else ''}. What to do: it may need more memory "
-            "than a node has; run the same command on it alone, without --engine, to see why."
-        )
 
     def look(self) -> None:
         """About a second has passed."""
+
+    def mark(self, case: str) -> object:
+        """Something that changes when a case makes progress; a worker's death after that is its first again."""
+        return None
+
+    def close(self) -> None:
+        """There is no more to see."""
+        self._bar.close()
 
 
 @dataclass(frozen=True)
@@ -68,23 +59,20 @@ class ClusterMap:
 
     Attributes:
         cluster: where.
-        disk: what the workers must see.
-        need: what a worker, a process, takes of a node: {"CPU": 2, "GPU": 1}.
-        workers: how many at most; those that find no room wait for it.
+        need: what a worker, a process, takes of a node: {"CPU": 2, "GPU": 1}; it has as many threads as CPUs.
+        written, read: absolute folders that workers write to and read; all nodes must see them under these paths.
+        workers: how many at most; None: more than fit, so that a node that joins finds work at once.
         cases_at_once: how many cases a worker works on at a time, in threads.
         one_case_each: every case has a worker of its own; one that cannot start fails its case alone.
-        errors_again: a case that raises something else than an EchoPlanError is tried again, as if its worker had died.
-        threads: of PyTorch in each; None: as Ray starts them.
     """
 
     cluster: Cluster
-    disk: SharedDisk
     need: Mapping[str, float]
-    workers: int
+    written: Path
+    read: tuple[Path, ...] = ()
+    workers: int | None = None
     cases_at_once: int = 1
     one_case_each: bool = False
-    errors_again: bool = False
-    threads: int | None = None
 
     def __call__(
         self,
@@ -97,7 +85,7 @@ class ClusterMap:
     ) -> CaseResults:
         """Call `function(*arguments[case])` for every case, and go on past the cases that fail.
 
-        A case whose worker dies is tried again, alone in its worker, until `watch` gives it up.
+        A case whose worker dies, or that fails with anything but an EchoPlanError, is tried again, alone in its worker.
 
         Args:
             function: a module-level function of EchoPlan; with `setup` a class whose instances are such functions.
@@ -115,15 +103,21 @@ class ClusterMap:
             Terminated: SIGTERM came.
         """
         self.cluster.check(self.need)
-        with watch or Watch(description, len(arguments)) as watch, noting_sigterm() as check_sigterm:
-            shift = _Shift(self, (function, setup, self.disk, self.threads), arguments, watch)
+        room = self.cluster.room(self.need)
+        logger.info("%d cases; workers at a time: %d, each of %s", len(arguments), room, in_words(self.need))
+        watch = watch or Watch(description, len(arguments))
+        # Inside a call of Ray, which is no Python code, an exception of a signal's handler would become another one.
+        with _token(self.written) as token, Termination() as termination:
+            shift = _Shift(self, (function, setup, token, self.read, __version__), arguments, watch)
             try:
-                while shift.unfinished:
-                    check_sigterm()
+                while len(shift.results) < len(arguments):
+                    if termination.requested:
+                        raise Terminated
                     shift.step()
                     watch.look()
             finally:
                 shift.end()
+                watch.close()
         done, failures = shift.results.done, shift.results.failures
         return CaseResults(
             {case: done[case] for case in arguments if case in done},
@@ -131,47 +125,55 @@ class ClusterMap:
         )
 
 
-@dataclass(frozen=True)
-class ClusterCases:
-    """An engine for many small cases: connects to a cluster, and works there on one case a CPU.
+@contextmanager
+def _token(folder: Path) -> Iterator[Path]:
+    """A file that only this run has: who sees it, sees the folder that is meant."""
+    token = folder / f".run-{uuid.uuid4().hex}"
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    try:
+        yield token
+    finally:
+        token.unlink(missing_ok=True)
 
-    Attributes:
-        written, read: absolute folders; all nodes must see them under these paths.
-        address: as `connected` takes it.
-    """
 
-    written: Path
-    read: Path
-    address: str | None = None
-
-    def __call__(
-        self, function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], *, description: str = ""
-    ) -> CaseResults:
-        """See `ClusterMap`."""
-        need = {"CPU": 1.0}
-        with connected(self.address) as cluster, shared_disk(self.written, self.read) as disk:
-            room = cluster.room(need)
-            logger.info("%s %d cases on %s", description, len(arguments), in_words({"CPU": room}))
-            # More workers than fit, so that a node that joins finds work at once.
-            run = ClusterMap(cluster, disk, need, workers=2 * room + 100, threads=1)
-            return run(function, arguments, description=description)
+def check_node(token: Path, read: tuple[Path, ...], version: str, patience_s: float = _PATIENCE_SECONDS) -> None:
+    """Raise an EchoPlanError that names this node if it sees other files than the command, or has another EchoPlan."""
+    node = socket.gethostname()
+    if version != __version__:
+        raise EchoPlanError(
+            f"the node {node} has EchoPlan {__version__}, the command {version}",
+            remedy="install one version on all nodes",
+            fatal=True,
+        )
+    missing = [folder for folder in read if not folder.exists()]
+    deadline = time.monotonic() + patience_s
+    while not missing and not token.exists():
+        if time.monotonic() > deadline:
+            missing = [token.parent]
+        time.sleep(0.2)
+    if missing:
+        raise EchoPlanError(
+            f"the node {node} does not see what the command sees",
+            file=missing[0],
+            remedy="what is read and written must lie on a disk that all nodes share, under the same path",
+            fatal=True,
+        )
 
 
 class _Worker:
     """In a process of its own on any node."""
 
-    def __init__(
-        self, function: Callable[..., Any], setup: tuple[Any, ...] | None, disk: SharedDisk, threads: int | None
-    ) -> None:
-        self._function, self._setup, self._disk, self._threads = function, setup, disk, threads
+    def __init__(self, function: Callable[..., Any], setup: tuple[Any, ...] | None, *seen: Any) -> None:
+        self._function, self._setup, self._seen = function, setup, seen
 
-    def begin(self) -> str:
+    def begin(self, threads: int) -> str:
         """Make ready; this node's name."""
-        self._disk.check()
-        if self._threads is not None:
-            import torch
+        import torch
 
-            torch.set_num_threads(self._threads)
+        check_node(*self._seen)
+        torch.set_num_threads(threads)
         if self._setup is not None:
             self._function = self._function(*self._setup)
         return socket.gethostname()
@@ -184,7 +186,7 @@ class _Worker:
             return Failure("it was terminated", again=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hand:
     """A worker as the command sees it: where it is, once it has begun, and the cases it works on."""
 
@@ -209,30 +211,28 @@ class _Shift:
             max_restarts=0,
             max_concurrency=run.cases_at_once,
         )
+        self._most = 2 * run.cluster.room(run.need) + 100 if run.workers is None else run.workers
         self._waiting = deque(arguments)
-        self._suspects: set[str] = set()
+        self._attempts: Counter[tuple[str, object]] = Counter()  # by case and its progress
+        self._nodes: dict[str, list[str]] = {}
         self._hands: list[_Hand] = []
         self._asked: dict[Any, tuple[_Hand, str | None]] = {}  # None: asked to begin
         self._begun = False
         self._silent_since, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
 
-    @property
-    def unfinished(self) -> int:
-        """How many cases wait or are worked on."""
-        return len(self._arguments) - len(self.results)
-
     def step(self) -> None:
         """Hand out what there is room for, and hear what has ended, for a second at most."""
         import ray
 
-        while len(self._hands) < min(self._run.workers, self.unfinished):
+        while len(self._hands) < min(self._most, len(self._arguments) - len(self.results)):
             hand = _Hand(self._worker.remote(*self._told))
             self._hands.append(hand)
-            self._asked[hand.actor.begin.remote()] = hand, None
+            self._asked[hand.actor.begin.remote(max(1, int(self._run.need["CPU"])))] = hand, None
         for hand in self._hands:
             while hand.node is not None and self._waiting and self._may_take(hand, self._waiting[0]):
                 case = self._waiting.popleft()
                 self._watch.begin(case, hand.node)
+                self._nodes.setdefault(case, []).append(hand.node)
                 hand.cases.add(case)
                 self._asked[hand.actor.work.remote(self._arguments[case])] = hand, case
         ended, _ = ray.wait(list(self._asked), timeout=_LOOK_EVERY_SECONDS)
@@ -245,7 +245,8 @@ class _Shift:
 
     def _may_take(self, hand: _Hand, case: str) -> bool:
         """A case that may have ended a worker is alone in the next one: it may have taken others with it."""
-        if case in self._suspects or self._suspects & hand.cases:
+        suspects = {suspect for suspect, _ in self._attempts}
+        if suspects & {case, *hand.cases}:
             return not hand.cases
         return len(hand.cases) < self._run.cases_at_once
 
@@ -274,18 +275,25 @@ class _Shift:
         hand.cases.discard(case)
         if self._run.one_case_each:
             self._dismiss(hand)
-        self._note(case, answer)
-
-    def _note(self, case: str, answer: Any) -> None:
-        if isinstance(answer, Failure) and (answer.again or (answer.traceback and self._run.errors_again)):
-            reason = self._watch.why_give_up(case, answer.reason)
-            if not reason:
-                self._suspects.add(case)
+        if isinstance(answer, Failure) and (answer.again or answer.traceback):
+            attempted = case, self._watch.mark(case)
+            self._attempts[attempted] += 1
+            if self._attempts[attempted] < ATTEMPTS:
+                logger.warning("%s is begun again: %s", case, answer.reason)
                 self._waiting.append(case)
                 return
-            answer = Failure(reason if answer.again else answer.reason)
+            answer = self._given_up(case, answer)
         record(self.results, case, answer)
-        self._watch.end(case, self.results)
+        self._watch.end(case, answer)
+
+    def _given_up(self, case: str, last: Failure) -> Failure:
+        if not last.again:
+            return last  # its own error says more
+        on = ", ".join(dict.fromkeys(self._nodes.get(case, ())))
+        return Failure(
+            f"{last.reason} in each of {ATTEMPTS} attempts{f' (on {on})' if on else ''}. What to do: it may need more "
+            "memory than a node has; run the same command on it alone, without --engine, to see why."
+        )
 
     def _dismiss(self, hand: _Hand) -> None:
         import ray

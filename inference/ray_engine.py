@@ -5,7 +5,6 @@ Files are written beside their name and then moved into place, so that a clip do
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,55 +14,42 @@ from typing import Any
 
 import torch
 
-from echoplan.cluster import Cluster, connected, in_words, shared_disk
+from echoplan.cluster import connected
 from echoplan.cluster_map import ClusterMap
-from echoplan.errors import EchoPlanError
 from echoplan.parallel_map import CaseResults
 
 from .inputs import InputClip
 from .predict_folder import segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 
-logger = logging.getLogger(__name__)
-
 _CLIPS_AT_ONCE = 3  # in a worker: one is decoded, one is in the network, one is written
 
 
-@dataclass(frozen=True)
-class PredictionTask:
-    """What every worker is told.
+class ClipWorker:
+    """Predicts clips in a process of its own, on any node; the model is loaded once. Several calls run at once.
 
-    Attributes:
+    Args:
         models: how the predictor is made: arguments of `EchoPredictor.from_model_folders`, the device left out.
         device: where the networks run.
         out: the results' folder, absolute.
         keep_probabilities: also write the class probabilities.
     """
 
-    models: Mapping[str, Any]
-    device: str
-    out: Path
-    keep_probabilities: bool
-
-
-class ClipWorker:
-    """Predicts clips in a process of its own, on any node; the model is loaded once. Several calls run at once."""
-
-    def __init__(self, task: PredictionTask) -> None:
-        sweep_results(task.out)  # of workers on this node that died
-        self._task = task
-        self._predictor = EchoPredictor.from_model_folders(**task.models, device=task.device)
-        self._network = threading.Lock()
+    def __init__(self, models: Mapping[str, Any], device: str, out: Path, keep_probabilities: bool) -> None:
+        sweep_results(out)  # of workers on this node that died
+        self.device, self.out, self.keep_probabilities = device, out, keep_probabilities
+        self.predictor = EchoPredictor.from_model_folders(**models, device=device)
+        self.network = threading.Lock()
 
     def __call__(self, item: InputClip) -> None:
         """Predict a clip and write what comes of it."""
         try:
-            prepared = self._predictor.prepare(item.read())
-            with self._network:
-                found = segment_input(item, prepared, self._predictor, keep_probabilities=self._task.keep_probabilities)
-            write_result(item, self._predictor, found, self._task.out)
+            prepared = self.predictor.prepare(item.read())
+            with self.network:
+                found = segment_input(item, prepared, self.predictor, keep_probabilities=self.keep_probabilities)
+            write_result(item, self.predictor, found, self.out)
         except Exception:
-            _leave_if_gpu_is_lost(self._task.device)
+            _leave_if_gpu_is_lost(self.device)
             raise
 
 
@@ -81,7 +67,7 @@ class RayEngine:
     """Predicts on a Ray cluster.
 
     Attributes:
-        models: as in `PredictionTask`.
+        models: as in `ClipWorker`.
         device: "auto" (GPUs where the cluster has any), "cuda" or "cpu".
         address: as `connected` takes it.
         actors: how many workers; None: as many as the cluster has room for.
@@ -104,35 +90,18 @@ class RayEngine:
         """
         out = out.absolute()
         folders = [Path(folder) for folder, _ in self.models["folders"]]
-        with connected(self.address) as cluster, shared_disk(out, source.absolute(), *folders) as disk:
-            device, need = self._place(cluster)
+        with connected(self.address) as cluster:
+            device = cluster.device(self.device)
+            need = {"CPU": float(self.cpus_per_actor), **({"GPU": 1.0} if device == "cuda" else {})}
             workers = max(1, min(self.actors or cluster.room(need), len(todo)))
-            logger.info("predicting %d clips with %d actors of %s", len(todo), workers, in_words(need))
-            run_cases = ClusterMap(
-                cluster,
-                disk,
-                need,
-                workers,
-                cases_at_once=_CLIPS_AT_ONCE,
-                errors_again=True,
-                threads=self.cpus_per_actor,
-            )
+            read = (source.absolute(), *folders)
+            run_cases = ClusterMap(cluster, need, out, read, workers, cases_at_once=_CLIPS_AT_ONCE)
             arguments = {item.name: (replace(item, path=item.path.absolute()),) for item in todo}
-            task = PredictionTask(self.models, device, out, keep_probabilities)
-            results = run_cases(ClipWorker, arguments, setup=(task,), description="predicting")
+            setup = (self.models, device, out, keep_probabilities)
+            results = run_cases(ClipWorker, arguments, setup=setup, description="predicting")
         paths = {item.name: item.path for item in todo}  # as the user wrote them
         failures = {
             case: reason.replace(str(paths[case].absolute()), str(paths[case]))
             for case, reason in results.failures.items()
         }
         return CaseResults(results.done, failures)
-
-    def _place(self, cluster: Cluster) -> tuple[str, dict[str, float]]:
-        """The networks' device, and what an actor takes of the cluster."""
-        if self.device == "mps":
-            raise EchoPlanError("Ray does not know the device mps", remedy="use --device cpu, or leave --engine out")
-        with_gpu = {"GPU": 1.0, "CPU": float(self.cpus_per_actor)}
-        device = self.device
-        if device == "auto":
-            device = "cuda" if cluster.room(with_gpu) else "cpu"
-        return device, with_gpu if device == "cuda" else {"CPU": float(self.cpus_per_actor)}

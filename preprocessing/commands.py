@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from echoplan import layout
 from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
-from echoplan.cluster import add_engine, check_engine
-from echoplan.cluster_map import ClusterCases
+from echoplan.cluster import add_engine, check_engine, connected
+from echoplan.cluster_map import ClusterMap
 from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
 from echoplan.plans import Plan
@@ -42,14 +43,15 @@ def preprocess_planned(where: Folders, name: str, chosen: argparse.Namespace) ->
     plan = Plan.read(where.preprocessed / dataset.name / layout.plan_file(chosen.plans_name))
     # A trainer of the user's own, path/to/file.py:Class, is in the plan by its class's name.
     trainers = None if chosen.trainers is None else [trainer.rpartition(":")[2] for trainer in chosen.trainers]
-    results = preprocess_dataset(
-        where,
-        dataset,
-        plan,
-        trainers=trainers,
-        processes=chosen.np,
-        overwrite=chosen.overwrite,
-        engine=ClusterCases(where.preprocessed, where.raw, chosen.address) if chosen.engine else None,
-    )
+    with connected(chosen.address) if chosen.engine else nullcontext() as cluster:
+        results = preprocess_dataset(
+            where,
+            dataset,
+            plan,
+            trainers=trainers,
+            processes=chosen.np,
+            overwrite=chosen.overwrite,
+            engine=None if cluster is None else ClusterMap(cluster, {"CPU": 1.0}, where.preprocessed, (where.raw,)),
+        )
     print(f"{dataset.name}: {len(results.done)} cases are preprocessed")
     return results.failures

@@ -6,7 +6,7 @@ import ast
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from echoplan import __version__
-from echoplan.cluster import Cluster, SharedDisk, shared_disk
-from echoplan.cluster_map import ATTEMPTS, ClusterMap
+from echoplan.cluster import Cluster
+from echoplan.cluster_map import ATTEMPTS, ClusterMap, Watch, check_node
 from echoplan.errors import EchoPlanError, Terminated
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ class Actor:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterMap]:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterMap:
     """A cluster of the stand-in, with room for two workers of one case at a time."""
 
     def remote(kind: type) -> SimpleNamespace:
@@ -85,8 +85,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
     monkeypatch.setattr(Cluster, "nodes", lambda self: [{"CPU": 1.0}, {"CPU": 1.0}])
-    with shared_disk(tmp_path / "written") as disk:
-        yield ClusterMap(Cluster(), disk, {"CPU": 1.0}, workers=2)
+    return ClusterMap(Cluster(), {"CPU": 1.0}, tmp_path / "written", workers=2)
 
 
 class Work:
@@ -138,20 +137,31 @@ def test_a_suspect_is_alone_in_its_worker(cluster: ClusterMap) -> None:
     assert again and all(beside == {me} for me, beside in again.items())
 
 
-def test_errors_are_tried_again_where_it_is_asked_for(cluster: ClusterMap) -> None:
-    for again, attempts in ((False, 1), (True, ATTEMPTS)):
-        work = Work(error=RuntimeError("broken"))
-        results = replace(cluster, errors_again=again)(work, cases("a"))
-        assert results.failures == {"a": "RuntimeError: broken"} and work.begun["a"] == attempts
-    work = Work(error=EchoPlanError("no clip"))
-    assert replace(cluster, errors_again=True)(work, cases("a")).failures == {"a": "no clip."}
-    assert work.begun["a"] == 1
+def test_errors_that_nobody_foresaw_are_tried_again(cluster: ClusterMap) -> None:
+    for error, attempts, reason in (
+        (RuntimeError("broken"), ATTEMPTS, "RuntimeError: broken"),
+        (EchoPlanError("no clip"), 1, "no clip."),
+    ):
+        work = Work(error=error)
+        assert cluster(work, cases("a")).failures == {"a": reason} and work.begun["a"] == attempts
+
+
+def test_deaths_count_from_the_last_progress(cluster: ClusterMap) -> None:
+    """A case that goes on a bit between its worker's deaths is not given up."""
+
+    class Progress(Watch):
+        def mark(self, case: str) -> object:
+            return min(work.begun[case], 4)  # no more of it after the fourth attempt
+
+    work = Work({"a": 99})
+    reason = cluster(work, cases("a"), watch=Progress()).failures["a"]
+    assert work.begun["a"] == 3 + ATTEMPTS and f"died in each of {ATTEMPTS} attempts" in reason
 
 
 def test_what_no_case_can_escape_ends_the_work(cluster: ClusterMap, tmp_path: Path) -> None:
     with pytest.raises(EchoPlanError, match="the disk is full"):
         cluster(Work(error=EchoPlanError("the disk is full", fatal=True)), cases("abc"))
-    strange = replace(cluster, disk=SharedDisk(cluster.disk.token, (tmp_path / "nowhere",)))
+    strange = replace(cluster, read=(tmp_path / "nowhere",))
     with pytest.raises(EchoPlanError, match="does not see"):
         strange(Work(), cases("abc"))
     # With a worker of its own each case fails alone: others may be at work on better nodes.
@@ -173,19 +183,20 @@ def test_a_terminated_case_is_begun_again(cluster: ClusterMap) -> None:
     assert replace(cluster, one_case_each=True)(terminated, cases("a")).done == {"a": "a"} and came == ["a", "a"]
 
 
-def test_a_node_that_sees_other_files_is_named(tmp_path: Path) -> None:
+def test_a_node_that_sees_other_files_is_named(cluster: ClusterMap, tmp_path: Path) -> None:
     (tmp_path / "read").mkdir()
-    with shared_disk(tmp_path / "written", tmp_path / "read") as disk:
-        disk.check()
-        for wrong, match in (
-            (replace(disk, folders=(tmp_path / "nowhere",)), r"the node .* does not see .*nowhere.*share"),
-            (replace(disk, token=tmp_path / "read" / "token"), r"does not see .*read\)"),
-            (replace(disk, version="0.0"), rf"has EchoPlan {__version__}, the command 0.0"),
-        ):
-            with pytest.raises(EchoPlanError, match=match):
-                wrong.check(patience_s=0)
+    token = tmp_path / "token"
+    token.touch()
+    check_node(token, (tmp_path / "read",), __version__)
+    for wrong, match in (
+        ((token, (tmp_path / "nowhere",), __version__), r"the node .* does not see .*nowhere.*share"),
+        ((tmp_path / "read" / "token", (), __version__), r"does not see .*read\)"),
+        ((token, (), "0.0"), rf"has EchoPlan {__version__}, the command 0.0"),
+    ):
+        with pytest.raises(EchoPlanError, match=match):
+            check_node(*wrong, patience_s=0)
+    cluster(str.upper, cases("a"))
     assert list((tmp_path / "written").iterdir()) == []
-    assert SharedDisk(disk.token) != disk
 
 
 def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,10 +125,11 @@ def _train_on_cluster(options: argparse.Namespace, jobs: Sequence[FoldJob], wher
         cpus=options.cpus_per_fold,
         processes=options.processes_per_fold,
     )
-    runs = engine.train(jobs, where, resume=options.c, validate=options.val, overwrite=options.overwrite)
-    before = sum(run.before for run in runs)
-    print(f"validation Dice{f', {before} of {len(runs)} done before' if before else ''}\n{results_table(runs)}")
-    return report_failures({run.name: run.failure for run in runs if run.failure is not None}, work="training")
+    results, before = engine.train(jobs, where, resume=options.c, validate=options.val, overwrite=options.overwrite)
+    print(
+        f"validation Dice{f', {before} of {len(jobs)} done before' if before else ''}\n{results_table(jobs, results)}"
+    )
+    return report_failures(results.failures, work="training")
 
 
 def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folders) -> list[FoldJob]:

@@ -49,6 +49,11 @@ class FoldSetup:
         return self.model_folder / layout.fold_folder(self.fold)
 
     @property
+    def summary(self) -> Path:
+        """What its validation found."""
+        return self.folder / layout.VALIDATION / layout.SUMMARY_FILE
+
+    @property
     def references(self) -> Path:
         """The labels on the native grid."""
         return self.labels or self.preprocessed / layout.GROUND_TRUTH

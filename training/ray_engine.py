@@ -13,16 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from echoplan import layout
-from echoplan.cluster import Cluster, connected, in_words, shared_disk
-from echoplan.cluster_map import ATTEMPTS, ClusterMap, Watch
+from echoplan.cluster import Cluster, connected
+from echoplan.cluster_map import ClusterMap, Watch
 from echoplan.errors import EchoPlanError
-from echoplan.parallel_map import CaseResults
+from echoplan.parallel_map import CaseResults, Failure, progress
 from echoplan.paths import Folders
 
 from .fold import FoldSetup
-from .progress import FoldView
+from .metrics import read_metrics
 from .torchrun import train_together
 from .train_fold import FoldJob, check_progress, fold_progress, train_fold, validation_dice
 
@@ -47,7 +50,7 @@ def train_fold_on_node(
         job, where: the fold and the three folders; all paths absolute.
         device: "cuda" or "cpu".
         processes: more than one train together, under torchrun.
-        threads: CPU threads of each.
+        threads: CPU threads of all together.
         validate: only validate a finished training again.
         environment: variables of the command that matter.
 
@@ -59,101 +62,71 @@ def train_fold_on_node(
     setup = job.setup(where)
     try:
         if processes > 1:
-            train_together(job, where, processes=processes, device=device, threads=threads, validate=validate)
+            os.environ["OMP_NUM_THREADS"] = str(max(1, threads // processes))
+            train_together(job, where, processes=processes, device=device, validate=validate)
         else:
             train_fold(job, setup, device=device, resume=True, validate=validate)
     except EchoPlanError:
         raise
     except Exception as error:
         raise EchoPlanError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}".rstrip()) from error
-    return _dice(setup)
-
-
-@dataclass
-class FoldRun:
-    """A fold and what has come of it.
-
-    Attributes:
-        job: what to train.
-        setup: its folders; None where it cannot be trained at all.
-        dice: of its validation, once it is done.
-        failure: why it was given up.
-        before: it was done before.
-        deaths: of its workers since it last made progress.
-        checkpoint: when its last checkpoint was written, in ns, at the last of them.
-    """
-
-    job: FoldJob
-    setup: FoldSetup | None = None
-    dice: float | None = None
-    failure: str | None = None
-    before: bool = False
-    deaths: int = 0
-    checkpoint: int = -1
-
-    @property
-    def name(self) -> str:
-        """As users are told of it."""
-        return f"{self.job.trainer.rpartition(':')[2]} fold {self.job.fold}"
-
-    def why_give_up(self, why: str) -> str:
-        """Why the fold is not worth another try now that its worker has ended before its time; empty: it is."""
-        latest = -1
-        if self.setup is not None and (file := self.setup.folder / layout.checkpoint_file("latest")).exists():
-            latest = file.stat().st_mtime_ns
-        self.deaths = 1 if latest != self.checkpoint else self.deaths + 1
-        self.checkpoint = latest
-        if self.deaths < ATTEMPTS:
-            logger.warning("%s: %s; it is handed out again and resumes", self.name, why)
-            return ""
-        return (
-            f"{why}, {self.deaths} times without progress. What to do: it may need more memory than a node has; train "
-            "this fold without --engine to see why, or go on with --c."
-        )
+    return validation_dice(setup.summary, setup.description.target)
 
 
 class FoldWatch(Watch):
-    """A line a fold that trains."""
+    """On a terminal a line for each fold that trains: its epoch and its validation Dice; elsewhere messages alone."""
 
-    def __init__(self, runs: Mapping[str, FoldRun], *, overwrite: bool) -> None:
-        self._runs, self._view = runs, FoldView()
-        self._to_overwrite = set(runs if overwrite else ())
-
-    def __enter__(self) -> FoldWatch:
-        self._view.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._view.__exit__(None, None, None)
+    def __init__(self, setups: Mapping[str, FoldSetup], epochs: Mapping[str, int], *, overwrite: bool) -> None:
+        self._setups, self._epochs = setups, epochs
+        self._to_overwrite = set(setups if overwrite else ())
+        self._bars: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}  # of the metrics read last
+        self._redirected = logging_redirect_tqdm()  # messages do not break the lines
+        self._redirected.__enter__()
 
     def begin(self, case: str, node: str) -> None:
         """See `Watch`; what is to be overwritten goes only now that there is room for the new training."""
-        run = self._runs[case]
         logger.info("%s: begins on %s", case, node)
-        if run.setup is not None:
-            if case in self._to_overwrite:
-                fold_progress(run.setup, overwrite=True)
-                self._to_overwrite.remove(case)
-            self._view.begin(case, run.setup.folder, run.job.method(run.setup.plan).recipe.epochs)
+        if case in self._to_overwrite:
+            fold_progress(self._setups[case], overwrite=True)
+            self._to_overwrite.remove(case)
+        self._close(case)
+        self._bars[case] = progress([], description=case, total=self._epochs[case], unit="epoch")
 
-    def end(self, case: str, results: CaseResults) -> None:
+    def end(self, case: str, outcome: Any) -> None:
         """See `Watch`."""
-        self._view.end(case)
-        run = self._runs[case]
-        run.dice, run.failure = results.done.get(case), results.failures.get(case)
-        if run.dice is None:
+        self._close(case)
+        if isinstance(outcome, Failure):
             logger.warning("%s: failed", case)
         else:
-            logger.info("%s: validation Dice %.4f", case, run.dice)
+            logger.info("%s: validation Dice %.4f", case, outcome)
 
-    def why_give_up(self, case: str, why: str) -> str:
-        """See `Watch`."""
-        self._view.end(case)
-        return self._runs[case].why_give_up(why)
+    def mark(self, case: str) -> object:
+        """When the fold's last checkpoint was written."""
+        latest = self._setups[case].folder / layout.checkpoint_file("latest")
+        return latest.stat().st_mtime_ns if latest.exists() else None
 
     def look(self) -> None:
+        """Show what the folds have written since."""
+        for case, bar in self._bars.items():
+            metrics = self._setups[case].folder / layout.METRICS_FILE
+            if bar.disable or not metrics.exists() or metrics.stat().st_size == self._sizes.get(case):
+                continue
+            self._sizes[case] = metrics.stat().st_size
+            entries = read_metrics(metrics.parent)
+            dice = entries[-1].get("val_dice") if entries else None
+            bar.n = len(entries)
+            bar.set_postfix_str("" if dice is None else f"Dice {dice:.4f}")
+
+    def close(self) -> None:
         """See `Watch`."""
-        self._view.look()
+        for case in list(self._bars):
+            self._close(case)
+        self._redirected.__exit__(None, None, None)
+
+    def _close(self, case: str) -> None:
+        if case in self._bars:
+            self._bars.pop(case).close()
 
 
 @dataclass(frozen=True)
@@ -182,7 +155,7 @@ class RayTraining:
         resume: bool = False,
         validate: bool = False,
         overwrite: bool = False,
-    ) -> list[FoldRun]:
+    ) -> tuple[CaseResults, int]:
         """Train all folds to their end, as many at a time as there is room for, and go on past those that fail.
 
         Args:
@@ -191,49 +164,69 @@ class RayTraining:
             resume, validate, overwrite: as in `train_fold`.
 
         Returns:
-            What came of each job, in their order.
+            The validation Dice of each job, or why it failed, by the jobs' names; and how many were done before.
 
         Raises:
             EchoPlanError: Ray is not installed or no cluster answers, or no node has what a fold takes.
         """
         where = where.absolute()
-        runs = [
-            _looked_at(_with_absolute_paths(job), where, resume=resume, validate=validate, overwrite=overwrite)
-            for job in jobs
-        ]
-        names = [run.name for run in runs]
+        names = [job.name for job in jobs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise EchoPlanError(f"{twice[0]} is asked for twice", remedy="name every trainer once")
-        todo = {run.name: run for run in runs if run.setup is not None and not run.before}
-        setup = next((run.setup for run in todo.values() if run.setup is not None), None)
-        if setup is None:
-            return runs
-        with connected(self.address) as cluster, shared_disk(setup.model_folder.parent, setup.preprocessed) as disk:
-            need, device = self._need(cluster, jobs[0].processes)
-            processes = self.processes or max(1, int(need.get("GPU", 0)))
-            logger.info("training %d folds, each on %s", len(todo), in_words(need))
-            train = partial(
-                train_fold_on_node,
-                where=where,
-                device=device,
-                processes=processes,
-                threads=max(1, int(need["CPU"]) // processes),
-                validate=validate,
-                environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            )
-            run_cases = ClusterMap(cluster, disk, need, workers=len(todo), one_case_each=True)
-            arguments = {name: (run.job,) for name, run in todo.items()}
-            run_cases(train, arguments, watch=FoldWatch(todo, overwrite=overwrite))
-        return runs
+        results, todo, setups = CaseResults(), {}, {}
+        for job in map(_with_absolute_paths, jobs):
+            try:
+                setup = job.setup(where)
+                finished, started = fold_progress(setup)
+                if not overwrite:
+                    check_progress(setup, finished, started, resume=resume, validate=validate)
+            except EchoPlanError as error:
+                results.failures[job.name] = str(error)
+                continue
+            if finished and not (validate or overwrite) and setup.summary.exists():
+                results.done[job.name] = validation_dice(setup.summary, setup.description.target)
+            else:
+                todo[job.name], setups[job.name] = job, setup
+        before = len(results.done)
+        if todo:
+            with connected(self.address) as cluster:
+                trained = self._run(cluster, todo, setups, where, validate=validate, overwrite=overwrite)
+            results.done |= trained.done
+            results.failures |= trained.failures
+        return results, before
+
+    def _run(
+        self,
+        cluster: Cluster,
+        jobs: Mapping[str, FoldJob],
+        setups: Mapping[str, FoldSetup],
+        where: Folders,
+        *,
+        validate: bool,
+        overwrite: bool,
+    ) -> CaseResults:
+        setup = next(iter(setups.values()))
+        need, device = self._need(cluster, next(iter(jobs.values())).processes)
+        train = partial(
+            train_fold_on_node,
+            where=where,
+            device=device,
+            processes=self.processes or max(1, int(need.get("GPU", 0))),
+            threads=int(need["CPU"]),
+            validate=validate,
+            environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        )
+        written, read = setup.model_folder.parent, (setup.preprocessed,)
+        run_cases = ClusterMap(cluster, need, written, read, workers=len(jobs), one_case_each=True)
+        epochs = {name: job.method(setups[name].plan).recipe.epochs for name, job in jobs.items()}
+        watch = FoldWatch(setups, epochs, overwrite=overwrite)
+        return run_cases(train, {name: (job,) for name, job in jobs.items()}, watch=watch)
 
     def _need(self, cluster: Cluster, loaders: int) -> tuple[dict[str, float], str]:
         """What a fold takes of the cluster, and its device."""
-        if self.device == "mps":
-            raise EchoPlanError("Ray does not know the device mps", remedy="use --device cpu, or leave --engine out")
         gpus = self.gpus
         if gpus is None:
-            there = self.device == "cuda" or (self.device == "auto" and cluster.room({"GPU": 1.0}) > 0)
-            gpus = 1.0 if there else 0.0
+            gpus = 1.0 if cluster.device(self.device) == "cuda" else 0.0
         if gpus > 1 and gpus != int(gpus):
             raise EchoPlanError(f"{gpus:g} GPUs cannot train a fold", remedy="use a part of 1, or a whole number")
         if (gpus > 0) != (self.device == "cuda") and self.device != "auto":
@@ -263,37 +256,16 @@ def _with_absolute_paths(job: FoldJob) -> FoldJob:
     return replace(job, trainer=trainer, weights=None if job.weights is None else job.weights.absolute())
 
 
-def _looked_at(job: FoldJob, where: Folders, *, resume: bool, validate: bool, overwrite: bool) -> FoldRun:
-    """The fold as it is before anything is done: to be trained, done before, or impossible."""
-    try:
-        setup = job.setup(where)
-        finished, started = fold_progress(setup)
-        if overwrite:
-            return FoldRun(job, setup)
-        check_progress(setup, finished, started, resume=resume, validate=validate)
-    except EchoPlanError as error:
-        return FoldRun(job, failure=str(error))
-    if finished and not validate and (setup.folder / layout.VALIDATION / layout.SUMMARY_FILE).exists():
-        return FoldRun(job, setup, dice=_dice(setup), before=True)
-    return FoldRun(job, setup)
-
-
-def _dice(setup: FoldSetup) -> float:
-    return validation_dice(setup.folder / layout.VALIDATION / layout.SUMMARY_FILE, setup.description.target)
-
-
-def results_table(runs: Sequence[FoldRun]) -> str:
+def results_table(jobs: Sequence[FoldJob], results: CaseResults) -> str:
     """The validation Dice of each fold (rows) and trainer (columns), and the trainers' means over their folds."""
-    trainers = list(dict.fromkeys(run.job.trainer for run in runs))
-    folds = sorted({run.job.fold for run in runs})
-    cells = {(run.job.fold, run.job.trainer): run for run in runs}
-    columns = [["fold", *map(str, folds), "mean"]]
-    for trainer in trainers:
-        mine = [cells[fold, trainer] for fold in folds]
-        done = [run.dice for run in mine if run.dice is not None]
-        mean = f"{sum(done) / len(done):.4f}" if len(done) == len(mine) else "-"
-        shown = ["failed" if run.dice is None else f"{run.dice:.4f}" for run in mine]
-        columns.append([trainer.rpartition(":")[2], *shown, mean])
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    import pandas as pd
+
+    rows = pd.DataFrame(
+        [(job.fold, job.trainer.rpartition(":")[2], results.done.get(job.name)) for job in jobs],
+        columns=["fold", "trainer", "dice"],
+    ).astype({"dice": float})
+    words = rows["dice"].map("{:.4f}".format, na_action="ignore").fillna("failed")
+    table = rows.assign(words=words).pivot(index="fold", columns="trainer", values="words").fillna("")
+    means = rows.groupby("trainer")["dice"].agg(lambda own: own.mean(skipna=False))
+    table.loc["mean"] = means.map("{:.4f}".format, na_action="ignore").fillna("-")
+    return table[rows["trainer"].unique()].rename_axis(index=None, columns="fold").to_string()

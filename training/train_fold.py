@@ -49,6 +49,11 @@ class FoldJob:
     processes: int = 0
     weights: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """As users are told of it."""
+        return f"{self.trainer.rpartition(':')[2]} fold {self.fold}"
+
     def method(self, plan: ResolvedPlan | None = None) -> Method[Any]:
         """The method with the plan's and the job's settings; EchoPlanError where there is no such method or setting."""
         planned = {} if plan is None else plan.settings
@@ -130,16 +135,15 @@ def train_fold(
             resume=started,
         )
         trainer.run_training()
-    summary = setup.folder / layout.VALIDATION / layout.SUMMARY_FILE
-    if world.is_main and (validate or not summary.exists()):
+    if world.is_main and (validate or not setup.summary.exists()):
         network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device)
         if setup.test:
             judge_sampled(network, setup, setup.test, setup.folder / layout.TEST)
         if setup.plan.judging == "sampled":
-            judge_sampled(network, setup, setup.val, summary.parent)
+            judge_sampled(network, setup, setup.val, setup.summary.parent)
         else:
             validate_fold(network, setup)
-    return summary
+    return setup.summary
 
 
 def validation_dice(summary: Path, target: str) -> float:

@@ -18,6 +18,7 @@ from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.networks.complexity import describe_learning
 from echoplan.parallel_map import progress
+from echoplan.termination import Termination
 
 from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings, random_state, restore_random_state
 from .compilation import CompiledModel
@@ -31,7 +32,6 @@ from .model_folder import write_model_files
 from .resume_check import check_resume, folds_of_other_plans, plan_basis, training_basis
 from .room_check import RoomCheck
 from .step import TrainStep
-from .termination import Termination
 
 
 class Trainer:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from echoplan import __version__
 from echoplan.files import write_text
 
+from ..report.page import page_template
 from .cross_dataset import CrossDataset
 from .learning_curves import CURVE, DICE, LearningCurves, Line
 from .scores import EF_ERROR, FIGURES, MEASURES, OVERLAPS, records
@@ -50,7 +46,6 @@ CROSS_NOTES = (
     "Tests: Wilcoxon's signed-rank test on the means of the same patients, with the matched-pairs rank-biserial "
     "correlation as effect size; Holm corrects over the methods.",
 )
-_TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
 _POINTS = (
     Column("trainings", "trainings", digits=0),
     Column("Dice, % ↑", DICE, scale=100),
@@ -165,11 +160,7 @@ def write_study_report(
         failures: what is not done -> reason.
         details: what to record at the foot; plain words and numbers.
     """
-    made = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = made.get_template("study.html.j2").render(
+    page = page_template("study.html.j2").render(
         title=title,
         statements=trend_statements(curves),
         figure=base64.b64encode(figure_svg.encode("utf-8")).decode("ascii"),
@@ -177,8 +168,5 @@ def write_study_report(
         sections=sections,
         failures=failures,
         details=details,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
     write_text(path, page)

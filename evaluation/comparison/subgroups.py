@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 from echoplan.dataset import Case
 
@@ -92,23 +92,13 @@ def subgroup_agreement(
         "view": [_views(row.method) for row in known],
         "image quality": [(image_quality or {}).get(row.patient, "") for row in known],
     }
-    result = []
+    table = []
     for by, group, members in _groups(labels):
         pairs = [(known[index].ef_percent, known[index].reference_ef_percent) for index in members]
         found = agreement(*zip(*pairs, strict=True), bootstrap=0)
-        result.append(
-            SubgroupAgreement(
-                by=by,
-                group=group,
-                n=found["n"],
-                failures=found["failures"],
-                pearson_r=found["pearson_r"],
-                bias=found["bias"],
-                sd_of_differences=found["sd_of_differences"],
-                mae=found["mae"],
-            )
-        )
-    return result
+        row = {"by": by, "group": group, **{name: found[name] for name in AGREEMENT}}
+        table.append(cast("SubgroupAgreement", row))
+    return table
 
 
 def subgroup_metrics(

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from echoplan import __version__, layout
@@ -87,15 +87,12 @@ def write_report(
     content = {
         "title": title,
         "subtitle": subtitle,
-        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        "version": __version__,
         "pages": [file.name for file in files],
         "shown": len(shown),
         "left_out": len(measurements) - len(shown),
         "rules": [f"{name}: {VOLUME_RULES[name]}" for name in sorted({row.volume_rule for row in rows})],
         "details": dict(details or {}),
         "csv": layout.EF_REPORT_CSV if path.with_name(layout.EF_REPORT_CSV).is_file() else "",
-        "style": _source("report.css"),
         "scripts": [_source("table.js"), _source("player.js")],
         **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
     }
@@ -112,7 +109,7 @@ def _write_pages(
     rows: Sequence[PatientRow],
 ) -> None:
     """Write each page with its clips; those of one page are in memory at a time."""
-    template = _environment().get_template("report.html.j2")
+    template = page_template("report.html.j2")
     by_case, by_exam = {film.case: film for film in films}, {(row.patient, row.exam): row for row in rows}
     for page, (file, places) in enumerate(files.items()):
         clips = [_clip(place + 1, shown[place], by_case.get(shown[place].name), by_exam) for place in places]
@@ -164,7 +161,8 @@ def _remove_later_pages(path: Path, pages: int) -> None:
         file.unlink()
 
 
-def _environment() -> Environment:
+def page_template(name: str) -> Template:
+    """One of the templates of pages; all know `written`, `version` and `style`."""
     made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -176,7 +174,9 @@ def _environment() -> Environment:
                      "flag": _flag, "frames": _frames, "brief": _brief, "difference": _difference}  # fmt: skip
     made.tests["to_check"] = _to_check
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    return made
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    made.globals |= {"written": written, "version": __version__, "style": _source("report.css")}
+    return made.get_template(name)
 
 
 def _source(name: str) -> Markup:

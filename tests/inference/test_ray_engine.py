@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from echoplan import cluster_map
-from echoplan.cluster import connected, shared_disk
+from echoplan.cluster import connected
 from echoplan.cluster_map import ATTEMPTS, ClusterMap
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import write_clip
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
-from echoplan.inference.ray_engine import ClipWorker, PredictionTask, RayEngine
+from echoplan.inference.ray_engine import ClipWorker, RayEngine
 from echoplan.parallel_map import run_cases
 
 from .conftest import make_heart
@@ -129,8 +129,8 @@ def make_worker(tmp_path, model):
 
     def make(device: str = "cpu") -> ClipWorker:
         (tmp_path / "out").mkdir(exist_ok=True)
-        worker = ClipWorker(PredictionTask(models(model), "cpu", tmp_path / "out", False))
-        worker._task = replace(worker._task, device=device)
+        worker = ClipWorker(models(model), "cpu", tmp_path / "out", False)
+        worker.device = device
         return worker
 
     return make
@@ -147,15 +147,15 @@ def test_a_worker_predicts_clips_and_says_why_it_cannot(tmp_path, make_clips, ma
 
 def test_a_clip_is_decoded_while_the_network_works_on_another(tmp_path, make_clips, make_worker, monkeypatch):
     worker, decoding = make_worker(), threading.Semaphore(0)
-    prepare = worker._predictor.prepare
+    prepare = worker.predictor.prepare
 
     def prepared(clip):
         decoding.release()
         return prepare(clip)
 
-    monkeypatch.setattr(type(worker._predictor), "prepare", lambda self, clip: prepared(clip))
+    monkeypatch.setattr(type(worker.predictor), "prepare", lambda self, clip: prepared(clip))
     clips = find_inputs(make_clips(2))
-    with worker._network:  # the network is at work
+    with worker.network:  # the network is at work
         threads = [threading.Thread(target=worker, args=(clip,)) for clip in clips]
         for thread in threads:
             thread.start()
@@ -286,8 +286,8 @@ def test_what_is_waited_for_is_said_and_what_cannot_come_is_an_error(tmp_path, n
     monkeypatch.setattr(cluster_map, "_FIRST_WORD_SECONDS", 0.5)
     taken = placement_group([{"GPU": 1}])
     assert taken.wait(PATIENCE)
-    with connected() as cluster, shared_disk(tmp_path) as disk, caplog.at_level(logging.WARNING):
-        run = ClusterMap(cluster, disk, {"GPU": 1.0, "CPU": 1.0}, workers=1)
+    with connected() as cluster, caplog.at_level(logging.WARNING):
+        run = ClusterMap(cluster, {"GPU": 1.0, "CPU": 1.0}, tmp_path, workers=1)
         found = []
         waiting = threading.Thread(target=lambda: found.append(run(abs, {"a": (-1,)})))
         waiting.start()

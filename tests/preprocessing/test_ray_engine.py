@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from echoplan import cluster_map
-from echoplan.cluster_map import ClusterCases
+from echoplan.cluster import Cluster
+from echoplan.cluster_map import ClusterMap
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.multi_dataset import MultiDataset
@@ -46,7 +47,7 @@ def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
     # What is finished is left.
     clip = target / "EchoPlans_64x64" / "c0.b2nd"
     before = clip.stat().st_mtime_ns
-    engine = ClusterCases(project.preprocessed, project.raw)
+    engine = ClusterMap(Cluster(), {"CPU": 1.0}, project.preprocessed, (project.raw,))
     again = preprocess_dataset(project, MultiDataset.of(fan_dataset), plan, engine=engine)
     assert again.done == {"c0": False, "c2": False} and list(again.done) == list(expected.done)
     assert again.failures == expected.failures and clip.stat().st_mtime_ns == before
@@ -77,10 +78,11 @@ def test_dead_workers_are_replaced_but_not_for_ever(two_nodes, tmp_path, monkeyp
     arguments = {
         name: (tmp_path / f"{name}.json", deaths) for name, deaths in (("always", 9), ("once", 1), ("well", 0))
     }
-    results = ClusterCases(where.preprocessed, where.raw)(die_or_count, arguments)
+    run_cases = ClusterMap(Cluster(), {"CPU": 1.0}, where.preprocessed, (where.raw,))
+    results = run_cases(die_or_count, arguments)
     assert results.done == {"once": 1, "well": 0}
     assert list(results.failures) == ["always"] and "each of 2 attempts" in results.failures["always"]
     assert read_json(tmp_path / "always.json") == 2
     with pytest.raises(EchoPlanError, match=r"the disk is full"):
-        ClusterCases(where.preprocessed, where.raw)(full_disk, {"a": (tmp_path,), "b": (tmp_path,)})
+        run_cases(full_disk, {"a": (tmp_path,), "b": (tmp_path,)})
     assert list(where.preprocessed.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,19 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ErrorHandler, ProcessFailure
 
 from echoplan.cluster import Cluster
-from echoplan.cluster_map import ATTEMPTS
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import read_json, write_json
+from echoplan.parallel_map import CaseResults
 from echoplan.paths import Folders
 from echoplan.training import torchrun
 from echoplan.training.checkpoint import load_checkpoint
 from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
 from echoplan.training.metrics import read_metrics
-from echoplan.training.ray_engine import FoldRun, RayTraining, results_table, train_fold_on_node
+from echoplan.training.ray_engine import FoldWatch, RayTraining, results_table, train_fold_on_node
 from echoplan.training.train_fold import FoldJob, validation_dice
 
 PATIENCE = 240  # seconds; for machines that do much else
@@ -255,7 +258,7 @@ def test_a_fold_outlives_its_node(folds: Path, monkeypatch: pytest.MonkeyPatch) 
             process.kill()
     finally:
         nodes.shutdown()
-    assert "it is handed out again and resumes" in said.read_text()
+    assert "Held fold 0 is begun again: " in said.read_text()
     assert len(list(fold.glob("training_log_*.txt"))) == 2
     monkeypatch.setenv("echoplan_results", str(folds / "plain"))
     assert train(words) == 0
@@ -287,21 +290,27 @@ def test_what_a_fold_takes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> No
             need(1, gpus=gpus, device=device)
 
 
-def test_deaths_count_from_the_last_progress(frame_setup: FoldSetup) -> None:
-    run = FoldRun(FoldJob("Toy", 0), frame_setup)
-    assert [run.why_give_up("its node died") for _ in range(ATTEMPTS - 1)] == [""] * (ATTEMPTS - 1)
-    frame_setup.folder.mkdir(parents=True)
-    (frame_setup.folder / "checkpoint_latest.pth").touch()
-    *going_on, reason = [run.why_give_up("its node died") for _ in range(ATTEMPTS)]
-    assert not any(going_on) and f"its node died, {ATTEMPTS} times without progress" in reason
+def test_a_checkpoint_is_progress(frame_setup: FoldSetup) -> None:
+    watch = FoldWatch({"a": frame_setup}, {"a": 2}, overwrite=False)
+    try:
+        before = watch.mark("a")
+        assert before == watch.mark("a")
+        frame_setup.folder.mkdir(parents=True)
+        (frame_setup.folder / "checkpoint_latest.pth").touch()
+        assert watch.mark("a") == watch.mark("a") != before
+    finally:
+        watch.close()
 
 
 def test_the_table_names_what_is_missing() -> None:
-    done = [FoldRun(FoldJob("Toy", fold, "A"), dice=0.9 + fold / 100) for fold in range(2)]
-    half = [FoldRun(FoldJob("Toy", 0, "x.py:B"), dice=0.5), FoldRun(FoldJob("Toy", 1, "x.py:B"), failure="why")]
-    lines = [line.split() for line in results_table([*done, *half]).splitlines()]
+    jobs = [FoldJob("Toy", fold, trainer) for trainer in ("B", "x.py:A") for fold in range(2)] + [
+        FoldJob("Toy", 0, "C")
+    ]
+    results = CaseResults({"B fold 0": 0.9, "B fold 1": 0.91, "A fold 0": 0.5, "C fold 0": 0.7}, {"A fold 1": "why"})
+    lines = [line.split() for line in results_table(jobs, results).splitlines()]
     assert lines == [
-        ["fold", "A", "B"], ["0", "0.9000", "0.5000"], ["1", "0.9100", "failed"], ["mean", "0.9050", "-"],
+        ["fold", "B", "A", "C"], ["0", "0.9000", "0.5000", "0.7000"], ["1", "0.9100", "failed"],  # C has one fold
+        ["mean", "0.9050", "-", "0.7000"],
     ]  # fmt: skip
 
 
@@ -315,20 +324,54 @@ def test_without_ray_the_command_says_how_to_install_it(
     assert "add --engine ray" in capsys.readouterr().err
 
 
+def ends(error: BaseException | None, status: int, folder: Path) -> ChildFailedError:
+    """What torchrun's launcher raises of a process that raised an error, or ended without one."""
+    file = folder / "error.json"
+    if error is not None:
+        os.environ["TORCHELASTIC_ERROR_FILE"] = str(file)
+        try:
+            raise error
+        except BaseException as raised:
+            ErrorHandler().record_exception(raised)
+        finally:
+            del os.environ["TORCHELASTIC_ERROR_FILE"]
+    return ChildFailedError("train", {0: ProcessFailure(0, 1, status, str(file))})
+
+
 @pytest.mark.parametrize(
-    ("script", "error", "match"),
+    ("raised", "status", "error", "match"),
     [
-        ("print('error: no such fold. What to do: x.', file=sys.stderr); sys.exit(1)", EchoPlanError, "no such fold"),
-        ("sys.exit(75)", Terminated, "^$"),
-        ("os.kill(os.getpid(), 9)", Terminated, "^$"),
-        ("1 / 0", RuntimeError, "ZeroDivisionError"),
-        ("os.kill(os.getppid(), 15); time.sleep(60)", Terminated, "^$"),  # passed on
+        (EchoPlanError("no such fold", remedy="x"), 1, EchoPlanError, r"^no such fold\. What to do: x\.$"),
+        (None, 75, Terminated, "^$"),
+        (None, -9, Terminated, "^$"),
+        (ZeroDivisionError("by zero"), 1, RuntimeError, "Traceback(.|\n)*ZeroDivisionError: by zero"),
     ],
 )
 def test_how_torchrun_ends_is_understood(
-    monkeypatch: pytest.MonkeyPatch, script: str, error: type[BaseException], match: str, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException | None,
+    status: int,
+    error: type[BaseException],
+    match: str,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(torchrun, "_LAUNCH", f"import os, sys, time; {script}")
+    def launched(*_: object) -> None:
+        raise ends(raised, status, tmp_path)
+
+    monkeypatch.setattr(torchrun, "elastic_launch", lambda config, function: launched)
     where = Folders(tmp_path, tmp_path, tmp_path)
     with pytest.raises(error, match=match):
         torchrun.train_together(FoldJob("Toy", 0), where, processes=2, device="cpu")
+
+
+def strike_parent(*_: object) -> None:
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_sigterm_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torchrun, "_train", strike_parent)
+    before, started = signal.getsignal(signal.SIGTERM), time.monotonic()
+    with pytest.raises(Terminated):
+        torchrun.train_together(FoldJob("Toy", 0), Folders(tmp_path, tmp_path, tmp_path), processes=1, device="cpu")
+    assert signal.getsignal(signal.SIGTERM) == before and time.monotonic() - started < 60
