@@ -77,6 +77,11 @@ def mask_file(case: str) -> str:
     return f"{case}.nii.gz"
 
 
+def exact_mask_file(case: str) -> str:
+    """A predicted mask whose place in space NIfTI cannot hold."""
+    return f"{case}.mha"
+
+
 def probabilities_file(case: str) -> str:
     """A case's probabilities, or its evidence."""
     return f"{case}.npz"

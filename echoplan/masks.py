@@ -1,4 +1,7 @@
-"""Masks as they are read everywhere: on their clip's grid, with values that mean something, checked once and here."""
+"""Masks as they are read everywhere: on their clip's grid, with values that mean something, checked once and here.
+
+And as predictions keep them: <case>.nii.gz, or <case>.mha where NIfTI cannot hold the clip's place.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, ClipInfo, probe_clip, read_mask
+from echoplan.imageio import Clip, ClipInfo, probe_clip, read_mask, write_mask
 from echoplan.imageio.space import brought_to
 from echoplan.labels import IGNORE
 
@@ -43,6 +46,20 @@ def load_mask(
         mask = bring_to_grid(mask, path, clip, any_frames=any_frames)
     check_values(mask, labels, named_in=named_in, file=path)
     return mask
+
+
+def save_mask(folder: Path, case: str, mask: np.ndarray, *, like: Clip) -> None:
+    """Write a predicted mask as `write_mask` does, where `find_mask` finds it; one in the other format goes."""
+    usual, exact = folder / layout.mask_file(case), folder / layout.exact_mask_file(case)
+    path, other = (usual, exact) if like.space is None or like.space.in_nifti else (exact, usual)
+    write_mask(path, mask, like=like)
+    other.unlink(missing_ok=True)
+
+
+def find_mask(folder: Path, case: str) -> Path:
+    """The file of a predicted mask; where there is none, what it is mostly called."""
+    usual, exact = folder / layout.mask_file(case), folder / layout.exact_mask_file(case)
+    return exact if exact.is_file() and not usual.is_file() else usual
 
 
 def bring_to_grid(

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from echoplan import layout
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, probe_clip, write_mask
+from echoplan.imageio import Clip, probe_clip
 from echoplan.labels import IGNORE
-from echoplan.masks import load_mask
+from echoplan.masks import find_mask, load_mask, save_mask
 from echoplan.parallel_map import CaseResults, run_cases
 
 from ..evaluation.evaluate_cases import find_masks
@@ -27,7 +26,7 @@ def ensemble_folders(
 
     Args:
         folders: folders with <case>.npz.
-        out: where <case>.nii.gz (and <case>.npz) go.
+        out: where the masks (and <case>.npz) go.
         keep_probabilities: also write the averages.
         processes: worker processes; 0: none.
 
@@ -67,7 +66,7 @@ def postprocess_folder(folder: Path, out: Path, steps: Sequence[Step], *, proces
     masks = find_masks(folder)
     if not masks:
         raise EchoPlanError("there are no masks here", file=folder)
-    arguments = {case: (path, out / layout.mask_file(case), tuple(steps)) for case, path in masks.items()}
+    arguments = {case: (path, out, case, tuple(steps)) for case, path in masks.items()}
     return run_cases(_postprocess_case, arguments, processes=processes, description="postprocessing")
 
 
@@ -76,20 +75,21 @@ def _ensemble_case(files: tuple[Path, ...], out: Path, keep_probabilities: bool)
     mask = mean.labels()
     if keep_probabilities:
         save_probabilities(out / files[0].name, mean)
-    first = files[0].with_suffix(".nii.gz")  # the probabilities know neither frame time nor place
+    case = files[0].stem
+    first = find_mask(files[0].parent, case)  # the probabilities know neither frame time nor place
     known = probe_clip(first) if first.is_file() else None
     time, space = (known.frame_time_ms, known.space) if known else (None, None)
     like = Clip(mask, mean.native_spacing_mm, time, space=space)
-    write_mask(out / layout.mask_file(files[0].stem), mask, like=like)
+    save_mask(out, case, mask, like=like)
 
 
-def _postprocess_case(source: Path, target: Path, steps: Sequence[Step]) -> None:
+def _postprocess_case(source: Path, out: Path, case: str, steps: Sequence[Step]) -> None:
     mask = load_mask(source)
     info = probe_clip(source)
     labels: dict[str, Any] = {str(value): int(value) for value in np.unique(mask) if value not in (0, IGNORE)}
     mended = apply_postprocessing(mask, steps, labels, frame_time_ms=info.frame_time_ms)
     like = Clip(mended, info.spacing_mm, info.frame_time_ms, source=str(source), space=info.space)
-    write_mask(target, mended, like=like)
+    save_mask(out, case, mended, like=like)
 
 
 def _not_into_itself(folders: Sequence[Path], out: Path) -> None:

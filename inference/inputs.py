@@ -22,6 +22,7 @@ from echoplan.files import plain
 from echoplan.imageio import Clip, pictures, read_clip
 from echoplan.imageio.arrays import to_clip_dtype, to_grey
 from echoplan.imageio.clip import plausible_scale
+from echoplan.masks import find_mask
 from echoplan.names import clip_ending, name_of_file, on_any_disk, shortened
 
 logger = logging.getLogger(__name__)
@@ -248,8 +249,9 @@ def _is_result(path: Path) -> bool:
     """Whether this is a mask, or the folder of evidence, overlays or DICOM files, that an earlier run left."""
     if path.is_dir():
         return path.name in _RESULT_FOLDERS and _holds_results(path.parent)
-    case = path.name.removesuffix(".nii.gz")
-    return case != path.name and (path.parent / layout.EVIDENCE / layout.probabilities_file(case)).is_file()
+    case = name_of_file(path)
+    evidence = path.parent / layout.EVIDENCE / layout.probabilities_file(case)
+    return evidence.is_file() and path == find_mask(path.parent, case)
 
 
 def _is_clip(file: Path) -> bool:

@@ -17,7 +17,8 @@ from echoplan import __version__, layout
 from echoplan.case_warnings import held_back
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_json
-from echoplan.imageio import Clip, write_mask
+from echoplan.imageio import Clip
+from echoplan.masks import find_mask, save_mask
 from echoplan.parallel_map import CaseResults, run_cases, write_warnings
 
 from ..evaluation import PatientRow
@@ -85,7 +86,7 @@ class PredictionRun:
     def masks(self, out: Path, inputs: Sequence[InputClip]) -> dict[str, Path]:
         """The mask files there are, in the order of the clips."""
         finished = {*self.predicted, *self.kept}
-        return {item.name: result_path(out, item.name) for item in inputs if item.name in finished}
+        return {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
 
 
 def predict_folder(
@@ -106,8 +107,9 @@ def predict_folder(
 ) -> PredictionRun:
     """Predict every clip in a file or folder and write the reports.
 
-    Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: <case>.nii.gz on the
-    clip's own grid, evidence/<case>.npz, ef_report.csv, ef_report.json, report.html, and prediction_args.json.
+    Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: the masks, as
+    `save_mask` names them, on the clip's own grid, evidence/<case>.npz, ef_report.csv, ef_report.json, report.html, and
+    prediction_args.json.
 
     Args:
         source, out: what `find_inputs` takes; the folder for the results, made where it is missing.
@@ -200,7 +202,7 @@ def _predict_rest(
         for item in inputs
         if overwrite or not has_result(out, item, predictor, keep_probabilities=keep_probabilities)
     ]
-    stale = sum(result_path(out, item.name).is_file() for item in todo)
+    stale = sum(find_mask(out, item.name).is_file() for item in todo)
     if stale and not overwrite:
         logger.warning("%d results are of another model, or their clips have changed: predicted again", stale)
     waiting = {item.name for item in todo}
@@ -317,7 +319,8 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
     if blocking.exists() and not blocking.is_dir():
         raise EchoPlanError("a file lies where the results should go", file=blocking, remedy="give another -o")
     inputs = find_inputs(source, leave_out=out)
-    targets = {result_path(out, item.name).resolve() for item in inputs}
+    names = (name(item.name) for item in inputs for name in (layout.mask_file, layout.exact_mask_file))
+    targets = {(out / name).resolve() for name in names}
     clash = [item.path for item in inputs if item.path.resolve() in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
@@ -326,18 +329,13 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
 
 def _check_no_results(inputs: Sequence[InputClip], out: Path) -> None:
     """Raise an EchoPlanError if there are results of these clips already."""
-    existing = sum(result_path(out, item.name).exists() for item in inputs)
+    existing = sum(find_mask(out, item.name).exists() for item in inputs)
     if existing:
         raise EchoPlanError(
             f"results of {existing} of the {len(inputs)} clips are there already",
             file=out,
             remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
         )
-
-
-def result_path(out: Path, case: str, ending: str = ".nii.gz") -> Path:
-    """Where a clip's result goes."""
-    return out / f"{case}{ending}"
 
 
 def sweep_results(out: Path) -> None:
@@ -353,10 +351,11 @@ def origin(item: InputClip, predictor: EchoPredictor) -> str:
 
 def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_probabilities: bool) -> bool:
     """Whether everything asked for is there, made by this model of this very clip."""
-    endings = (".nii.gz", ".npz") if keep_probabilities else (".nii.gz",)
-    if not all(result_path(out, item.name, ending).is_file() for ending in endings):
+    probabilities = out / layout.probabilities_file(item.name)
+    if not find_mask(out, item.name).is_file() or (keep_probabilities and not probabilities.is_file()):
         return False
-    return ClipEvidence.read_origin(result_path(out / layout.EVIDENCE, item.name, ".npz")) == origin(item, predictor)
+    evidence = out / layout.EVIDENCE / layout.probabilities_file(item.name)
+    return ClipEvidence.read_origin(evidence) == origin(item, predictor)
 
 
 def segment_input(
@@ -388,12 +387,12 @@ def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation,
     An older mask goes first, or a process killed in between would leave it beside evidence of another model.
     """
     evidence = replace(found.evidence, origin=origin(item, predictor))
-    result_path(out, item.name).unlink(missing_ok=True)
-    evidence.write(result_path(out / layout.EVIDENCE, item.name, ".npz"))
+    find_mask(out, item.name).unlink(missing_ok=True)
+    evidence.write(out / layout.EVIDENCE / layout.probabilities_file(item.name))
     if found.probabilities is not None:
-        save_probabilities(result_path(out, item.name, ".npz"), found.probabilities)
+        save_probabilities(out / layout.probabilities_file(item.name), found.probabilities)
     clip, mask = found.clip, found.mask
     del found  # what is written is in memory beside its copies in the file's own form
     mask = mask if clip.crop is None else clip.crop.to_file(mask)  # on the file's own grid, as other programs expect
     like = Clip(mask, clip.spacing_mm, clip.frame_time_ms, space=clip.space)
-    write_mask(result_path(out, item.name), mask, like=like)
+    save_mask(out, item.name, mask, like=like)

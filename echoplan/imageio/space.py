@@ -73,6 +73,16 @@ class Space:
         return not any(self.origin) and self.direction == tuple(np.eye(len(self.size)).ravel())
 
     @property
+    def in_nifti(self) -> bool:
+        """Whether ITK takes it for the same grid when NIfTI, whose header has single precision, has held it.
+
+        ITK allows a millionth of a pixel (ImageToImageFilter); half of that is left for its own arithmetic.
+        """
+        numbers = np.array([*self.origin, *self.spacing])
+        away = np.abs(numbers.astype(np.float32) - numbers).max()
+        return bool(away <= 0.5e-6 * self.spacing[0]) and self.size[3:] != (1,)  # a fourth axis of one ends in it
+
+    @property
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """The origin (n,), and the steps (n, n) in mm from pixel to pixel, one axis a row."""
         count = len(self.size)

@@ -10,12 +10,14 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import commands as evaluation_commands
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
-from echoplan.inference import EchoPredictor, InputClip, PredictionRun, predict_folder
+from echoplan.inference import EchoPredictor, InputClip, PredictionRun, find_inputs, predict_folder
+from echoplan.inference.commands import apply_postprocessing_command, ensemble
 from echoplan.inference.predict_folder import Part, predict_part, prediction_record
 from echoplan.preprocessing.probabilities import load_probabilities
 
@@ -68,6 +70,34 @@ def test_finished_cases_are_kept_when_continuing(tmp_path, clips, predictor):
     assert len(run.predicted) == 4 and (out / "p1_A4C.nii.gz").stat().st_mtime_ns > before
 
 
+def test_a_mask_that_nifti_cannot_hold_is_found_everywhere(tmp_path, heart, predictor):
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    clips.mkdir()
+    image = sitk.GetImageFromArray(heart.clip.frames)
+    image.SetSpacing((0.5, 0.5, 125 / 3))
+    image.SetOrigin((123.456789, -345.6789, 12.3456))
+    sitk.WriteImage(image, str(clips / "p1_A4C.mha"))
+    predict_folder(clips, out, predictor, keep_probabilities=True)
+    assert sorted(file.name for file in out.glob("p1_A4C.*")) == ["p1_A4C.mha", "p1_A4C.npz"]
+    sitk.Mask(image, sitk.ReadImage(str(out / "p1_A4C.mha")))
+    run = predict_folder(clips, out, predictor, continue_prediction=True, overlays=True)
+    assert run.kept == ["p1_A4C"] and not run.failures and run.rows[0].ef_percent is not None
+    shutil.copy(out / "p1_A4C.mha", out / "p1_A4C.nii.gz")  # of an earlier version, whatever it holds
+    assert predict_folder(clips, out, predictor, overwrite=True).predicted == ["p1_A4C"]
+    (tmp_path / "pp.json").write_text('{"steps": []}')
+    post = ["-i", str(out), "-o", str(tmp_path / "post"), "--pp", str(tmp_path / "pp.json")]
+    report = ["-i", str(clips), "-m", str(tmp_path / "ensemble"), "-o", str(tmp_path / "report")]
+    assert ensemble(["-i", str(out), str(out), "-o", str(tmp_path / "ensemble")]) == 0
+    assert apply_postprocessing_command(post) == evaluation_commands.report_command(report) == 0
+    assert evaluation_commands.evaluate_folder_command([str(tmp_path / "post"), str(tmp_path / "ensemble")]) == 0
+    for folder in ("post", "ensemble"):
+        sitk.Mask(image, sitk.ReadImage(str(tmp_path / folder / "p1_A4C.mha")))
+    shutil.copy(clips / "p1_A4C.mha", out / "p2_A4C.mha")
+    assert [item.name for item in find_inputs(out)] == ["p2_A4C"]
+    with pytest.raises(EchoPlanError, match="would overwrite the clips"):
+        predict_folder(clips / "p1_A4C.mha", clips, predictor)
+
+
 def test_results_of_another_model_are_not_kept(tmp_path, folders, clips, make_model, predictor, caplog):
     out = tmp_path / "out"
     predict_folder(clips, out, predictor)
@@ -106,7 +136,7 @@ def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders,
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             import_module("echoplan.inference.predict_folder"),
-            "write_mask",
+            "save_mask",
             lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         predict_folder(clips / "p1_A4C.nii.gz", out, other, overwrite=True)
