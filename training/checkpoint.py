@@ -122,6 +122,7 @@ class TrainingState(ModelState):
         metrics: what the loss recorded in it.
         accumulation: in how many parts batches are taken.
         basis: `training_basis` of what it trains on; a resumed training must find it unchanged.
+        method: `Method.state` within an epoch.
     """
 
     optimizer: dict[str, Any]
@@ -134,6 +135,7 @@ class TrainingState(ModelState):
     metrics: dict[str, list[float]] = field(default_factory=dict)
     accumulation: int = 1
     basis: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As the file holds it."""

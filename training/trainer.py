@@ -143,10 +143,16 @@ class Trainer:
             f"batch {self.training_batches.batch_size}, {len(self.training_batches)} iterations an epoch, epochs "
             f"{self.first_epoch} to {self.recipe.epochs - 1}, {self.step.dtype} on {self.device}"
         )
+        training = setup.stored_cases(setup.train)
+        labelled = {case.case: visible_frames(case, self.recipe.supervision) for case in training}
+        for remark in self.method.remarks(self.training_batches.samples, labelled):
+            self.log.say(remark)
 
     def on_epoch_start(self, epoch: int) -> None:
         """Set the network to learn."""
         self.epoch = epoch
+        if not self.progress.batches:
+            self.method.begin_epoch(self.network)
         self.network.train()
 
     def train_epoch(self) -> None:
@@ -295,6 +301,7 @@ class Trainer:
             metrics=self.metrics.state(),
             accumulation=self.step.accumulation,
             basis=training_basis(self.setup, self.recipe),
+            method=self.method.state() if self.progress.batches else {},
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -319,6 +326,7 @@ class Trainer:
         self.best.score, self.best.smooth_dice = state.best_score, state.smooth_dice
         self.progress = state.progress
         self.metrics.restore(state.metrics)
+        self.method.restore(state.method, self.network)
         restore_random_state(state.random[self.world.rank])
 
     def describe(self) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
 from echoplan.networks.echoforge.anchors import AnchorMaps, Recalibration, nearest_pixels, pool_anchors, recalibrate
-from echoplan.networks.echoforge.fusion import Memory, own_region, semantic_tokens
+from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, own_region, semantic_tokens
 from echoplan.networks.echoforge.parts import Attention, image_position
 from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
 
@@ -99,31 +100,46 @@ def patch_with(probability: float, temperature: float) -> torch.Tensor:
     return 3 * torch.tensor([math.cos(angle), math.sin(angle)]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
 
 
-def share_moved(probability: float, temperature: float = 0.1) -> tuple[float, int]:
-    """How far a patch goes towards the nearer anchor, and which that is."""
+def moved_by(probability: float, weight: str, temperature: float = 0.1) -> tuple[torch.Tensor, float]:
+    """By what a patch moves, and which share that is of the way to the nearer anchor."""
     patch, anchors = patch_with(probability, temperature), torch.eye(2)[None]
-    moved = recalibrate(patch, anchors, temperature=temperature, foreground=1)
+    moved = recalibrate(patch, anchors, temperature=temperature, foreground=1, weight=weight)
     assert torch.equal(moved, moved[..., :1, :1].expand_as(moved))
-    goal = 0 if probability >= 0.5 else 1
-    shift, way = (moved - patch)[0, :, 0, 0], anchors[0, goal] - patch[0, :, 0, 0]
+    shift, way = (moved - patch)[0, :, 0, 0], anchors[0, 0 if probability >= 0.5 else 1] - patch[0, :, 0, 0]
     assert torch.allclose(shift, way * (shift @ way) / (way @ way), atol=1e-5)  # on the straight line
-    return float(shift @ way / (way @ way)), goal
+    return shift, float(shift @ way / (way @ way))
 
 
-def test_undecided_patches_move_to_their_anchor_and_decided_ones_stay() -> None:
-    assert share_moved(0.5 + 1e-6)[0] == pytest.approx(1, abs=1e-3)
-    for probability in (0.39, 0.61, 0.01, 0.99):
-        assert share_moved(probability)[0] == 0
-    for probability in (0.45, 0.55, 0.42, 0.58):
-        expected = 1 - abs(2 * probability - 1) / 0.2
-        assert share_moved(probability)[0] == pytest.approx(expected, abs=1e-4)
-        assert share_moved(probability, temperature=0.5)[0] == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize("weight", ["continuous", "falling"])
+def test_undecided_patches_move_to_their_anchor_and_decided_ones_stay(weight: str) -> None:
+    for probability in (0.39, 0.4, 0.6, 0.61, 0.01, 0.99):
+        assert moved_by(probability, weight)[1] == pytest.approx(0, abs=1e-4)
+    for probability in (0.45, 0.55, 0.42, 0.58, 0.48):
+        u = abs(2 * probability - 1) / 0.2
+        expected = 4 * u * (1 - u) if weight == "continuous" else 1 - u
+        assert moved_by(probability, weight)[1] == pytest.approx(expected, abs=1e-4)
+        assert moved_by(probability, weight, temperature=0.5)[1] == pytest.approx(expected, abs=1e-4)
 
 
-def test_recalibration_is_continuous_at_the_intervals_ends() -> None:
-    for end, inside in ((0.4, 0.4001), (0.6, 0.5999)):
-        assert share_moved(end)[0] == pytest.approx(0, abs=1e-4)
-        assert 0 < share_moved(inside)[0] < 0.002
+def test_recalibration_is_continuous_everywhere_and_jumps_in_the_middle_if_it_falls() -> None:
+    """On both sides of s = 0.4, 0.5 and 0.6 a patch moves alike; by the falling weight to one anchor or the other."""
+    for weight, jump in (("continuous", False), ("falling", True)):
+        for place in (0.4, 0.5, 0.6):
+            below, above = (moved_by(place + step, weight)[0] for step in (-1e-4, 1e-4))
+            assert ((below - above).norm() > 1) == (jump and place == 0.5)
+            assert (below - above).norm() < 0.05 or jump
+    assert moved_by(0.499, "falling")[1] == moved_by(0.501, "falling")[1] == pytest.approx(0.99, abs=1e-3)
+
+
+def test_a_networks_weight_is_its_settings() -> None:
+    features, maps = torch.randn(1, 32, 8, 8), torch.randn(1, 2, 8, 8).softmax(1)
+    moved = {}
+    for weight in ("continuous", "falling"):
+        network = awake(recalibration_weight=weight)
+        network.recalibration.log_temperature.data.fill_(1.0)  # so that most patches are undecided
+        with torch.no_grad():
+            moved[weight] = network.recalibration(features, maps, foreground=1)
+    assert not torch.allclose(*moved.values(), atol=1e-3)
 
 
 def test_a_patch_goes_to_an_anchor_of_the_side_it_leans_to() -> None:
@@ -141,12 +157,14 @@ def test_a_single_anchor_draws_only_what_leans_to_it() -> None:
     anchor = torch.tensor([[[1.0, 0.0]]])
     towards, away = (torch.tensor([x, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2) for x in (0.01, -0.01))
     assert recalibrate(towards, anchor, temperature=0.1, foreground=1)[0, 0, 0, 0] > 0.4
+    falling = recalibrate(towards, anchor, temperature=0.1, foreground=1, weight="falling")
+    assert falling[0, 0, 0, 0] != recalibrate(towards, anchor, temperature=0.1, foreground=1)[0, 0, 0, 0]
     assert torch.equal(recalibrate(away, anchor, temperature=0.1, foreground=1), away)
 
 
 def test_everything_in_the_recalibration_learns() -> None:
     torch.manual_seed(0)
-    module = Recalibration(8, neighbours=3, heads=2, hidden=16)
+    module = Recalibration(EchoForgeSettings(channels=8, neighbours=3, heads=2, feed_forward=16))
     features, maps = torch.randn(2, 8, 8, 8, requires_grad=True), torch.randn(2, 2, 8, 8).softmax(1)
     module(features, maps, foreground=1).square().sum().backward()
     assert features.grad.any() and module.log_temperature.grad != 0
@@ -193,6 +211,41 @@ def test_queries_look_inside_their_own_mask_or_everywhere() -> None:
     allowed = own_region(logits, (2, 2))
     assert allowed[0].tolist() == [[True, False, False, False], [False, True, True, True]]
     assert allowed[1].tolist() == [[True] * 4, [True] * 4]  # nothing is inside: that query sees all
+
+
+def test_the_mask_head_makes_a_role_of_all_its_queries() -> None:
+    """Query scores by hand: their softmax over all queries, of which the structure's add up."""
+    torch.manual_seed(0)
+    queries, prototypes, pixels = torch.randn(2, 6, 8), torch.randn(2, 2, 8), torch.randn(2, 8, 4, 4)
+    for head in ("sum", "product"):
+        fusion = TemporalFusion(EchoForgeSettings(channels=8, heads=2, feed_forward=16, queries=3, mask_head=head))
+        with torch.no_grad():
+            mask = fusion._mask(queries, prototypes, pixels)
+            shares = []
+            for number in range(6):
+                query, prototype = queries[:, number], prototypes[:, number // 3]
+                token = query + prototype if head == "sum" else 8 * query.softmax(-1) * prototype.sigmoid()
+                kernel = fusion.kernels[number // 3](token) / 8**0.5
+                shares.append((kernel[:, :, None, None] * pixels).sum(1).exp())
+        ratio = sum(shares[:3]) / sum(shares[3:])
+        torch.testing.assert_close(mask[:, 0], ratio.log(), rtol=1e-3, atol=1e-5)
+        single = fusion._mask(queries[:, ::3], prototypes, pixels)
+        torch.testing.assert_close(single[:, 0].exp(), shares[0] / shares[3], rtol=1e-3, atol=1e-5)
+
+
+def test_queries_and_prototypes_may_share_their_self_attention() -> None:
+    apart, shared = (awake(shared_self_attention=shared) for shared in (False, True))
+    layers = [network.fusion.decoding[0] for network in (apart, shared)]
+    one = sum(weight.numel() for weight in layers[0].among_prototypes.parameters())
+    assert count_parameters(apart) - count_parameters(shared) == 2 * one  # of two layers
+    assert layers[1].among_prototypes is layers[1].among_queries is not None
+    tokens, image = torch.randn(1, 2, 32), torch.randn(1, 16, 32)
+    everywhere = {"position": torch.zeros(16, 32), "allowed": torch.ones(1, 2, 16, dtype=torch.bool)}
+    for layer, changes in zip(layers, (False, True), strict=True):
+        before = layer(tokens, tokens, image, **everywhere)[1]
+        with torch.no_grad():
+            layer.among_queries.value.weight.mul_(2)
+        assert torch.equal(layer(tokens, tokens, image, **everywhere)[1], before) != changes
 
 
 def test_attention_is_its_equation() -> None:
@@ -342,6 +395,7 @@ def test_the_graph_of_a_frame_does_not_grow_with_the_frames_before_it(network: t
         {"anchor_recalibration": False}, {"temporal_fusion": False}, {"reforging": False}, {"anchors": 1},
         {"anchors": 3}, {"anchors": 4, "neighbours": 200}, {"query_layers": 0, "fusion_layers": 0}, {"memory": 1},
         {"temporal_fusion": False, "anchor_recalibration": False, "reforging": False},
+        {"queries": 3, "mask_head": "product", "shared_self_attention": True},
     ],
 )  # fmt: skip
 def test_the_ablations_run(settings: dict) -> None:
@@ -375,6 +429,9 @@ def test_mixed_precision_gives_nearly_the_same(network: torch.nn.Module) -> None
         ({"anchors": 5}, "from 1 to 4, not 5"),
         ({"neighbours": 0}, "neighbours must be 1 or more"),
         ({"memory": 0}, "memory must be 1 or more"),
+        ({"queries": 0}, "queries must be 1 or more"),
+        ({"recalibration_weight": "rising"}, "continuous, falling"),
+        ({"mask_head": "mean"}, "sum, product"),
         ({"channels": 36}, "multiple of 8"),
         ({"channels": 40, "heads": 16}, r"of heads \(16\)"),
     ],

@@ -140,6 +140,45 @@ def test_clips_with_all_their_labels_train_without_pseudo_labels(dense_setup: Fo
     assert recorded["confident_share"] is None and "pseudo_label_dice" not in recorded
 
 
+def pseudo_of(trainer: Trainer, batch: dict) -> torch.Tensor:
+    """The pseudo-labels' probabilities of a batch, as the loss gets them."""
+    torch.manual_seed(0)
+    return trainer.method.forward(trainer.network.train(), batch).auxiliary["pseudo"]
+
+
+@pytest.mark.parametrize("source", ["current", "previous_epoch"])
+def test_pseudo_labels_come_from_the_network_as_it_is_or_as_the_last_epoch_left_it(
+    dense_setup: FoldSetup, source: str
+) -> None:
+    trainer, batch = started(dense_setup, pseudo_labels=source, query_layers=0)
+    before = pseudo_of(trainer, batch)
+    assert not before.requires_grad
+    for _ in range(3):
+        trainer.step(batch)
+    moved = (pseudo_of(trainer, batch) - before).abs().max()
+    assert moved > 1e-3 if source == "current" else moved == 0
+    trainer.on_epoch_start(2)
+    assert (pseudo_of(trainer, batch) - before).abs().max() > 1e-3  # that epoch's weights teach the next
+
+
+def test_the_log_says_where_reforging_has_nothing_to_do_and_what_to_type(tmp_path: Path) -> None:
+    def said(setup: FoldSetup, **settings: object) -> str:
+        trainer = make_trainer(setup, epochs=1, iterations_per_epoch=1, **settings)
+        trainer.on_train_start()
+        trainer.close()
+        return max(trainer.setup.folder.glob("training_log_*.txt")).read_text()
+
+    dense = make_setup(tmp_path / "dense", frames=4, batch_size=2, dense=True)
+    log = said(dense, supervision="all")
+    assert "reforging has nothing to do" in log
+    assert "--set supervision=ed_es" in log and "--set reforging=false" in log
+    for fold, settings in enumerate(({"supervision": "ed_es"}, {"supervision": "all", "reforging": False}), 1):
+        assert "nothing to do" not in said(replace(dense, fold=fold), **settings)
+    ends_alone = make_setup(tmp_path / "ends", frames=2, batch_size=2)  # two frames, both labelled: nothing to hide
+    log = said(ends_alone, supervision="all")
+    assert "--set reforging=false" in log and "--set supervision" not in log
+
+
 def test_the_recipe_is_the_papers() -> None:
     method = find_method("EchoForgeTrainer")
     recipe, needs = method.recipe, method.requirements

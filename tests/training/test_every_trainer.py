@@ -169,6 +169,22 @@ def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.Fixture
 
 
 @pytest.mark.usefixtures("slim_networks")
+def test_a_method_that_remembers_its_last_epoch_is_resumed_within_one_to_the_bit(clip_setup: FoldSetup) -> None:
+    settings = {"epochs": 2, "pseudo_labels": "previous_epoch", "flame_rise": False, "last_threshold": 0.5}
+    whole = make_trainer("EchoForgeTrainer", clip_setup, **settings)
+    whole.run_training()
+    setup = replace(clip_setup, fold=1)
+    signalled(make_trainer("EchoForgeTrainer", setup, **settings), "train_step", 3, signal.SIGTERM)
+    state = load_checkpoint(setup.folder / "checkpoint_latest.pth")
+    assert state["progress"]["batches"] == 1 and state["method"]["previous"]
+    again = make_trainer("EchoForgeTrainer", setup, resume=True, **settings)
+    again.run_training()
+    assert_same(whole, again)
+    state = load_checkpoint(setup.folder / "checkpoint_latest.pth")
+    assert not state["method"]  # between two epochs it is the network itself
+
+
+@pytest.mark.usefixtures("slim_networks")
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_together(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     frames = method_registry()[name].requirements.frames

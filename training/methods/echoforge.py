@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from echoplan.networks import ClipOutput
 from echoplan.networks.echoforge.settings import EchoForgeSettings
+from echoplan.networks.settings import check_choice
 
-from ..data import Batch
+from ..data import Batch, Sample
 from ..losses import dice_ce_loss, reduce_labels
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from ..semi_supervision import FlameRise, confident_share, hidden_dice, pseudo_labels
 from .method import Method, Record
+
+if TYPE_CHECKING:
+    from echoplan.networks.echoforge.model import EchoForge
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class EchoForgeRecipe(Recipe):
 
     Attributes:
         pretrained: start from ImageNet weights.
+        pseudo_labels: whose features they are reforged from: "current" (the network's as it learns) or "previous_epoch"
+            (its own as the last epoch left it, as the paper's figure has it; a second network in memory).
         flame_rise: whether pseudo-labels come in gradually; if not, with `pseudo_weight` and `last_threshold` at once.
         rise_start, rise_end: E0 and E1 as shares of the epochs.
         pseudo_weight: lambda_max.
@@ -35,6 +43,7 @@ class EchoForgeRecipe(Recipe):
     epochs: int = 50
     augmentation: str = "moderate"
     pretrained: bool = True
+    pseudo_labels: str = "current"
     flame_rise: bool = True
     rise_start: float = 0.1
     rise_end: float = 0.6
@@ -45,6 +54,7 @@ class EchoForgeRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("pseudo_labels", self.pseudo_labels, ("current", "previous_epoch"))
         self.schedule()
 
     def schedule(self) -> FlameRise:
@@ -76,6 +86,7 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
     }
     recipe_class = EchoForgeRecipe
     network_name: ClassVar[str] = "echoforge"
+    previous: nn.Module | None = None  # the network as the last epoch left it, where pseudo-labels come from that
 
     @cached_property
     def schedule(self) -> FlameRise:
@@ -84,7 +95,37 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """In training, labelled frames with their masks may serve as reference, so the network gets them too."""
-        return network(batch["clip"], batch["labels"])
+        output: ClipOutput = network(batch["clip"], batch["labels"])
+        if self.previous is not None:
+            with torch.no_grad():
+                output.auxiliary["pseudo"] = self.previous(batch["clip"], batch["labels"]).auxiliary["pseudo"]
+        return output
+
+    def begin_epoch(self, network: nn.Module) -> None:
+        """Keep a copy of the network, where `pseudo_labels` asks for it."""
+        if self.recipe.pseudo_labels == "previous_epoch" and self.recipe.network.reforging:
+            self.previous = _frozen_copy(network)
+
+    def state(self) -> dict[str, Any]:
+        """The weights of the last epoch's network."""
+        return {} if self.previous is None else {"previous": self.previous.state_dict()}
+
+    def restore(self, state: Mapping[str, Any], network: nn.Module) -> None:
+        """See `Method.restore`."""
+        if "previous" in state:
+            self.previous = _frozen_copy(network)
+            self.previous.load_state_dict(state["previous"])
+
+    def remarks(self, samples: Sequence[Sample], labelled: Mapping[str, Collection[int]]) -> list[str]:
+        """Says so where there is no unlabelled frame, and what to type instead."""
+        if not self.recipe.network.reforging or any(set(one.frames) - set(labelled[one.case]) for one in samples):
+            return []
+        hide = "--set supervision=ed_es hides the labels between end-diastole and end-systole, as the paper does"
+        longer = self.recipe.supervision == "all" and any(len(frames) > 2 for frames in labelled.values())
+        return [
+            "every frame of the training samples has a label, so reforging has nothing to do: "
+            f"{f'{hide}; ' if longer else ''}--set reforging=false leaves it out"
+        ]
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 9: BCE and Dice on labelled frames, and lambda times the same on confident pseudo-labels.
@@ -115,6 +156,13 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
             answered = hidden_dice(output.logits.detach().sigmoid(), batch["hidden"])
             record(pseudo_label_dice=reforged, hidden_dice=answered)
         return weight * dice_ce_loss(output.logits, pseudo) if weight else 0.0
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy that gives what the network gives in training mode, with the statistics that its backbone has gathered."""
+    copied = copy.deepcopy(network).requires_grad_(False).train()
+    cast("EchoForge", copied).pyramid.backbone.eval()
+    return copied
 
 
 def _supervised(logits: Tensor, labels: Tensor) -> Tensor:

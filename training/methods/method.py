@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -142,6 +142,25 @@ class Method(ABC, Generic[RecipeT]):
             training: to learn from; else to be watched.
         """
         return planned_samples(cases, plan, every_place=training)
+
+    def remarks(self, samples: Sequence[Sample], labelled: Mapping[str, Collection[int]]) -> list[str]:
+        """What a user should know of the method on this data, for the log.
+
+        Args:
+            samples: of the training.
+            labelled: of each training case, the frames whose labels the training sees.
+        """
+        return []
+
+    def begin_epoch(self, network: nn.Module) -> None:
+        """Look at the network between two epochs; before the first one it is as it starts."""
+
+    def state(self) -> dict[str, Any]:
+        """What the method keeps from one step of an epoch to the next, in tensors and plain types, for a checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], network: nn.Module) -> None:
+        """Put back what `state` gave within an epoch, beside the network as it was then."""
 
     def extra_targets(self, classes: int) -> Targets | None:
         """A picklable function labels (T, H, W) -> more targets by name, for the loader's workers; or None."""

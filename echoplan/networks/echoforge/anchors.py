@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.echoforge.parts import Attention, FeedForward
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 PATCH = 2  # pixels of X along each side of a patch
 _UNDECIDED = 0.2  # width of the interval [0.4, 0.6] of foreground probabilities
@@ -113,15 +114,13 @@ class Recalibration(nn.Module):
     """The whole of ARC after equations 1 and 2: KNN, feature fusion, and patches drawn to their anchors.
 
     Args:
-        channels: C of X.
-        neighbours: K.
-        heads, hidden: of the feature fusion.
+        settings: see `EchoForgeSettings`.
     """
 
-    def __init__(self, channels: int, *, neighbours: int, heads: int, hidden: int) -> None:
+    def __init__(self, settings: EchoForgeSettings) -> None:
         super().__init__()
-        self.neighbours = neighbours
-        self.fusion = FeatureFusion(channels, heads=heads, hidden=hidden)
+        self.neighbours, self.weight = settings.neighbours, settings.recalibration_weight
+        self.fusion = FeatureFusion(settings.channels, heads=settings.heads, hidden=settings.feed_forward)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(_TEMPERATURE)))
 
     def forward(self, features: Tensor, maps: Tensor, *, foreground: int) -> Tensor:
@@ -129,22 +128,34 @@ class Recalibration(nn.Module):
         anchors = pool_anchors(maps, features)
         near = nearest_pixels(anchors, features.flatten(2).transpose(1, 2), neighbours=self.neighbours)
         anchors = self.fusion(anchors, near)
-        return recalibrate(features, anchors, temperature=self.log_temperature.exp(), foreground=foreground)
+        temperature = self.log_temperature.exp()
+        return recalibrate(features, anchors, temperature=temperature, foreground=foreground, weight=self.weight)
 
 
-def recalibrate(features: Tensor, anchors: Tensor, *, temperature: Tensor | float, foreground: int) -> Tensor:
+def recalibrate(
+    features: Tensor,
+    anchors: Tensor,
+    *,
+    temperature: Tensor | float,
+    foreground: int,
+    weight: str = "continuous",
+) -> Tensor:
     """Draw undecided patches towards the nearest anchor of the side, foreground or background, that they lean to.
 
-    P_k <- P_k + w_k (a - P_k), w = max(0, 1 - |s_FG - s_BG| / 0.2): the whole way where s = 0.5, and nothing where s is
-    outside (0.4, 0.6), without a step at either end. s comes from a softmax over the cosine similarities / temperature
-    of a patch's mean with the anchors; several anchors of one side add up. With a single anchor s = sigmoid(similarity
-    / temperature), and a patch that is rather background has no anchor to go to: it stays.
+    P_k <- P_k + w_k (a - P_k), where w depends on u = |s_FG - s_BG| / 0.2 and is 0 from u = 1 on, that is for s outside
+    (0.4, 0.6). "continuous": w = 4 u (1 - u), 0 where s = 0.5, so that there is no step anywhere. "falling": w = 1 - u,
+    the whole way where s = 0.5, so that a patch jumps from one anchor to the other there.
+
+    s comes from a softmax over the cosine similarities / temperature of a patch's mean with the anchors; several
+    anchors of one side add up. With a single anchor s = sigmoid(similarity / temperature), and a patch that is rather
+    background has no anchor to go to: it stays.
 
     Args:
         features: X ``(N, C, h, w)``, h and w even.
         anchors: ``(N, A, C)``.
         temperature: of the softmax, positive.
         foreground: how many of the anchors, the first ones, stand for the foreground.
+        weight: "continuous" or "falling".
     """
     batch, channels, height, width = features.shape
     patches = features.float().unflatten(3, (width // PATCH, PATCH)).unflatten(2, (height // PATCH, PATCH))
@@ -158,7 +169,8 @@ def recalibrate(features: Tensor, anchors: Tensor, *, temperature: Tensor | floa
         shares = scores.softmax(dim=2)
         difference = shares[..., :foreground].sum(dim=2) - shares[..., foreground:].sum(dim=2)
         may_move = torch.ones_like(difference, dtype=torch.bool)
-    weight = torch.where(may_move, (1 - difference.abs() / _UNDECIDED).clamp_min(0), 0.0)
+    left = (1 - difference.abs() / _UNDECIDED).clamp_min(0)
+    share = torch.where(may_move, 4 * (1 - left) * left if weight == "continuous" else left, 0.0)
     is_foreground = torch.arange(anchors.shape[1], device=anchors.device) < foreground
     of_winning_side = is_foreground == (difference >= 0).unsqueeze(2)
     winner = scores.masked_fill(~of_winning_side, -torch.inf).argmax(dim=2, keepdim=True).expand(-1, -1, channels)
@@ -168,5 +180,5 @@ def recalibrate(features: Tensor, anchors: Tensor, *, temperature: Tensor | floa
         """``(N, P, X)`` -> ``(N, X, h / 2, 1, w / 2, 1)``"""
         return values.transpose(1, 2).reshape(batch, -1, height // PATCH, 1, width // PATCH, 1)
 
-    moved = patches + on_grid(weight.unsqueeze(2)) * (on_grid(goal) - patches)
+    moved = patches + on_grid(share.unsqueeze(2)) * (on_grid(goal) - patches)
     return moved.reshape(batch, channels, height, width).to(features.dtype)

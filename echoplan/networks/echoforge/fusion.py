@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from echoplan.networks.echoforge.anchors import pool_anchors
 from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, image_position
+from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 ROLES = 2  # the structure and the background
 
@@ -74,10 +75,10 @@ class InContextLayer(nn.Module):
 class QueryLayer(nn.Module):
     """Q' = self(Q), P^ = self(P_sem), Q^ = masked cross-attention of Q' over F_t', then FFN on each."""
 
-    def __init__(self, channels: int, *, heads: int, hidden: int) -> None:
+    def __init__(self, channels: int, *, heads: int, hidden: int, shared: bool) -> None:
         super().__init__()
         self.among_queries = Attention(channels, heads=heads)
-        self.among_prototypes = Attention(channels, heads=heads)
+        self.among_prototypes = self.among_queries if shared else Attention(channels, heads=heads)
         self.to_image = Attention(channels, heads=heads)
         self.query_ffn = FeedForward(channels, hidden=hidden)
         self.prototype_ffn = FeedForward(channels, hidden=hidden)
@@ -85,7 +86,7 @@ class QueryLayer(nn.Module):
     def forward(
         self, queries: Tensor, prototypes: Tensor, image: Tensor, *, position: Tensor, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Queries and prototypes ``(B, 2, C)``; image ``(B, P, C)``; `allowed` ``(B, 2, P)``: each role's own mask."""
+        """Queries ``(B, Q, C)``, prototypes ``(B, 2, C)``, image ``(B, P, C)``; `allowed` ``(B, Q, P)``: own masks."""
         queries = self.among_queries(queries, queries)
         queries = self.query_ffn(self.to_image(queries, image, position=position, allowed=allowed))
         return queries, self.prototype_ffn(self.among_prototypes(prototypes, prototypes))
@@ -94,23 +95,26 @@ class QueryLayer(nn.Module):
 class TemporalFusion(nn.Module):
     """The whole of TSF: tokens of the memory and a frame's features -> the frame's masks.
 
-    There is one learned query and one prototype a role. Their sum makes the role's kernel, and a mask is the kernels'
-    product with the pixel features, the structure's minus the background's: the logit of a softmax over the roles.
+    Each role has its learned queries and one prototype. A query and its role's prototype make a kernel, whose product
+    with the pixel features is the query's score. A mask is the logit of a softmax over all queries' scores: those of
+    the structure together against those of the background.
 
     Args:
-        channels: C.
-        fusion_layers: blocks of the in-context fusion.
-        query_layers: of the queries; each one's mask is supervised.
-        heads, hidden: of attention and FFN.
+        settings: see `EchoForgeSettings`.
     """
 
-    def __init__(self, channels: int, *, fusion_layers: int, query_layers: int, heads: int, hidden: int) -> None:
+    def __init__(self, settings: EchoForgeSettings) -> None:
         super().__init__()
-        sizes = {"heads": heads, "hidden": hidden}
+        channels, sizes = settings.channels, {"heads": settings.heads, "hidden": settings.feed_forward}
+        self.mask_head, shared = settings.mask_head, settings.shared_self_attention
         self.role = nn.Parameter(torch.randn(ROLES, channels) * 0.02)
-        self.queries = nn.Parameter(torch.randn(ROLES, channels))
-        self.fusion = nn.ModuleList(InContextLayer(channels, **sizes) for _ in range(fusion_layers))
-        self.decoding = nn.ModuleList(QueryLayer(channels, **sizes) for _ in range(query_layers))
+        self.queries = nn.Parameter(
+            torch.randn(ROLES * settings.queries, channels)
+        )  # the structure's, the background's
+        self.fusion = nn.ModuleList(InContextLayer(channels, **sizes) for _ in range(settings.fusion_layers))
+        self.decoding = nn.ModuleList(
+            QueryLayer(channels, **sizes, shared=shared) for _ in range(settings.query_layers)
+        )
         self.pixels = PixelDecoder(channels)
         self.token_norm = nn.LayerNorm(channels)
         # Each role has its own: with shared weights the gradients of two queries that have become alike cancel.
@@ -139,17 +143,27 @@ class TemporalFusion(nn.Module):
         queries = self.queries.expand(len(image), -1, -1)
         masks = [self._mask(queries, prototypes, pixels)]
         for layer in self.decoding:
-            allowed = own_region(masks[-1], (height, width))
+            allowed = own_region(masks[-1], (height, width)).repeat_interleave(queries.shape[1] // ROLES, dim=1)
             queries, prototypes = layer(queries, prototypes, image, position=position, allowed=allowed)
             masks.append(self._mask(queries, prototypes, pixels))
         return masks, pixels
 
     def _mask(self, queries: Tensor, prototypes: Tensor, pixels: Tensor) -> Tensor:
-        made = (queries + prototypes).unbind(1)
-        structure, background = (head(token) for head, token in zip(self.kernels, made, strict=True))
-        # Linear in the kernels: the difference of the roles' masks is the mask of the kernels' difference.
-        kernel = (structure - background).unsqueeze(1) / pixels.shape[1] ** 0.5
-        return (kernel @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+        roles, prototypes = queries.unflatten(1, (ROLES, -1)), prototypes.unsqueeze(2)
+        if self.mask_head == "product":
+            # Over C channels a softmax is 1 / C in the mean: times C, so that the heads get numbers near one.
+            made = queries.shape[2] * roles.softmax(dim=-1) * prototypes.sigmoid()
+        else:
+            made = roles + prototypes
+        structure, background = (head(tokens) for head, tokens in zip(self.kernels, made.unbind(1), strict=True))
+        flat = pixels.flatten(2)
+        if structure.shape[1] == 1:  # linear in the kernels: one product in place of two
+            mask = (structure - background) / pixels.shape[1] ** 0.5 @ flat
+        else:
+            scores = (kernel / pixels.shape[1] ** 0.5 @ flat for kernel in (structure, background))
+            ours, others = (score.float().logsumexp(dim=1, keepdim=True) for score in scores)
+            mask = ours - others
+        return mask.unflatten(2, pixels.shape[-2:])
 
 
 def _kernel_head(channels: int) -> nn.Sequential:

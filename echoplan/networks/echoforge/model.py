@@ -70,21 +70,11 @@ class EchoForge(nn.Module):
                 remedy="convert the dataset with one structure",
             )
         self.memory, self.label_reference = settings.memory, settings.label_reference
-        channels, attention = settings.channels, {"heads": settings.heads, "hidden": settings.feed_forward}
+        channels = settings.channels
         self.pyramid = Pyramid(settings, pretrained=pretrained)
         self.anchor_maps = AnchorMaps(channels, anchors=settings.anchors)
-        self.recalibration = (
-            Recalibration(channels, neighbours=settings.neighbours, **attention)
-            if settings.anchor_recalibration
-            else None
-        )
-        self.fusion = (
-            TemporalFusion(
-                channels, fusion_layers=settings.fusion_layers, query_layers=settings.query_layers, **attention
-            )
-            if settings.temporal_fusion
-            else None
-        )
+        self.recalibration = Recalibration(settings) if settings.anchor_recalibration else None
+        self.fusion = TemporalFusion(settings) if settings.temporal_fusion else None
         self.decoder = None if settings.temporal_fusion else _FrameDecoder(channels)
         self.reforging = Reforging(channels) if settings.reforging else None
         self._initialise()

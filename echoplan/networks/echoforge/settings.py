@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.settings import NetworkSettings, check_range
+from echoplan.networks.settings import NetworkSettings, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,17 @@ class EchoForgeSettings(NetworkSettings):
         reforging: CPR, which only works in training (table 3).
         anchors: 1 to 4, the foreground's first (see `AnchorMaps`; table 4, figure 7).
         neighbours: K, pixel features that each anchor looks at (table 4, figure 7).
+        recalibration_weight: how far ARC moves a patch, where the paper says "dynamically determined": "continuous" (0
+            for a patch that is undecided and at the interval's ends), or "falling" (the whole way for one that is
+            undecided, so that it jumps from one anchor to the other there).
         channels: d, a multiple of 8.
-        fusion_layers: Transformer blocks of the in-context fusion.
+        fusion_layers: Transformer blocks of the in-context fusion; the paper has one.
+        queries: learned queries of each of the two roles, structure and background.
         query_layers: layers of the learned queries; the mask of each is supervised.
+        shared_self_attention: whether queries and prototypes have one self-attention in each layer, as in the paper's
+            figure.
+        mask_head: what the kernels are made of: "sum" (query + prototype), or "product" (softmax of the query over its
+            channels times sigmoid of the prototype, as in the paper's figure).
         heads, feed_forward: of attention and FFN.
         memory: frames whose tokens are kept: the first one and the latest ones.
         label_reference: share of the training frames whose reference is a labelled frame.
@@ -35,16 +43,27 @@ class EchoForgeSettings(NetworkSettings):
     reforging: bool = True
     anchors: int = 2
     neighbours: int = 16
+    recalibration_weight: str = field(default="continuous", metadata={"before": "falling"})
     channels: int = 256
     fusion_layers: int = 2
+    queries: int = 1
     query_layers: int = 9
+    shared_self_attention: bool = False
+    mask_head: str = "sum"
     heads: int = 8
     feed_forward: int = 2048
     memory: int = 3
     label_reference: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least, most in (("anchors", 1, 4), ("neighbours", 1, None), ("memory", 1, None)):
+        check_choice("recalibration_weight", self.recalibration_weight, ("continuous", "falling"))
+        check_choice("mask_head", self.mask_head, ("sum", "product"))
+        for name, least, most in (
+            ("anchors", 1, 4),
+            ("neighbours", 1, None),
+            ("queries", 1, None),
+            ("memory", 1, None),
+        ):
             check_range(name, getattr(self, name), least, most)
         if self.channels % 8 or self.channels % self.heads:
             raise EchoPlanError(f"channels must be a multiple of 8 and of heads ({self.heads}), not {self.channels}")
