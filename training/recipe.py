@@ -56,6 +56,21 @@ class PublishedProtocol:
 
 
 @dataclass(frozen=True)
+class PublishedNetwork:
+    """How the network that a method's authors published saw its frames; `echoplan_install_model -tr` goes by it.
+
+    Attributes:
+        dataset: on which it was trained.
+        plan: decisions of the plan: "size" and "normalisation", and others than stretched single frames.
+        settings: of the recipe, where the published network's are not the recipe's own.
+    """
+
+    dataset: str
+    plan: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings every trainer has; a method's own recipe adds to them.
 

@@ -23,10 +23,13 @@ class DeepLabV3Settings(NetworkSettings):
             second stage is strided, the later ones are dilated.
         standardise: "training_set": frames are grey levels, which the network brings to mean 0 and SD 1 by
             `grey_mean` and `grey_sd`; "clip": they are standardised when they come.
+        grey_mean, grey_sd: of the grey levels, until a training has measured its own.
     """
 
     bottleneck_stride: str = "3x3"
     standardise: str = field(default="training_set", metadata={"before": "clip"})
+    grey_mean: float = 0.0
+    grey_sd: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("standardise", self.standardise, ("training_set", "clip"))
@@ -48,8 +51,7 @@ class DeepLabV3(nn.Module):
             of this kind, such as the one EchoNet-Dynamic's authors published.
 
     Attributes:
-        grey_mean, grey_sd: of the grey levels of a training set, 0 and 1 until they are set; they are saved with the
-            weights.
+        grey_mean, grey_sd: of the grey levels of a training set; they are saved with the weights.
 
     Raises:
         EchoPlanError: weights that cannot be had.
@@ -76,8 +78,8 @@ class DeepLabV3(nn.Module):
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
         self.standardise = settings.standardise
         if self.standardise == "training_set":
-            self.register_buffer("grey_mean", torch.zeros(()))
-            self.register_buffer("grey_sd", torch.ones(()))
+            self.register_buffer("grey_mean", torch.tensor(settings.grey_mean))
+            self.register_buffer("grey_sd", torch.tensor(settings.grey_sd))
         if pretrained:
             path = find_weights("resnet50", path=pretrained)
             if any(key.startswith("classifier.") for key in read_state(path)):

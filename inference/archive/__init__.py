@@ -3,5 +3,6 @@
 from .export import export_model
 from .install import InstalledModel, install_model
 from .manifest import Manifest
+from .published import install_published
 
-__all__ = ["InstalledModel", "Manifest", "export_model", "install_model"]
+__all__ = ["InstalledModel", "Manifest", "export_model", "install_model", "install_published"]

@@ -11,10 +11,12 @@ from echoplan.errors import EchoPlanError
 from echoplan.paths import Folders, dataset_name
 
 from ...training.model_folder import ModelFolder
-from ..model_selection import ModelChoice, choose_models
+from ...training.recipe import parse_settings
+from ..model_selection import ModelChoice, choose_models, command_for
 from .export import export_model
 from .install import install_model
 from .manifest import Manifest
+from .published import install_published
 
 
 @command
@@ -53,10 +55,12 @@ def install_model_command(arguments: Sequence[str]) -> int:
     """echoplan_install_model model.zip"""
     made = parser(
         "echoplan_install_model",
-        "Install a model that echoplan_export_model wrote. Nothing of the archive is run; what is not just as its "
-        "manifest says is refused.",
+        "Install a model that echoplan_export_model wrote, or with -tr a network that a paper's authors published. "
+        "Nothing of the file is run; what is not just as its manifest says is refused.",
     )
-    made.add_argument("archive", type=existing_path, metavar="ARCHIVE", help="the file that was exported")
+    made.add_argument("archive", type=existing_path, metavar="FILE", help="what was exported, or published weights")
+    made.add_argument("-tr", dest="trainer", metavar="TRAINER", help="whose published weights the file holds")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with -tr: change a setting")
     made.add_argument(
         "-d", dest="dataset", metavar="NAME", help="what its dataset is called here; as there if not given"
     )
@@ -64,6 +68,13 @@ def install_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("--trust_code", action="store_true", help="install a model that brings the code of its trainer; "
                       "it runs whenever the model is used")  # fmt: skip
     options = made.parse_args(arguments)
+    if options.trainer is not None:
+        about = {"trainer": options.trainer, "settings": parse_settings(options.set)}
+        model = install_published(
+            options.archive, folders(), name=options.dataset, overwrite=options.overwrite, **about
+        )
+        print(f"installed: {model}\npredict with it: {command_for(dataset_name(model.parent), model)}")
+        return 0
     how = {"name": options.dataset, "overwrite": options.overwrite, "trust_code": options.trust_code}
     installed = install_model(options.archive, folders(), **how)
     print(f"installed in {installed.home}:")

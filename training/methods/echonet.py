@@ -16,7 +16,7 @@ from ...preprocessing.store import ClipStore
 from ..data import Batch
 from ..fold import FoldSetup
 from ..losses import cross_entropy_loss
-from ..recipe import MethodRequirements, PublishedProtocol, Recipe
+from ..recipe import MethodRequirements, PublishedNetwork, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _BATCH, _SIDE = 20, 112
@@ -70,6 +70,10 @@ class EchoNetMethod(Method[EchoNetRecipe]):
         batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
     )
     protocols: ClassVar[Mapping[str, PublishedProtocol]] = {"EchoNet-Dynamic": PublishedProtocol(_SIDE, "official")}
+    # The authors drew the videos by chance whose mean and SD they took, and published neither; these are about right.
+    published: ClassVar[PublishedNetwork] = PublishedNetwork(
+        "EchoNet-Dynamic", {"size": [_SIDE, _SIDE], "normalisation": "grey"}, {"grey_mean": 33.0, "grey_sd": 50.0}
+    )
     recipe_class = EchoNetRecipe
     network_name: ClassVar[str] = "deeplabv3"
 

@@ -20,7 +20,7 @@ from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, planned_samples
 from ..fold import FoldSetup
 from ..losses import dice_ce_loss
-from ..recipe import MethodRequirements, PublishedProtocol, Recipe
+from ..recipe import MethodRequirements, PublishedNetwork, PublishedProtocol, Recipe
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 MethodT = TypeVar("MethodT", bound="Method[Any]")
@@ -43,6 +43,7 @@ class Method(ABC, Generic[RecipeT]):
         configuration: of the plan, which it builds on: "frame" or "clip".
         requirements: what it asks of the plan.
         protocols: public dataset (`DatasetDescription.published`) -> how the paper did there.
+        published: how the authors' own network saw its frames, where they published one that predicts by itself.
         recipe_class: of its settings.
         network_name: what `echoplan.networks.build_network` calls its network.
     """
@@ -50,6 +51,7 @@ class Method(ABC, Generic[RecipeT]):
     configuration: ClassVar[str] = "frame"
     requirements: ClassVar[MethodRequirements]
     protocols: ClassVar[Mapping[str, PublishedProtocol]] = {}
+    published: ClassVar[PublishedNetwork | None] = None
     recipe_class: type[RecipeT] = cast("type[RecipeT]", Recipe)
     network_name: ClassVar[str] = ""
 
