@@ -15,7 +15,7 @@ from echoplan.plans import Configuration, Decision, Plan
 
 from ...training.checkpoint import ModelState, plain_settings
 from ...training.initialization import PUBLISHED
-from ...training.methods import find_method, method_registry
+from ...training.methods import Method, find_method, method_registry
 from ...training.resume_check import plan_basis
 from .atomic_install import move_into_place, sweep_workplaces, workplace
 
@@ -54,23 +54,10 @@ def install_published(
     if about is None:
         known = ", ".join(other for other, own in method_registry().items() if own.published is not None)
         raise EchoPlanError(f"{trainer} has no published network that predicts by itself", remedy=f"there are: {known}")
-    method = method.with_settings({**about.settings, **(settings or {})})
-    size = tuple(about.plan["size"])
-    network = method.build_network(size=size, classes=1, pretrained=file)
     home = folders.home_of_installed(f"Dataset001_{about.dataset}", name=name)
+    method = method.with_settings({**about.settings, **(settings or {})})
     plan = _plan(home.name, method.name, method.configuration, about.plan)
-    resolved = plan.resolve(method.name, configuration=method.configuration)
-    state = ModelState(
-        trainer=method.name,
-        trainer_source=trainer,
-        settings=plain_settings(method.recipe.to_dict()),
-        size=resolved.size,
-        classes=1,
-        network=network.state_dict(),
-        plan=plan_basis(resolved),
-        dataset=dataset_name(home),
-        started_from={"kind": PUBLISHED, "file": file.name},
-    )
+    state = _state(method, plan, file, source=trainer)
     model = f"{method.name}__{_PLANS_NAME}__{method.configuration}"
     sweep_workplaces(folders.results)
     with workplace(home) as work:
@@ -84,6 +71,23 @@ def install_published(
         state.write(made / layout.fold_folder(0) / layout.checkpoint_file("final"))
         move_into_place(work, [model], overwrite=overwrite)
     return home / model
+
+
+def _state(method: Method[Any], plan: Plan, file: Path, *, source: str) -> ModelState:
+    """The checkpoint: the network with the file's weights."""
+    resolved = plan.resolve(method.name, configuration=method.configuration)
+    network = method.build_network(size=resolved.size, classes=1, pretrained=file)
+    return ModelState(
+        trainer=method.name,
+        trainer_source=source,
+        settings=plain_settings(method.recipe.to_dict()),
+        size=resolved.size,
+        classes=1,
+        network=network.state_dict(),
+        plan=plan_basis(resolved),
+        dataset=dataset_name(Path(plan.dataset)),
+        started_from={"kind": PUBLISHED, "file": file.name},
+    )
 
 
 def _plan(dataset: str, trainer: str, configuration: str, values: Mapping[str, Any]) -> Plan:
