@@ -145,7 +145,7 @@ def _run_in_pool(
             # No more in flight than workers, so that a dead worker's cases can be named.
             while waiting and len(running) < processes:
                 case, values = waiting.pop()
-                with _undisturbed():
+                with undisturbed():
                     running[pool.submit(_attempt_in_worker, function, *values)] = case
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -165,7 +165,7 @@ def _run_in_pool(
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Hold SIGTERM and Ctrl-C back inside the block: a worker that is only half started could not be ended."""
     if threading.current_thread() is not threading.main_thread():
         yield

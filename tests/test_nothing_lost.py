@@ -30,7 +30,7 @@ RESUMABLE = 75
 CASES = 60
 DEAD = 2**22 + 1  # the number of no process: Linux gives none so large
 PATIENCE = 120  # seconds; for machines that do much else
-DEATH_KNOWN_WITHIN = 10  # seconds from a worker's death to the line that names it
+DEATH_KNOWN_WITHIN = 60  # seconds from a worker's death to the line that names it, on busy cores
 
 # Processes ----------------------------------------------------------------------------------------------------------
 
@@ -84,8 +84,7 @@ def told(process: subprocess.Popen[str], *, status: int, before: str = "") -> st
 def kill_and_hear(worker: int, process: subprocess.Popen[str], words: str) -> str:
     """Kill a worker; what the command said until and with the line of these words, which must come soon.
 
-    It takes a fraction of a second, and a second or two where the log draws its last picture first. A loader that
-    waited for the dead one would take 300.
+    It takes a fraction of a second on a quiet machine. A loader that waited for the dead one would take 300.
     """
     os.kill(worker, signal.SIGKILL)
     killed, said = time.monotonic(), ""

@@ -68,7 +68,9 @@ class TrainingLog:
             self.draw()
 
     def draw(self) -> None:
-        """Draw progress.png: loss, Dice, learning rate and seconds over the epochs."""
+        """Draw progress.png: loss, Dice, learning rate and seconds over the epochs; nothing where there are none."""
+        if not self.history:
+            return
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -91,11 +93,7 @@ class TrainingLog:
             FigureCanvasAgg(figure).print_png(str(temporary))
 
     def close(self) -> None:
-        """Draw a last time and close the file."""
-        if not self.writes:
-            return
-        if self.history:
-            self.draw()
+        """Close the file."""
         logger.removeHandler(self._handler)
         self._handler.close()
 

@@ -116,8 +116,6 @@ class Trainer:
                     self.train_epoch()
                     self.on_epoch_end(self.validate_epoch())
                 self.on_train_end()
-        except RuntimeError as error:  # a worker's death is raised wherever this thread happens to be
-            raise self.training_batches.explain(error, self.validation_batches) from error
         finally:
             self.close()
 
@@ -249,6 +247,7 @@ class Trainer:
         if self.recipe.keep_epoch != "last" and self.best.found and self.world.is_main:
             state = ModelState.read(self.setup.folder / layout.checkpoint_file("best"))
         self.save("final", state)
+        self.log.draw()
         self.log.say(
             f"trained {self.recipe.epochs} epochs; {self.best}; the final weights are epoch {state.epochs - 1}'s"
         )
@@ -384,7 +383,6 @@ class Trainer:
             groups=setup.datasets_of(samples) if recipe.balance == "datasets" else None,
             seed=self.seed,
             processes=self.processes,
-            pin_memory=self.device.type == "cuda",
             rank=self.world.rank if training else 0,
             ranks=self.world.size if training else 1,
         )

@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +84,71 @@ def test_a_damaged_case_is_named(frame_setup: FoldSetup, processes: int) -> None
 def test_a_worker_that_dies_becomes_a_clear_error(frame_setup: FoldSetup) -> None:
     reader = SampleReader(frame_setup.store, frame_setup.plan, 1, finish=_kill_this_process)
     loader = make_loader(frame_setup, processes=1, reader=reader, shuffle=False)
-    with pytest.raises(EchoPlanError, match=rf"worker died or hangs while reading {loader.samples[0].case}: .*--c"):
+    case = loader.samples[0].case
+    with pytest.raises(EchoPlanError, match=rf"worker died or hangs while reading {case}: Killed.*--c"):
         list(loader.epoch(0))
 
 
-def test_only_the_dead_workers_case_is_named_wherever_the_error_surfaces(frame_setup: FoldSetup) -> None:
-    loader = make_loader(frame_setup, processes=2)
-    at_work = loader._at_work
-    at_work._shared[:] = torch.tensor([[1234, 0], [5678, 5]])
-    dead = loader.explain(RuntimeError("DataLoader worker (pid 5678) is killed by signal: Killed. "))
-    assert isinstance(dead, EchoPlanError) and f"while reading {loader.samples[5].case}:" in str(dead)
-    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    assert loader.explain(other) is other
+def _half_a_batch(batch: object, connection: Connection) -> None:
+    os.write(connection.fileno(), (1000).to_bytes(4, "big") + b"half")
+    time.sleep(0.3)  # who takes it has begun to read
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _a_batch_without_its_memory(batch: object, connection: Connection) -> None:
+    connection.send(batch)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("hand_over", [_half_a_batch, _a_batch_without_its_memory])
+def test_a_death_amid_a_batch_is_named(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch, hand_over: Callable[[object, Connection], None]
+) -> None:
+    monkeypatch.setattr("echoplan.training.data.workers._hand_over", hand_over)  # workers are copies of this process
+    with pytest.raises(EchoPlanError, match=r"worker died or hangs while reading p.*: Killed"):
+        list(make_loader(frame_setup, processes=2).epoch(0))
+    assert multiprocessing.active_children() == []
+
+
+def _hang(labels: np.ndarray) -> dict[str, np.ndarray]:
+    time.sleep(600)
+    return {}
+
+
+def test_a_worker_that_hangs_is_named_and_ended(frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echoplan.training.data.workers.HANGS_AFTER_SECONDS", 0.3)
+    reader = SampleReader(frame_setup.store, frame_setup.plan, 1, finish=_hang)
+    with pytest.raises(EchoPlanError, match=r"worker died or hangs.*: no batch for 0 s"):
+        list(make_loader(frame_setup, processes=1, reader=reader).epoch(0))
+    assert multiprocessing.active_children() == []
+
+
+def test_too_little_shared_memory_is_told(frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.UntypedStorage) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(EchoPlanError, match=r"shared memory: .*No space left.*-np 0"):
+        list(make_loader(frame_setup, processes=1).epoch(0))
+
+
+def test_ctrl_c_while_workers_start_waits_until_they_can_be_ended(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, start = make_loader(frame_setup, processes=2), multiprocessing.Process.start
+    started = []
+
+    def interrupted(worker: multiprocessing.Process) -> None:
+        signal.raise_signal(signal.SIGINT)
+        start(worker)
+        started.append(worker)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(loader.epoch(0))
+    loader.close()
+    assert len(started) == 2 and multiprocessing.active_children() == []
 
 
 def test_an_epoch_can_be_entered_in_its_middle(frame_setup: FoldSetup) -> None:
@@ -102,23 +157,6 @@ def test_an_epoch_can_be_entered_in_its_middle(frame_setup: FoldSetup) -> None:
     assert len(rest) == len(whole) - 1
     for mine, theirs in zip(rest, whole[1:], strict=True):
         assert mine["case"] == theirs["case"] and torch.equal(mine["clip"], theirs["clip"])
-
-
-def test_a_death_in_validation_names_the_case_validated(frame_setup):
-    training, validation = (
-        BatchLoader(clip_samples(frame_setup.stored_cases(cases), 1), reader, batch_size=2, processes=1)
-        for cases, reader in (
-            (frame_setup.train, SampleReader(frame_setup.store, frame_setup.plan, 1)),
-            (frame_setup.val, SampleReader(frame_setup.store, frame_setup.plan, 1)),
-        )
-    )
-    training._at_work._shared[0] = torch.tensor([1234, 0])
-    validation._at_work._shared[0] = torch.tensor([5678, 0])
-    for pid, case in ((1234, training.samples[0].case), (5678, validation.samples[0].case)):
-        error = training.explain(
-            RuntimeError(f"DataLoader worker (pid {pid}) is killed by signal: Killed."), validation
-        )
-        assert f"while reading {case}:" in str(error)
 
 
 def _kill_this_process(labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -200,15 +238,14 @@ def test_an_error_that_somebody_keeps_keeps_no_worker(frame_setup: FoldSetup) ->
     assert kept and multiprocessing.active_children() == []
 
 
-def test_a_worker_that_dies_ahead_of_its_epoch_is_named_too(frame_setup: FoldSetup, tmp_path: Path) -> None:
+def test_a_worker_that_dies_ahead_of_its_epoch_is_named_with_it(frame_setup: FoldSetup, tmp_path: Path) -> None:
     loader = noting_loader(frame_setup, tmp_path / "reads")
     list(loader.epoch(0))
     (worker,) = multiprocessing.active_children()
-    with pytest.raises(RuntimeError, match="DataLoader worker") as told:
-        os.kill(worker.pid, signal.SIGKILL)
-        time.sleep(60)  # where a training validates; the death cuts it short
-    assert "worker died or hangs while reading p" in str(loader.explain(told.value))
-    loader.close()
+    worker.kill()
+    with pytest.raises(EchoPlanError, match=r"worker died or hangs while reading p.*: Killed"):
+        next(loader.epoch(1))
+    assert multiprocessing.active_children() == []
 
 
 def test_hidden_labels_stand_apart_and_never_among_the_labels(tmp_path) -> None:
