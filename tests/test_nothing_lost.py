@@ -218,10 +218,9 @@ def with_workers(process: subprocess.Popen[str], project: Any) -> list[int]:
 
 
 def two_workers(process: subprocess.Popen[str]) -> list[int] | None:
-    """Both workers, once they are there for good: for a moment Python's helper, too, is a copy of the process."""
-    before = children(process)
-    time.sleep(0.2)
-    return before if len(before) == 2 and children(process) == before else None
+    """Both workers, once they run a program of their own: before that, Python's helper too is a copy of the process."""
+    found = [pid for pid in children(process) if "spawn_main" in words(pid)]
+    return found if len(found) == 2 else None
 
 
 def go_on(project: Any, whole: Any, kept: dict[str, int]) -> None:

@@ -225,11 +225,11 @@ def test_regions_without_end(save, pixels, undefined, count):
     items, rest = content[tag + 12 : tag + 12 + length] * count, content[tag + 12 + length :]
     told, end = (b"\xff" * 4, b"\xfe\xff\xdd\xe0\0\0\0\0") if undefined else (len(items).to_bytes(4, "little"), b"")
     path.write_bytes(content[: tag + 8] + told + items + end + rest)
-    start = time.monotonic()
+    start = time.process_time()
     for use in (read_clip, probe_clip):
         with pytest.raises(EchoPlanError, match=r"500 ultrasound regions|cannot be understood"):
             use(path)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_broken_value_representation_without_a_preamble(save, pixels, tmp_path):

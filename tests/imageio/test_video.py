@@ -231,10 +231,10 @@ def test_the_display_matrix_is_honoured(tmp_path, turn, mirror):
 
 def test_boxes_without_end(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + b"\0\0\0\x08free" * 2_000_000)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(EchoPlanError, match="truncated or damaged"):
         read_clip(tmp_path / "a.mp4")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_metadata_of_any_bytes(tmp_path, smooth):
