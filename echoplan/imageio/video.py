@@ -31,7 +31,10 @@ from echoplan.imageio.clip import Clip, ClipInfo
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RATE = Fraction(25)  # a video file must have a rate; used where the clip knows no frame time
-_MOST_BOXES = 100_000  # of an MP4 file; one that is written frame by frame has two a frame
+_MOST_BOXES = 200_000  # of an MP4 file, at all depths; one that is written frame by frame has seven a frame
+_HOLD_BOXES = frozenset(
+    b"moov trak mdia minf stbl dinf edts udta meta ilst tref wave mvex moof traf sinf schi iprp ipco".split()
+)
 _EBML, _ASF = b"\x1a\x45\xdf\xa3", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _PACK, _SEQUENCE = b"\0\0\1\xba", b"\0\0\1\xb3"  # how MPEG-1 and -2 begin: a program stream, bare pictures
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -103,8 +106,8 @@ def probe(path: Path) -> ClipInfo:
             if first is None:
                 raise damaged(path, "video")
             shape = first.shape
-            if seen.left_out:
-                count = 0
+            if count:  # less what an edit list leaves out
+                count -= seen.left_out + sum(packet.is_discard for packet in container.demux(stream))
     if not count:  # containers may leave it out: then the packets are counted, without decoding
         with _opened(path) as (container, stream):
             count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
@@ -153,6 +156,8 @@ class _Seen:
                 file=path,
                 remedy=_CONVERT,
             )
+        if told and self.left_out:  # as somebody trimmed it, or damage of its times would have it
+            logger.warning("%s: %d of %d frames are left out by the video's edit list", path, self.left_out, told)
         if not told and frames + self.left_out < self.packets:  # cut from a longer one, or pictures that are not shown
             logger.warning("%s: %d of %d frames can be read", path, frames, self.packets - self.left_out)
 
@@ -242,25 +247,45 @@ def _check_whole(path: Path) -> None:
             length = int.from_bytes(head[4:8], "little")  # 0 where the recorder could not go back to fill it in
             expected = 0 if length in (0, 0xFFFFFFFF) else length + 8
         else:
-            expected = _end_of_boxes(stream, there, path) if is_mp4(path, head) else 0
+            expected = _check_boxes(stream, there, path) if is_mp4(path, head) else 0
     if there < expected:
         raise _damaged(path, f"{there} bytes of {expected}")
 
 
-def _end_of_boxes(stream: BinaryIO, file_size: int, path: Path) -> int:
-    """Where the last box of an MP4 file ends (ISO 14496-12, 4.2)."""
-    end = boxes = 0
-    while end < file_size:
-        boxes += 1
-        if boxes > _MOST_BOXES:  # FFmpeg would go through all of them, several times
-            raise _damaged(path, f"more than {_MOST_BOXES:,} boxes")
-        stream.seek(end)
-        head = stream.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 0:  # this box goes on to the end of the file
-            return file_size
-        end += max(int.from_bytes(head[8:16], "big") if length == 1 else length, 8)
-    return end
+def _check_boxes(stream: BinaryIO, file_size: int, path: Path) -> int:
+    """Where the last box of an MP4 file ends (ISO 14496-12, 4.2); too many are refused, at whatever depth.
+
+    FFmpeg would go through all of them, several times. Looked into are the kinds in which it looks for more: it takes
+    a header within any other box for a header, too.
+    """
+    boxes, last = 0, 0
+    waiting = [(0, file_size, b"")]
+    while waiting:
+        place, end, parent = waiting.pop()
+        while place < end - (7 if parent else 0):
+            boxes += 1
+            stream.seek(place)
+            head = stream.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            long = 8 if length == 1 else 0
+            length = max(int.from_bytes(head[8:16], "big") if long else length or end - place, 8)
+            if boxes > _MOST_BOXES:
+                raise _damaged(path, f"more than {_MOST_BOXES:,} boxes")
+            if kind == b"cmov":  # which may hold any number of them, deflated
+                raise EchoPlanError("the video has a compressed header", file=path, remedy=_CONVERT)
+            if parent == b"stsd":
+                fields = [36, 86]  # of a sound's and of a picture's entry
+            elif kind == b"stsd":
+                fields = [16]
+            elif kind in _HOLD_BOXES or head[12:16] in (b"mvhd", b"cmov"):
+                fields = [12 if kind == b"meta" and not any(head[8:12]) else 8]
+            else:
+                fields = []
+            begins = (place + long + size for size in fields)
+            waiting += [(begin, min(place + length, end), kind) for begin in begins if begin + 8 <= place + length]
+            place += length
+            last = last if parent else place
+    return last
 
 
 def _empty_chunks(path: Path) -> int:
