@@ -126,6 +126,12 @@ def add_folds(to: argparse.ArgumentParser, *options: str, help: str) -> None:
     to.add_argument(*options, dest="folds", nargs="+", metavar="FOLD", type=_fold, action=_Folds, help=help)
 
 
+def add_trust_code(to: argparse.ArgumentParser) -> None:
+    """--trust_code: of commands that take a model folder from anywhere."""
+    to.add_argument("--trust_code", action="store_true", help="with -m: run the code of a trainer that the model "
+                    "names, where its folder is none of your results")  # fmt: skip
+
+
 def add_device(to: argparse.ArgumentParser) -> None:
     """--device: where networks run."""
     choices = ("auto", "cuda", "mps", "cpu")

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
-from echoplan.cli import add_device, add_folds, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cli import (
+    add_device,
+    add_folds,
+    add_processes,
+    add_trust_code,
+    command,
+    existing_path,
+    folders,
+    parser,
+    report_failures,
+)
 from echoplan.cluster import add_engine, check_engine
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
@@ -46,6 +56,7 @@ def predict(arguments: Sequence[str]) -> int:
         configuration=options.configuration,
         folds=options.folds,
         model_folders=options.model_folders,
+        trust_code=options.trust_code,
     )
     models = {
         "folders": [(folder.absolute(), folds) for folder, folds in choice.members],
@@ -54,6 +65,7 @@ def predict(arguments: Sequence[str]) -> int:
         "mirroring": options.mirroring,
         "autocast": options.mixed_precision,
         "like": options.like,
+        "trust_code": choice.trust_code,
         "calibration": choice.calibration and choice.calibration.absolute(),
         "coverage": options.coverage,
     }
@@ -149,6 +161,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     add_folds(made, "-f", help="folds to average, or all (every fold trained)")
     made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
                       help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    add_trust_code(made)
     made.add_argument("--like", metavar="DATASET", help="of a joint model: treat all clips as those of this dataset")
     made.add_argument("-chk", dest="checkpoint", choices=("final", "best"), default="final", help="which checkpoint")
     made.add_argument("--continue_prediction", action="store_true", help="keep what still holds, do the rest")

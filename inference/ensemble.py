@@ -55,12 +55,18 @@ class PredictorMember:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, folds: Sequence[int] | None, device: torch.device, checkpoint: str = "final"
+        cls,
+        folder: str | Path,
+        *,
+        folds: Sequence[int] | None,
+        device: torch.device,
+        checkpoint: str = "final",
+        trust_code: bool = False,
     ) -> PredictorMember:
-        """Load a model's networks.
+        """Load a model's networks; arguments as in `EchoPredictor.from_model_folders`.
 
         Raises:
-            EchoPlanError: this is no model folder, or a fold is not trained.
+            EchoPlanError: this is no model folder, a fold is not trained, or its trainer is code that was not trusted.
         """
         model = ModelFolder.read(folder)
         trained = model.folds()
@@ -74,7 +80,9 @@ class PredictorMember:
                 file=model.path,
                 remedy=f"echoplan_train {model.plan.dataset} {(*missing, 0)[0]} -tr {model.trainer}",
             )
-        networks = tuple(model.load_network(fold, device=device, checkpoint=checkpoint) for fold in wanted)
+        networks = tuple(
+            model.load_network(fold, device=device, checkpoint=checkpoint, trust_code=trust_code) for fold in wanted
+        )
         return cls(model, wanted, networks)
 
     def prepare(self, clip: Clip, like: str | None) -> PreparedClip:

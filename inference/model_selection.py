@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class ModelChoice:
         reason: why these, in words.
         calibration: the calibration.json of the whole; None: a single model's own.
         best: the best_configuration.json that says so; None where no such file had a part in it.
+        trust_code: whether users' own trainers may run: those of the results folder, and those that the user trusts.
     """
 
     members: tuple[tuple[Path, tuple[int, ...] | None], ...]
@@ -35,6 +36,7 @@ class ModelChoice:
     reason: str
     calibration: Path | None = None
     best: Path | None = None
+    trust_code: bool = True
 
 
 def choose_models(
@@ -46,6 +48,7 @@ def choose_models(
     configuration: str | None = None,
     folds: Sequence[int] | None = None,
     model_folders: Sequence[Path] | None = None,
+    trust_code: bool = False,
 ) -> ModelChoice:
     """Settle what to predict with.
 
@@ -55,6 +58,7 @@ def choose_models(
         trainer, plans_name, configuration: of the model; None where it is clear without.
         folds: None: every fold trained, or those of the best configuration.
         model_folders: model folders anywhere, an ensemble if several; the other names then do not matter.
+        trust_code: whether users' own trainers may run that lie outside the results folder.
 
     Raises:
         EchoPlanError: nothing is trained, nothing fits, or several models do; the message lists what to type.
@@ -72,7 +76,9 @@ def choose_models(
     """
     chosen_folds = None if folds is None else tuple(folds)
     if model_folders:
-        return ModelChoice(tuple((path, chosen_folds) for path in model_folders), None, "the model folders given")
+        members = tuple((path, chosen_folds) for path in model_folders)
+        own = all(path.resolve().is_relative_to(folders.results.resolve()) for path in model_folders)
+        return ModelChoice(members, None, "the model folders given", trust_code=own or trust_code)
     home = folders.find_results(dataset) if dataset is not None else _only_dataset(folders)
     trainer = None if trainer is None else trainer.rpartition(":")[2]  # path/to/file.py:Class
     wanted = {"-tr": trainer, "-p": plans_name, "-c": configuration}
@@ -80,23 +86,10 @@ def choose_models(
     if not any(wanted.values()) and best.is_file():
         return read_best(best, chosen_folds)
     there = trained_models(home)
-    asked_parts = list(wanted.values())
-    fitting = [path for path in there if all(v in (None, p) for v, p in zip(asked_parts, _parts(path), strict=True))]
+    fitting = [path for path in there if all(map(_fits, wanted.values(), _parts(path)))]
     if len(fitting) == 1:
         return ModelChoice(((fitting[0], chosen_folds),), None, "the only trained model that fits")
-    name = dataset_name(home)
-    if not there:
-        raise EchoPlanError(f"nothing is trained to its end for {name}", file=home, remedy=f"echoplan_train {name} 0")
-    if not fitting:
-        asked = " ".join(f"{option} {value}" for option, value in wanted.items() if value)
-        raise EchoPlanError(
-            f"no model of {name} fits {asked}", file=home, remedy=f"type one of:\n{_lines(name, there)}"
-        )
-    raise EchoPlanError(
-        f"{name} has {len(fitting)} trained models",
-        file=home,
-        remedy=f"run echoplan_find_best_configuration {name}, or type one of:\n{_lines(name, fitting)}",
-    )
+    raise _no_single_model(home, there, fitting, wanted)
 
 
 def trained_models(results: Path) -> tuple[Path, ...]:
@@ -156,6 +149,28 @@ def _lines(dataset: str, models: Sequence[Path]) -> str:
         folds = ", ".join(map(str, ModelFolder.read(model).folds()))
         rows.append(f"  {command_for(dataset, model)}   (folds {folds})")
     return "\n".join(rows)
+
+
+def _no_single_model(
+    home: Path, there: Sequence[Path], fitting: Sequence[Path], wanted: Mapping[str, str | None]
+) -> EchoPlanError:
+    """Why none of a dataset's models, or more than one, fits what was asked."""
+    name = dataset_name(home)
+    if not there:
+        return EchoPlanError(f"nothing is trained to its end for {name}", file=home, remedy=f"echoplan_train {name} 0")
+    if not fitting:
+        asked = " ".join(f"{option} {value}" for option, value in wanted.items() if value)
+        remedy = f"type one of:\n{_lines(name, there)}"
+        return EchoPlanError(f"no model of {name} fits {asked}", file=home, remedy=remedy)
+    return EchoPlanError(
+        f"{name} has {len(fitting)} trained models",
+        file=home,
+        remedy=f"run echoplan_find_best_configuration {name}, or type one of:\n{_lines(name, fitting)}",
+    )
+
+
+def _fits(wanted: str | None, part: str) -> bool:
+    return wanted in (None, part)
 
 
 def _parts(model: Path) -> list[str]:

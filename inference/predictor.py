@@ -172,6 +172,7 @@ class EchoPredictor:
         device: str = "auto",
         postprocessing: Iterable[str | Step] | str | Path | None = None,
         checkpoint: str = "final",
+        trust_code: bool = False,
         calibration: Path | None = None,
         coverage: float = DEFAULT_COVERAGE,
         **options: Any,
@@ -182,12 +183,14 @@ class EchoPredictor:
             folders: (model folder, folds) of each member, folds as in `from_model_folder`.
             device, postprocessing, options: as in `from_model_folder`; an ensemble has no postprocessing of its own.
             checkpoint: "final" or "best".
+            trust_code: whether users' own trainers, files that the checkpoints name, may run.
             calibration: a calibration.json; None takes a single model's own, where it has one.
             coverage: of the intervals, between 0 and 1.
         """
         chosen = choose_device(device)
         members = [
-            PredictorMember.load(folder, folds=folds, device=chosen, checkpoint=checkpoint) for folder, folds in folders
+            PredictorMember.load(folder, folds=folds, device=chosen, checkpoint=checkpoint, trust_code=trust_code)
+            for folder, folds in folders
         ]
         if postprocessing is None:
             own = members[0].model.path / layout.POSTPROCESSING_FILE

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from echoplan import __version__
+from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain
-from echoplan.networks.weights import why_unreadable
+from echoplan.networks.weights import not_finite, why_unreadable
 
 FORMAT = 1
 # What files call some of the attributes.
 _FILE_KEYS = {"optimizer": "optimiser", "metrics": "recorded", "best_score": "best_dice"}
+_KINDS = {"trainer_source": str, "settings": dict, "size": tuple, "classes": int, "network": dict}
 State = TypeVar("State", bound="ModelState")
 
 
@@ -99,10 +101,38 @@ class ModelState:
         """Read a checkpoint; arguments and errors are those of `load_checkpoint`."""
         try:
             return cls.from_dict(load_checkpoint(path, device=device, mapped=mapped))
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
+            lacks = "lacks " if isinstance(error, KeyError) else "is not what a training writes: "
             raise EchoPlanError(
-                f"this checkpoint lacks {error}", file=path, remedy="restore the file, or train again"
+                f"this checkpoint {lacks}{error}", file=path, remedy="restore the file, or train again"
             ) from error
+
+    def check(self, description: DatasetDescription, path: Path) -> None:
+        """Whether a network can be built and filled by it; nothing is built.
+
+        Args:
+            description: the labels of the model.
+            path: the checkpoint, for errors.
+
+        Raises:
+            EchoPlanError: something is of another kind than it should be, the number of classes is not that of the
+                labels, or weights are NaN or infinite.
+        """
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
+        weights = self.network.values() if not wrong else ()
+        if wrong or not all(isinstance(value, Tensor) for value in weights):
+            problem = f"{(wrong or ['network'])[0]!r} is not what a training writes"
+        elif self.classes != description.classes:
+            problem = f"its network has {self.classes} classes, and the labels beside it make {description.classes}"
+        elif bad := not_finite(self.network):
+            problem = f"{len(bad)} of its {len(weights)} tensors hold NaN or infinite weights, {bad[0]} first"
+        else:
+            return
+        raise EchoPlanError(
+            f"no network can be made of this checkpoint: {problem}",
+            file=path,
+            remedy="restore the file, leave this fold out (-f), or train it again",
+        )
 
     def write(self, path: Path) -> None:
         """Write it as `save_checkpoint` does."""

@@ -89,7 +89,7 @@ def compare_prompts(arguments: Sequence[str]) -> int:
     for fold in job.folds(where, options.fold):
         setup = replace(job, fold=fold).setup(where)
         model = ModelFolder.read(setup.model_folder)
-        network = model.load_network(setup.fold, device=choose_device(options.device))
+        network = model.load_network(setup.fold, device=choose_device(options.device), trust_code=True)
         kinds = prompt_kinds(network)
         print(f"fold {setup.fold}, {len(setup.val)} cases       Dice %   IoU %   HD95 mm  ASSD mm")
         for kind in kinds:

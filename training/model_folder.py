@@ -20,6 +20,7 @@ from echoplan.plans import Plan, ResolvedPlan
 from .checkpoint import ModelState
 from .fold import FoldSetup
 from .methods import find_method
+from .methods.registry import trainer_file
 from .resume_check import plan_changes
 
 
@@ -93,19 +94,24 @@ class ModelFolder:
             return f"{beside}:{class_name}"
         return source
 
-    def load_network(self, fold: int, *, device: torch.device | str = "cpu", checkpoint: str = "final") -> nn.Module:
+    def load_network(
+        self, fold: int, *, device: torch.device | str = "cpu", checkpoint: str = "final", trust_code: bool = False
+    ) -> nn.Module:
         """One fold's network in evaluation mode.
 
         Args:
             fold: its number.
             device: where to put it.
             checkpoint: "final", "best" or "latest".
+            trust_code: whether a user's own trainer, a file that the checkpoint names, may run.
 
         Raises:
-            EchoPlanError: the checkpoint is missing, damaged, of another network, or was trained on another plan.
+            EchoPlanError: the checkpoint is missing, damaged, of another network, was trained on another plan, or names
+                code that was not trusted.
         """
         file = self.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
         state = ModelState.read(file)
+        state.check(self.description, file)
         if changes := plan_changes(state, self.plan):
             raise EchoPlanError(
                 f"fold {fold} was trained on another plan than the plans.json that lies beside it: "
@@ -114,7 +120,15 @@ class ModelFolder:
                 remedy=f"train it again (echoplan_train {self.plan.dataset} {fold} -tr {self.trainer} --overwrite), or "
                 "predict without it (-f)",
             )
-        method = find_method(self.trainer_source(state))
+        source = self.trainer_source(state)
+        code = trainer_file(source)
+        if code is not None and not trust_code:
+            raise EchoPlanError(
+                f"the model's trainer is the file {code}, whose code would run with all that you may do",
+                file=file,
+                remedy="read it, and give --trust_code (in Python trust_code=True) if you trust it",
+            )
+        method = find_method(source)
         method = method.with_settings(method.recipe.complete(state.settings))
         network = method.build_network(size=state.size, classes=state.classes)
         try:

@@ -136,7 +136,7 @@ def train_fold(
         )
         trainer.run_training()
     if world.is_main and (validate or not setup.summary.exists()):
-        network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device)
+        network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device, trust_code=True)
         if setup.test:
             judge_sampled(network, setup, setup.test, setup.folder / layout.TEST)
         if setup.plan.judging == "sampled":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from echoplan.cli import add_folds, command, existing_path, folders, parser
+from echoplan.cli import add_folds, add_trust_code, command, existing_path, folders, parser
 from echoplan.errors import EchoPlanError
 from echoplan.paths import Folders, dataset_name
 
@@ -36,6 +36,7 @@ def export_model_command(arguments: Sequence[str]) -> int:
     add_folds(made, "-f", help="folds to export, or all (every fold trained)")
     made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
                       help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    add_trust_code(made)
     made.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
                       help="which checkpoint")  # fmt: skip
     options = made.parse_args(arguments)
@@ -87,7 +88,7 @@ def install_model_command(arguments: Sequence[str]) -> int:
 
 def _choose(where: Folders, options: argparse.Namespace) -> ModelChoice:
     """As echoplan_predict chooses; of several trainers each one's model."""
-    names = ("dataset", "plans_name", "configuration", "folds", "model_folders")
+    names = ("dataset", "plans_name", "configuration", "folds", "model_folders", "trust_code")
     asked = {name: getattr(options, name) for name in names}
     choices = [choose_models(where, trainer=trainer, **asked) for trainer in options.trainers or (None,)]
     if len(choices) == 1 or options.model_folders:

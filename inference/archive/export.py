@@ -21,7 +21,7 @@ from echoplan.files import atomic_path, plain, read_json, sweep_partial_files
 from echoplan.plans import Plan
 
 from ...training.checkpoint import ModelState, pack_checkpoint
-from ...training.methods.registry import offering_package
+from ...training.methods.registry import offering_package, trainer_file
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
 from ..model_selection import BY_EXPORT, ModelChoice
@@ -67,6 +67,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         postprocessing=choice.postprocessing,
         checkpoint=checkpoint,
         calibration=choice.calibration,
+        trust_code=choice.trust_code,
     )
     members = [(member.model, member.folds) for member in predictor.members]
     steps, trust, data = predictor.postprocessing, predictor.trust, predictor.description
@@ -161,12 +162,11 @@ class _Export:
         file = f"{layout.fold_folder(fold)}/{layout.checkpoint_file(self.checkpoint)}"
         state = ModelState.read(model.path / file, mapped=True)
         source = model.trainer_source(state)
-        path, _, class_name = source.rpartition(":")
-        code = Path(path).expanduser() if path.endswith(".py") else None
+        code = trainer_file(source)
         start = {key: value for key, value in state.started_from.items() if key in _KEPT_OF_START}
         shared = replace(
             state,
-            trainer_source=source if code is None else f"{code.name}:{class_name}",
+            trainer_source=source if code is None else f"{code.name}:{source.rpartition(':')[2]}",
             started_from={"file": None, **start} if start else {},
         )
         paths = [f"{key}={value}" for key, value in state.settings.items() if re.search(r"[/\\]", str(value))]

@@ -26,7 +26,7 @@ from echoplan.files import naming_full_disk, read_json
 from echoplan.parallel_map import progress
 from echoplan.paths import Folders, dataset_name
 
-from ...training.checkpoint import load_checkpoint
+from ...training.checkpoint import ModelState
 from ...training.methods.registry import offering_package
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 _LARGEST_MANIFEST = 2**20  # bytes; one of a hundred checkpoints has 20 kB
 _LARGEST_RATIO = 100  # of a file to its packed size: weights hardly shrink, and plans not so much
 _CHUNK = 2**20
-_KINDS = {"trainer_source": str, "settings": dict, "size": list, "classes": int, "network": dict}
 
 
 @dataclass(frozen=True)
@@ -214,14 +213,15 @@ def _check_unpacked(folder: Path, manifest: Manifest, archive: Path) -> None:
     """
     for model, package in manifest.packages.items():
         with _blaming(f"{model}/{layout.MODEL_PLAN_FILE} or {layout.DATASET_FILE}", archive):
-            for plan in ModelFolder.read(folder / model).plan.each().values():
+            read = ModelFolder.read(folder / model)
+            for plan in read.plan.each().values():
                 # What prediction asks of a plan, for each source dataset.
                 _ = plan.size, plan.frames, plan.window_stride, plan.crop, plan.protocol, plan.normalisation
                 _ = plan.mirror_axes
         for fold in manifest.folds(model):
             file = f"{model}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
             with _blaming(file, archive):
-                source = _checked_trainer(folder / file, folder / model)
+                source = _checked_trainer(folder / file, read)
                 if ":" not in source and offering_package(source) is None:
                     remedy = "update EchoPlan" if package == "echoplan" else f"install the package {package}"
                     logger.warning("the trainer %s is not here: before you predict, %s", source, remedy)
@@ -237,20 +237,20 @@ def _check_unpacked(folder: Path, manifest: Manifest, archive: Path) -> None:
                 _check_best(folder, manifest)
 
 
-def _checked_trainer(file: Path, model: Path) -> str:
+def _checked_trainer(file: Path, model: ModelFolder) -> str:
     """The source of a checkpoint's trainer: a name, or a file in the model's folder; no other file may come to run."""
     with zipfile.ZipFile(file) as packed:
         entries = packed.infolist()
     if _total(entries) > file.stat().st_size or any(entry.compress_type for entry in entries):
         raise ValueError("it would unpack to more than it is")
-    state = load_checkpoint(file, mapped=True)
-    for key, kind in _KINDS.items():
-        if not isinstance(state[key], kind):
-            raise TypeError(f"{key!r} is no {kind.__name__}")
-    source, separator, class_name = state["trainer_source"].rpartition(":")
-    if separator and not (class_name.isidentifier() and source == Path(source).name and (model / source).is_file()):
-        raise ValueError(f"it names the trainer {state['trainer_source']!r}, which is not in the archive")
-    return state["trainer_source"]
+    state = ModelState.read(file, mapped=True)
+    state.check(model.description, file)
+    source, separator, class_name = state.trainer_source.rpartition(":")
+    if separator and not (
+        class_name.isidentifier() and source == Path(source).name and (model.path / source).is_file()
+    ):
+        raise ValueError(f"it names the trainer {state.trainer_source!r}, which is not in the archive")
+    return state.trainer_source
 
 
 def _check_best(folder: Path, manifest: Manifest) -> None:

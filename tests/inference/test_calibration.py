@@ -129,7 +129,12 @@ def test_the_report_holds_intervals(tmp_path, folders, make_crossval, clips):
     find_best_configuration(folders, "Phantom")
     choice = choose_models(folders)
     predictor = EchoPredictor.from_model_folders(
-        choice.members, device="cpu", postprocessing=choice.postprocessing, calibration=choice.calibration, coverage=0.8
+        choice.members,
+        device="cpu",
+        postprocessing=choice.postprocessing,
+        calibration=choice.calibration,
+        coverage=0.8,
+        trust_code=True,
     )
     predict_folder(clips, tmp_path / "out", predictor)
     with open(tmp_path / "out" / "ef_report.csv", newline="") as stream:
@@ -160,22 +165,24 @@ def clip_frames(clips):
 
 def test_the_python_interface_gives_the_interval_too(folders, make_crossval, heart):
     model = make_crossval(spoil=shrunken)
-    plain = EchoPredictor.from_model_folder(model, device="cpu").predict_clip(heart.clip)
+    plain = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict_clip(heart.clip)
     assert plain.ef_low_percent is None and "echoplan_find_best_configuration" in plain.interval_note
     assert plain.quality == "good", plain.quality_reasons
     find_best_configuration(folders, "Phantom")
-    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8).predict_clip(heart.clip)
+    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict_clip(heart.clip)
     assert found.interval_coverage_percent == 80 and found.interval_note == ""
     assert found.ef_low_percent < found.ef_percent <= found.ef_high_percent
-    one_fold = EchoPredictor.from_model_folder(model, [0], device="cpu", coverage=0.8).predict_clip(heart.clip)
+    one_fold = EchoPredictor.from_model_folder(model, [0], device="cpu", coverage=0.8, trust_code=True).predict_clip(
+        heart.clip
+    )
     assert "3 cross-validated patients are too few" in one_fold.interval_note
-    short = EchoPredictor.from_model_folder(model, device="cpu").predict(heart.clip.frames[[0, 3, 6]])
+    short = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(heart.clip.frames[[0, 3, 6]])
     assert short.quality == "check" and "3 frames" in short.quality_reasons[0]
 
 
 def test_finished_cases_keep_what_their_folds_found(tmp_path, folders, make_crossval, clips):
     model = make_crossval()
-    predictor = EchoPredictor.from_model_folder(model, device="cpu")
+    predictor = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
     out = tmp_path / "out"
     before = predict_folder(clips, out, predictor).rows
     after = predict_folder(clips, out, predictor, continue_prediction=True).rows
@@ -221,7 +228,12 @@ def test_an_ensembles_calibration_is_found_through_the_best_configuration(folder
     choice = choose_models(folders)
     assert len(choice.members) == 2 and choice.calibration.is_file() and found.best.name in str(choice.calibration)
     predictor = EchoPredictor.from_model_folders(
-        choice.members, device="cpu", postprocessing=choice.postprocessing, calibration=choice.calibration, coverage=0.8
+        choice.members,
+        device="cpu",
+        postprocessing=choice.postprocessing,
+        calibration=choice.calibration,
+        coverage=0.8,
+        trust_code=True,
     )
     assert predictor.predict_clip(heart.clip).ef_low_percent is not None
 

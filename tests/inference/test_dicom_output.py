@@ -35,7 +35,7 @@ OFFSET = (20, 16)  # first row and column of the ultrasound region in the file's
 
 @pytest.fixture
 def predictor(folders: Any, make_model: Callable[..., Path]) -> EchoPredictor:
-    return EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    return EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_without_spacing_the_report_has_the_ejection_fraction_alone_and_says_why
 def test_several_beats_are_a_mean_and_several_structures_have_codes_each(tmp_path, save, folders, make_model, heart):
     labels = {"background": 0, "LV": 1, "MYO": 2, "Τρικλώχιν": 3}
     model = make_model(folders.results, labels=labels)
-    predictor = EchoPredictor.from_model_folder(model, device="cpu")
+    predictor = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
     twice = np.pad(np.tile(heart.clip.frames, (2, 1, 1)), ((0, 0), (OFFSET[0], 7), (OFFSET[1], 9)))
     path = save("p1_A4C.dcm", NumberOfFrames=24, PixelData=twice.tobytes())
     run = predict_folder(path, tmp_path / "out", predictor, dicom=True)

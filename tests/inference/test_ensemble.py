@@ -66,7 +66,7 @@ def make_members(folders, make_model):
                 folds=range(folds),
                 thresholds=[0.5] * folds,
             )
-            member = PredictorMember.load(model, folds=None, device=torch.device("cpu"))
+            member = PredictorMember.load(model, folds=None, device=torch.device("cpu"), trust_code=True)
             members.append(replace(member, networks=tuple(kind(1 + 3 * number + fold) for fold in range(folds))))
         return members
 

@@ -34,8 +34,11 @@ def fuzzy(heart):
 
 def test_each_folds_own_measurement_is_that_of_its_network_alone(folders, make_model, fuzzy):
     model = make_model(folders.results, thresholds=(0.35, 0.65), size=(128, 160))  # the clip's own grid
-    together = EchoPredictor.from_model_folder(model, device="cpu")
-    alone = [EchoPredictor.from_model_folder(model, [fold], device="cpu").predict(fuzzy, (1, 1), 80) for fold in (0, 1)]
+    together = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
+    alone = [
+        EchoPredictor.from_model_folder(model, [fold], device="cpu", trust_code=True).predict(fuzzy, (1, 1), 80)
+        for fold in (0, 1)
+    ]
     evidence = together.segment(together.prepare(make_clip(fuzzy))).evidence
     prediction = together.predict_clip(make_clip(fuzzy))
     case = Case("", "", "", spacing_row_mm=1, spacing_col_mm=1, frame_time_ms=80)
@@ -58,12 +61,12 @@ def make_clip(frames):
 def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart, monkeypatch):
     import echoplan.inference.ensemble as module
 
-    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
     calls = []
     original = module.segment_parts
     monkeypatch.setattr(module, "segment_parts", lambda *a, **k: calls.append(1) or original(*a, **k))
     assert sorted(evidence_of(predictor, heart).by_fold) == [0, 1] and len(calls) == 2
-    single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu")
+    single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu", trust_code=True)
     assert single.predict_clip(heart.clip).ef_fold_sd_percent is None
     own, together = (evidence_of(single, heart).by_fold[0], evidence_of(single, heart).average)
     np.testing.assert_array_equal(own.beats, together.beats)
@@ -72,13 +75,13 @@ def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart
 def test_a_row_of_one_fold_is_not_assessed_and_one_of_two_folds_is(folders, make_model, heart):
     model = make_model(folders.results)
     for folds, expected in (([0], "not assessed"), ([0, 1], "good")):
-        predictor = EchoPredictor.from_model_folder(model, folds, device="cpu")
+        predictor = EchoPredictor.from_model_folder(model, folds, device="cpu", trust_code=True)
         assert predictor.predict_clip(heart.clip).quality == expected
 
 
 def test_slips_in_cases_csv_and_arrays_count_as_unknown(folders, make_model, tmp_path, heart):
     """EF 1.74 instead of 63.9, EDV 62,680 mL with the quality "good"."""
-    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
     write_clip(tmp_path / "in" / "a.nii.gz", heart.clip)
     (right,) = predict_folder(tmp_path / "in", tmp_path / "right", predictor).rows
     for number, (cells, words) in enumerate((("0.0232,,", "0.0232 ms"), (",14.1,14.1", "14.1 x 14.1 mm"))):
@@ -93,9 +96,9 @@ def test_slips_in_cases_csv_and_arrays_count_as_unknown(folders, make_model, tmp
 
 def test_ensembles_of_other_folds_say_nothing_of_folds(folders, make_model, heart):
     one, two = make_model(folders.results), make_model(folders.results, trainer="DimTrainer")
-    same = EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu")
+    same = EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu", trust_code=True)
     assert same.folds == (0, 1) and sorted(evidence_of(same, heart).by_fold) == [0, 1]
-    other = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu")
+    other = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu", trust_code=True)
     assert other.folds == () and evidence_of(other, heart).by_fold == {}
     assert other.predict_clip(heart.clip).ef_fold_sd_percent is None
 

@@ -137,8 +137,8 @@ def test_models_anywhere_are_exported_as_an_ensemble(tmp_path, at, folders, make
         make_model(tmp_path / "usb", trainer=name, thresholds=(0.3, 0.6)) for name in ("BrightTrainer", "DimTrainer")
     ]
     archive = str(tmp_path / "a.zip")
-    assert scripts.export_model(["-m", *map(str, models), "-o", archive]) == 0
-    at_home = predicted(clip, tmp_path / "home", "-m", *map(str, models))
+    assert scripts.export_model(["-m", *map(str, models), "-o", archive, "--trust_code"]) == 0
+    at_home = predicted(clip, tmp_path / "home", "-m", *map(str, models), "--trust_code")
     at(tmp_path / "elsewhere")
     assert scripts.install_model([archive, "--trust_code"]) == 0
     capsys.readouterr()
@@ -151,16 +151,32 @@ def test_models_anywhere_are_exported_as_an_ensemble(tmp_path, at, folders, make
         assert (tmp_path / name).read_bytes() == Path(archive).read_bytes()
 
 
+def test_a_foreign_folders_code_runs_only_if_trusted(tmp_path, at, folders, make_model, clip, capsys):
+    model, own = str(make_model(tmp_path / "usb")), str(make_model(folders.results))
+    ran = tmp_path / "ran"
+    with open(tmp_path / "trainers.py", "a") as stream:
+        stream.write(f"\nopen({str(ran)!r}, 'w').close()\n")
+    predict = ["-i", str(clip), "-o", str(tmp_path / "out"), "--device", "cpu", "-np", "0", "--overwrite"]
+    for command, words in ((scripts.predict, predict), (scripts.export_model, ["-o", str(tmp_path / "a.zip")])):
+        assert command([*words, "-m", model]) == 1 and not ran.exists()
+        said = capsys.readouterr().err
+        assert "trainers.py, whose code would run" in said and "give --trust_code" in said
+        for more in ([model, "--trust_code"], [own]):
+            assert command([*words, "-m", *more]) == 0 and ran.exists()
+            ran.unlink()
+
+
 def test_models_of_other_datasets_need_a_name(tmp_path, at, make_model, capsys):
     one = make_model(tmp_path / "usb")
     other = make_model(tmp_path / "usb", dataset="Dataset002_Other", trainer="DimTrainer")
     arguments = ["-m", str(one), str(other), "-o", str(tmp_path / "a.zip")]
     assert scripts.export_model(arguments) == 1
     assert "trained on Dataset001_Phantom and Dataset002_Other" in capsys.readouterr().err
-    assert scripts.export_model(["Other", *arguments]) == 0
+    assert scripts.export_model(["Other", *arguments, "--trust_code"]) == 0
     assert json.loads(entries(tmp_path / "a.zip")["manifest.json"])["dataset"]["folder"] == "Dataset002_Other"
     twin = make_model(tmp_path / "usb", dataset="Dataset002_Other")
-    assert scripts.export_model(["Other", "-m", str(one), str(twin), "-o", str(tmp_path / "b.zip")]) == 1
+    arguments = ["Other", "-m", str(one), str(twin), "-o", str(tmp_path / "b.zip"), "--trust_code"]
+    assert scripts.export_model(arguments) == 1
     assert f"two models are called {BRIGHT}" in capsys.readouterr().err
 
 

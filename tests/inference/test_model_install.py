@@ -307,12 +307,14 @@ def state_with(data, **more):
     [
         (WEIGHTS, lambda data: b"weights", "BadZipFile"),
         (WEIGHTS, lambda data: saved({"format": 1, "network": Evil()}), "no readable checkpoint"),
-        (WEIGHTS, lambda data: saved({"format": 1}), "KeyError"),
+        (WEIGHTS, lambda data: saved({"format": 1}), "this checkpoint lacks"),
         (WEIGHTS, lambda data: saved([1, 2]), "another format"),
         (WEIGHTS, lambda data: packed_zip(x=b"0" * 2_000_000), "unpack to more than it is"),
         (WEIGHTS, lambda data: state_with(data, trainer_source="/tmp/x.py:UNetTrainer"), "not in the archive"),
         (WEIGHTS, lambda data: state_with(data, trainer_source="x.py:UNetTrainer"), "not in the archive"),
-        (WEIGHTS, lambda data: state_with(data, settings=[1]), "'settings' is no dict"),
+        (WEIGHTS, lambda data: state_with(data, settings=[1]), "'settings' is not what"),
+        (WEIGHTS, lambda data: state_with(data, classes=10**9), "1000000000 classes, and the labels beside it make 1"),
+        (WEIGHTS, lambda data: state_with(data, network={"a": torch.tensor([0, torch.nan])}), "NaN or infinite"),
         (f"{UNET}/plans.json", lambda data: b"{}", "this is not a plan"),
         (f"{UNET}/plans.json", lambda data: b"[" * 100_000, "plans.json"),
         (

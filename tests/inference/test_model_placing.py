@@ -34,7 +34,7 @@ def pair(tmp_path, folders, made, make_model, unet):
     file = made / "pair.zip"
     if not file.exists():
         models = [make_model(tmp_path / "usb"), unet(tmp_path / "usb", folds=(0,))]
-        export_model(choose_models(folders, model_folders=models), file, dataset=HOME)
+        export_model(choose_models(folders, model_folders=models, trust_code=True), file, dataset=HOME)
     there = Folders(tmp_path / "e" / "raw", tmp_path / "e" / "preprocessed", tmp_path / "e" / "results")
     install_model(file, there, trust_code=True)
     (there.results / HOME / BRIGHT / "mine.txt").write_text("precious")

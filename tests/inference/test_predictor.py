@@ -18,6 +18,7 @@ from echoplan.preprocessing.probabilities import (
     native_geometry,
     save_probabilities,
 )
+from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.validation import predict_stored_case
@@ -29,7 +30,9 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_a_clip_is_segmented_and_measured(folders, make_model, heart, frames):
-    predictor = EchoPredictor.from_model_folder(make_model(folders.results, frames=frames), device="cpu")
+    predictor = EchoPredictor.from_model_folder(
+        make_model(folders.results, frames=frames), device="cpu", trust_code=True
+    )
     found = predictor.predict(heart.clip.frames, spacing_mm=(0.5, 0.4), frame_time_ms=1000 / 12)
     assert found.mask.shape == heart.mask.shape and found.mask.dtype == np.uint8
     assert found.probabilities.shape == heart.mask.shape and found.probabilities.dtype == np.float32
@@ -40,13 +43,15 @@ def test_a_clip_is_segmented_and_measured(folders, make_model, heart, frames):
 
 
 def test_without_spacing_there_is_no_area_but_an_ef(folders, make_model, heart):
-    found = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu").predict(heart.clip.frames)
+    found = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True).predict(
+        heart.clip.frames
+    )
     assert found.area_mm2 is None and found.ef_percent == pytest.approx(66, abs=4)
     assert "spacing" in found.note
 
 
 def test_one_frame_colour_and_other_number_types(folders, make_model, heart):
-    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
     reference = predictor.predict(heart.clip.frames).mask
     single = predictor.predict(heart.clip.frames[0])
     np.testing.assert_array_equal(single.mask, reference[:1])
@@ -59,7 +64,7 @@ def test_one_frame_colour_and_other_number_types(folders, make_model, heart):
 
 
 def test_an_empty_prediction_has_a_reason(folders, make_model):
-    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
     found = predictor.predict(np.zeros((5, 64, 64), np.uint8), spacing_mm=(1, 1))
     assert not found.mask.any() and found.ef_percent is None and found.ed_frame is None
     assert "cavity" in found.note and (found.area_mm2 == 0).all()
@@ -86,8 +91,13 @@ def test_what_is_no_clip_is_refused(arguments):
 
 def test_folds_are_averaged(folders, make_model, heart):
     model = make_model(folders.results, thresholds=(0.3, 0.7))
-    both = EchoPredictor.from_model_folder(model, device="cpu").predict(heart.clip.frames).probabilities
-    each = [EchoPredictor.from_model_folder(model, [f], device="cpu").predict(heart.clip.frames) for f in (0, 1)]
+    both = (
+        EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(heart.clip.frames).probabilities
+    )
+    each = [
+        EchoPredictor.from_model_folder(model, [f], device="cpu", trust_code=True).predict(heart.clip.frames)
+        for f in (0, 1)
+    ]
     assert not np.allclose(each[0].probabilities, each[1].probabilities)
     np.testing.assert_allclose(both, (each[0].probabilities + each[1].probabilities) / 2, atol=1e-5)
 
@@ -95,8 +105,12 @@ def test_folds_are_averaged(folders, make_model, heart):
 def test_an_ensemble_of_models_on_different_grids(folders, make_model, heart):
     one = make_model(folders.results, thresholds=(0.3, 0.3))
     two = make_model(folders.results, trainer="DimTrainer", thresholds=(0.6, 0.6), size=(96, 96))
-    members = [EchoPredictor.from_model_folder(m, device="cpu").predict(heart.clip.frames) for m in (one, two)]
-    ensemble = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu").predict(heart.clip.frames)
+    members = [
+        EchoPredictor.from_model_folder(m, device="cpu", trust_code=True).predict(heart.clip.frames) for m in (one, two)
+    ]
+    ensemble = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu", trust_code=True).predict(
+        heart.clip.frames
+    )
     expected = (members[0].probabilities + members[1].probabilities) / 2
     np.testing.assert_allclose(ensemble.probabilities, expected, atol=1e-5)
     np.testing.assert_array_equal(ensemble.mask, expected >= 0.5)
@@ -106,12 +120,12 @@ def test_models_with_other_labels_make_no_ensemble(folders, make_model):
     one = make_model(folders.results)
     two = make_model(folders.results, trainer="DimTrainer", labels={"background": 0, "LV": 1, "MYO": 2})
     with pytest.raises(EchoPlanError, match="different labels"):
-        EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu")
+        EchoPredictor.from_model_folders([(one, None), (two, None)], device="cpu", trust_code=True)
 
 
 def test_several_structures_and_nothing_outside(folders, make_model, heart):
     model = make_model(folders.results, labels={"background": 0, "MYO": 1, "LV": 2})
-    found = EchoPredictor.from_model_folder(model, device="cpu").predict(heart.clip.frames)
+    found = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(heart.clip.frames)
     assert set(np.unique(found.mask)) == {0, 1}  # the network calls the bright pixels label 1
     assert found.probabilities.max() < 1e-3 and found.ef_percent is None  # the target is label 2
 
@@ -119,7 +133,9 @@ def test_several_structures_and_nothing_outside(folders, make_model, heart):
 def test_mirroring_changes_nothing_for_a_pixelwise_network(folders, make_model, heart):
     model = make_model(folders.results)
     plain, mirrored = (
-        EchoPredictor.from_model_folder(model, device="cpu", mirroring=m).predict(heart.clip.frames).probabilities
+        EchoPredictor.from_model_folder(model, device="cpu", mirroring=m, trust_code=True)
+        .predict(heart.clip.frames)
+        .probabilities
         for m in (False, True)
     )
     np.testing.assert_allclose(plain, mirrored, atol=1e-5)
@@ -129,19 +145,39 @@ def test_the_models_own_postprocessing_is_used_unless_told_otherwise(folders, ma
     model = make_model(folders.results)
     frames = heart.clip.frames.copy()
     frames[:, 2:6, 2:6] = 200  # a bright island
-    with_island = EchoPredictor.from_model_folder(model, device="cpu").predict(frames).mask
+    with_island = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(frames).mask
     (model / "postprocessing.json").write_text('{"steps": [{"name": "largest_component"}]}')
-    without = EchoPredictor.from_model_folder(model, device="cpu").predict(frames).mask
-    told = EchoPredictor.from_model_folder(model, device="cpu", postprocessing=()).predict(frames).mask
+    without = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(frames).mask
+    told = EchoPredictor.from_model_folder(model, device="cpu", postprocessing=(), trust_code=True).predict(frames).mask
     assert with_island[:, :8, :8].any() and not without[:, :8, :8].any()
     np.testing.assert_array_equal(told, with_island)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"classes": 10**9}, "1000000000 classes, and the labels beside it make 1"),
+        ({"network": {"threshold": torch.tensor(torch.nan)}}, "1 of its 1 tensors hold NaN or infinite weights"),
+        ({"network": {"threshold": torch.tensor(-torch.inf)}}, "infinite weights, threshold first"),
+        ({"network": {"bn.running_var": torch.tensor([torch.inf, torch.nan])}}, "infinite weights, bn.running_var"),
+        ({"network": {"threshold": 1.0}}, "'network' is not what"),
+        ({"settings": 1}, "'settings' is not what"),
+        ({"size": 64}, "not what a training writes"),
+    ],
+)
+def test_a_checkpoint_that_no_training_left_is_refused(folders, make_model, wrong, words):
+    model = make_model(folders.results)
+    file = model / "fold_1" / "checkpoint_final.pth"
+    save_checkpoint(file, {**load_checkpoint(file), **wrong})
+    with pytest.raises(EchoPlanError, match=rf"{words}.*fold_1/checkpoint_final.*train"):
+        EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
 
 
 @pytest.mark.parametrize(("folds", "word"), [((4,), "fold 4"), ((), "no fold")])
 def test_a_missing_fold_is_named_with_the_command(folders, make_model, folds, word):
     model = make_model(folders.results)
     with pytest.raises(EchoPlanError, match=rf"{word}.*echoplan_train"):
-        EchoPredictor.from_model_folder(model, folds, device="cpu")
+        EchoPredictor.from_model_folder(model, folds, device="cpu", trust_code=True)
 
 
 def test_a_prediction_equals_the_validation_of_the_same_clip(folders, make_model, make_crossval, heart, tmp_path):
@@ -159,12 +195,14 @@ def test_a_prediction_equals_the_validation_of_the_same_clip(folders, make_model
         model_folder=model,
         preprocessed=preprocessed,
     )
-    network = loaded.load_network(0)
+    network = loaded.load_network(0, trust_code=True)
     stored = setup.store.case("patient0_A4C")
     stride = setup.plan_of(stored).window_stride
     predict_stored_case(network, setup, stored, stride=stride, save_to=tmp_path / "val")
     mask = read_mask(tmp_path / "val" / "patient0_A4C.nii.gz")
-    predicted = EchoPredictor.from_model_folder(model, [0], device="cpu").predict(heart.clip.frames, (1.0, 1.0))
+    predicted = EchoPredictor.from_model_folder(model, [0], device="cpu", trust_code=True).predict(
+        heart.clip.frames, (1.0, 1.0)
+    )
     np.testing.assert_array_equal(predicted.mask, mask)
     saved = load_probabilities(tmp_path / "val" / "patient0_A4C.npz")
     np.testing.assert_allclose(saved.native()[0], predicted.probabilities, atol=1e-3)

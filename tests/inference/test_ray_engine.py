@@ -91,7 +91,7 @@ def make_clips(tmp_path):
 
 
 def models(folder: Path) -> dict:
-    return {"folders": [(folder, None)]}
+    return {"folders": [(folder, None)], "trust_code": True}
 
 
 def plainly(folder: Path) -> EchoPredictor:
@@ -241,7 +241,7 @@ def test_results_are_those_of_the_plain_run_past_a_clip_that_kills_its_worker(tm
 @needs_ray
 def test_neither_a_killed_command_nor_a_killed_node_loses_anything(tmp_path, nodes, folders, model, make_clips):
     source, out = make_clips(MANY), tmp_path / "out"
-    words = ["-i", source, "-o", out, "-m", model, "--device", "cpu", "-np", 0, "--engine", "ray"]
+    words = ["-i", source, "-o", out, "-m", model, "--trust_code", "--device", "cpu", "-np", 0, "--engine", "ray"]
     command = [Path(sys.executable).parent / "echoplan_predict", *words, "--address", nodes.address]
     said = tmp_path / "said"
     with open(said, "w") as stream:

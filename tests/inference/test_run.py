@@ -26,7 +26,7 @@ from .conftest import make_heart
 
 @pytest.fixture
 def predictor(folders, make_model):
-    return EchoPredictor.from_model_folder(make_model(folders.results), device="cpu")
+    return EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
 
 
 def rows_by_patient(out):
@@ -103,15 +103,15 @@ def test_results_of_another_model_are_not_kept(tmp_path, folders, clips, make_mo
     predict_folder(clips, out, predictor)
     model = make_model(folders.results, thresholds=(0.3, 0.5))
     elsewhere = shutil.copytree(model, tmp_path / "copy" / model.name)
-    other = EchoPredictor.from_model_folder(model, device="cpu")
-    again = EchoPredictor.from_model_folder(elsewhere, device="cpu")
+    other = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
+    again = EchoPredictor.from_model_folder(elsewhere, device="cpu", trust_code=True)
     run = predict_folder(clips, out, other, continue_prediction=True)
     assert len(run.predicted) == 4 and run.kept == []
     assert "4 results are of another model" in caplog.text
     assert len(predict_folder(clips, out, again, continue_prediction=True).kept) == 4  # the same weights, elsewhere
-    one_fold = EchoPredictor.from_model_folder(model, folds=[0], device="cpu")
-    bare = EchoPredictor.from_model_folder(model, device="cpu", postprocessing=["largest_component"])
-    mirrored = EchoPredictor.from_model_folder(model, device="cpu", mirroring=True)
+    one_fold = EchoPredictor.from_model_folder(model, folds=[0], device="cpu", trust_code=True)
+    bare = EchoPredictor.from_model_folder(model, device="cpu", postprocessing=["largest_component"], trust_code=True)
+    mirrored = EchoPredictor.from_model_folder(model, device="cpu", mirroring=True, trust_code=True)
     assert len({each.identity for each in (predictor, other, one_fold, bare, mirrored)}) == 5
 
 
@@ -132,7 +132,9 @@ def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders,
     """A process that dies between the two files leaves a clip that is not finished."""
     out = tmp_path / "out"
     predict_folder(clips / "p1_A4C.nii.gz", out, predictor)
-    other = EchoPredictor.from_model_folder(make_model(folders.results, thresholds=(0.3, 0.5)), device="cpu")
+    other = EchoPredictor.from_model_folder(
+        make_model(folders.results, thresholds=(0.3, 0.5)), device="cpu", trust_code=True
+    )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             import_module("echoplan.inference.predict_folder"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,17 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_search_order(resnet18_file: Path, empty_hub: Path) -> None:
+def test_search_order(resnet18_file: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"ECHOPLAN_WEIGHTS": str(resnet18_file.parent)}
     assert find_weights("resnet18", path=resnet18_file, environment={}) == resnet18_file
     assert find_weights("resnet18", path=resnet18_file.parent, environment={}) == resnet18_file
     empty_hub.mkdir(parents=True)
     cached = empty_hub / SOURCES["resnet18"].file_name
-    cached.touch()
+    cached.write_bytes(b"weights")
     assert find_weights("resnet18", environment=environment) == resnet18_file
+    with pytest.raises(EchoPlanError, match=r"SHA-256 begins with 9a129038, not with f37072fd.*remove the file"):
+        find_weights("resnet18", environment={})
+    monkeypatch.setitem(SOURCES, "resnet18", replace(SOURCES["resnet18"], sha256="9a129038"))
     assert find_weights("resnet18", environment={}) == cached
     # "resnet18" is no beginning of "resnet180", and an exact name goes before a longer one.
     (resnet18_file.parent / "resnet180.pth").touch()

@@ -268,7 +268,7 @@ def test_the_method_of_the_documentation_trains(clip_setup: FoldSetup, tmp_path:
     Trainer(method, clip_setup, source=f"{own}:MyTrainer").run_training()
     (metrics,) = read_metrics(clip_setup.folder)
     assert metrics["my_loss"] == pytest.approx(metrics["train_loss"], rel=0.01)
-    ModelFolder.read(clip_setup.model_folder).load_network(0)
+    ModelFolder.read(clip_setup.model_folder).load_network(0, trust_code=True)
 
 
 def test_a_name_may_be_a_method_with_some_settings(clip_setup: FoldSetup) -> None:

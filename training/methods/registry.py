@@ -72,9 +72,9 @@ def find_method(name: str) -> Method[Any]:
     Raises:
         EchoPlanError: there is none of that name (the nearest are offered), or the file holds no such method.
     """
-    file, separator, class_name = name.rpartition(":")
-    if separator and file.endswith(".py"):
-        return _from_file(Path(file).expanduser(), class_name)()
+    file = trainer_file(name)
+    if file is not None:
+        return _from_file(file, name.rpartition(":")[2])()
     if name in _OWN:
         return _built_in(name)
     methods = method_registry()
@@ -85,6 +85,12 @@ def find_method(name: str) -> Method[Any]:
     raise EchoPlanError(
         f"there is no trainer {name!r}", remedy=f"{hint} (a class of your own goes by -tr path/to/file.py:Class)"
     )
+
+
+def trainer_file(name: str) -> Path | None:
+    """The file whose code `find_method` would run for that name; None where the name is a registered one."""
+    file = name.rpartition(":")[0]
+    return Path(file).expanduser() if file.endswith(".py") else None
 
 
 def _built_in(name: str) -> Method[Any]:
