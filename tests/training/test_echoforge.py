@@ -23,6 +23,13 @@ SMALL = {
 }  # fmt: skip
 
 
+# What the figure in the authors' repository shows.
+FIGURE = {
+    "pseudo_labels": "previous_epoch", "mask_head": "product", "shared_self_attention": True, "fusion_layers": 1,
+    "queries": 3,
+}  # fmt: skip
+
+
 def make_trainer(setup: FoldSetup, *, seed: int = 1, **settings: object) -> Trainer:
     method = find_method("EchoForgeTrainer").with_settings({**SMALL, **settings})
     folder = setup.model_folder.with_name(f"EchoForgeTrainer__EchoPlans__{setup.plan.configuration}")
@@ -105,8 +112,9 @@ def test_unsure_unlabelled_pixels_teach_nothing(clip_setup: FoldSetup) -> None:
     assert loss == 0 and not any(gradient.any() for gradient in found.values())
 
 
-def test_everything_learns(dense_setup: FoldSetup) -> None:
-    trainer, batch = started(dense_setup)
+@pytest.mark.parametrize("settings", [{}, FIGURE])
+def test_everything_learns(dense_setup: FoldSetup, settings: dict) -> None:
+    trainer, batch = started(dense_setup, **settings)
     for weight in trainer.network.parameters():
         if not weight.any():  # residual branches start at zero, and hold back what is before them in the first step
             torch.nn.init.normal_(weight, std=0.1)

@@ -105,12 +105,23 @@ def test_the_rows_of_pkechonets_tables_are_settings(clip_setup: FoldSetup) -> No
     assert {module.p for module in refinement.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
 
 
+def test_everything_learns_as_pkechonets_authors_ran_it(clip_setup: FoldSetup) -> None:
+    theirs = {"cross_video": "train", "grouping": "sum", "position": "kernels", "kernel_bias": True}
+    trainer = make_trainer("PKEchoNetR18Trainer", clip_setup, **theirs)
+    trainer.network.train()
+    trainer.loss(next(iter(trainer.training_batches.epoch(0)))).backward()
+    gradients = {name: weight.grad for name, weight in trainer.network.named_parameters()}
+    still = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
+    assert all(name.startswith("affinities.3.") for name in still)  # of one pixel, which has no neighbours to weigh
+
+
 def test_a_setting_that_a_checkpoint_does_not_know_is_as_it_was_before() -> None:
     recipe = find_method("PKEchoNetTrainer").recipe
     known = recipe.to_dict()
     assert recipe.complete(known) == known and known["squared_dice"] is True
     older = {name: value for name, value in known.items() if name not in ("squared_dice", "position")}
     assert recipe.complete({**older, "epochs": 7}) == {**known, "squared_dice": False, "epochs": 7}
+    assert find_method("EchoForgeTrainer").recipe.complete({})["recalibration_weight"] == "falling"  # a network's too
 
 
 def test_the_space_time_unet_trains_on_windows_and_is_watched_on_clips(clip_setup: FoldSetup) -> None:
