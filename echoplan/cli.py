@@ -172,6 +172,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def positive_count(text: str) -> int:
+    """An argparse type: 1, 2, 3, ..."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, 3, ...")
+    return int(text)
+
+
 def _fold(text: str) -> int | str:
     if text == "all":
         return text

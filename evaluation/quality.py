@@ -162,13 +162,12 @@ def area_roughness(area: ArrayLike) -> float | None:
     return float(np.sqrt(np.mean(np.diff(curve, 2) ** 2) / 6) / span)
 
 
-def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: float | None = None) -> dict[str, Any]:
-    """What is measured of one clip for its quality; None is unknown.
+def clip_measures(mask: np.ndarray, measured: CaseMeasurement) -> dict[str, Any]:
+    """What is measured of one clip for its quality, but for `edge_share`, which takes the image; None is unknown.
 
     Args:
         mask: (T, H, W), 0 is background, anything else the cavity.
         measured: `measure_case` of it.
-        edge_share: share of the cavity's outline on the edge of the image sector, where the image was looked at.
     """
     cavity = np.asarray(mask).astype(bool, copy=False)
     pixels = np.count_nonzero(cavity, axis=(1, 2))
@@ -177,7 +176,6 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement, *, edge_share: fl
     stray = [1 - np.count_nonzero(largest_filled_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]
     return {
         "area_roughness": area_roughness(measured.area),
-        "edge_share": edge_share,
         "empty_share": float(np.mean(pixels == 0)),
         "stray_share": max(0.0, *stray) if stray else None,
         "area_share": float(pixels.max(initial=0)) / (cavity.shape[1] * cavity.shape[2]),

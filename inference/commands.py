@@ -18,6 +18,7 @@ from echoplan.cli import (
     existing_path,
     folders,
     parser,
+    positive_count,
     report_failures,
 )
 from echoplan.cluster import add_engine, check_engine
@@ -176,16 +177,16 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
     made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
                       help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
-    made.add_argument("--num_parts", type=_positive, metavar="N", help="predict one of N parts of the clips; with")
+    made.add_argument("--num_parts", type=positive_count, metavar="N", help="predict one of N parts of the clips; with")
     made.add_argument("--part_id", type=int, metavar="K", help="the part's number, 0 to N - 1")
     add_processes(made)
     add_device(made)
     add_engine(made)
-    made.add_argument("--actors", type=_positive, metavar="N",
+    made.add_argument("--actors", type=positive_count, metavar="N",
                       help="with --engine: how many load the model; not given: one a GPU, or where there is none as "
                       "many as have their cores")  # fmt: skip
     made.add_argument(
-        "--cpus_per_actor", type=_positive, metavar="N", help="with --engine: cores of each; 1 if not given"
+        "--cpus_per_actor", type=positive_count, metavar="N", help="with --engine: cores of each; 1 if not given"
     )
     return made
 
@@ -262,12 +263,6 @@ def _coverage(text: str) -> float:
         return check_coverage(float(text))
     except (ValueError, EchoPlanError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.9") from error
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, ...")
-    return int(text)
 
 
 def _table(scores: Sequence[CandidateScore]) -> str:

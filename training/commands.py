@@ -18,6 +18,7 @@ from echoplan.cli import (
     existing_path,
     folders,
     parser,
+    positive_count,
     report_failures,
 )
 from echoplan.cluster import add_engine, check_engine
@@ -180,8 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--gpus_per_fold", type=_amount, metavar="N",
                       help="with --engine: 0.5 puts two folds on a GPU, 2 trains a fold on two; not given: 1 where the "
                       "cluster has GPUs")  # fmt: skip
-    made.add_argument("--cpus_per_fold", type=_whole, metavar="N", help="with --engine: not given: by -np")
-    made.add_argument("--processes_per_fold", type=_whole, metavar="N",
+    made.add_argument("--cpus_per_fold", type=positive_count, metavar="N", help="with --engine: not given: by -np")
+    made.add_argument("--processes_per_fold", type=positive_count, metavar="N",
                       help="with --engine: processes that train a fold together; not given: one a GPU")  # fmt: skip
     return made
 
@@ -194,9 +195,3 @@ def _amount(text: str) -> float:
     if not 0 <= amount < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not an amount such as 0.5, 1 or 2")
     return amount
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, 3, ...")
-    return int(text)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -18,6 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from echoplan.cli import RESUMABLE
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.paths import Folders
+from echoplan.termination import Termination
 
 from .distributed import joined
 from .train_fold import FoldJob, train_fold
@@ -50,22 +52,24 @@ def train_together(job: FoldJob, where: Folders, *, processes: int, device: str,
         max_restarts=0,
         signals_to_handle="SIGTERM",
     )
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        elastic_launch(config, _train)(job, where, device, validate)
-    except SignalException:
-        raise Terminated from None
-    except ChildFailedError as error:
-        failure = error.get_first_failure()[1]  # of the others, which torchrun ended, it says nothing
-        if failure.exitcode == RESUMABLE or failure.exitcode < 0:
+    with Termination():  # leaves SIGTERM as it was, which the launcher does not
+        try:
+            elastic_launch(config, _train)(job, where, device, validate)
+        except SignalException:
             raise Terminated from None
-        said = failure.error_file_data["message"]  # "<class>: <what it says>", and more
-        kind, _, told = (said["message"] if isinstance(said, dict) else said).partition(": ")
-        if kind == EchoPlanError.__name__:
-            raise EchoPlanError(told) from None
-        raise RuntimeError(str(error)) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        except ChildFailedError as error:
+            _raise(error)
+
+
+def _raise(error: ChildFailedError) -> NoReturn:
+    failure = error.get_first_failure()[1]  # of the others, which torchrun ended, it says nothing
+    if failure.exitcode == RESUMABLE or failure.exitcode < 0:
+        raise Terminated from None
+    said = failure.error_file_data["message"]  # "<class>: <what it says>", and more
+    kind, _, told = (said["message"] if isinstance(said, dict) else said).partition(": ")
+    if kind == EchoPlanError.__name__:
+        raise EchoPlanError(told) from None
+    raise RuntimeError(str(error)) from None
 
 
 def _train(job: FoldJob, where: Folders, device: str, validate: bool) -> None:

@@ -21,6 +21,7 @@ _BLUR = 0.03  # standard deviation over the square root of the area, where the o
 _BASE_TEETH = 0.02  # of the length: outline this far below the mitral plane balances the notches above it
 _FEWEST_MIDDLES = 10  # heights that a centre line is laid through
 _STEEPEST = 0.6  # of the centre line against the axis, 31 degrees: more is no ventricle's bend
+_AS_FAR = 0.005  # of the distance to the apex: points as near to it as that are at its distance
 _SAME_WAY = 0.94  # cosine of the angle between two long axes of one heart, 20 degrees
 
 
@@ -149,14 +150,14 @@ def disc_diameters(landmarks: Landmarks, discs: int = DISCS) -> Points:
     return np.sqrt(np.mean(squares.reshape(discs, _HEIGHTS_A_DISC), axis=1))
 
 
-def disc_segments(landmarks: Landmarks, discs: int = DISCS) -> Points:
-    """The two ends of each disc (discs, 2, 2), (row, col) in mm: where its middle height meets the outline.
+def disc_segments(landmarks: Landmarks) -> Points:
+    """The two ends of each disc (DISCS, 2, 2), (row, col) in mm: where its middle height meets the outline.
 
     For drawing. The diameters that make the volume are means over each disc's height: `disc_diameters`.
     """
     along, side = _in_axis_frame(landmarks)
     next_along, next_side = np.roll(along, -1), np.roll(side, -1)
-    heights = (np.arange(discs) + 0.5) * landmarks.length / discs
+    heights = (np.arange(DISCS) + 0.5) * landmarks.length / DISCS
     crosses = (along[None] > heights[:, None]) != (next_along[None] > heights[:, None])
     rise = np.where(next_along == along, 1.0, next_along - along)
     place = side + (heights[:, None] - along) * (next_side - side) / rise
@@ -212,15 +213,15 @@ def _counter_clockwise(contour: Points) -> Points:
     return contour if signed_area(contour) > 0 else contour[::-1]
 
 
-def _apex(contour: Points, middle: Points, tolerance: float = 0.005) -> Points:
-    """The contour point farthest from `middle`; where several are within `tolerance`, the one in their midst.
+def _apex(contour: Points, middle: Points) -> Points:
+    """The contour point farthest from `middle`; where several are nearly so, the one in their midst.
 
     A round apex has many points at nearly one distance, and the pixels' staircase would choose among them.
     """
     samples = resample(contour, 400)
     relative = samples - middle
     distance = np.linalg.norm(relative, axis=1)
-    farthest = distance >= (1 - tolerance) * distance.max()
+    farthest = distance >= (1 - _AS_FAR) * distance.max()
     direction = np.sum(relative[farthest], axis=0)
     cosine = relative @ direction / np.maximum(distance, 1e-12)
     return samples[int(np.argmax(np.where(farthest, cosine, -np.inf)))]

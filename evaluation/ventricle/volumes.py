@@ -147,13 +147,6 @@ def biplane_volume(a2c: Landmarks, a4c: Landmarks, discs: int = DISCS) -> float:
     return _volume(_mean_shape([a2c], discs), _mean_shape([a4c], discs), max(a2c.length, a4c.length))
 
 
-def volumes_of_beat(
-    ed: tuple[Landmarks, Landmarks], es: tuple[Landmarks, Landmarks], method: VolumeRule = "simpson"
-) -> tuple[float, float]:
-    """`volumes_of_views` of one beat, from the (A2C, A4C) landmarks of each phase."""
-    return volumes_of_views([(ed[0], es[0])], [(ed[1], es[1])], method)
-
-
 def volumes_of_views(a2c: Beats, a4c: Beats, method: VolumeRule = "simpson", discs: int = DISCS) -> tuple[float, float]:
     """(EDV, ESV) in mL by one of `VOLUME_RULES` from the beats of each view; a single view is given twice.
 

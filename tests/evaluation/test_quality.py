@@ -36,8 +36,8 @@ def measured_clip(mask, view="A4C", case="p_A4C"):
     return measured(Masked(case, mask, "p", view, (1.0, 1.0), 40.0))
 
 
-def words_of(mask, **options):
-    doubts = find_doubts(clip_measures(mask, measured_clip(mask), **options), default_limits())
+def words_of(mask, **others):
+    doubts = find_doubts({**clip_measures(mask, measured_clip(mask)), **others}, default_limits())
     return {doubt.measure: doubt.words for doubt in doubts}
 
 

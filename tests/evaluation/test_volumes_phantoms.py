@@ -11,7 +11,7 @@ from half_ellipsoids import Ventricle, phantom_beat
 
 from echoplan.evaluation import ejection_fraction, find_landmarks, lv_volume_single_plane
 from echoplan.evaluation.ventricle.landmarks import Landmarks, disc_diameters, disc_segments
-from echoplan.evaluation.ventricle.volumes import biplane_volume, volumes_of_beat
+from echoplan.evaluation.ventricle.volumes import biplane_volume, volumes_of_views
 
 FLIPS = [(), (0,), (1,), (0, 1)]
 KINDS = {
@@ -75,7 +75,7 @@ def test_pure_shortening():
     spacing = (0.3, 0.3)
     ed, es = (find_landmarks(Ventricle(length, 46).mask(spacing, tilt=12), spacing) for length in (90, 70))
     efs = {
-        rule: ejection_fraction(*volumes_of_beat((ed, ed), (es, es), rule))
+        rule: ejection_fraction(*volumes_of_views([(ed, es)], [(ed, es)], rule))
         for rule in ("simpson", "camus", "area_length")
     }
     assert efs["simpson"] == pytest.approx(22.2, abs=0.5)
@@ -88,7 +88,7 @@ def test_area_length_is_exact_for_half_ellipsoids():
     for tilt in (-20, 0, 25):
         body = Ventricle(80, 44)
         marks = find_landmarks(body.mask(spacing, tilt=tilt), spacing)
-        edv, _ = volumes_of_beat((marks, marks), (marks, marks), "area_length")
+        edv, _ = volumes_of_views([(marks, marks)], [(marks, marks)], "area_length")
         assert edv == pytest.approx(body.volume_ml, rel=0.01)
         assert edv == pytest.approx(8 * marks.area**2 / (3 * np.pi * marks.length) / 1000)
 
@@ -136,4 +136,3 @@ def test_disc_segments_lie_on_the_outline(flips):
     assert heights == pytest.approx((np.arange(20) + 0.5) * marks.length / 20)
     for end in segments.reshape(-1, 2):
         assert np.min(np.linalg.norm(marks.contour - end, axis=1)) < 0.3
-    assert disc_segments(marks, 7).shape == (7, 2, 2)

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import VOLUME_RULES, find_landmarks, find_landmarks_of_beat
 from echoplan.evaluation.ventricle.landmarks import disc_segments
-from echoplan.evaluation.ventricle.volumes import volumes_of_beat
+from echoplan.evaluation.ventricle.volumes import volumes_of_views
 
 SIDE = 40
 KINDS = ("blob", "line", "speck", "concave", "border", "full", "noise", "empty")
@@ -41,10 +41,10 @@ def odd_mask(kind: str, random: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_thousand_odd_masks_give_a_volume_or_a_reason(kind):
+def test_odd_masks_give_a_volume_or_a_reason(kind):
     random = np.random.default_rng(KINDS.index(kind))
     measured = 0
-    for _ in range(2000 // len(KINDS)):
+    for _ in range(60):
         mask, spacing = odd_mask(kind, random), tuple(random.uniform(0.2, 1.5, 2))
         try:
             marks = find_landmarks(mask, spacing)
@@ -55,7 +55,7 @@ def test_two_thousand_odd_masks_give_a_volume_or_a_reason(kind):
         assert np.isfinite([marks.length, marks.penalty, *marks.hinges.ravel(), *marks.apex]).all()
         assert np.isfinite(disc_segments(marks)).all()
         for rule in VOLUME_RULES:
-            volumes = volumes_of_beat((marks, marks), (marks, marks), rule)
+            volumes = volumes_of_views([(marks, marks)], [(marks, marks)], rule)
             assert np.isfinite(volumes).all()
             assert min(volumes) > 0
     assert (measured == 0) == (kind in ("speck", "empty"))
@@ -63,7 +63,7 @@ def test_two_thousand_odd_masks_give_a_volume_or_a_reason(kind):
 
 def test_odd_pairs_of_masks_too():
     random = np.random.default_rng(9)
-    for _ in range(150):
+    for _ in range(40):
         masks = [odd_mask(str(random.choice(KINDS[:1] + KINDS[3:5])), random) for _ in range(2)]
         try:
             pair = find_landmarks_of_beat(*masks, (0.5, 0.5))

@@ -17,10 +17,12 @@ from echoplan.training.methods import method_registry
 HERE = Path(__file__).parent
 GOLDEN = HERE / "plans" / "gpu_sizes.json"
 GPUS_GB = (8, 11, 24, 80)
+# Of networks that differ in a setting alone one is pinned, and SAM at its own size.
+VARIANTS = ("PKEchoNetR18Trainer", "PKEchoNetR34Trainer", "E3SAM2SmallTrainer", "MedSAMTrainer", "MedSAM1024Trainer")
 TRAINERS = {
     name: method
     for name, method in method_registry().items()
-    if type(method).__module__.startswith("echoplan.training.") and name != "MedSAM1024Trainer"  # as SAM1024Trainer
+    if type(method).__module__.startswith("echoplan.training.") and name not in VARIANTS
 }
 
 

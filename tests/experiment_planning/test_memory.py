@@ -74,9 +74,12 @@ def test_frozen_weights_need_neither_gradient_nor_state():
     assert 3 <= fixed(False, "sgd") <= 4.1
 
 
+ONE_OF_EACH = {type(method): name for name, method in reversed(method_registry().items())}  # variants share a network
+
+
 @pytest.mark.usefixtures("tiny_sam")
-@pytest.mark.parametrize("name", [name for name in method_registry() if name != "MedSAM1024Trainer"])
-def test_the_forecast_agrees_with_real_tensors_at_three_batch_sizes(name):
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
+def test_the_forecast_agrees_with_real_tensors_with_and_without_company(name):
     """The same step with real tensors on the CPU, followed by the same tracker."""
     small = (
         {"base_features": 8}
@@ -88,12 +91,12 @@ def test_the_forecast_agrees_with_real_tensors_at_three_batch_sizes(name):
     method = find_method(name).with_settings({"precision": "float32", **small})
     options = {"size": (64, 64), "frames": min(2, method.requirements.frames), "classes": 1}
     model = measure_memory(method, **options)
-    for batch in (1, 2, 4):
+    for batch in (1, 3):
         real = peak_bytes(method, batch_size=batch, device="cpu", **options) / GB
         assert model.gb(batch) - CONTEXT_GB == pytest.approx(real, rel=0.1), batch
 
 
-@pytest.mark.parametrize("name", ["PKEchoNetR18Trainer", "UNetTrainer", "UNet2DtTrainer"])
+@pytest.mark.parametrize("name", ["UNetTrainer", "UNet2DtTrainer"])
 def test_mixed_precision_takes_less(name):
     methods = (find_method(name).with_settings({"precision": precision}) for precision in ("float32", "auto"))
     full, mixed = (

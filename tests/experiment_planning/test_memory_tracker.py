@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from echoplan.experiment_planning.memory_tracker import MemoryTracker, ShapeMemo
+from echoplan.experiment_planning.memory import MemoryTracker, ShapeMemo
 
 ATEN = torch.ops.aten
 

@@ -19,12 +19,6 @@ def truncated_ellipsoid_volume_ml(a: float, b: float, c: float, h: float) -> flo
     return np.pi * a * b * (h + 2 * c / 3 - h**3 / (3 * c**2)) / 1000.0
 
 
-def truncated_ellipse_area_mm2(a: float, c: float, h: float) -> float:
-    """Area in mm^2 of an ellipse with semi-axes a and c (mm) from z = -c to z = h."""
-    ratio = h / c
-    return a * c * (np.pi / 2 + np.arcsin(ratio) + ratio * np.sqrt(1 - ratio**2))
-
-
 @dataclass(frozen=True)
 class HeartState:
     """The heart at one moment; lengths in mm.
@@ -63,10 +57,6 @@ class HeartState:
     def short_axis(self, view: str) -> float:
         """Semi-axis across the cut of `view`, in mm."""
         return self.a if view == "A4C" else self.b
-
-    def cavity_area_mm2(self, view: str) -> float:
-        """Area of the cavity's cut in mm^2."""
-        return truncated_ellipse_area_mm2(self.short_axis(view), self.c, self.h)
 
 
 @dataclass(frozen=True)
