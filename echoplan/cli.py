@@ -138,9 +138,9 @@ def add_device(to: argparse.ArgumentParser) -> None:
     to.add_argument("--device", choices=choices, default="auto", help="auto takes a GPU where there is one")
 
 
-def add_plans_name(to: argparse.ArgumentParser) -> None:
+def add_plans_name(to: argparse.ArgumentParser, *, default: str = "EchoPlans") -> None:
     """-p: which plan of the dataset, where there are several."""
-    to.add_argument("-p", "--plans_name", default="EchoPlans", metavar="NAME", help="the plan's name")
+    to.add_argument("-p", "--plans_name", default=default, metavar="NAME", help="the plan's name")
 
 
 def report_failures(failures: Mapping[str, str], *, work: str) -> int:

@@ -20,6 +20,7 @@ apply_postprocessing = script("echoplan.inference.commands:apply_postprocessing_
 export_model = script("echoplan.inference.archive.commands:export_model_command")
 install_model = script("echoplan.inference.archive.commands:install_model_command")
 study = script("echoplan.inference.study.commands:study")
+reproduce = script("echoplan.inference.study.commands:reproduce")
 evaluate_folder = script("echoplan.evaluation.commands:evaluate_folder_command")
 report = script("echoplan.evaluation.commands:report_command")
 compare = script("echoplan.evaluation.commands:compare_command")

@@ -82,6 +82,14 @@ def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "vit_b", Variant(width=32, depth=2, heads=2, global_blocks=(1,)))
 
 
+@pytest.fixture
+def slim_networks(tiny_sam: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All methods' networks with every kind of module, but fewer channels and blocks where most of the weights are."""
+    from . import slim  # imports torchvision, which most tests need not wait for
+
+    slim.make_networks_slim(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Six phantom patients, planned, preprocessed, and a small U-Net trained on all folds.

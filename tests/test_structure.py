@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "echoplan": 0, "preprocessing": 1, "evaluation": 1, "training": 2, "experiment_planning": 3, "inference": 3,
+    "echoplan": 0, "preprocessing": 1, "evaluation": 1, "training": 2, "experiment_planning": 3, "inference": 4,
 }  # fmt: skip
 STAGES = [room for room in FLOORS if room != "echoplan"]
 MAY_PRINT = ("commands.py", "cli.py", "doctor.py")

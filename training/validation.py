@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
@@ -69,7 +69,15 @@ def validate_fold(
     return evaluation.write(folder, **more)
 
 
-def judge_sampled(network: nn.Module, setup: FoldSetup, cases: Iterable[str], folder: Path) -> dict[str, Any]:
+def judge_sampled(
+    network: nn.Module,
+    setup: FoldSetup,
+    cases: Iterable[str],
+    folder: Path,
+    *,
+    prompt: Callable[[str], Tensor | None] | None = None,
+    in_pixels: bool = False,
+) -> dict[str, Any]:
     """Predict and judge what the papers do: the frames that they give their networks, on the network's grid.
 
     A clip network is given T frames evenly from end-diastole to end-systole, and all that are labelled count; a frame
@@ -80,10 +88,12 @@ def judge_sampled(network: nn.Module, setup: FoldSetup, cases: Iterable[str], fo
         setup: the fold.
         cases: of its validation, or its paper's test.
         folder: for the results.
+        prompt: case -> what a frame network is told of each frame of the clip, (T, ...).
+        in_pixels: whether distances are in pixels of the grid, whatever the spacing.
 
     Returns:
-        the summary; left behind are <case>.nii.gz and references/<case>.nii.gz (masks of these frames), summary.json
-        and ef.csv.
+        the summary, with `patients` and `views` of the cases; left behind are the masks of these frames, <case>.nii.gz
+        and references/<case>.nii.gz, summary.json and ef.csv.
     """
     judged, plan, description = [], setup.plan, setup.description
     for name in progress(cases, description=folder.name):
@@ -91,6 +101,7 @@ def judge_sampled(network: nn.Module, setup: FoldSetup, cases: Iterable[str], fo
         frames = stored.labelled_frames
         if plan.frames > 1:
             frames = clip_samples([stored], plan.frames)[0].frames
+        told = None if prompt is None else prompt(name)
         probabilities = segment_clip(
             network,
             torch.from_numpy(setup.store.frames(name, frames)),
@@ -98,24 +109,27 @@ def judge_sampled(network: nn.Module, setup: FoldSetup, cases: Iterable[str], fo
             window=plan.frames,
             classes=description.classes,
             batch=plan.batch_size if plan.frames == 1 else 1,
+            prompts=None if told is None else told[list(frames)],
         )
         mask = labels_from_probabilities(probabilities)
-        like = Clip(mask, stored.geometry.spacing_mm, source=name)
+        like = Clip(mask, None if in_pixels else stored.geometry.spacing_mm, source=name)
         write_mask(folder / layout.mask_file(name), mask, like=like)
         write_mask(folder / layout.REFERENCES / layout.mask_file(name), setup.store.labels(name, frames), like=like)
-        judged.append(_sampled_case(stored, frames))
+        judged.append(_sampled_case(stored, frames, like.spacing_mm))
+    patients = {case.case: case.patient for case in judged}
+    views = {case.case: case.view for case in judged}
     return evaluate_cases(
         judged,
         folder,
         folder / layout.REFERENCES,
         labels=description.structures,
         target=description.target,
-    ).write(folder)
+    ).write(folder, patients=patients, views=views)
 
 
-def _sampled_case(stored: StoredCase, frames: tuple[int, ...]) -> StoredCase:
+def _sampled_case(stored: StoredCase, frames: tuple[int, ...], spacing_mm: tuple[float, float] | None) -> StoredCase:
     """What is known of the clip that some frames of a case on the network's grid are."""
-    row, column = stored.geometry.spacing_mm or (None, None)
+    row, column = spacing_mm or (None, None)
     ed, es = (frames.index(frame) if frame in frames else None for frame in (stored.ed_frame, stored.es_frame))
     return replace(
         judged_case(stored),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def count_parameters(network: nn.Module, *, trainable_only: bool = False) -> int:
@@ -42,6 +43,29 @@ def count_gmac(network: nn.Module, clip_shape: tuple[int, int, int, int, int]) -
         for parameter in learning:
             parameter.requires_grad_(True)
     return counter.get_total_flops() / 2 / 1e9
+
+
+@torch.inference_mode()
+def seconds_of(network: nn.Module, clip: Tensor, *, least: float = 2.0) -> float:
+    """Seconds of a forward pass: the mean over at least `least` seconds, after a first pass that does not count.
+
+    Args:
+        network: as it is to be timed, on the clip's device.
+        clip: what it takes.
+        least: how long to go on.
+    """
+
+    def now() -> float:
+        if clip.device.type == "cuda":
+            torch.cuda.synchronize(clip.device)
+        return time.perf_counter()
+
+    network(clip)
+    started, passes, passed = now(), 0, 0.0
+    while not passes or passed < least:
+        network(clip)
+        passes, passed = passes + 1, now() - started
+    return passed / passes
 
 
 def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -9,7 +9,9 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from echoplan.errors import EchoPlanError
 _log = logging.getLogger(__name__)
 _ENDINGS = (".pth", ".pt")
 _PARALLEL = "module."
+_downloads = ContextVar("downloads", default=True)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,21 @@ def find_weights(
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if source is not None and (cache / source.file_name).is_file():
         return _checked(cache / source.file_name, source)
-    if source is None or not download:
+    if source is None or not (download and _downloads.get()):
         raise EchoPlanError(
             f"no weights {name!r} were found{f' in {folder}' if folder else ''}", remedy=_how_to_get(name, source)
         )
     return _download(name, source, cache)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Weights that are not on this machine are missing, as long as this lasts."""
+    token = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(token)
 
 
 def load_weights(

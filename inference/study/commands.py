@@ -1,22 +1,39 @@
-"""echoplan_study"""
+"""echoplan_study, echoplan_reproduce"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from echoplan.cli import add_device, add_plans_name, add_processes, command, folders, parser, report_failures
+from echoplan.cli import (
+    add_device,
+    add_plans_name,
+    add_processes,
+    command,
+    existing_path,
+    folders,
+    parser,
+    report_failures,
+)
+from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
+from echoplan.paths import Folders
 
 from ...evaluation.comparison.study_report import trend_statements
+from ...experiment_planning.commands import plan_and_preprocess
+from ...training.methods import find_method
 from ...training.recipe import parse_settings
-from .grid import EVERYTHING, StudyRequest
-from .run import run_study
+from .grid import EVERYTHING, Cell, StudyRequest
+from .published import PAPERS
+from .reproduce import Reproduction, cells_of_tables, describe, make_request, test_networks
+from .reproduced import reproduced, write_results
+from .run import run_study, train_study
 from .study import Study, plan_study
 
 _QUIET = "echoplan.training"  # each training's own lines are in its folder's log
@@ -40,6 +57,91 @@ def study(arguments: Sequence[str]) -> int:
         cross = ", cross_dataset.csv, .md, .tex" if outcome.cross is not None else ""
         print(f"written: learning_curves.csv, .md, .tex, .png, .svg{cross} and report.html in {made.folder}")
     return report_failures(outcome.failures, work="study")
+
+
+@command
+def reproduce(arguments: Sequence[str]) -> int:
+    """echoplan_reproduce PAPER -d DATASET ..."""
+    options = _reproduce_parser().parse_args(arguments)
+    where, paper, device = folders(), PAPERS[options.paper], choose_device(options.device)
+    raw = EchoDataset.read(where.find_raw(options.dataset))
+    tables = paper.chosen(raw.description.published, tuple(options.tables))
+    common, own = _settings(options.set)
+    if options.epochs is not None:
+        common["epochs"] = options.epochs
+    request = make_request(options.paper, tables, options.dataset, seeds=options.seeds, settings=common,
+                           trainer_settings=own, plans_name=options.plans_name)  # fmt: skip
+    external = {EchoDataset.read(where.find_raw(name)).description.published: name for name in options.external}
+    weights = dict(options.weights)
+    print(f"{paper.citation}: table {', '.join(dict.fromkeys(table.number for table in tables))} on {options.dataset}")
+    if options.dry_run:
+        print(*describe(where, paper, tables, request, weights=weights, external=external, device=device), sep="\n")
+        return 0
+    cells = cells_of_tables(tables, request)
+    made = _planned_study(where, request, cells, weights, options)
+    reproduction = Reproduction(paper, tables, made, external, weights)
+    with _own_lines_only():
+        failures = train_study(made, device=device).failures
+        failures |= test_networks(where, reproduction, device=device)
+    print(write_results(reproduction, reproduced(reproduction, device=device), failures))
+    print(f"written: reproduced.csv, .md, .tex in {made.folder}")
+    return report_failures(failures, work=f"reproducing {options.paper}")
+
+
+def _planned_study(
+    where: Folders,
+    request: StudyRequest,
+    cells: Sequence[Cell],
+    weights: Mapping[str, Path],
+    options: argparse.Namespace,
+) -> Study:
+    """The study; the dataset is planned and preprocessed as the papers did where it is not yet."""
+    for cell in cells:
+        find_method(cell.trainer).with_settings(request.settings_of(cell))
+    try:
+        return plan_study(where, request, cells=cells, weights=weights, processes=options.np)
+    except EchoPlanError as error:
+        print(f"not ready yet ({error.problem}): planned and preprocessed now")
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "frames") if getattr(options, name)]
+    asked = ["-d", options.dataset, "-tr", *request.trainers, "--protocol", "paper", "-p", request.plans_name]
+    if plan_and_preprocess([*asked, *sizes, "-np", str(options.np)]):
+        print("some cases are left out, as said above")
+    return plan_study(where, request, cells=cells, weights=weights, processes=options.np)
+
+
+def _reproduce_parser() -> argparse.ArgumentParser:
+    made = parser(
+        "echoplan_reproduce",
+        "Train a paper's tables anew, as its authors ran them (--protocol paper), and print each row beside what was "
+        "printed, with the noise of seeds and patients, and what in the paper's protocol leaks. Begin with --dry_run. "
+        "The same command goes on where it stopped.",
+    )
+    made.add_argument("paper", choices=tuple(PAPERS), help="which paper")
+    made.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="CAMUS or EchoNet-Dynamic")
+    made.add_argument("--tables", nargs="+", default=[], metavar="N", help="only these of the paper's tables")
+    made.add_argument("--external", nargs="+", default=[], metavar="DATASET",
+                      help="other converted datasets that tables also test on")  # fmt: skip
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of the trainings")
+    made.add_argument("--epochs", type=int, default=None, help="instead of the papers'")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                      help="change a setting of all recipes, or of one: TRAINER:KEY=VALUE")  # fmt: skip
+    made.add_argument("--weights", nargs="+", type=_weights_of, default=[], metavar="TRAINER=FILE",
+                      help="pretrained weights that are not in the usual places")  # fmt: skip
+    made.add_argument("--size", metavar="N|HxW", help="instead of the papers' sizes")
+    made.add_argument("--frames", metavar="T", help="instead of the papers' frames")
+    made.add_argument("--dry_run", action="store_true", help="list the runs, their hours and what is missing")
+    add_plans_name(made, default="Paper")
+    add_processes(made)
+    add_device(made)
+    return made
+
+
+def _weights_of(text: str) -> tuple[str, Path]:
+    """An argparse type: TRAINER=FILE."""
+    trainer, separator, file = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TRAINER=FILE")
+    return trainer, existing_path(file)
 
 
 def _parser() -> argparse.ArgumentParser:

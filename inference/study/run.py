@@ -75,15 +75,7 @@ def run_study(where: Folders, study: Study, *, device: torch.device | str = "cpu
         EchoPlanError: the study was begun with other settings, the disk is full, or another dataset cannot be tested.
         Terminated: SIGTERM came; what was done is saved.
     """
-    study.write()
-    write_plans(study)
-    outcome = StudyOutcome(kept=[training.name for training in study.trainings if training.finished])
-    todo = {training.name: training for training in study.trainings if not training.finished}
-    arguments = {
-        name: (training, device, f"{number}/{len(todo)}") for number, (name, training) in enumerate(todo.items(), 1)
-    }
-    results = run_cases(_train, arguments, description="trainings")
-    outcome.trained, outcome.failures = list(results.done), results.failures
+    outcome = train_study(study, device=device)
     others = []
     for name in study.request.test_on:
         other, failures = prepare_dataset(where, name, study, processes=processes)
@@ -93,6 +85,20 @@ def run_study(where: Folders, study: Study, *, device: torch.device | str = "cpu
     validated, across = read_results(study, others)
     if len(validated):
         outcome.curves, outcome.cross = write_outputs(study, validated, across, outcome.failures)
+    return outcome
+
+
+def train_study(study: Study, *, device: torch.device | str = "cpu") -> StudyOutcome:
+    """Do the trainings that are not finished; see `run_study`."""
+    study.write()
+    write_plans(study)
+    outcome = StudyOutcome(kept=[training.name for training in study.trainings if training.finished])
+    todo = {training.name: training for training in study.trainings if not training.finished}
+    arguments = {
+        name: (training, device, f"{number}/{len(todo)}") for number, (name, training) in enumerate(todo.items(), 1)
+    }
+    results = run_cases(_train, arguments, description="trainings")
+    outcome.trained, outcome.failures = list(results.done), results.failures
     return outcome
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,21 @@ def cells_of(folder: Path) -> list[Cell]:
         raise EchoPlanError(f"this is no study: {error!r}", file=folder / layout.STUDY_FILE) from error
 
 
-def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> Study:
+def plan_study(
+    where: Folders,
+    request: StudyRequest,
+    *,
+    cells: Sequence[Cell] | None = None,
+    weights: Mapping[str, Path] | None = None,
+    processes: int = 0,
+) -> Study:
     """Check a request against the dataset, and lay out its trainings; nothing is written.
 
     Args:
         where: raw, preprocessed, results.
         request: what was asked for.
+        cells: what is trained; None: every combination of the request.
+        weights: trainer -> a file with weights to start from.
         processes: data-loading workers of the trainings.
 
     Raises:
@@ -215,11 +224,12 @@ def plan_study(where: Folders, request: StudyRequest, *, processes: int = 0) -> 
         if where.find_raw(name).name == first.model_folder.parent.name:
             raise EchoPlanError(f"{name} is what the study trains on", remedy="--test_on names other datasets")
     folder = first.model_folder.parent / STUDIES / request.name
-    cells = make_cells(
-        request, {trainer: setups[trainer, request.folds[0]].plan.frames for trainer in request.trainers}
-    )
+    if cells is None:
+        frames = {trainer: setups[trainer, request.folds[0]].plan.frames for trainer in request.trainers}
+        cells = make_cells(request, frames)
+    files = weights or {}
     trainings = tuple(
-        _training(request, cell, setups[cell.trainer, fold], folder, patients, processes)
+        _training(request, cell, setups[cell.trainer, fold], folder, patients, processes, files.get(cell.trainer))
         for cell in cells
         for fold in request.folds
     )
@@ -259,7 +269,13 @@ def _check_sizes(
 
 
 def _training(
-    request: StudyRequest, cell: Cell, whole: FoldSetup, folder: Path, patients: Mapping[str, str], processes: int
+    request: StudyRequest,
+    cell: Cell,
+    whole: FoldSetup,
+    folder: Path,
+    patients: Mapping[str, str],
+    processes: int,
+    weights: Path | None,
 ) -> Training:
     """The fold with the cell's part of the patients, its clip length, and its own folder."""
     there = [patients[case] for case in whole.train]
@@ -284,6 +300,7 @@ def _training(
         plans_name=request.plans_name,
         seed=cell.seed,
         processes=processes,
+        weights=weights,
     )
     return Training(cell, whole.fold, job, setup)
 

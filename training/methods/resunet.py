@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from echoplan.networks.resunet import ResUNetSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss
-from ..recipe import MethodRequirements, Recipe
+from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
 
 
@@ -41,6 +42,7 @@ class ResUNetMethod(Method[ResUNetRecipe]):
     requirements: ClassVar[MethodRequirements] = MethodRequirements(
         batch_size=8, learning_rate=2e-5, paper_size=112, size_multiple=16
     )
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {"EchoNet-Dynamic": PublishedProtocol(112, "official")}
     recipe_class = ResUNetRecipe
     network_name: ClassVar[str] = "resunet"
 

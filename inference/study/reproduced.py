@@ -1,0 +1,201 @@
+"""What a reproduction found beside what was printed: figures with their noise, efficiency, tables, and what leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from echoplan import layout
+from echoplan.files import write_csv, write_text
+from echoplan.networks.complexity import count_gmac, count_parameters, seconds_of
+
+from ...evaluation.agreement import agreement
+from ...evaluation.comparison.learning_curves import mean_with_interval
+from ...evaluation.comparison.scores import (
+    DISTANCES,
+    EMPTY,
+    exact_sd,
+    frame_scores,
+    read_ef_table,
+    read_summary,
+    records,
+)  # fmt: skip
+from ...evaluation.comparison.tables import Column, latex_tables, make_table, markdown_page
+from ...training.methods import find_method
+from .published import ED, ED_AND_ES, EFFICIENCY, ES, OVERALL, PublishedRow, PublishedTable
+from .reproduce import Reproduction, cell_of, tested_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORDS = {
+    "dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "assd": "ASSD", "ef_r": "EF r, %",
+    "ef_bias": "EF bias", "ef_sd": "EF SD of errors", "parameters": "parameters, M", "learning": "of these learn, M",
+    "gmac": "GMAC a clip", "frames_per_second": "frames/s",
+}  # fmt: skip
+_EF = {"ef_r": ("pearson_r", 100.0), "ef_bias": ("bias", 1.0), "ef_sd": ("sd_of_differences", 1.0)}
+_PHASES = {OVERALL: (OVERALL,), ED_AND_ES: (ED, ES), ED: (ED,), ES: (ES,)}
+_COLUMNS = (
+    Column("published", "published"),
+    Column("here", "here", spread="seed_sd"),
+    Column("difference", "difference"),
+    Column("95 % interval", interval="interval_95"),
+    Column("seeds", "seeds", digits=0),
+    Column("frames", "frames", digits=0),
+)
+
+
+def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu") -> pd.DataFrame:
+    """A row a table, its row and figure: `published`, `here` (the mean over seeds), `seed_sd`, `seeds`, `frames`,
+    `difference` with its interval over patients (interval_95_low, interval_95_high).
+    """
+    import pandas as pd
+
+    rows = []
+    for table, row in reproduction.rows():
+        measured = _efficiency(reproduction, row, device) if set(row.published) & set(EFFICIENCY) else {}
+        tested = [tested_folder(home, table, row) for home in reproduction.homes(row)]
+        tested = [folder for folder in tested if (folder / layout.SUMMARY_FILE).is_file()]
+        measured |= _measured(reproduction, table, row, tested)
+        for name in dict.fromkeys([*row.published, *(() if row.published else ("dice",))]):
+            printed = row.published.get(name, np.nan)
+            about = {"table": table.number, "title": table.title, "row": row.name, "figure": WORDS[name]}
+            here = measured.get(name, {})
+            ends = {end: here[end] - printed for end in ("interval_95_low", "interval_95_high") if end in here}
+            difference = here.get("here", np.nan) - printed
+            rows.append({**about, "published": printed, "difference": difference, **here, **ends})
+    return pd.DataFrame(rows)
+
+
+def _measured(
+    reproduction: Reproduction, table: PublishedTable, row: PublishedRow, folders: Sequence[Path]
+) -> dict[str, dict[str, float]]:
+    """Figure -> `here`, `seed_sd`, `seeds`, `frames` and the interval of the figure itself, of a row's tests."""
+    import pandas as pd
+
+    if not folders:
+        return {}
+    target, tables = reproduction.setup(row).description.target, []
+    for seed, folder in enumerate(folders):
+        patients, views = _known(folder)
+        scores = frame_scores(read_summary(folder / layout.SUMMARY_FILE)["per_case"], patients)
+        scores = scores[(scores["structure"] == target) & scores["phase"].isin(_PHASES[row.phase])]
+        if row.view:
+            scores = scores[scores["case"].map(views) == row.view]
+        tables.append(scores.assign(seed=seed))
+    scores = pd.concat(tables, ignore_index=True)
+    scores["metric"] = scores["metric"].str.replace(r"_(mm|px)$", "", regex=True)
+    if not table.empty_count:
+        key = ["seed", "case", "frame"]
+        empty = scores.loc[(scores["metric"] == EMPTY) & (scores["value"] == 1), key].drop_duplicates()
+        marked = scores.merge(empty, on=key, how="left", indicator="which")
+        scores = marked[~(marked["metric"].isin(DISTANCES) & (marked["which"] == "both"))].drop(columns="which")
+    found = {name: _figure(rows) for name, rows in scores.groupby("metric") if name in WORDS}
+    return found | _ef_figures(folders)
+
+
+def _figure(rows: pd.DataFrame) -> dict[str, float]:
+    """Of one measure: the mean over frames of each seed, and the interval over patients of their mean."""
+    scale = 100.0 if rows["metric"].iloc[0] in ("dice", "iou") else 1.0
+    seeds = scale * rows.groupby("seed")["value"].agg(fmean)
+    patients = rows.groupby("patient")["value"].agg(fmean).to_numpy()
+    (middle,), (low,), (high,) = mean_with_interval(scale * patients[:, None])
+    here = fmean(seeds)
+    ends = {"interval_95_low": here + low - middle, "interval_95_high": here + high - middle}
+    return {"here": here, "seed_sd": exact_sd(seeds), "seeds": len(seeds), "frames": len(rows) / len(seeds), **ends}
+
+
+def _known(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Case -> patient, and case -> view, of a test."""
+    summary = read_summary(folder / layout.SUMMARY_FILE)
+    return summary["patients"], summary["views"]
+
+
+def _ef_figures(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    import pandas as pd
+
+    found: dict[str, list[float]] = {name: [] for name in _EF}
+    for folder in folders:
+        table = read_ef_table(folder)
+        agreed = agreement(table["ef_percent"].to_list(), table["reference_ef_percent"].to_list(), bootstrap=0)
+        for name, (key, scale) in _EF.items():
+            if agreed[key] is not None:
+                found[name].append(scale * agreed[key])
+    return {
+        name: {"here": fmean(values), "seed_sd": exact_sd(pd.Series(values)), "seeds": len(values)}
+        for name, values in found.items()
+        if values
+    }
+
+
+def _efficiency(
+    reproduction: Reproduction, row: PublishedRow, device: torch.device | str
+) -> dict[str, dict[str, float]]:
+    """The sizes of a row's network, and the frames a second that it gives on the device, a clip at a time."""
+    setup = reproduction.setup(row)
+    settings = reproduction.study.request.settings_of(cell_of(row.trainer, row.settings, 0))
+    method = find_method(row.trainer).with_settings({**setup.plan.settings, **settings})
+    shape = (1, setup.plan.frames, 1, *setup.plan.size)
+    with torch.device("meta"):
+        network = method.build_network(size=setup.plan.size, classes=setup.description.classes)
+    learning = count_parameters(network, trainable_only=True)
+    sizes = {"parameters": count_parameters(network) / 1e6, "learning": learning / 1e6}
+    figures = {**sizes, "gmac": count_gmac(network, shape)}
+    network = method.build_network(size=setup.plan.size, classes=setup.description.classes).to(device).eval()
+    figures["frames_per_second"] = setup.plan.frames / seconds_of(network, torch.zeros(shape, device=device))
+    return {name: {"here": value} for name, value in figures.items()}
+
+
+def write_results(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[str, str]) -> str:
+    """Write reproduced.csv, .md and .tex into the study's folder; returns the Markdown.
+
+    Args:
+        reproduction: what was trained.
+        rows: of `reproduced`.
+        failures: what is not done -> reason.
+    """
+    folder, tables = reproduction.study.folder, []
+    for (number, title), own in rows.groupby(["table", "title"], sort=False):
+        tables.append(make_table(f"Table {number}, {title}", own, ["row", "figure"], _COLUMNS, by=["row"]))
+    notes = notes_of(reproduction, rows, failures)
+    page = markdown_page(reproduction.paper.citation, [], tables, notes)
+    write_csv(folder / "reproduced.csv", records(rows), list(rows.columns))
+    write_text(folder / "reproduced.md", page)
+    write_text(folder / "reproduced.tex", latex_tables(tables, notes))
+    return page
+
+
+def notes_of(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[str, str]) -> list[str]:
+    """What a reader of the tables must know."""
+    notes = [f"What leaks in the published figures: {leak}" for leak in reproduction.paper.leaks]
+    notes += [f"Table {table.number}: {table.note}." for table in reproduction.tables if table.note]
+    notes += list(reproduction.paper.missing)
+    for table in reproduction.tables:
+        notes += noise_of(table, rows[(rows["table"] == table.number) & (rows["title"] == table.title)])
+    notes.append(
+        "here: the mean over seeds ± their SD; difference: here - published, its interval from the patients tested "
+        "here, for of the published figures none is known."
+    )
+    return notes + [f"Not done: {name}: {reason}" for name, reason in failures.items()]
+
+
+def noise_of(table: PublishedTable, rows: pd.DataFrame) -> list[str]:
+    """Whether the published gaps between a table's rows are larger than what another seed changes here."""
+    dice = rows[rows["figure"] == WORDS["dice"]].set_index("row")
+    noise = dice["seed_sd"].max() if "seed_sd" in dice else np.nan
+    printed = dice["published"].to_numpy()
+    gaps = np.abs(np.diff(printed))
+    if not len(gaps) or np.isnan(gaps).all() or "here" not in dice:
+        return []
+    if np.isnan(noise):
+        return [f"Table {table.number}: one seed, so nothing is known of what another one changes."]
+    below = int((gaps < noise).sum())
+    return [
+        f"Table {table.number}: the published gaps of Dice from row to row are {gaps.min():.2f} to {gaps.max():.2f} "
+        f"points; one seed's SD here is up to {noise:.2f}: {below} of {len(gaps)} gaps are below it."
+    ]

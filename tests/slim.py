@@ -1,0 +1,45 @@
+"""Networks with fewer channels and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.segmentation import DeepLabV3
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from echoplan.networks import resnet
+from echoplan.networks.e3sam2 import sam2_parts
+
+
+class SlimResNet(ResNet):
+    """A ResNet with the usual stem and one narrow block a stage, whatever the depth asked for."""
+
+    def __init__(self, block: type[nn.Module], dilated: Sequence[bool] = (False, False, False)) -> None:
+        super().__init__(block, [1, 1, 1, 1], num_classes=1, replace_stride_with_dilation=list(dilated))
+        self.inplanes, self.dilation = 64, 1
+        self.layer1 = self._make_layer(block, SLIM[0], 1)
+        for number, width, dilate in zip((2, 3, 4), SLIM[1:], dilated, strict=True):
+            setattr(self, f"layer{number}", self._make_layer(block, width, 1, stride=2, dilate=dilate))
+
+
+SLIM = (8, 16, 24, 32)
+
+
+def slim_deeplab(*, num_classes: int, **_: Any) -> DeepLabV3:
+    backbone = IntermediateLayerGetter(SlimResNet(Bottleneck, (False, True, True)), {"layer4": "out"})
+    return DeepLabV3(backbone, DeepLabHead(4 * SLIM[-1], num_classes))
+
+
+def make_networks_slim(patch: pytest.MonkeyPatch) -> None:
+    for name, block in (("resnet18", BasicBlock), ("resnet34", BasicBlock), ("resnet50", Bottleneck)):
+        patch.setattr(torchvision.models, name, lambda block=block, **_: SlimResNet(block))
+        patch.setitem(resnet._CHANNELS, name, tuple(width * block.expansion for width in SLIM))
+    patch.setattr(torchvision.models.segmentation, "deeplabv3_resnet50", slim_deeplab)
+    for name in ("tiny", "small"):
+        patch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
