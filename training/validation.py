@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
@@ -75,7 +75,7 @@ def judge_sampled(
     cases: Iterable[str],
     folder: Path,
     *,
-    prompt: Callable[[str], Tensor | None] | None = None,
+    prompt: Callable[[str], Any] | None = None,
     in_pixels: bool = False,
 ) -> dict[str, Any]:
     """Predict and judge what the papers do: the frames that they give their networks, on the network's grid.

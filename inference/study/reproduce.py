@@ -133,15 +133,8 @@ def test_networks(where: Folders, reproduction: Reproduction, *, device: torch.d
         for home in reproduction.homes(row):
             folder = tested_folder(home, table, row)
             if not (folder / layout.SUMMARY_FILE).is_file():
-                jobs[str(folder.relative_to(reproduction.study.folder))] = (
-                    where,
-                    reproduction,
-                    table,
-                    row,
-                    home,
-                    folder,
-                    device,
-                )
+                name = str(folder.relative_to(reproduction.study.folder))
+                jobs[name] = (where, reproduction, table, row, home, folder, device)
     return run_cases(_test, jobs, description="tests").failures
 
 

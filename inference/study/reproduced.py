@@ -62,7 +62,7 @@ def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu"
         tested = [tested_folder(home, table, row) for home in reproduction.homes(row)]
         tested = [folder for folder in tested if (folder / layout.SUMMARY_FILE).is_file()]
         measured |= _measured(reproduction, table, row, tested)
-        for name in dict.fromkeys([*row.published, *(() if row.published else ("dice",))]):
+        for name in row.published or ("dice",):
             printed = row.published.get(name, np.nan)
             about = {"table": table.number, "title": table.title, "row": row.name, "figure": WORDS[name]}
             here = measured.get(name, {})
