@@ -143,7 +143,8 @@ def compare_command(arguments: Sequence[str]) -> int:
     if chosen.output is not None:
         write_comparison(chosen.output, comparison)
         print(f"\nwritten: comparison.md, .csv, .tex and .json in {chosen.output}")
-    return 0
+    unjudged = {case: reason for method in methods for case, reason in method.unjudged.items()}
+    return report_failures(unjudged, work="comparison")
 
 
 def _compare_parser() -> argparse.ArgumentParser:

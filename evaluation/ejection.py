@@ -40,6 +40,17 @@ LARGEST_RATE_DIFFERENCE_PERCENT = 15.0
 GOOD, CHECK, NOT_ASSESSED = "good", "check", "not assessed"
 
 
+def names_of_cases(cases: str, known: Container[str]) -> list[str]:
+    """The names that a row's `cases` joins by ";"; one that is `known` may have a ";" in it."""
+    names, parts = [], cases.split(";")
+    while parts:
+        ends = range(len(parts), 0, -1)
+        end = next((end for end in ends if ";".join(parts[:end]) in known), 1)
+        names.append(";".join(parts[:end]))
+        parts = parts[end:]
+    return names
+
+
 @dataclass(frozen=True)
 class PatientRow:
     """One row of ef.csv, ef_report.csv and ef_report.json; None where something is unknown.
@@ -119,16 +130,6 @@ class PatientRow:
             reference_esv_ml=first("esv_ml"),
             failure=failure,
         )
-
-    def names_of_cases(self, known: Container[str]) -> list[str]:
-        """The names in `cases`; one that is `known` may have a ";" in it."""
-        names, parts = [], self.cases.split(";")
-        while parts:
-            ends = range(len(parts), 0, -1)
-            end = next((end for end in ends if ";".join(parts[:end]) in known), 1)
-            names.append(";".join(parts[:end]))
-            parts = parts[end:]
-        return names
 
     def to_row(self) -> dict[str, Any]:
         """Column -> value, in the tables' order; `exam` only where a patient has several."""

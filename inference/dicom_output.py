@@ -27,7 +27,7 @@ from echoplan.names import shortened
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import PatientRow
-from ..evaluation.ejection import CHECK
+from ..evaluation.ejection import CHECK, names_of_cases
 from ..evaluation.measurements import joined
 from .dicom_header import read_header
 from .inputs import InputClip
@@ -112,7 +112,7 @@ def _planned_reports(
     without: dict[str, list[str]] = {}
     taken = set(predicted)
     for row in rows:
-        used = row.names_of_cases(predicted)
+        used = names_of_cases(row.cases, predicted)
         if not any(case in clips for case in used):
             continue
         path = out / f"{_report_name(used, taken)}_sr.dcm"

@@ -25,6 +25,7 @@ from echoplan.sector import detect_sector
 
 from ..evaluation import PatientRow, find_phases, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
+from ..evaluation.ejection import names_of_cases
 from ..evaluation.measurements import measure_masks
 from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, with_quality
 from ..evaluation.ventricle.volumes import VolumeRule
@@ -296,7 +297,7 @@ def assess_patient(
         settings: the calibration and the coverage.
     """
     cases = {case.case: case for case, _ in clips}
-    used = row.names_of_cases(cases)
+    used = names_of_cases(row.cases, cases)
     by_fold: dict[int, dict[str, float | None]] = {}
     if not row.failure and all(name in evidence for name in used):
         by_fold = measure_folds(row, [(cases[name], evidence[name]) for name in used], method=row.volume_rule)

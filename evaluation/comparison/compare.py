@@ -15,6 +15,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import plain
 
 from ..agreement import agreement
+from ..ejection import names_of_cases
 from .method_results import MethodResults, check_same_frames
 from .paired import compare_with_baseline
 from .scores import (
@@ -183,11 +184,12 @@ def _checked_baseline(names: Sequence[str], baseline: str | None) -> str:
 
 def _patients(methods: Sequence[MethodResults], known: Mapping[str, Case]) -> tuple[dict[str, str], list[str]]:
     """case -> patient, and a note where some are not known."""
+    judged = set(methods[0].cases)
     of_ef = {
         case: patient
         for method in methods
         for patient, cases in zip(method.ef["patient"], method.ef["cases"], strict=True)
-        for case in cases.split(";")
+        for case in names_of_cases(cases, judged)
     }
     found = {case: known[case].patient if case in known else of_ef.get(case) for case in methods[0].cases}
     alone = sum(patient is None for patient in found.values())

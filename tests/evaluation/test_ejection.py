@@ -18,6 +18,7 @@ from echoplan.evaluation import (
     measure_patients,
     write_ef_report,
 )
+from echoplan.evaluation.ejection import names_of_cases
 
 SPACING = (0.8, 0.5)
 
@@ -197,3 +198,8 @@ def test_camus_patient_from_masks(camus_masks):
     assert row.ef_percent == pytest.approx(63.2, abs=1)
     assert row.edv_ml == pytest.approx(94.0, rel=0.03)
     assert patient_rows(cases, method="camus")[0].ef_percent == pytest.approx(54, abs=1.5)
+
+
+def test_names_joined_into_one_cell_come_apart_again():
+    assert names_of_cases("a;b;c", {"a;b", "c"}) == ["a;b", "c"]
+    assert names_of_cases("a;b", ()) == ["a", "b"]
