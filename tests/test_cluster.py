@@ -50,7 +50,7 @@ class Actor:
 
     def run(self, method: Callable[..., Any], values: tuple[Any, ...]) -> Any:
         try:
-            answer = method(*values)
+            answer = None if self.dead.is_set() else method(*values)
         except Died:
             self.dead.set()
         except Exception as error:
