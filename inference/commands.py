@@ -25,7 +25,7 @@ from echoplan.cluster import add_engine, check_engine
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
 
-from ..evaluation import VOLUME_RULES, PatientRow
+from ..evaluation import VOLUME_RULES
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.ejection import CHECK
 from .best_configuration import BestConfiguration, CandidateScore, find_best_configuration
@@ -33,10 +33,9 @@ from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
 from .model_selection import choose_models
 from .postprocessing import read_postprocessing
-from .predict_folder import Part, PredictionRun, predict_folder, predict_part
+from .predict_folder import Part, PredictionRun, predict_folder
 from .predictor import EchoPredictor
 from .ray_engine import RayEngine
-from .uncertainty import TrustSettings
 
 
 @command
@@ -76,15 +75,6 @@ def predict(arguments: Sequence[str]) -> int:
         f"  {member.model.path.name}, folds {', '.join(map(str, member.folds))}" for member in predictor.members
     )
     print(f"predicting with {choice.reason}:\n{names}")
-    how = {
-        "overwrite": options.overwrite,
-        "continue_prediction": options.continue_prediction,
-        "keep_probabilities": options.save_probabilities,
-        "engine": _engine(options, models),
-        "details": {name: value for name, value in vars(options).items() if name not in ("input", "output")},
-    }
-    if part is not None:
-        return _tell_part(part, predict_part(options.input, options.output, predictor, part, **how), options.output)
     run = predict_folder(
         options.input,
         options.output,
@@ -94,9 +84,14 @@ def predict(arguments: Sequence[str]) -> int:
         dicom_doubtful=options.dicom_doubtful,
         overlays=options.overlays,
         processes=options.np,
-        **how,
+        part=part,
+        overwrite=options.overwrite,
+        continue_prediction=options.continue_prediction,
+        keep_probabilities=options.save_probabilities,
+        engine=_engine(options, models),
+        details={name: value for name, value in vars(options).items() if name not in ("input", "output")},
     )
-    _tell_run(run, predictor, options)
+    _tell_run(run, part, predictor, options)
     return report_failures(run.failures, work="predicting")
 
 
@@ -121,28 +116,27 @@ def _engine(options: argparse.Namespace, models: Mapping[str, Any]) -> RayEngine
     return RayEngine(models, options.device, options.address, options.actors, cpus)
 
 
-def _tell_part(part: Part, run: PredictionRun, out: Path) -> int:
-    print(
-        f"part {part.number} of {part.count}: {len(run.predicted)} clips predicted{_kept(run)}; masks are in {out}\n"
-        "once all parts are done, measure them: the same command with --continue_prediction instead of --num_parts and "
-        "--part_id"
-    )
-    return report_failures(run.failures, work="predicting")
-
-
-def _tell_run(run: PredictionRun, predictor: EchoPredictor, options: argparse.Namespace) -> None:
-    out = options.output
-    print(f"{len(run.predicted)} clips predicted{_kept(run)}; masks and ef_report.csv, report.html are in {out}")
+def _tell_run(run: PredictionRun, part: Part | None, predictor: EchoPredictor, options: argparse.Namespace) -> None:
+    out, done = options.output, f"{len(run.predicted)} clips predicted"
+    done += f", {len(run.kept)} were finished before" if run.kept else ""
+    if part is not None:
+        print(
+            f"part {part.number} of {part.count}: {done}; masks are in {out}\n"
+            "once all parts are done, measure them: the same command with --continue_prediction instead of --num_parts "
+            "and --part_id"
+        )
+        return
+    print(f"{done}; masks and ef_report.csv, report.html are in {out}")
     if options.dicom:
         print(f"{len(run.dicom_files)} DICOM files, which name the patients, are in {out / layout.DICOM}")
-    _print_trust(run.rows, predictor.trust)
+    doubtful = sum(row.quality == CHECK for row in run.rows)
+    if doubtful:
+        print(f"{doubtful} of {len(run.rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
+    if predictor.trust.calibration is None:
+        print(f"no intervals of EF and volumes: {predictor.trust.why_none}")
     unmeasured = sum(row.ef_percent is None for row in run.rows)
     if unmeasured:
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
-
-
-def _kept(run: PredictionRun) -> str:
-    return f", {len(run.kept)} were finished before" if run.kept else ""
 
 
 def _predict_parser() -> argparse.ArgumentParser:
@@ -250,14 +244,6 @@ def apply_postprocessing_command(arguments: Sequence[str]) -> int:
     return report_failures(results.failures, work="postprocessing")
 
 
-def _print_trust(rows: Sequence[PatientRow], trust: TrustSettings) -> None:
-    doubtful = sum(row.quality == CHECK for row in rows)
-    if doubtful:
-        print(f"{doubtful} of {len(rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
-    if trust.calibration is None:
-        print(f"no intervals of EF and volumes: {trust.why_none}")
-
-
 def _coverage(text: str) -> float:
     try:
         return check_coverage(float(text))
@@ -270,22 +256,12 @@ def _table(scores: Sequence[CandidateScore]) -> str:
     for score in scores:
         in_mm, in_px = score.target_hd95_mm, score.target_hd95_px
         hd95 = f"{in_mm:.2f} mm" if in_mm is not None else f"{in_px:.2f} px" if in_px is not None else "-"
-        rows.append(
-            (
-                score.name,
-                f"{score.mean_dice:.4f}",
-                "-" if score.sd_dice is None else f"{score.sd_dice:.4f}",
-                f"{score.target_dice:.4f}",
-                hd95,
-                str(score.frames),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        sd = "-" if score.sd_dice is None else f"{score.sd_dice:.4f}"
+        rows.append((score.name, f"{score.mean_dice:.4f}", sd, f"{score.target_dice:.4f}", hd95, str(score.frames)))
+    widest = max(len(name) for name, *_ in rows)
     return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
+        f"{name:{widest}}  {dice:>6}  {sd:>6}  {target:>11}  {hd95:>11}  {frames:>6}"
+        for name, dice, sd, target, hd95, frames in rows
     )
 
 

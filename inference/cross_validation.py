@@ -63,7 +63,8 @@ class CrossValidation:
                 raise EchoPlanError(
                     f"fold {fold} trains on a case that it validates on, {min(both)}", file=file, remedy="plan again"
                 )
-            cases[fold] = tuple(case for case in splits[fold]["val"] if _truth(preprocessed, case).is_file())
+            labels = preprocessed / layout.GROUND_TRUTH
+            cases[fold] = tuple(case for case in splits[fold]["val"] if (labels / layout.mask_file(case)).is_file())
         if not any(cases.values()):
             raise EchoPlanError("no validation case has labels to judge by", file=preprocessed / layout.GROUND_TRUTH)
         return cls(results, preprocessed, cases)
@@ -75,7 +76,7 @@ class CrossValidation:
 
     def reference(self, case: str) -> Path:
         """The case's labels on the native grid."""
-        return _truth(self.preprocessed, case)
+        return self.preprocessed / layout.GROUND_TRUTH / layout.mask_file(case)
 
     def prediction(self, model: Path, case: str, ending: str = ".nii.gz") -> Path:
         """What a model's fold left for a case: the mask (.nii.gz) or the probabilities (.npz)."""
@@ -178,17 +179,11 @@ def load_labelled(files: tuple[Path, ...], reference: Path) -> LabelledPredictio
         EchoPlanError: a file is missing or damaged, or the grids differ.
     """
     truth, header = load_mask(reference), probe_clip(reference)
-    if len(files) == 1:
-        mask = load_mask(files[0], clip=header)
-    else:
-        mask = average(load_probabilities(file) for file in files).labels()
+    single = len(files) == 1
+    mask = load_mask(files[0], clip=header) if single else average(map(load_probabilities, files)).labels()
     if mask.shape != truth.shape:
         raise EchoPlanError(f"the prediction is {mask.shape}, its reference {truth.shape}", file=files[0])
     return LabelledPrediction(mask, truth, header.frame_time_ms)
-
-
-def _truth(preprocessed: Path, case: str) -> Path:
-    return preprocessed / layout.GROUND_TRUTH / layout.mask_file(case)
 
 
 def _score_case(

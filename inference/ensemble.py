@@ -28,7 +28,7 @@ from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
 from ..training.model_folder import ModelFolder, normalisation_for
 from .nearest_dataset import plan_for_clip
-from .uncertainty import ClipEvidence, image_sector
+from .uncertainty import ClipEvidence
 
 # Of a plan, what a clip meets on its way to the mask and back.
 _DECISIONS = ("size", "protocol", "crop", "normalisation", "frames", "frame_stride", "mirror_axes")
@@ -137,12 +137,6 @@ class PreparedInput:
     clip: ClipInfo
     sector: np.ndarray
     on_grids: tuple[PreparedClip, ...]
-
-    @classmethod
-    def of(cls, clip: Clip, members: Sequence[PredictorMember], like: str | None) -> PreparedInput:
-        """Prepare a clip for each member, as `like` of `EchoPredictor` says."""
-        header = ClipInfo(clip.frames.shape, clip.spacing_mm, clip.frame_time_ms, clip.crop, clip.space)
-        return cls(header, image_sector(clip.frames), tuple(member.prepare(clip, like) for member in members))
 
 
 @dataclass(frozen=True)

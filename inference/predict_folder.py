@@ -46,6 +46,9 @@ class Engine(Protocol):
 class Part:
     """One of `count` shares of the clips, numbered from 0: every `count`-th clip, so that shares are alike.
 
+    Several machines may predict a share each into one folder. Nothing is measured, and what is left of each is
+    prediction_args.part_<number>_of_<count>.json; `continue_prediction` of the whole measures all clips.
+
     Raises:
         EchoPlanError: there is no such share.
     """
@@ -73,6 +76,7 @@ class PredictionRun:
         predicted: cases predicted now.
         kept: cases finished by an earlier run.
         failures: case -> reason.
+        masks: case -> mask file of those that are predicted or kept, in the order of the clips.
         rows: the ejection-fraction report, one row a patient.
         dicom_files: the DICOM segmentations and reports written.
     """
@@ -80,13 +84,9 @@ class PredictionRun:
     predicted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, Path] = field(default_factory=dict)
     rows: list[PatientRow] = field(default_factory=list)
     dicom_files: list[Path] = field(default_factory=list)
-
-    def masks(self, out: Path, inputs: Sequence[InputClip]) -> dict[str, Path]:
-        """The mask files there are, in the order of the clips."""
-        finished = {*self.predicted, *self.kept}
-        return {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
 
 
 def predict_folder(
@@ -102,6 +102,7 @@ def predict_folder(
     dicom_doubtful: bool = False,
     overlays: bool = False,
     processes: int = 0,
+    part: Part | None = None,
     engine: Engine | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> PredictionRun:
@@ -120,6 +121,7 @@ def predict_folder(
         dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
         processes: worker processes for the measurements; 0: none.
+        part: the share of the clips to predict, none of which is then measured; None: all.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
 
@@ -134,52 +136,17 @@ def predict_folder(
     if dicom:
         require_highdicom()
     source, out, engine = Path(source), Path(out), engine or _Here(predictor)
-    inputs = _inputs_beside(source, out)
+    inputs = _inputs_beside(source, out, part)
     run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
-    masks = run.masks(out, inputs)
-    run.rows = write_reports(
-        out, inputs, masks, run.failures,
-        target=predictor.target, ef_method=ef_method, title=predictor.name, trust=predictor.trust,
-        overlays=overlays, processes=processes,
-    )  # fmt: skip
-    if dicom:
-        what = out / layout.DICOM, inputs, masks, run.rows, run.failures, predictor.description, predictor.name
-        run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
-    record = prediction_record(predictor.to_dict(), inputs, run, {**(details or {}), "ef_method": ef_method})
-    write_json(out / layout.ARGUMENTS_FILE, record)
-    return run
-
-
-def predict_part(
-    source: str | Path,
-    out: str | Path,
-    predictor: EchoPredictor,
-    part: Part,
-    *,
-    overwrite: bool = False,
-    continue_prediction: bool = False,
-    keep_probabilities: bool = False,
-    engine: Engine | None = None,
-    details: Mapping[str, Any] | None = None,
-) -> PredictionRun:
-    """Predict a share of the clips, while other machines predict the others into the same folder.
-
-    Nothing is measured: `predict_folder(..., continue_prediction=True)` does it for all clips once every part is done.
-    Left in `out`: masks and evidence, and prediction_args.part_<number>_of_<count>.json.
-
-    Args:
-        source, out, predictor, overwrite, continue_prediction, keep_probabilities, engine, details: as in
-            `predict_folder`.
-        part: which share.
-
-    Raises:
-        EchoPlanError: as `predict_folder`.
-    """
-    source, out, engine = Path(source), Path(out), engine or _Here(predictor)
-    inputs = part.of(_inputs_beside(source, out))
-    run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
-    file = out / layout.part_arguments_file(part.number, part.count)
-    write_json(file, prediction_record(predictor.to_dict(), inputs, run, details or {}))
+    file = layout.ARGUMENTS_FILE if part is None else layout.part_arguments_file(part.number, part.count)
+    if part is None:
+        run.rows = write_reports(
+            out, inputs, run.masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
+            trust=predictor.trust, overlays=overlays, processes=processes)  # fmt: skip
+        if dicom:
+            what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
+            run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
+    write_json(out / file, prediction_record(predictor, inputs, run, {**(details or {}), "ef_method": ef_method}))
     return run
 
 
@@ -209,7 +176,9 @@ def _predict_rest(
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
     write_warnings(out, results)
     kept = [item.name for item in inputs if item.name not in waiting]
-    return PredictionRun(list(results.done), kept, results.failures)
+    finished = {*results.done, *kept}
+    masks = {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
+    return PredictionRun(list(results.done), kept, results.failures, masks)
 
 
 @dataclass(frozen=True)
@@ -229,16 +198,9 @@ class _Here:
 
 
 def prediction_record(
-    model: Mapping[str, Any], inputs: Sequence[InputClip], run: PredictionRun, settings: Mapping[str, Any]
+    predictor: EchoPredictor, inputs: Sequence[InputClip], run: PredictionRun, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What prediction_args.json holds; a pure function of its arguments and the versions installed.
-
-    Args:
-        model: `EchoPredictor.to_dict()`.
-        inputs: the clips found.
-        run: what came of them.
-        settings: the user's choices.
-    """
+    """What prediction_args.json holds of the clips found, what came of them, and the user's choices."""
     predicted, kept = set(run.predicted), set(run.kept)
     return {
         "versions": {
@@ -248,7 +210,7 @@ def prediction_record(
             "numpy": np.__version__,
         },
         "settings": dict(settings),
-        "model": dict(model),
+        "model": predictor.to_dict(),
         "inputs": [
             {
                 "case": item.name,
@@ -311,8 +273,8 @@ def _predict_case(
     )
 
 
-def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
-    """The clips in `source`, once it is clear that results in `out` do not harm them."""
+def _inputs_beside(source: Path, out: Path, part: Part | None) -> tuple[InputClip, ...]:
+    """The clips in `source`, or the share of them, once it is clear that results in `out` do not harm them."""
     if out.resolve() == source.resolve():
         raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
     blocking = next((path for path in (out, *out.parents) if path.exists()), out)
@@ -324,7 +286,7 @@ def _inputs_beside(source: Path, out: Path) -> tuple[InputClip, ...]:
     clash = [item.path for item in inputs if item.path.resolve() in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
-    return inputs
+    return inputs if part is None else part.of(inputs)
 
 
 def _check_no_results(inputs: Sequence[InputClip], out: Path) -> None:

@@ -34,6 +34,7 @@ from .uncertainty import (
     assess_patient,
     edge_share,
     grid_spacing,
+    image_sector,
     make_opinion,
 )
 
@@ -262,7 +263,9 @@ class EchoPredictor:
 
     def prepare(self, clip: Clip) -> PreparedInput:
         """All that `segment` needs of a clip; a long clip's own frames need not be in memory beside its mask."""
-        return PreparedInput.of(clip, self.members, self.like)
+        header = ClipInfo(clip.frames.shape, clip.spacing_mm, clip.frame_time_ms, clip.crop, clip.space)
+        on_grids = tuple(member.prepare(clip, self.like) for member in self.members)
+        return PreparedInput(header, image_sector(clip.frames), on_grids)
 
     def segment(
         self,

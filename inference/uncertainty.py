@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -27,13 +27,14 @@ from ..evaluation import PatientRow, find_phases, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
 from ..evaluation.ejection import names_of_cases
 from ..evaluation.measurements import measure_masks
-from ..evaluation.quality import Doubt, default_limits, find_doubts, patient_measures, with_quality
+from ..evaluation.quality import Doubt, Limit, default_limits, find_doubts, patient_measures, with_quality
 from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing import to_uint8
 from ..preprocessing.geometry import Geometry
 from .conformal import NONE_WRITTEN, Calibration, with_intervals
 from .postprocessing import Step, apply_postprocessing
 
+_DAMAGED = (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile)  # what reading a broken .npz raises
 _AVERAGE = -1  # in the file, the number of the opinion of all folds together
 _FRAMES_LOOKED_AT = 16
 _WORKING_SIDE = 256
@@ -126,7 +127,7 @@ class ClipEvidence:
                 origin = str(content["origin"])
         except FileNotFoundError as error:
             raise EchoPlanError("what the folds found is missing", file=path, remedy="predict again") from error
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise EchoPlanError(f"this file is damaged: {error}", file=path, remedy="predict again") from error
         average = opinions.pop(_AVERAGE, None)
         return cls((row, column), average, opinions, None if np.isnan(edge) else edge, origin)
@@ -137,7 +138,7 @@ class ClipEvidence:
         try:
             with np.load(path, allow_pickle=False) as content:
                 return str(content["origin"])
-        except (FileNotFoundError, KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+        except _DAMAGED:  # or missing
             return ""
 
 
@@ -185,7 +186,7 @@ def measure_folds(
     for fold in sorted(set.intersection(*(set(item.by_fold) for _, item in clips))):
         alone = _measure([(case, item, item.by_fold[fold]) for case, item in clips], row, method)
         by_fold[fold] = {
-            name: _moved(name, getattr(row, name), alone.get(name), centre.get(name)) for name in QUANTITIES
+            name: _moved(name, row.measured(name), alone.get(name), centre.get(name)) for name in QUANTITIES
         }
     return by_fold
 
@@ -246,14 +247,18 @@ class TrustSettings:
         )
         return cls(None, reason, coverage, file) if reason else cls(calibration, "", coverage, file)
 
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """Of the quality flag."""
+        return self.calibration.limits if self.calibration else default_limits()
+
     def to_dict(self) -> dict[str, Any]:
         """As prediction_args.json and ef_report.json hold it."""
-        limits = self.calibration.limits if self.calibration else default_limits()
         return {
             "coverage_percent": 100 * self.coverage,
             "calibration": None if self.calibration is None else str(self.file),
             "why_none": self.why_none,
-            "limits": {name: {"value": limit.value, "source": limit.source} for name, limit in limits.items()},
+            "limits": {name: asdict(limit) for name, limit in self.limits.items()},
         }
 
 
@@ -305,12 +310,11 @@ def assess_patient(
     if settings.calibration is None:
         no_interval = {quantity: settings.why_none for quantity in no_interval}
     spread = fold_sd(by_fold)
-    limits = settings.calibration.limits if settings.calibration else default_limits()
-    doubts = {"": find_doubts(patient_measures(row, ef_fold_sd_percent=spread), limits)}
+    doubts = {"": find_doubts(patient_measures(row, ef_fold_sd_percent=spread), settings.limits)}
     for case, measures in clips:
         kept = evidence.get(case.case)
         known_too = {} if kept is None else {"edge_share": kept.edge_share}
-        doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, limits)
+        doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, settings.limits)
     row = with_quality(replace(row, ef_fold_sd_percent=spread), doubts, folds=spread is not None)
     return Assessment(row, no_interval, doubts)
 

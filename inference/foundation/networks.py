@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,47 +72,37 @@ class FoundationModel:
         boxes = "" if self.boxes == BOXES[0] else self.boxes
         return "_".join(part for part in (self.model, self.variant, size, shrunk, self.prompt, boxes) if part)
 
-    def load(self, device: torch.device | str = "cpu") -> ZeroShot:
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
         """The network with its weights, in evaluation mode.
 
         Raises:
             EchoPlanError: a size it cannot take, or weights that cannot be had.
         """
-        network = self._network(device)
-        return ShrunkFirst(network, self.shrink) if self.shrink else network
-
-    def _network(self, device: torch.device | str) -> ZeroShot:
         variant, pretrained = self.variant or _VARIANTS[self.model][0], self.weights or True
-        size = (self.size, self.size)
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "encoder": variant,
+            "encoder_size": self.size,
+            "boxes": self.boxes,
+        }
         if self.model == "sam2":
-            network = build_network("sam2", size=size, pretrained=pretrained, variant=variant, multimask="sam2")
-            return FollowedClip(network.to(device).eval(), prompt=self.prompt)
-        network = build_network(
-            "sam",
-            size=size,
-            pretrained=pretrained,
-            model=self.model,
-            encoder=variant,
-            encoder_size=self.size,
-            boxes=self.boxes,
-        )
-        return BoxedFrames(network.to(device).eval(), prompt=self.prompt)
+            settings = {"variant": variant, "multimask": "sam2"}
+        name = "sam2" if self.model == "sam2" else "sam"
+        network = build_network(name, size=(self.size, self.size), pretrained=pretrained, **settings)
+        return network.to(device).eval()
 
+    @torch.inference_mode()
+    def segment(
+        self, network: Any, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str
+    ) -> NDArray:
+        """The structure in a clip, as the labels tell it.
 
-_VARIANTS = {
-    "sam": ("vit_b", "vit_l", "vit_h"),
-    "medsam": ("vit_b",),
-    "sam2": ("tiny", "small", "base_plus", "large"),
-}
-
-
-class ZeroShot(Protocol):
-    """A network that segments a clip as the labels tell it."""
-
-    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
-        """The structure in a clip.
+        SAM and MedSAM get a box in every labelled frame that shows the structure (Chao et al.'s protocol). SAM2 is told
+        of the first one, which it follows from there; it sees the frames from the first labelled one to the last:
+        enough to be judged, and far fewer than there are in a clip of many beats.
 
         Args:
+            network: of `load`.
             frames: (T, H, W).
             masks: labelled frame -> (H, W), the structure.
             case: its name fixes the chance in what is jittered.
@@ -120,84 +110,45 @@ class ZeroShot(Protocol):
         Returns:
             (T, H, W) bool. Frames that the labels say nothing of stay empty, also where no structure is to be told of.
         """
-        ...
-
-
-class ShrunkFirst:
-    """A network that sees, and is told of, frames stretched to a small square; its masks are enlarged again.
-
-    Args:
-        network: what segments the small frames.
-        side: of the square, in pixels.
-    """
-
-    def __init__(self, network: ZeroShot, side: int) -> None:
-        self.network, self.size = network, (side, side)
-
-    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
-        """See `ZeroShot`."""
+        if not self.shrink:
+            return self._answer(network, frames, masks, case)
+        size = self.shrink, self.shrink
         grey = torch.from_numpy(frames)[:, None].float()
-        small = F.interpolate(grey, self.size, mode="bilinear", antialias=True)[:, 0].round().byte().numpy()
-        reduced = {frame: reduce_labels(torch.from_numpy(mask), self.size).numpy() for frame, mask in masks.items()}
-        found = torch.from_numpy(self.network.segment(small, reduced, case))[:, None].float()
+        small = F.interpolate(grey, size, mode="bilinear", antialias=True)[:, 0].round().byte().numpy()
+        reduced = {frame: reduce_labels(torch.from_numpy(mask), size).numpy() for frame, mask in masks.items()}
+        found = torch.from_numpy(self._answer(network, small, reduced, case))[:, None].float()
         return (F.interpolate(found, frames.shape[1:], mode="bilinear")[:, 0] >= 0.5).numpy()
 
-
-class BoxedFrames:
-    """SAM or MedSAM, with a box in every labelled frame that shows the structure (Chao et al.'s protocol).
-
-    Args:
-        network: `echoplan.networks.sam.model.SAM`, on its device.
-        prompt: "box" or "jittered_box".
-    """
-
-    def __init__(self, network: nn.Module, *, prompt: str) -> None:
-        self.network, self.prompt = network, prompt
-
-    @torch.inference_mode()
-    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
-        """See `ZeroShot`."""
-        boxes = boxes_of_frames(masks, len(frames), kind=self.prompt, case=case)
-        shown = [frame for frame in sorted(masks) if masks[frame].any()]
-        device = next(self.network.parameters()).device
-        found = np.zeros(frames.shape, bool)
-        for start in range(0, len(shown), _BATCH):
-            some = shown[start : start + _BATCH]
-            clip = torch.from_numpy(frames[some])[None, :, None].to(device, torch.float32)
-            logits = self.network(clip, boxes[some][None].to(device))
-            found[some] = (logits[0, :, 0] > 0).cpu().numpy()
-        return found
-
-
-class FollowedClip:
-    """SAM2, told of the first labelled frame that shows the structure, which it follows from there.
-
-    It sees the frames from the first labelled one to the last: enough to be judged, and far fewer than there are in a
-    clip of many beats.
-
-    Args:
-        network: `build_network("sam2", ...)`, on its device.
-        prompt: of `LABEL_KINDS`.
-    """
-
-    def __init__(self, network: Any, *, prompt: str) -> None:
-        self.network, self.prompt = network, prompt
-
-    @torch.inference_mode()
-    def segment(self, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str) -> NDArray:
-        """See `ZeroShot`."""
+    def _answer(
+        self, network: Any, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str
+    ) -> NDArray:
         found = np.zeros(frames.shape, bool)
         shown = [frame for frame in sorted(masks) if masks[frame].any()]
         if not shown:
             return found
+        if self.model != "sam2":
+            boxes = boxes_of_frames(masks, len(frames), kind=self.prompt, case=case)
+            device = next(network.parameters()).device
+            for start in range(0, len(shown), _BATCH):
+                some = shown[start : start + _BATCH]
+                clip = torch.from_numpy(frames[some])[None, :, None].to(device, torch.float32)
+                logits = network(clip, boxes[some][None].to(device))
+                found[some] = (logits[0, :, 0] > 0).cpu().numpy()
+            return found
         first, last = min(masks), max(masks)
         told = prompt_from_label(masks[shown[0]], kind=self.prompt, frame=shown[0] - first, draw=case_draw(case))
-        size = self.network.size
-        seen = EnlargedFrames(frames[first : last + 1], size)
-        for index, logits in self.network.stream(seen, rescale_prompts(told, frames.shape[1:], size)):
+        seen = EnlargedFrames(frames[first : last + 1], network.size)
+        for index, logits in network.stream(seen, rescale_prompts(told, frames.shape[1:], network.size)):
             native = F.interpolate(logits[None], size=frames.shape[1:], mode="bilinear")
             found[first + index] = (native[0, 0] > 0).cpu().numpy()
         return found
+
+
+_VARIANTS = {
+    "sam": ("vit_b", "vit_l", "vit_h"),
+    "medsam": ("vit_b",),
+    "sam2": ("tiny", "small", "base_plus", "large"),
+}
 
 
 class EnlargedFrames:

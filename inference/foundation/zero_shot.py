@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from echoplan import __version__, layout
 from echoplan.dataset import Case, EchoDataset
@@ -22,7 +23,7 @@ from echoplan.paths import Folders
 
 from ...evaluation import Evaluation, evaluate_cases
 from ...preprocessing.clip import to_uint8
-from .networks import FoundationModel, ZeroShot
+from .networks import FoundationModel
 
 FOLDER = "zero_shot"
 
@@ -91,7 +92,7 @@ def run_zero_shot(
     write_json(run.folder / layout.ZERO_SHOT_FILE, settings)
     results = run_cases(
         _segment_case,
-        {case.case: (raw, case, network, run.folder) for case in todo},
+        {case.case: (raw, case, chosen, network, run.folder) for case in todo},
         processes=0,  # one network on one device
         description=chosen.name,
     )
@@ -157,12 +158,13 @@ def _check_folder(folder: Path, chosen: FoundationModel, *, overwrite: bool, con
     return {**settings, "versions": {"echoplan": __version__, "torch": torch.__version__}}
 
 
-def _segment_case(raw: EchoDataset, case: Case, network: ZeroShot, folder: Path) -> None:
+def _segment_case(raw: EchoDataset, case: Case, chosen: FoundationModel, network: nn.Module, folder: Path) -> None:
     clip = raw.load_clip(case)
     labels = raw.load_mask(case, clip=clip)
     value = raw.description.labels[raw.description.target]
     labelled = np.flatnonzero((labels != IGNORE).any(axis=(1, 2))).tolist()
-    found = network.segment(to_uint8(clip.frames), {frame: labels[frame] == value for frame in labelled}, case.case)
+    masks = {frame: labels[frame] == value for frame in labelled}
+    found = chosen.segment(network, to_uint8(clip.frames), masks, case.case)
     write_mask(folder / layout.REFERENCES / layout.mask_file(case.case), labels, like=clip)
     write_mask(
         folder / layout.mask_file(case.case), found.astype(np.uint8) * value, like=clip

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from echoplan import layout
-from echoplan.dataset import Case, EchoDataset
+from echoplan.dataset import Case, EchoDataset, read_cases, write_cases
 from echoplan.errors import EchoPlanError
-from echoplan.files import read_json, write_json
 from echoplan.imageio import write_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
@@ -26,8 +23,6 @@ from .study import Study, trainings_of, validated_folds
 
 logger = logging.getLogger(__name__)
 
-_ABOUT = "cases.json"
-
 
 @dataclass(frozen=True)
 class OtherDataset:
@@ -35,7 +30,7 @@ class OtherDataset:
 
     Attributes:
         dataset: its raw folder.
-        references: labels of its labelled cases on their clips' own grid, and what is known of them (cases.json).
+        references: labels of its labelled cases on their clips' own grid, and what is known of them (cases.csv).
     """
 
     dataset: EchoDataset
@@ -56,14 +51,16 @@ class OtherDataset:
         """Of the target in this dataset's masks."""
         return self.dataset.description.labels[self.target]
 
-    def about(self) -> dict[str, dict[str, Any]]:
-        """Case -> patient, view, phases, reference values, of the cases that could be read."""
-        return read_json(self.references / _ABOUT)
+    @property
+    def cases(self) -> dict[str, Case]:
+        """The cases that could be read, with their clips' spacing and frame time and their labels' phases."""
+        table = self.references / layout.CASES_FILE
+        return {case.case: case for case in read_cases(table)} if table.is_file() else {}
 
     @property
     def patients(self) -> dict[str, str]:
         """Case -> patient."""
-        return {case: row["patient"] for case, row in self.about().items()}
+        return {name: case.patient for name, case in self.cases.items()}
 
     def tested(self, fold: Path) -> Path:
         """The folder of what the network of a fold's folder predicts for this dataset."""
@@ -86,13 +83,12 @@ def prepare_dataset(
     if not cases:
         raise EchoPlanError(f"{name} has no labelled case to test on", file=dataset.folder)
     other = OtherDataset(dataset, study.folder / layout.REFERENCES / dataset.folder.name)
-    known = other.about() if (other.references / _ABOUT).is_file() else {}
+    known = other.cases
     todo = {case.case: (other, case) for case in cases if case.case not in known}
+    found = run_cases(_write_reference, todo, processes=processes, description=f"references of {other.name}")
     if todo:
-        found = run_cases(_write_reference, todo, processes=processes, description=f"references of {other.name}")
-        write_json(other.references / _ABOUT, {**known, **found.done})
-        return other, found.failures
-    return other, {}
+        write_cases(other.references / layout.CASES_FILE, (*known.values(), *found.done.values()))
+    return other, found.failures
 
 
 def judge_networks(study: Study, other: OtherDataset, *, device: str, processes: int = 0) -> dict[str, str]:
@@ -118,31 +114,27 @@ def judge_networks(study: Study, other: OtherDataset, *, device: str, processes:
     return failures
 
 
-def _write_reference(other: OtherDataset, case: Any) -> dict[str, Any]:
+def _write_reference(other: OtherDataset, case: Case) -> Case:
     """Write one case's labels on its clip's own grid; what is known of it."""
     clip = other.dataset.load_clip(case)
     mask = other.dataset.load_mask(case, clip=clip)
     end_diastole, end_systole = phases_from_labels(case, mask, other.value)
     write_mask(other.references / layout.mask_file(case.case), mask, like=clip)
-    return {
-        "patient": case.patient, "view": case.view, "ed_frame": end_diastole, "es_frame": end_systole,
-        "ef_percent": case.ef_percent, "edv_ml": case.edv_ml, "esv_ml": case.esv_ml,
-        "spacing_mm": clip.spacing_mm, "frame_time_ms": clip.frame_time_ms,
-    }  # fmt: skip
+    return replace(case.with_header(clip), ed_frame=end_diastole, es_frame=end_systole)
 
 
 def _judge_network(model: Path, fold: int, other: OtherDataset, device: str, processes: int) -> dict[str, str]:
     """One network on all labelled cases of a dataset; why cases are left out."""
-    folder, about = other.tested(model / layout.fold_folder(fold)), other.about()
+    folder, cases = other.tested(model / layout.fold_folder(fold)), other.cases
     if (folder / layout.SUMMARY_FILE).is_file():
         summary = read_summary(folder / layout.SUMMARY_FILE)
-        if {*summary["per_case"], *summary["missing"], *summary["failures"]} == set(about):
+        if {*summary["per_case"], *summary["missing"], *summary["failures"]} == set(cases):
             return summary["failures"] | dict.fromkeys(summary["missing"], "it could not be predicted")
     predictor = EchoPredictor.from_model_folder(model, folds=[fold], device=device, postprocessing=(), trust_code=True)
-    todo = {case: (predictor, other, case, folder) for case in about if not (folder / layout.mask_file(case)).is_file()}
+    todo = {case: (predictor, other, case, folder) for case in cases if not (folder / layout.mask_file(case)).is_file()}
     predicted = run_cases(_predict_case, todo, description=f"{model.parent.name} fold {fold}")
     evaluation = evaluate_cases(
-        [_known(name, row) for name, row in about.items()],
+        cases.values(),
         folder,
         other.references,
         labels={other.target: other.value},
@@ -159,12 +151,3 @@ def _predict_case(predictor: EchoPredictor, other: OtherDataset, name: str, fold
     clip = other.dataset.load_clip(other.dataset.case(name))
     found = predictor.segment(predictor.prepare(clip)).mask == predictor.target
     write_mask(folder / layout.mask_file(name), found.astype(np.uint8) * np.uint8(other.value), like=clip)
-
-
-def _known(name: str, row: Mapping[str, Any]) -> Case:
-    row_mm, column_mm = row["spacing_mm"] or (None, None)
-    return Case(
-        name, row["patient"], "", view=row["view"], ed_frame=row["ed_frame"], es_frame=row["es_frame"],
-        spacing_row_mm=row_mm, spacing_col_mm=column_mm, frame_time_ms=row["frame_time_ms"],
-        ef_percent=row["ef_percent"], edv_ml=row["edv_ml"], esv_ml=row["esv_ml"],
-    )  # fmt: skip

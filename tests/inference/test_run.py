@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import commands as evaluation_commands
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
-from echoplan.inference import EchoPredictor, InputClip, PredictionRun, find_inputs, predict_folder
+from echoplan.inference import EchoPredictor, find_inputs, predict_folder
 from echoplan.inference.commands import apply_postprocessing_command, ensemble
-from echoplan.inference.predict_folder import Part, predict_part, prediction_record
+from echoplan.inference.predict_folder import Part
 from echoplan.preprocessing.probabilities import load_probabilities
 
 from .conftest import make_heart
@@ -176,17 +175,6 @@ def test_cases_csv_gives_phases_spacing_and_references(tmp_path, clips, predicto
     assert row["volume_rule"] == "camus" and float(row["edv_ml"]) > 0
 
 
-def test_the_record_is_a_pure_function(tmp_path):
-    inputs = [InputClip(tmp_path / f"{name}.avi", Case(name, name, f"{name}.avi")) for name in "abc"]
-    run = PredictionRun(predicted=["a"], kept=["b"], failures={"c": "broken"})
-    arguments = {"model": {"members": []}, "inputs": inputs, "run": run, "settings": {"ef_method": "simpson"}}
-    record = prediction_record(**arguments)
-    assert record == prediction_record(**arguments)
-    assert [item["result"] for item in record["inputs"]] == ["predicted", "kept", "failed"]
-    assert record["failures"] == {"c": "broken"}
-    assert {"echoplan", "torch", "numpy", "python"} <= record["versions"].keys()
-
-
 def test_the_frame_time_reaches_the_mask(tmp_path, clips, predictor):
     predict_folder(clips / "p1_A4C.nii.gz", tmp_path / "out", predictor)
     assert read_clip(tmp_path / "out" / "p1_A4C.nii.gz").frame_time_ms == pytest.approx(1000 / 12, abs=0.01)
@@ -205,7 +193,9 @@ def test_overlays_are_written_past_a_broken_clip(tmp_path, clips, predictor, hea
 def test_parts_predicted_apart_and_merged_equal_the_whole(tmp_path, clips, predictor):
     whole, out = tmp_path / "whole", tmp_path / "out"
     plain = predict_folder(clips, whole, predictor, keep_probabilities=True)
-    runs = [predict_part(clips, out, predictor, Part(number, 3), keep_probabilities=True) for number in (2, 0, 1)]
+    runs = [
+        predict_folder(clips, out, predictor, part=Part(number, 3), keep_probabilities=True) for number in (2, 0, 1)
+    ]
     names = sorted(case for run in runs for case in [*run.predicted, *run.failures])
     assert names == sorted([*plain.predicted, *plain.failures])  # each clip in one part
     assert max(len(run.predicted) + len(run.failures) for run in runs) == 2
@@ -213,7 +203,7 @@ def test_parts_predicted_apart_and_merged_equal_the_whole(tmp_path, clips, predi
     records = [json.loads((out / f"prediction_args.part_{number}_of_3.json").read_text()) for number in range(3)]
     assert sorted(item["case"] for record in records for item in record["inputs"]) == names
     with pytest.raises(EchoPlanError, match="--continue_prediction"):
-        predict_part(clips, out, predictor, Part(0, 3))
+        predict_folder(clips, out, predictor, part=Part(0, 3))
     merged = predict_folder(clips, out, predictor, keep_probabilities=True, continue_prediction=True)
     assert merged.kept == plain.predicted and merged.predicted == [] and merged.failures == plain.failures
     for file in whole.rglob("*"):

@@ -17,7 +17,7 @@ from echoplan.evaluation.comparison.scores import frame_scores
 from echoplan.files import write_json
 from echoplan.imageio import read_mask, write_clip, write_mask
 from echoplan.inference.foundation.commands import zero_shot
-from echoplan.inference.foundation.networks import BoxedFrames, EnlargedFrames, FoundationModel, rescale_prompts
+from echoplan.inference.foundation.networks import EnlargedFrames, FoundationModel, rescale_prompts
 from echoplan.inference.foundation.zero_shot import run_zero_shot
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
@@ -92,7 +92,7 @@ def test_sam_is_told_the_box_of_every_labelled_frame(raw: EchoDataset, folders: 
     run = run_zero_shot(folders, "Phantom", chosen)
     assert run.folder == folders.results / "Dataset001_Phantom" / "zero_shot" / "sam_64_box"
     assert (run.done, run.kept, run.failures) == (list(CASES[:2]), [], {})
-    network = chosen.load().network
+    network = chosen.load()
     for case in raw.training_cases():
         clip = raw.load_clip(case)
         labels, found = raw.load_mask(case), read_mask(run.folder / f"{case.case}.nii.gz")
@@ -135,7 +135,7 @@ def test_jittered_boxes_are_others_and_the_same_each_time(raw: EchoDataset, sam_
             return clip
 
     for prompt in ("box", "jittered_box", "jittered_box"):
-        BoxedFrames(Spy(), prompt=prompt).segment(frames, masks, case.case)
+        FoundationModel("sam", prompt).segment(Spy(), frames, masks, case.case)
     exact, one, again = asked
     assert exact.tolist() == list(box_of(masks[1]))
     assert torch.equal(one, again) and not torch.equal(one, exact)
