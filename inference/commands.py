@@ -31,7 +31,7 @@ from ..evaluation.ejection import CHECK
 from .best_configuration import BestConfiguration, CandidateScore, find_best_configuration
 from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
-from .model_selection import choose_models
+from .model_selection import ModelChoice, choose_models
 from .postprocessing import read_postprocessing
 from .predict_folder import Part, PredictionRun, predict_folder
 from .predictor import EchoPredictor
@@ -48,16 +48,7 @@ def predict(arguments: Sequence[str]) -> int:
         raise EchoPlanError("--dicom_doubtful belongs to --dicom", remedy="give both")
     if options.dicom:
         require_highdicom()
-    choice = choose_models(
-        folders(),
-        dataset=options.dataset,
-        trainer=options.trainer,
-        plans_name=options.plans_name,
-        configuration=options.configuration,
-        folds=options.folds,
-        model_folders=options.model_folders,
-        trust_code=options.trust_code,
-    )
+    choice = models_of(options, options.trainer)
     models = {
         "folders": [(folder.absolute(), folds) for folder, folds in choice.members],
         "postprocessing": () if options.no_postprocessing else choice.postprocessing,
@@ -139,6 +130,24 @@ def _tell_run(run: PredictionRun, part: Part | None, predictor: EchoPredictor, o
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
 
 
+def add_model_options(to: argparse.ArgumentParser) -> None:
+    """Which model, beside its dataset and trainer: what `models_of` reads, and -chk."""
+    to.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
+    to.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
+    add_folds(to, "-f", help="which folds, or all (every fold trained)")
+    to.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
+                    help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    add_trust_code(to)
+    to.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
+                    help="which checkpoint")  # fmt: skip
+
+
+def models_of(options: argparse.Namespace, trainer: str | None) -> ModelChoice:
+    """What a command line and the name of a trainer mean."""
+    names = ("dataset", "plans_name", "configuration", "folds", "model_folders", "trust_code")
+    return choose_models(folders(), trainer=trainer, **{name: getattr(options, name) for name in names})
+
+
 def _predict_parser() -> argparse.ArgumentParser:
     made = parser(
         "echoplan_predict",
@@ -151,14 +160,8 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the folder for the results")
     made.add_argument("-d", dest="dataset", metavar="DATASET", help="whose models; name, id or folder name")
     made.add_argument("-tr", dest="trainer", metavar="TRAINER", help="which trainer's model")
-    made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
-    made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
-    add_folds(made, "-f", help="folds to average, or all (every fold trained)")
-    made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
-                      help="a model folder anywhere; several are an ensemble")  # fmt: skip
-    add_trust_code(made)
+    add_model_options(made)
     made.add_argument("--like", metavar="DATASET", help="of a joint model: treat all clips as those of this dataset")
-    made.add_argument("-chk", dest="checkpoint", choices=("final", "best"), default="final", help="which checkpoint")
     made.add_argument("--continue_prediction", action="store_true", help="keep what still holds, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     made.add_argument("--save_probabilities", action="store_true", help="also write <case>.npz")

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from echoplan.cli import add_folds, add_trust_code, command, existing_path, folders, parser
+from echoplan.cli import command, existing_path, folders, parser
 from echoplan.errors import EchoPlanError
-from echoplan.paths import Folders, dataset_name
+from echoplan.paths import dataset_name
 
 from ...training.model_folder import ModelFolder
 from ...training.recipe import parse_settings
-from ..model_selection import ModelChoice, choose_models, command_for
+from ..commands import add_model_options, models_of
+from ..model_selection import ModelChoice, command_for
 from .export import export_model
 from .install import install_model
 from .manifest import Manifest
@@ -31,18 +32,10 @@ def export_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help="the archive, model.zip, say")
     made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER",
                       help="which trainer's model; several are an ensemble")  # fmt: skip
-    made.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
-    made.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
-    add_folds(made, "-f", help="folds to export, or all (every fold trained)")
-    made.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
-                      help="a model folder anywhere; several are an ensemble")  # fmt: skip
-    add_trust_code(made)
-    made.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
-                      help="which checkpoint")  # fmt: skip
+    add_model_options(made)
     options = made.parse_args(arguments)
-    where = folders()
-    choice = _choose(where, options)
-    dataset = _home_name(where, options, choice)
+    choice = _choose(options)
+    dataset = _home_name(options, choice)
     manifest = export_model(choice, options.output, dataset=dataset, checkpoint=options.checkpoint)
     print(f"{options.output}, {options.output.stat().st_size / 1e6:.1f} MB: {choice.reason}")
     _print_content(manifest)
@@ -86,18 +79,16 @@ def install_model_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _choose(where: Folders, options: argparse.Namespace) -> ModelChoice:
+def _choose(options: argparse.Namespace) -> ModelChoice:
     """As echoplan_predict chooses; of several trainers each one's model."""
-    names = ("dataset", "plans_name", "configuration", "folds", "model_folders", "trust_code")
-    asked = {name: getattr(options, name) for name in names}
-    choices = [choose_models(where, trainer=trainer, **asked) for trainer in options.trainers or (None,)]
+    choices = [models_of(options, trainer) for trainer in options.trainers or (None,)]
     if len(choices) == 1 or options.model_folders:
         return choices[0]
     members = tuple(member for choice in choices for member in choice.members)
     return ModelChoice(members, None, "the trainers given, as an ensemble")
 
 
-def _home_name(where: Folders, options: argparse.Namespace, choice: ModelChoice) -> str:
+def _home_name(options: argparse.Namespace, choice: ModelChoice) -> str:
     """The name of the dataset's folder, Dataset001_CAMUS; of model folders anywhere, what their plans say.
 
     Raises:
