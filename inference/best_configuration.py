@@ -18,7 +18,6 @@ from echoplan.files import sweep_partial_files, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
-from echoplan.plans import ResolvedPlan
 
 from ..evaluation import evaluate_cases
 from ..evaluation.ejection import write_rows
@@ -157,7 +156,7 @@ def _write_best(
         "name": best.name,
         "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
         "postprocessing": postprocessing,
-        "calibration": _calibration_file(best).relative_to(crossval.results).as_posix(),
+        "calibration": best.calibration.relative_to(crossval.results).as_posix(),
         "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
         "scores": [score.to_row() for score in table],
         "left_out": left_out,
@@ -257,13 +256,11 @@ def _common_labels(
                 file=model / layout.DATASET_FILE,
                 remedy="compare models of the same labels: name their trainers with -tr, or train the others again",
             )
-    return first.structures, first.target, _dataset_of_cases(crossval, folders[models[0]].plan)
-
-
-def _dataset_of_cases(crossval: CrossValidation, plan: ResolvedPlan) -> dict[str, str] | None:
-    """Case -> source dataset; None where there is one dataset, whose scores are nobody's part."""
+    plan = folders[models[0]].plan
     store = ClipStore(crossval.preprocessed / plan.store)
-    return {case: store.case(case).dataset for case in crossval.cases} if plan.multi_dataset else None
+    # The scores of a single dataset are nobody's part.
+    dataset_of = {case: store.case(case).dataset for case in crossval.cases} if plan.multi_dataset else None
+    return first.structures, first.target, dataset_of
 
 
 def _pairs(crossval: CrossValidation, models: Sequence[Path], left_out: dict[str, str]) -> list[tuple[Path, ...]]:
@@ -310,10 +307,6 @@ def _postprocess_best(
     return postprocessing
 
 
-def _calibration_file(candidate: Candidate) -> Path:
-    return candidate.home / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
-
-
 def _write_calibration(
     crossval: CrossValidation, candidate: Candidate, structures: Mapping[str, int], target: int, processes: int
 ) -> None:
@@ -322,7 +315,7 @@ def _write_calibration(
     steps = read_postprocessing(own) if own.is_file() else ()
     store = ClipStore(crossval.preprocessed / ModelFolder.read(candidate.models[0]).plan.store)
     calibration = calibrate(crossval, candidate, store, steps, structures, target, processes=processes)
-    calibration.write(_calibration_file(candidate))
+    calibration.write(candidate.calibration)
 
 
 def _write_final_mask(

@@ -110,6 +110,11 @@ class Candidate:
         """A model's own folder; ensembles/<name> for an ensemble."""
         return self.models[0].parent / layout.home_of([model.name for model in self.models])
 
+    @property
+    def calibration(self) -> Path:
+        """Where its calibration lies."""
+        return self.home / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
+
     def files(self, crossval: CrossValidation, case: str) -> tuple[Path, ...]:
         """What the candidate's mask of a case is made from: one mask, or several models' probabilities."""
         ending = ".nii.gz" if len(self.models) == 1 else ".npz"

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
 
@@ -31,9 +30,6 @@ from ..evaluation.ejection import CHECK, names_of_cases
 from ..evaluation.measurements import joined
 from .dicom_header import read_header
 from .inputs import InputClip
-
-if TYPE_CHECKING:
-    from .dicom_objects import MeasuredClip
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +175,7 @@ def _write_segmentation(path: Path, item: InputClip, mask: Path, description: Da
 
 
 def _write_report(path: Path, items: Sequence[InputClip], row: PatientRow, model: str) -> Path:
-    from .dicom_objects import make_report
+    from .dicom_objects import MeasuredClip, make_report
 
     with _without_quotes(items[0].path):
         headers = [read_header(item.path) for item in items]
@@ -188,18 +184,11 @@ def _write_report(path: Path, items: Sequence[InputClip], row: PatientRow, model
         if invalid:
             row = replace(row, note=joined([row.note, f"not valid in the clip's header, so not here: {invalid}"]))
         _check_owners(items, sources)
-        _save(make_report(_measured_clips(items, sources, row), row, model=model), path)
+        phases = [[int(frame) for frame in (text or "").split(";")] for text in (row.ed_frames, row.es_frames)]
+        found = zip(items, sources, *phases, strict=True)
+        clips = [MeasuredClip(source, ed, es, item.case.view) for item, source, ed, es in found]
+        _save(make_report(clips, row, model=model), path)
     return path
-
-
-def _measured_clips(items: Sequence[InputClip], sources: Sequence[Dataset], row: PatientRow) -> list[MeasuredClip]:
-    from .dicom_objects import MeasuredClip
-
-    phases = [[int(frame) for frame in (text or "").split(";")] for text in (row.ed_frames, row.es_frames)]
-    return [
-        MeasuredClip(source, ed, es, item.case.view)
-        for item, source, ed, es in zip(items, sources, *phases, strict=True)
-    ]
 
 
 def _check_owners(items: Sequence[InputClip], sources: Sequence[Dataset]) -> None:

@@ -75,7 +75,10 @@ def write_reports(
         subtitle=title,
     )
     if overlays:
-        _write_overlays(out, inputs, masks, measurements, failures, target, processes)
+        files = {item.name: item.path for item in inputs}
+        clips = {measured.name: (files[measured.name], masks[measured.name], measured) for measured in measurements}
+        broken = write_overlays(out / layout.OVERLAYS, clips, target, processes=processes).failures
+        failures.update({f"overlay of {case}": reason for case, reason in broken.items()})
     return rows
 
 
@@ -101,22 +104,6 @@ def _measure_all(
     for name, reason in results.failures.items():
         failures[f"measuring {name}"] = reason
     return [results.done.get(name) or _without_mask(name, items, failures, how[1]) for name, items in patients.items()]
-
-
-def _write_overlays(
-    out: Path,
-    inputs: Sequence[InputClip],
-    masks: Mapping[str, Path],
-    measurements: Sequence[CaseMeasurement],
-    failures: MutableMapping[str, str],
-    target: int,
-    processes: int,
-) -> None:
-    files = {item.name: item.path for item in inputs}
-    clips = {measured.name: (files[measured.name], masks[measured.name], measured) for measured in measurements}
-    results = write_overlays(out / layout.OVERLAYS, clips, target, processes=processes)
-    for case, reason in results.failures.items():
-        failures[f"overlay of {case}"] = reason
 
 
 def _measure_patient(
