@@ -258,7 +258,7 @@ def _check_boxes(stream: BinaryIO, file_size: int, path: Path) -> int:
     FFmpeg would go through all of them, several times. Looked into are the kinds in which it looks for more: it takes
     a header within any other box for a header, too.
     """
-    boxes, last = 0, 0
+    boxes, last, inner = 0, 0, 0
     waiting = [(0, file_size, b"")]
     while waiting:
         place, end, parent = waiting.pop()
@@ -269,10 +269,11 @@ def _check_boxes(stream: BinaryIO, file_size: int, path: Path) -> int:
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
             long = 8 if length == 1 else 0
             length = max(int.from_bytes(head[8:16], "big") if long else length or end - place, 8)
-            if boxes > _MOST_BOXES:
-                raise _damaged(path, f"more than {_MOST_BOXES:,} boxes")
-            if kind == b"cmov":  # which may hold any number of them, deflated
-                raise EchoPlanError("the video has a compressed header", file=path, remedy=_CONVERT)
+            inner += parent not in (b"", b"moof", b"traf")  # FFmpeg's time grows with the square of some of these
+            if max(boxes, inner * 10) > _MOST_BOXES:
+                raise _damaged(path, "too many boxes")
+            if kind in (b"cmov", b"pssh"):  # deflated boxes without end; keys, of which each is compared with all
+                raise EchoPlanError("the video has a compressed or encrypted header", file=path, remedy=_CONVERT)
             if parent == b"stsd":
                 fields = [36, 86]  # of a sound's and of a picture's entry
             elif kind == b"stsd":
