@@ -39,6 +39,7 @@ WORDS = {
     "gmac": "GMAC a clip", "frames_per_second": "frames/s",
 }  # fmt: skip
 _EF = {"ef_r": ("pearson_r", 100.0), "ef_bias": ("bias", 1.0), "ef_sd": ("sd_of_differences", 1.0)}
+_ENDS = ("interval_95_low", "interval_95_high")
 _PHASES = {OVERALL: (OVERALL,), ED_AND_ES: (ED, ES), ED: (ED,), ES: (ES,)}
 _COLUMNS = (
     Column("published", "published"),
@@ -64,9 +65,14 @@ def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu"
         measured |= _measured(reproduction, table, row, tested)
         for name in row.published or ("dice",):
             printed = row.published.get(name, np.nan)
-            about = {"table": table.number, "title": table.title, "row": row.name, "figure": WORDS[name]}
-            here = measured.get(name, {})
-            ends = {end: here[end] - printed for end in ("interval_95_low", "interval_95_high") if end in here}
+            about: dict[str, Any] = {
+                "table": table.number,
+                "title": table.title,
+                "row": row.name,
+                "figure": WORDS[name],
+            }
+            here: dict[str, float] = measured.get(name, {})
+            ends: dict[str, float] = {end: here[end] - printed for end in _ENDS if end in here}
             difference = here.get("here", np.nan) - printed
             rows.append({**about, "published": printed, "difference": difference, **here, **ends})
     return pd.DataFrame(rows)
