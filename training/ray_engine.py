@@ -80,9 +80,6 @@ class FoldWatch(Watch):
         self._setups, self._epochs = setups, epochs
         self._to_overwrite = set(setups if overwrite else ())
         self._bars: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}  # of the metrics read last
-        self._redirected = logging_redirect_tqdm()  # messages do not break the lines
-        self._redirected.__enter__()
 
     def begin(self, case: str, node: str) -> None:
         """See `Watch`; what is to be overwritten goes only now that there is room for the new training."""
@@ -109,20 +106,16 @@ class FoldWatch(Watch):
     def look(self) -> None:
         """Show what the folds have written since."""
         for case, bar in self._bars.items():
-            metrics = self._setups[case].folder / layout.METRICS_FILE
-            if bar.disable or not metrics.exists() or metrics.stat().st_size == self._sizes.get(case):
-                continue
-            self._sizes[case] = metrics.stat().st_size
-            entries = read_metrics(metrics.parent)
-            dice = entries[-1].get("val_dice") if entries else None
-            bar.n = len(entries)
-            bar.set_postfix_str("" if dice is None else f"Dice {dice:.4f}")
+            entries = [] if bar.disable else read_metrics(self._setups[case].folder)
+            if len(entries) > bar.n:
+                dice = entries[-1].get("val_dice")
+                bar.n = len(entries)
+                bar.set_postfix_str("" if dice is None else f"Dice {dice:.4f}")
 
     def close(self) -> None:
         """See `Watch`."""
         for case in list(self._bars):
             self._close(case)
-        self._redirected.__exit__(None, None, None)
 
     def _close(self, case: str) -> None:
         if case in self._bars:
@@ -220,7 +213,8 @@ class RayTraining:
         run_cases = ClusterMap(cluster, need, written, read, workers=len(jobs), one_case_each=True)
         epochs = {name: job.method(setups[name].plan).recipe.epochs for name, job in jobs.items()}
         watch = FoldWatch(setups, epochs, overwrite=overwrite)
-        return run_cases(train, {name: (job,) for name, job in jobs.items()}, watch=watch)
+        with logging_redirect_tqdm():  # messages do not break the lines
+            return run_cases(train, {name: (job,) for name, job in jobs.items()}, watch=watch)
 
     def _need(self, cluster: Cluster, loaders: int) -> tuple[dict[str, float], str]:
         """What a fold takes of the cluster, and its device."""
