@@ -27,7 +27,8 @@ JITTER = 0.25
 BOX_REACH = 0.1  # of the box's side: the noise that SAM's own training boxes have (Kirillov et al. 2023, appendix A)
 MEDSAM_REACH = 20 / 1024  # of the image's side: 20 pixels of MedSAM's 1024
 BOX_KINDS = ("box", "jittered_box")
-LABEL_KINDS = ("point", "jittered", *BOX_KINDS, "mask")
+LABEL_KINDS = ("point", "jittered", "pixel", *BOX_KINDS, "mask")
+MIDDLE = 0.5  # the draw of a comparison's "pixel"
 PROMPT_KINDS = ("automatic", *LABEL_KINDS)
 
 Box = tuple[float, float, float, float]
@@ -52,6 +53,16 @@ def jittered_point(mask: NDArray[np.bool_], draw: float, *, reach: float = JITTE
     pixels = np.argwhere(mask)
     near = pixels[np.linalg.norm(pixels - centre, axis=1) <= reach * np.sqrt(len(pixels))]
     row, column = near[int(draw * len(near))]
+    return int(row), int(column)
+
+
+def listed_pixel(mask: NDArray[np.bool_], draw: float) -> tuple[int, int]:
+    """(row, column) of a pixel of a (H, W) mask that is not empty, wherever it lies; `draw` in [0, 1) chooses.
+
+    E3SAM2's authors begin clips with it: drawn in training, the middle one of the list, row by row, at test time.
+    """
+    pixels = np.argwhere(mask)
+    row, column = pixels[int(draw * len(pixels))]
     return int(row), int(column)
 
 
@@ -151,8 +162,8 @@ def prompt_from_label(mask: NDArray[np.bool_], *, kind: str, frame: int, draw: f
 
     Args:
         mask: (H, W) of the network's input, not empty.
-        kind: "point" (the deepest pixel), "jittered" (one near it), "box" (the label's own), "jittered_box" (with its
-            sides moved), or "mask" (the label itself).
+        kind: "point" (the deepest pixel), "jittered" (one near it), "pixel" (any, see `listed_pixel`), "box" (the
+            label's own), "jittered_box" (with its sides moved), or "mask" (the label itself).
         frame: the label's frame in the clip.
         draw: in [0, 1): the chance in what is jittered.
         reach: of points, see `jittered_point`.
@@ -163,11 +174,22 @@ def prompt_from_label(mask: NDArray[np.bool_], *, kind: str, frame: int, draw: f
         exact = kind == "box"
         box = box_of(mask) if exact else jittered_box(mask, np.random.default_rng(int(draw * 2**53)))
         return Prompts.given_boxes(torch.tensor([box], dtype=torch.float32), [frame])
-    point = inner_point(mask) if kind == "point" else jittered_point(mask, draw, reach=reach)
+    if kind == "pixel":
+        point = listed_pixel(mask, draw)
+    else:
+        point = inner_point(mask) if kind == "point" else jittered_point(mask, draw, reach=reach)
     return Prompts.given(pixel_centres([point]), [frame])
 
 
-def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float], reach: float = JITTER) -> Prompts:
+def draw_prompts(
+    labels: Tensor,
+    *,
+    automatic: str,
+    shares: Mapping[str, float],
+    reach: float = JITTER,
+    first: bool = False,
+    draw: float | None = None,
+) -> Prompts:
     """Prompts for the clips of a training batch: some get one from their labels, the others begin by themselves.
 
     Clips without a visible structure always begin by themselves. Chance comes from torch's generator on the CPU, which
@@ -178,6 +200,8 @@ def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float],
         automatic: the kind of prompt of the other clips.
         shares: chances of the kinds that labels make (`LABEL_KINDS`), which add up to 1 at most.
         reach: see `jittered_point`.
+        first: prompts lie in the first frame or nowhere.
+        draw: instead of chance, in what is jittered.
     """
     alone = Prompts.automatic([automatic])
     if labels.is_meta:  # planning's dry run, where labels have no values
@@ -186,14 +210,15 @@ def draw_prompts(labels: Tensor, *, automatic: str, shares: Mapping[str, float],
     drawn = []
     for clip, seen in enumerate(frames_seen):
         kind_draw, frame_draw, jitter_draw = torch.rand(3).tolist()
-        visible = [frame for frame, shows in enumerate(seen) if shows]
+        visible = [frame for frame, shows in enumerate(seen[:1] if first else seen) if shows]
         kind = _drawn_kind(kind_draw, shares)
         if not visible or kind is None:
             drawn.append(alone)
             continue
         frame = visible[int(frame_draw * len(visible))]
         mask = (labels[clip, frame] == 1).cpu().numpy()
-        drawn.append(prompt_from_label(mask, kind=kind, frame=frame, draw=jitter_draw, reach=reach))
+        own_draw = jitter_draw if draw is None else draw
+        drawn.append(prompt_from_label(mask, kind=kind, frame=frame, draw=own_draw, reach=reach))
     return Prompts.joined(drawn)
 
 
@@ -223,7 +248,7 @@ def prompt_of_case(store: ClipStore, case: str, *, kind: str, seed: int = 0) -> 
     for frame in store.case(case).labelled_frames:
         mask = store.labels(case, [frame])[0] == 1
         if mask.any():
-            draw = case_draw(case, seed=seed)
+            draw = MIDDLE if kind == "pixel" else case_draw(case, seed=seed)
             return prompt_from_label(mask, kind=kind, frame=frame, draw=draw)
     return None
 

@@ -81,6 +81,8 @@ class Recipe:
         optimiser: "sgd" (Nesterov), "adam" or "adamw".
         learning_rate: at the start; None takes the plan's.
         final_learning_rate: at the end; 0 falls all the way.
+        warmup_iterations: steps in which the learning rate first rises in a straight line. The fall then begins, as
+            slow as without them, and is not at its end when the training is.
         momentum, weight_decay: the optimiser's.
         nesterov: whether SGD's momentum is Nesterov's.
         poly_power: the learning rate falls as (1 - iteration / iterations) ** poly_power; 0 keeps it constant.
@@ -109,6 +111,7 @@ class Recipe:
     optimiser: str = "adam"
     learning_rate: float | None = None
     final_learning_rate: float = 0.0
+    warmup_iterations: int = 0
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0
@@ -130,6 +133,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise EchoPlanError(f"the setting {name} must be more than 0, not {value}")
+        if self.warmup_iterations < 0:
+            raise EchoPlanError(f"the setting warmup_iterations must be at least 0, not {self.warmup_iterations}")
         choices = {
             "optimiser": ("sgd", "adam", "adamw"),
             "precision": ("auto", "float32", "bfloat16", "float16"),

@@ -127,9 +127,11 @@ class TrainStep:
 
     def scheduled_rate(self) -> float:
         """The learning rate of the step to come."""
-        recipe = self.recipe
+        recipe, since_warmup = self.recipe, self.iteration - self.recipe.warmup_iterations
+        if since_warmup < 0:
+            return self.learning_rate * (self.iteration + 1) / recipe.warmup_iterations
         return poly_rate(
-            self.learning_rate, self.iteration, self.iterations, recipe.poly_power, end=recipe.final_learning_rate
+            self.learning_rate, since_warmup, self.iterations, recipe.poly_power, end=recipe.final_learning_rate
         )
 
     @property

@@ -137,12 +137,13 @@ def train_fold(
         trainer.run_training()
     if world.is_main and (validate or not setup.summary.exists()):
         network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device, trust_code=True)
+        prompt = method.prompt_of_cases(network, setup)
         if setup.test:
-            judge_sampled(network, setup, setup.test, setup.folder / layout.TEST)
+            judge_sampled(network, setup, setup.test, setup.folder / layout.TEST, prompt=prompt)
         if setup.plan.judging == "sampled":
-            judge_sampled(network, setup, setup.val, setup.summary.parent)
+            judge_sampled(network, setup, setup.val, setup.summary.parent, prompt=prompt)
         else:
-            validate_fold(network, setup)
+            validate_fold(network, setup, prompt=prompt)
     return setup.summary
 
 

@@ -208,7 +208,7 @@ class Trainer:
                 self.save_terminated()
             batch = self.to_device(batch)
             with self.step.autocast():
-                logits = self.network(batch["clip"])
+                logits = self.method.answer(self.network, batch)
                 if self.recipe.keep_epoch == "lowest_loss":
                     losses += [float(self.method.validation_loss(logits, batch))] * len(logits)
             score.add(logits, batch["labels"], batch["dataset"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
+from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.interface import labels_from_probabilities
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.parallel_map import progress
@@ -75,7 +76,7 @@ def judge_sampled(
     cases: Iterable[str],
     folder: Path,
     *,
-    prompt: Callable[[str], Any] | None = None,
+    prompt: Callable[[str], Prompts | Tensor | None] | None = None,
     in_pixels: bool = False,
 ) -> dict[str, Any]:
     """Predict and judge what the papers do: the frames that they give their networks, on the network's grid.
@@ -88,7 +89,7 @@ def judge_sampled(
         setup: the fold.
         cases: of its validation, or its paper's test.
         folder: for the results.
-        prompt: case -> what a frame network is told of each frame of the clip, (T, ...).
+        prompt: as `validate_fold` takes it; of a frame network of each frame of the clip, (T, ...).
         in_pixels: whether distances are in pixels of the grid, whatever the spacing.
 
     Returns:
@@ -101,7 +102,6 @@ def judge_sampled(
         frames = stored.labelled_frames
         if plan.frames > 1:
             frames = clip_samples([stored], plan.frames)[0].frames
-        told = None if prompt is None else prompt(name)
         probabilities = segment_clip(
             network,
             torch.from_numpy(setup.store.frames(name, frames)),
@@ -109,7 +109,7 @@ def judge_sampled(
             window=plan.frames,
             classes=description.classes,
             batch=plan.batch_size if plan.frames == 1 else 1,
-            prompts=None if told is None else told[list(frames)],
+            prompts=_told(None if prompt is None else prompt(name), frames),
         )
         mask = labels_from_probabilities(probabilities)
         like = Clip(mask, None if in_pixels else stored.geometry.spacing_mm, source=name)
@@ -125,6 +125,11 @@ def judge_sampled(
         labels=description.structures,
         target=description.target,
     ).write(folder, patients=patients, views=views)
+
+
+def _told(prompts: Prompts | Tensor | None, frames: Sequence[int]) -> Prompts | Tensor | None:
+    """What a network is told of a whole case, for some of its frames."""
+    return prompts.within(frames) if isinstance(prompts, Prompts) else None if prompts is None else prompts[[*frames]]
 
 
 def _sampled_case(stored: StoredCase, frames: tuple[int, ...], spacing_mm: tuple[float, float] | None) -> StoredCase:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from echoplan.networks.complexity import count_parameters
-from echoplan.networks.e3sam2.encoder import EdgeHead, sobel
+from echoplan.networks.e3sam2.edges import EdgeHead, sobel
 
 
 def _disc(size: int, radius: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,24 +10,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echoplan.labels import IGNORE
-from echoplan.networks.e3sam2.encoder import sobel
+from echoplan.networks.e3sam2.edges import sobel
 
 from .region import class_masks, cross_entropy_loss, mean_where, reduce_labels
 
+_LEAST_GAP = 1e-3  # of the entropies of background and foreground, in the authors' code
 
-def edge_loss(logits: Tensor, target: Tensor, *, classes: int = 1, ignore: int = IGNORE) -> Tensor:
+
+def edge_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    dilated: bool = False,
+    positive_weight: float = 1.0,
+    classes: int = 1,
+    ignore: int = IGNORE,
+) -> Tensor:
     """L_edge: mean binary cross-entropy with `edge_target` over the grid points where that is known.
 
     Args:
         logits: ``(B, T, 1, H/s, W/s)``.
         target: ``(B, T, H, W)``.
+        dilated: logits are enlarged to the target's grid, where edges are wider by a pixel to each side, as E3SAM2's
+            authors do; else the target is reduced to the logits' grid.
+        positive_weight: see `cross_entropy_loss`.
         classes, ignore: see `edge_target`.
     """
-    edges = edge_target(target, stride=target.shape[-1] // logits.shape[-1], classes=classes, ignore=ignore)
-    return cross_entropy_loss(logits, edges, ignore=ignore)
+    stride = 1 if dilated else target.shape[-1] // logits.shape[-1]
+    if dilated:
+        enlarged = F.interpolate(logits.float().flatten(0, 1), size=target.shape[-2:], mode="bilinear")
+        logits = enlarged.unflatten(0, target.shape[:2])
+    edges = edge_target(target, stride=stride, dilated=dilated, classes=classes, ignore=ignore)
+    return cross_entropy_loss(logits, edges, positive_weight=positive_weight, ignore=ignore)
 
 
-def edge_target(target: Tensor, *, stride: int = 4, classes: int = 1, ignore: int = IGNORE) -> Tensor:
+def edge_target(
+    target: Tensor, *, stride: int = 4, dilated: bool = False, classes: int = 1, ignore: int = IGNORE
+) -> Tensor:
     """Where the ground truth has edges, on a coarser grid: 1 on an edge, 0 off it, `ignore` where nobody knows.
 
     A pixel is on an edge when the Sobel gradient of a structure's mask is not zero there: on either side of a straight
@@ -37,6 +56,7 @@ def edge_target(target: Tensor, *, stride: int = 4, classes: int = 1, ignore: in
     Args:
         target: ``(B, T, H, W)``, labels, integers.
         stride: s; it divides H and W.
+        dilated: whether the eight neighbours of a pixel on an edge are on it, too.
         classes: 1 for the edges of label 1 alone; K > 1 for those of the labels 0 to K - 1.
         ignore: the label of pixels that nobody labelled.
 
@@ -46,20 +66,31 @@ def edge_target(target: Tensor, *, stride: int = 4, classes: int = 1, ignore: in
     gradients = torch.stack(sobel(class_masks(target, classes).flatten(0, 1)))
     on_edge = (gradients != 0).any(dim=0).any(dim=1, keepdim=True).float()
     unlabelled = F.max_pool2d((target == ignore).flatten(0, 1).unsqueeze(1).float(), 3, stride=1, padding=1)
+    if dilated:
+        on_edge, unlabelled = (F.max_pool2d(each, 3, stride=1, padding=1) for each in (on_edge, unlabelled))
     edges, unknown = (F.max_pool2d(each, stride).squeeze(1) > 0 for each in (on_edge, unlabelled))
     return edges.byte().masked_fill(unknown, ignore).unflatten(0, target.shape[:2])
 
 
-def entropy_loss(entropies: Sequence[Tensor], target: Tensor, *, classes: int = 1, ignore: int = IGNORE) -> Tensor:
+def entropy_loss(
+    entropies: Sequence[Tensor],
+    target: Tensor,
+    *,
+    bounded: bool = False,
+    classes: int = 1,
+    ignore: int = IGNORE,
+) -> Tensor:
     """Equation 5, L_reg: mean entropy over the foreground minus that over the background; their mean over all maps.
 
-    A grid point counts towards each region by the area of it that the region covers, so the two means are those over
-    the labelled pixels of the full grid. A frame counts where it has both regions.
+    A grid point counts towards each region by the region's mask, interpolated linearly there. A frame counts where it
+    has both regions.
 
     Args:
         entropies: one ``(B, T, N)`` an attention: H / ln N, so that they compare, of the N = H/s x W/s points of its
             grid, row by row.
         target: ``(B, T, H, W)``.
+        bounded: a gap (background minus foreground) below 1e-3 counts as 1e-3, and has no gradient, as in the authors'
+            code.
         classes: 1 for label 1 as the foreground; K > 1 for every label but 0.
         ignore: the label of pixels that nobody labelled.
 
@@ -71,12 +102,15 @@ def entropy_loss(entropies: Sequence[Tensor], target: Tensor, *, classes: int = 
     gaps, counted = [], []
     for entropy in entropies:
         stride = round(math.sqrt(target.shape[2] * target.shape[3] / entropy.shape[2]))
-        area = F.avg_pool2d(regions.flatten(0, 1), stride).unflatten(0, target.shape[:2]).flatten(3)
+        grid = [side // stride for side in target.shape[2:]]
+        reduced = F.interpolate(regions.flatten(0, 1), size=grid, mode="bilinear")
+        area = reduced.unflatten(0, target.shape[:2]).flatten(3)
         size = area.sum(dim=3)
         total = torch.where(area > 0, entropy.float().unsqueeze(2) * area, 0.0).sum(dim=3)
         # A region of no size has no mean; dividing by one keeps its frame, which does not count, free of NaN.
         mean = total / torch.where(size > 0, size, 1.0)
-        gaps.append(mean[:, :, 0] - mean[:, :, 1])
+        gap = mean[:, :, 1] - mean[:, :, 0]
+        gaps.append(-(gap.clamp(_LEAST_GAP, 1.0) if bounded else gap))
         counted.append((size > 0).all(dim=2))
     return mean_where(torch.stack(gaps), torch.stack(counted))
 

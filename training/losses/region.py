@@ -55,17 +55,20 @@ def soft_dice_loss(
     return mean_where(loss, counted.expand(loss.shape))
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor, *, ignore: int = IGNORE) -> Tensor:
+def cross_entropy_loss(logits: Tensor, target: Tensor, *, positive_weight: float = 1.0, ignore: int = IGNORE) -> Tensor:
     """Mean cross-entropy over all labelled pixels of the batch; binary for K = 1 (label 1 against the rest).
 
     Args:
         logits: ``(B, T, K, H, W)``.
         target: ``(B, T, H, W)``, uint8 or long; labels below K, or `ignore`.
+        positive_weight: for K = 1, what a pixel of label 1 counts; the mean still divides by the number of pixels.
         ignore: the label of pixels that nobody labelled; they have neither weight nor gradient.
     """
     logits, labelled = mask_logits(logits, target, ignore=ignore)
     if logits.shape[2] == 1:
-        loss = F.binary_cross_entropy_with_logits(logits.squeeze(2), (target == 1).float(), reduction="none")
+        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        truth = (target == 1).float()
+        loss = F.binary_cross_entropy_with_logits(logits.squeeze(2), truth, reduction="none", pos_weight=weight)
     else:
         # Ignored pixels get label 0 here, since cross_entropy would refuse a label beyond K; they are left out below.
         labels = target.long().masked_fill(~labelled, 0)
@@ -79,6 +82,7 @@ def dice_ce_loss(
     *,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
+    positive_weight: float = 1.0,
     ignore: int = IGNORE,
     **dice_settings: Any,
 ) -> Tensor:
@@ -88,11 +92,13 @@ def dice_ce_loss(
         logits: ``(B, T, K, H, W)``.
         target: ``(B, T, H, W)``.
         dice_weight, ce_weight: the two weights.
+        positive_weight: see `cross_entropy_loss`.
         ignore: the label of pixels that nobody labelled.
         dice_settings: passed on to `soft_dice_loss`.
     """
     dice = soft_dice_loss(logits, target, ignore=ignore, **dice_settings)
-    return dice_weight * dice + ce_weight * cross_entropy_loss(logits, target, ignore=ignore)
+    entropy = cross_entropy_loss(logits, target, positive_weight=positive_weight, ignore=ignore)
+    return dice_weight * dice + ce_weight * entropy
 
 
 def deep_supervision_loss(

@@ -1,4 +1,8 @@
-"""SAM2 fine-tuned on echocardiography, and E3SAM2 (Zheng et al.), which adapts it by entropy and edges."""
+"""SAM2 fine-tuned on echocardiography, and E3SAM2 (Zheng et al.), which adapts it by entropy and edges.
+
+E3SAM2 comes in two designs, values of settings each of which can be set alone: the paper's, and what its authors
+released (github.com/ZhengLong777/E3SAM2, commit 1b90d3d). docs/trainers.md names every difference.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
+from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.e3sam2.settings import E3SAM2Settings, SAM2Settings
+from echoplan.networks.settings import check_choice
 
 from ..data import Batch
+from ..fold import FoldSetup
 from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
-from ..prompts import LABEL_KINDS, draw_prompts
+from ..prompts import LABEL_KINDS, MIDDLE, CasePrompts, draw_prompts
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
+
+_SMOOTH = 1e-5  # pixels, in the Dice of a batch
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,11 @@ class SAM2Recipe(Recipe):
 
     Attributes:
         pretrained: start from the published weights of SAM 2.1.
-        point_share, jittered_share, box_share, jittered_box_share, mask_share: shares of the training clips that begin
-            with a prompt from the labels: the deepest point inside or one near it, the box or one with its sides moved,
-            the mask of one frame. The others begin by themselves, as at test time.
+        point_share, jittered_share, pixel_share, box_share, jittered_box_share, mask_share: shares of the training
+            clips that begin with a prompt from the labels: the deepest point inside, one near it or any, the box or one
+            with its sides moved, the mask of one frame. The others begin by themselves, as at test time.
+        true_point_at_test: whether clips of the validation begin with a point from their own labels, as the published
+            figures of E3SAM2 were made. What is measured so is better than what `echoplan_predict` can do.
         segmentation_weight: of Dice and cross-entropy (equation 8's alpha).
         coarse_weight, quality_weight, presence_weight: of the coarse head's mask, of SAM2's IoU head (L1 to the true
             IoU) and of its object score; the paper does not name them.
@@ -43,9 +54,11 @@ class SAM2Recipe(Recipe):
     pretrained: bool = True
     point_share: float = 0.25
     jittered_share: float = 0.25
+    pixel_share: float = 0.0
     box_share: float = 0.0
     jittered_box_share: float = 0.0
     mask_share: float = 0.0
+    true_point_at_test: bool = False
     segmentation_weight: float = 0.8
     coarse_weight: float = 0.2
     quality_weight: float = 0.1
@@ -70,20 +83,74 @@ class SAM2Recipe(Recipe):
         return replace(self.network, trainable="all") if from_scratch else self.network
 
 
+# What the authors released, where it differs from the paper, or where the paper leaves it to us.
+RELEASED: dict[str, Any] = {
+    "attention": "ega_query",
+    "certainty_power": 4.0,
+    "edge_from": "decoder",
+    "memory_draw": True,
+    "prompt": "point",
+    "start_frame": "first",
+    "coarse_detached": True,
+    "threshold": 0.6,
+    "point_share": 0.0,
+    "jittered_share": 0.0,
+    "pixel_share": 1.0,
+    "dice_weight": 0.8,
+    "ce_weight": 0.2,
+    "positive_weight": 2.0,
+    "entropy_bounded": True,
+    "entropy_weight": 0.01,
+    "entropy_from_epoch": 30,
+    "keep_epoch": "best_dice",
+}
+
+
 @dataclass(frozen=True)
 class E3SAM2Recipe(SAM2Recipe):
-    """The paper's: equation 8 with 0.8, 0.1 and 0.2.
+    """The paper's: equation 8 with 0.8, 0.1 and 0.2; weight decay and warm-up, of which it is silent, are the authors'.
 
     Attributes:
+        design: "paper", or "released" for the values in `RELEASED`; settings that are named beside it count before it.
+        dice_weight, ce_weight: within the segmentation term. Its Dice has squares below the line (V-Net's, which the
+            paper cites) and is one over the batch.
+        positive_weight: what a pixel of the structure, or of an edge, counts in both cross-entropies.
         entropy_regularisation: whether equation 5 counts (table 3).
+        entropy_bounded: see `entropy_loss`.
+        entropy_from_epoch: the first epoch, from 0, in which equation 5 counts.
         entropy_weight, edge_weight: equation 8's beta and delta.
+        dilated_edges: whether edges are learnt on the input's grid, dilated by a pixel, as the authors do; else as thin
+            lines on the grid of stride 4.
         network: see `E3SAM2Settings`.
     """
 
+    design: str = "paper"
+    weight_decay: float = 0.1
+    warmup_iterations: int = 250
+    quality_weight: float = 0.0
+    presence_weight: float = 0.0
+    dice_weight: float = 1.0
+    ce_weight: float = 1.0
+    positive_weight: float = 1.0
     entropy_regularisation: bool = True
+    entropy_bounded: bool = False
+    entropy_from_epoch: int = 0
     entropy_weight: float = 0.1
     edge_weight: float = 0.2
+    dilated_edges: bool = True
     network: E3SAM2Settings = field(default_factory=E3SAM2Settings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("design", self.design, ("paper", "released"))
+
+    def with_settings(self, settings: Mapping[str, Any]) -> E3SAM2Recipe:
+        """See `Recipe.with_settings`; a named design sets all that belongs to it, but for what is named besides."""
+        if "design" in settings:
+            defaults = E3SAM2Recipe().to_dict()
+            of_design = RELEASED if settings["design"] == "released" else {name: defaults[name] for name in RELEASED}
+            settings = {**of_design, **settings}
+        return super().with_settings(settings)
 
 
 SAM2RecipeT = TypeVar("SAM2RecipeT", bound=SAM2Recipe)
@@ -103,27 +170,47 @@ class SAM2Family(Method[SAM2RecipeT]):
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
-        prompts = draw_prompts(batch["labels"], automatic=self.recipe.network.prompt, shares=self.recipe.label_shares)
-        return network(batch["clip"], prompts)
+        return network(batch["clip"], self._prompts(batch, self.recipe.label_shares))
+
+    def answer(self, network: Callable[..., Any], batch: Batch) -> Tensor:
+        """See `Method.answer`."""
+        told = (self._prompts(batch, {"pixel": 1.0}, draw=MIDDLE),) if self.recipe.true_point_at_test else ()
+        return network(batch["clip"], *told)
+
+    def prompt_of_cases(self, network: nn.Module, setup: FoldSetup) -> CasePrompts | None:
+        """See `Method.prompt_of_cases`."""
+        return CasePrompts(network, setup, "pixel") if self.recipe.true_point_at_test else None
+
+    def _prompts(self, batch: Batch, shares: Mapping[str, float], **options: float) -> Prompts:
+        of_network = self.recipe.network
+        first = of_network.start_frame == "first"
+        return draw_prompts(batch["labels"], automatic=of_network.prompt, shares=shares, first=first, **options)
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 8, and what keeps SAM2's own heads and the coarse head in training; means over frames throughout."""
         total = torch.zeros((), device=output.logits.device)
-        for name, (weight, value) in self.terms(output, batch["labels"]).items():
+        for name, (weight, value) in self.terms(output, batch["labels"], epoch).items():
             record(**{f"loss_{name}": value})
             total = total + weight * value
         return total
 
-    def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def terms(self, output: ClipOutput, labels: Tensor, epoch: int) -> dict[str, tuple[float, Tensor]]:
         """The loss's terms by name, each with its weight."""
         recipe, heads = self.recipe, output.auxiliary
         coarse = heads["coarse"]
-        return {
-            "segmentation": (recipe.segmentation_weight, dice_ce_loss(output.logits, labels)),
+        terms = {
+            "segmentation": (recipe.segmentation_weight, self.segmentation_loss(output.logits, labels)),
             "coarse": (recipe.coarse_weight, dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]))),
-            "quality": (recipe.quality_weight, mask_quality_loss(heads["iou"], heads["masks"], labels)),
-            "presence": (recipe.presence_weight, presence_loss(heads["object_score"], labels)),
         }
+        if recipe.quality_weight:
+            terms["quality"] = recipe.quality_weight, mask_quality_loss(heads["iou"], heads["masks"], labels)
+        if recipe.presence_weight:
+            terms["presence"] = recipe.presence_weight, presence_loss(heads["object_score"], labels)
+        return terms
+
+    def segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of the answer itself."""
+        return dice_ce_loss(logits, labels)
 
 
 class SAM2Method(SAM2Family[SAM2Recipe]):
@@ -134,16 +221,38 @@ class SAM2Method(SAM2Family[SAM2Recipe]):
 
 
 class E3SAM2Method(SAM2Family[E3SAM2Recipe]):
-    """E3SAM2 on SAM 2.1."""
+    """E3SAM2 on SAM2."""
 
     recipe_class = E3SAM2Recipe
     network_name: ClassVar[str] = "e3sam2"
 
-    def terms(self, output: ClipOutput, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def terms(self, output: ClipOutput, labels: Tensor, epoch: int) -> dict[str, tuple[float, Tensor]]:
         """Equation 8's three terms, as far as they are on, and those of SAM2's own heads."""
-        recipe, terms = self.recipe, super().terms(output, labels)
-        if recipe.entropy_regularisation:
-            terms["entropy"] = recipe.entropy_weight, entropy_loss(output.auxiliary["entropies"], labels)
+        recipe, terms = self.recipe, super().terms(output, labels, epoch)
+        if recipe.entropy_regularisation and recipe.network.adapters:
+            weight = recipe.entropy_weight if epoch >= recipe.entropy_from_epoch else 0.0
+            value = entropy_loss(output.auxiliary["entropies"], labels, bounded=recipe.entropy_bounded)
+            terms["entropy"] = weight, value
         if recipe.network.edge_supervision:
-            terms["edges"] = recipe.edge_weight, edge_loss(output.auxiliary["edges"], labels)
+            value = edge_loss(
+                output.auxiliary["edges"],
+                labels,
+                dilated=recipe.dilated_edges,
+                positive_weight=recipe.positive_weight,
+            )
+            terms["edges"] = recipe.edge_weight, value
         return terms
+
+    def segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `E3SAM2Recipe.dice_weight`."""
+        recipe = self.recipe
+        return dice_ce_loss(
+            logits,
+            labels,
+            dice_weight=recipe.dice_weight,
+            ce_weight=recipe.ce_weight,
+            positive_weight=recipe.positive_weight,
+            squared=True,
+            per_frame=False,
+            smooth=_SMOOTH,
+        )

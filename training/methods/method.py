@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..data import Batch, Sample, planned_samples
 from ..fold import FoldSetup
 from ..losses import dice_ce_loss
 from ..recipe import MethodRequirements, PublishedNetwork, PublishedProtocol, Recipe
+
+if TYPE_CHECKING:
+    from ..fold import FoldSetup
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 MethodT = TypeVar("MethodT", bound="Method[Any]")
@@ -123,6 +126,14 @@ class Method(ABC, Generic[RecipeT]):
         """
         output = network(batch["clip"])
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
+
+    def answer(self, network: Callable[..., Any], batch: Batch) -> Tensor:
+        """The network's logits for a validation batch; see `forward`."""
+        return network(batch["clip"])
+
+    def prompt_of_cases(self, network: nn.Module, setup: FoldSetup) -> Callable[[str], Any] | None:
+        """What the final validation tells the network of each case; None, as it should be, tells it nothing."""
+        return None
 
     def validation_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The mean loss of a validation batch, by which `keep_epoch=lowest_loss` chooses the epoch.

@@ -1,7 +1,4 @@
-"""Entropy-Guided Attention, and the adapter around it that follows each stage of the image encoder.
-
-What the paper compares it with is here too. Memory grows with N and not with N x N.
-"""
+"""Entropy-Guided Attention, and what the paper compares it with. Memory grows with N and not with N x N."""
 
 from __future__ import annotations
 
@@ -20,22 +17,24 @@ from echoplan.errors import EchoPlanError
 
 ATTENTIONS = ("ega", "ega_query", "ega_column", "self", "topk", "mask")
 
-_EPSILON = 1e-12  # of equation 3
-_LEAST_CERTAINTY = 1e-6  # float32 does not tell a smaller one from zero; perfectly even attention stays as it is
+_EPSILON = 1e-12
+_LEAST_CERTAINTY = 1e-6  # of a key: float32 does not tell a smaller one from zero
+_QUERY_EPSILON, _LEAST_QUERY_CERTAINTY = 1e-8, 1e-3  # of equation 3, and of gamma, as the authors have them
 _CHANNEL_MULTIPLE = 8  # fused attention kernels for GPUs want such widths
 
 
 class EntropyGuidedAttention(nn.Module):
     """Self-attention whose map A = softmax(q k^T / sqrt(d)) is weighted by how certain its rows are (equations 1 to 4).
 
-    H_i is the entropy of row A_i and gamma_i = 1 - H_i / ln N its certainty. Equation 3 can be read in three ways.
+    H_i is the entropy of row A_i and gamma_i = (1 - H_i / ln N)^p its certainty. Equation 3 can be read in three ways.
     In the other kinds, too, the entropy is that of A. `attention` is one of:
 
-    - "ega": certainty of the key, A'_ij = gamma_j A_ij / (sum_j gamma_j A_ij + eps). What is reliable is kept.
-    - "ega_query": certainty of the query, A'_ij = gamma_i A_ij / (sum_j gamma_i A_ij + eps). It cancels but for eps, so
-      this is self-attention unless a row is almost even.
-    - "ega_column": the sum over rows as printed, A'_ij = gamma_i A_ij / (sum_m gamma_m A_mj + eps). It normalises
-      columns: rows no longer sum to one.
+    - "ega_column": as it is printed, A'_ij = gamma_i A_ij / (sum_m gamma_m A_mj + eps). A query that is sure of itself
+      takes more; what a key gives, to all queries together, is one.
+    - "ega_query": as the authors programmed it, A'_ij = gamma_i A_ij / (sum_j gamma_i A_ij + eps). The certainty
+      cancels but for eps: this is self-attention, but where a row is so even that gamma comes near eps (with p = 4, at
+      a certainty of 0.01).
+    - "ega": certainty of the key, A'_ij = gamma_j A_ij / (sum_j gamma_j A_ij + eps).
     - "self": A' = A.
     - "topk": after Chen et al. 2023, a softmax over each row's largest scores alone; `top_share` of them. (Theirs is
       between channels and mixes several shares; here it is between tokens with one.)
@@ -50,12 +49,23 @@ class EntropyGuidedAttention(nn.Module):
         attention: see above.
         heads: they divide C.
         top_share: share of the keys that "topk" keeps, in (0, 1].
+        certainty_power: p; the authors' is 4.
+        projected: whether there is an output map.
 
     Raises:
         EchoPlanError: a setting it cannot take.
     """
 
-    def __init__(self, channels: int, *, attention: str = "ega", heads: int = 1, top_share: float = 0.5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        attention: str = "ega_column",
+        heads: int = 1,
+        top_share: float = 0.5,
+        certainty_power: float = 1.0,
+        projected: bool = True,
+    ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
             raise EchoPlanError(f"attention cannot be {attention!r}", remedy=f"choose one of {', '.join(ATTENTIONS)}")
@@ -63,12 +73,14 @@ class EntropyGuidedAttention(nn.Module):
             raise EchoPlanError(f"heads ({heads}) must divide the channels ({channels})")
         if not 0 < top_share <= 1:
             raise EchoPlanError(f"top_share must be above 0 and at most 1, not {top_share}")
-        self.kind, self.heads, self.top_share = attention, heads, top_share
-        self.query_key_value, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        for weight in (*self.query_key_value.weight.chunk(3), self.out.weight):
-            nn.init.xavier_uniform_(weight)
+        self.kind, self.heads, self.top_share, self.power = attention, heads, top_share, certainty_power
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.out: nn.Module = nn.Linear(channels, channels) if projected else nn.Identity()
         for linear in (self.query_key_value, self.out):
-            nn.init.zeros_(linear.bias)
+            if isinstance(linear, nn.Linear):
+                for weight in linear.weight.split(channels):
+                    nn.init.xavier_uniform_(weight)
+                nn.init.zeros_(linear.bias)
         self.keep = nn.Linear(channels, 1) if attention == "mask" else None
         if self.keep is not None:
             nn.init.zeros_(self.keep.weight)
@@ -88,13 +100,14 @@ class EntropyGuidedAttention(nn.Module):
         return self.out(mixed if local is None else mixed + local), entropy.unflatten(0, (-1, self.heads)).mean(dim=1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, entropy: Tensor, tokens: Tensor) -> Tensor:
-        certainty = (1 - entropy).clamp_min(_LEAST_CERTAINTY).unsqueeze(-1)
+        least = _LEAST_CERTAINTY if self.kind == "ega" else _LEAST_QUERY_CERTAINTY
+        certainty = ((1 - entropy).clamp_min(least) ** self.power).unsqueeze(-1)
         if self.kind == "ega":
             return weighted_attention(q, k, v, certainty)
         if self.kind == "ega_query":
-            return attention(q, k, v) * (certainty / (certainty + _EPSILON))
+            return attention(q, k, v) * (certainty / (certainty + _QUERY_EPSILON))
         if self.kind == "ega_column":
-            return attention(q, k, v / (column_sums(q, k, certainty) + _EPSILON)) * certainty
+            return attention(q, k, v / (column_sums(q, k, certainty) + _QUERY_EPSILON)) * certainty
         if self.kind == "topk":
             return top_attention(q, k, v, keep=max(1, round(self.top_share * k.shape[1])))
         if self.keep is not None:
@@ -262,38 +275,3 @@ def _with_memory(queries: Tensor, keys: int) -> Iterator[tuple[slice, slice, Ten
             memory = queries.new_empty(2, math.prod(shape)) if memory is None else memory
             scores, spare = (part[: math.prod(shape)].view(shape) for part in memory)
             yield batch, rows, scores, spare
-
-
-class GlobalLocalAdapter(nn.Module):
-    """x + gate * fuse(local(x) + global(x)): texture by depth-wise convolutions, context by entropy-guided attention.
-
-    The two branches are summed, and the 1 x 1 convolution that fuses them is the attention's output map as well. So an
-    adapter has 4 C^2 weights and little besides: 3.2 M over the four stages of SAM2's tiny and small encoders. The
-    gate, one number a channel, starts at zero: at first the encoder's features pass unchanged.
-
-    Args:
-        channels: C, the stage's width.
-        attention, heads, top_share: see `EntropyGuidedAttention`.
-
-    Raises:
-        EchoPlanError: a setting it cannot take.
-    """
-
-    def __init__(self, channels: int, *, attention: str = "ega", heads: int = 1, top_share: float = 0.5) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.fine, self.wide = (
-            nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels) for size in (3, 5)
-        )
-        self.attention = EntropyGuidedAttention(channels, attention=attention, heads=heads, top_share=top_share)
-        self.gate = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, C, H, W)`` -> the adapted features of the same shape, and H / ln N, ``(B, H * W)``, float32, 0 to 1."""
-        tokens = self.norm(features.flatten(2).transpose(1, 2))
-        grid = tokens.transpose(1, 2).unflatten(2, features.shape[2:])
-        # Each scale has its own GELU: without it the sum of the two convolutions would be one 5 x 5 convolution.
-        local = F.gelu(self.fine(grid)) + F.gelu(self.wide(grid))
-        fused, entropy = self.attention(tokens, local=local.flatten(2).transpose(1, 2))
-        change = (self.gate * fused).transpose(1, 2).unflatten(2, features.shape[2:])
-        return features + change.to(features.dtype), entropy

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder
+from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder, sam2_module
 
-AUTOMATIC = ("auto", "point", "box", "mask", "none")
+AUTOMATIC = ("auto", "point", "box", "mask", "centre", "none")
 GIVEN_POINT, GIVEN_BOX, GIVEN_MASK = GIVEN = ("given", "given_box", "given_mask")
 _KINDS = (*GIVEN, *AUTOMATIC)
 _STRIDE = 4  # of the map in which the coarse head's answer is searched
@@ -27,7 +27,8 @@ class Prompts:
 
     Attributes:
         kinds: for each clip "given", "given_box" or "given_mask", its point, box or mask is used; or an automatic
-            prompt that the network makes itself: "auto" (a point and a box), "point", "box", "mask" or "none".
+            prompt that the network makes itself: "auto" (a point and a box), "point", "box", "mask", "centre" (a point
+            in the middle of the picture) or "none".
         points: ``(B, 2)``, x and y in pixels of the network's input; read where a point is given.
         frames: the frame that each given prompt lies in. Automatic prompts choose their frame.
         boxes: ``(B, 4)``, x0, y0, x1, y1: the centres of the first and the last column and row inside; read where a box
@@ -72,6 +73,11 @@ class Prompts:
             boxes=_joined([part.boxes for part in parts], [len(part.kinds) for part in parts]),
             masks=_joined([part.masks for part in parts], [len(part.kinds) for part in parts]),
         )
+
+    def within(self, frames: Sequence[int]) -> Prompts | None:
+        """The prompts of one clip, for a clip of some of its frames; None where theirs is not among them."""
+        (frame,) = self.frames
+        return replace(self, frames=(list(frames).index(frame),)) if frame in frames else None
 
     def of_clip(self, index: int) -> Prompts:
         """The prompts of one clip, as a batch of one."""
@@ -168,11 +174,13 @@ class Prompting(nn.Module):
     Args:
         size: side of the square frames in pixels.
         automatic: the kind of prompt where none is given, of `AUTOMATIC`.
+        first: clips begin in their first frame, instead of the one that the coarse head is surest of.
+        follows: later frames get a dense prompt, made by two convolutions of features that have read the memory.
     """
 
-    def __init__(self, size: int, *, automatic: str) -> None:
+    def __init__(self, size: int, *, automatic: str, first: bool = False, follows: bool = False) -> None:
         super().__init__()
-        self.automatic = automatic
+        self.automatic, self.first = automatic, first
         self.locator = nn.Sequential(
             nn.Conv2d(WIDTH, _LOCATOR_WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_LOCATOR_WIDTH, 1, 1)
         )
@@ -181,6 +189,7 @@ class Prompting(nn.Module):
         self.shrink = torch.nn.utils.skip_init(nn.Conv2d, 1, 1, _STRIDE, stride=_STRIDE)
         nn.init.constant_(self.shrink.weight, 1 / _STRIDE**2)
         nn.init.zeros_(self.shrink.bias)
+        self.later = _dense_prompt() if follows else None
 
     def locate(self, top: Tensor) -> Tensor:
         """Top features ``(N, 256, h, w)`` -> logits of the left ventricle ``(N, 1, h, w)``, frame by frame."""
@@ -215,7 +224,7 @@ class Prompting(nn.Module):
             frames: their indices in the clip.
             prompts: this clip's, for the kind; None is the usual one.
         """
-        best = _first_of_largest(confidence(coarse))
+        best = 0 if self.first else _first_of_largest(confidence(coarse))
         kind = self.automatic if prompts is None else prompts.kinds[0]
         if kind == "mask":
             dense = _enlarged(coarse[best])[0]
@@ -223,23 +232,24 @@ class Prompting(nn.Module):
         points, labels = automatic_points(coarse[best], kind)
         return StartPrompt(frames[best], points, torch.tensor(labels, device=coarse.device))
 
-    def embed(self, starts: Sequence[StartPrompt] | int) -> tuple[Tensor, Tensor]:
+    def embed(self, starts: Sequence[StartPrompt]) -> tuple[Tensor, Tensor]:
         """Tokens ``(n, P, 256)`` and the dense embedding ``(n, 256, h, w)`` for the mask decoder.
 
         Args:
-            starts: n prompts of one `StartPrompt.group`; or n, for frames without a prompt.
+            starts: n prompts of one `StartPrompt.group`.
         """
-        masks = None
-        if isinstance(starts, int):
-            weight = self.encoder.no_mask_embed.weight
-            points = weight.new_zeros(starts, 1, 2)
-            labels = torch.full((starts, 1), _NOTHING, device=weight.device)
-        else:
-            points = torch.stack([start.points for start in starts])
-            labels = torch.stack([start.labels for start in starts])
-            given = [start.dense for start in starts if start.dense is not None]
-            masks = torch.stack(given) if given else None
-        return self.encoder(points=(points, labels), boxes=None, masks=masks)
+        points = torch.stack([start.points for start in starts])
+        labels = torch.stack([start.labels for start in starts])
+        given = [start.dense for start in starts if start.dense is not None]
+        return self.encoder(points=(points, labels), boxes=None, masks=torch.stack(given) if given else None)
+
+    def follow(self, top: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for n frames after the first, of their top features ``(n, 256, h, w)`` that have read the memory."""
+        if self.later is not None:
+            return top.new_zeros(len(top), 0, WIDTH), self.later(top)
+        weight = self.encoder.no_mask_embed.weight
+        labels = torch.full((len(top), 1), _NOTHING, device=weight.device)
+        return self.encoder(points=(weight.new_zeros(len(top), 1, 2), labels), boxes=None, masks=None)
 
     def positions(self) -> Tensor:
         """The position encoding ``(1, 256, h, w)`` of the decoder's image tokens."""
@@ -268,7 +278,7 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
 
     Args:
         coarse: logits ``(1, h, w)``.
-        kind: "auto" (both), "point", "box" or "none".
+        kind: "auto" (both), "point", "box", "centre" or "none".
 
     Returns:
         ``(P, 2)`` x and y in pixels, the box's corners first; and SAM2's labels of the P points.
@@ -277,6 +287,8 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
         return coarse.new_zeros(1, 2, dtype=torch.float32), [_NOTHING]
     probability = _enlarged(coarse).sigmoid()  # (1, 1, H/4, W/4)
     side = probability.shape[-1]
+    if kind == "centre":
+        return coarse.new_full((1, 2), (_STRIDE * side - 1) / 2, dtype=torch.float32), [_POINT]
     widths = [width for width in (1, 3, 7, 15, 31) if width <= side]
     depth = reduce(torch.add, (F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths))
     seed = F.one_hot(depth.flatten().argmax(), depth.numel()).view_as(depth).float()
@@ -298,6 +310,18 @@ def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
 def _enlarged(coarse: Tensor) -> Tensor:
     """Logits ``(1, h, w)`` of the coarse head on the prompt encoder's grid, ``(1, 1, H/4, W/4)`` in float32."""
     return F.interpolate(coarse.float()[None], scale_factor=16 // _STRIDE, mode="bilinear")
+
+
+def _dense_prompt() -> nn.Sequential:
+    norm, narrow = sam2_module("modeling.sam2_utils").LayerNorm2d, WIDTH // 2
+    return nn.Sequential(
+        nn.Conv2d(WIDTH, narrow, 3, padding=1, bias=False),
+        norm(narrow),
+        nn.GELU(),
+        nn.Conv2d(narrow, WIDTH, 3, padding=1, bias=False),
+        norm(WIDTH),
+        nn.GELU(),
+    )
 
 
 def _no_point(device: torch.device) -> tuple[Tensor, Tensor]:

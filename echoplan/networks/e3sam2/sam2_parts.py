@@ -1,4 +1,4 @@
-"""SAM 2.1's modules, built one by one from the sam2 package, without its configuration system; and its weights.
+"""SAM2's modules, built one by one from the sam2 package, without its configuration system.
 
 The numbers are those of the package's configurations `sam2.1_hiera_*.yaml`, so that the published weights fit.
 """
@@ -8,36 +8,19 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.weights import find_weights, load_weights
 
 WIDTH = 256  # channels of the image features, the tokens and the decoder
 MEMORY_WIDTH = 64  # channels of a memory
 MEMORIES = 7  # the start frame's, and six besides
 _LIGHT_WINDOWS = (8, 4, 16, 8)
 _HYDRA = "hydra.core.global_hydra"
-_NAMES = {
-    "image_encoder.": "encoder.",
-    "sam_prompt_encoder.": "prompting.encoder.",
-    "mask_downsample.": "prompting.shrink.",
-    "sam_mask_decoder.": "decoder.masks.",
-    "obj_ptr_proj.": "decoder.pointer.",
-    "memory_attention.": "memory.attention.",
-    "memory_encoder.": "memory.encoder.",
-    "maskmem_tpos_enc": "memory.age",
-    "no_mem_embed": "memory.nothing",
-    "obj_ptr_tpos_proj.": "memory.pointer_age.",
-}
-# For frames without an object, which do not occur.
-_UNUSED = ("no_obj_ptr", "no_obj_embed_spatial", "no_mem_pos_enc")
-_OURS = ("encoder.adapters.", "edges.", "prompting.locator.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +51,7 @@ VARIANTS = {
     "large": Variant(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=_LIGHT_WINDOWS),
 }
 WINDOWS = ("sam2", "light")
+VERSIONS = ("2.1", "2.0")
 
 
 def sam2_module(name: str) -> ModuleType:
@@ -133,8 +117,8 @@ def build_prompt_encoder(size: int) -> Any:
     )
 
 
-def build_mask_decoder() -> Any:
-    """The mask decoder: three masks, their predicted IoU, and whether there is an object at all."""
+def build_mask_decoder(*, object_score: bool) -> Any:
+    """The mask decoder: three masks, their predicted IoU and, with `object_score`, whether there is an object."""
     transformer = sam2_module("modeling.sam.transformer").TwoWayTransformer(
         depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8
     )
@@ -146,8 +130,8 @@ def build_mask_decoder() -> Any:
         iou_head_hidden_dim=256,
         use_high_res_features=True,
         iou_prediction_use_sigmoid=True,
-        pred_obj_scores=True,
-        pred_obj_scores_mlp=True,
+        pred_obj_scores=object_score,
+        pred_obj_scores_mlp=object_score,
         use_multimask_token_for_obj_ptr=True,
     )
 
@@ -213,31 +197,3 @@ def _position_encoding(channels: int) -> nn.Module:
     return sam2_module("modeling.position_encoding").PositionEmbeddingSine(
         num_pos_feats=channels, normalize=True, scale=None, temperature=10000, warmup_cache=False
     )
-
-
-def load_sam2_weights(network: nn.Module, variant: str, pretrained: bool | str | Path) -> None:
-    """Fill an `E3SAM2` with the weights of SAM 2.1; what SAM2 does not have stays as it is.
-
-    None of them depends on the image's size: the position embeddings are interpolated, the rotations computed.
-
-    Args:
-        network: changed in place.
-        variant: "tiny", "small", "base_plus" or "large".
-        pretrained: True finds the file (`find_weights`), a path names it.
-
-    Raises:
-        EchoPlanError: there is no such file, or it holds something else.
-    """
-    path = find_weights(f"sam2.1_hiera_{variant}", path=pretrained)
-    load_weights(network, path, adapt=_renamed, ignore=_UNUSED, new=_OURS)
-
-
-def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {_new_name(name): value for name, value in state.items()}
-
-
-def _new_name(name: str) -> str:
-    for old, new in _NAMES.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name

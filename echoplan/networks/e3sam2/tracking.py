@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.e3sam2.encoder import FrameFeatures
-from echoplan.networks.e3sam2.memory import Memory, MemoryBank, Remembered
+from echoplan.networks.e3sam2.memory import BANKS, Memory, MemoryBank, Remembered
 from echoplan.networks.e3sam2.prompts import Prompting, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import build_mask_decoder, build_pointer_head
+from echoplan.networks.e3sam2.settings import E3SAM2Settings
 
 _MASKS = 3  # for an ambiguous prompt
 _BELIEVED_SCALE, _BELIEVED_BIAS = 20.0, -10.0
@@ -29,7 +30,7 @@ class Decoded:
         iou: ``(N, 3)``, the IoU predicted of each, in [0, 1].
         confidence: ``(N,)``, the best one's.
         score: ``(N,)``, logit that there is an object in the frame.
-        pointer: ``(N, 256)``, the object pointer.
+        pointer: ``(N, 256)``, the object pointer; empty, ``(N, 0)``, where the decoder makes none.
     """
 
     mask: Tensor
@@ -59,16 +60,21 @@ class Decoded:
 class Decoder(nn.Module):
     """SAM2's mask decoder with the head that makes object pointers.
 
-    Of the three masks for an ambiguous prompt the one with the best predicted IoU is taken, on every frame, as SAM2
-    does for one point and while it tracks. SAM2 besides sets masks to -1024, and replaces pointers and memories, where
-    its object score is below zero. Not so here: every frame of an apical clip shows the left ventricle, so the score is
-    no more than a sign of quality, and what is remembered is always an object's.
+    Of the three masks for an ambiguous prompt the one with the best predicted IoU is taken, as SAM2 does for one point
+    and while it tracks; or the single mask, which SAM2 has for a prompt that leaves no doubt. SAM2 besides sets masks
+    to -1024, and replaces pointers and memories, where its object score is below zero. Not so here: every frame of an
+    apical clip shows the left ventricle, so the score is no more than a sign of quality, and what is remembered is
+    always an object's.
+
+    Args:
+        object_score: whether there is such a score; without, it is SAM2's constant, 10.
+        pointers: whether object pointers are made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, object_score: bool = True, pointers: bool = True) -> None:
         super().__init__()
-        self.masks = build_mask_decoder()
-        self.pointer = build_pointer_head()
+        self.masks = build_mask_decoder(object_score=object_score)
+        self.pointer = build_pointer_head() if pointers else None
 
     @property
     def projections(self) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -91,7 +97,7 @@ class Decoder(nn.Module):
             features: the frames' finer features.
             prompt: from `Prompting.embed`.
             positions: from `Prompting.positions`.
-            single: take SAM2's mask for a prompt that leaves no doubt, which then stands for all three.
+            single: take the single mask, which then stands for all three.
         """
         masks, iou, tokens, score = self.masks(
             image_embeddings=top,
@@ -113,7 +119,7 @@ class Decoder(nn.Module):
             iou=iou,
             confidence=iou[rows, best],
             score=score.float().squeeze(1),
-            pointer=self.pointer(tokens[rows, best]),
+            pointer=tokens[rows, best, :0] if self.pointer is None else self.pointer(tokens[rows, best]),
         )
 
 
@@ -129,20 +135,30 @@ class Track:
     Attributes:
         prompt: what it is begun with.
         length: frames in the clip.
-        bank: what is remembered; None before the start frame.
+        bank: what is remembered; None before the start frame, unless an earlier clip left something.
+        chance: for what is drawn from the memory; None takes PyTorch's own.
     """
 
     prompt: StartPrompt
     length: int
     bank: MemoryBank | None = None
+    chance: torch.Generator | None = None
 
-    def group(self) -> tuple[int, ...]:
+    def group(self, frame: int) -> tuple[int, ...]:
         """Tracks of one group have equally long sequences to attend to, and may go through the network together."""
-        return self.prompt.group() if self.bank is None else (0, *self.bank.shape)
+        begun = self.prompt.group() if frame == self.prompt.frame else ()
+        return (*begun, *(() if self.bank is None else self.bank.shape))
 
     def is_read(self, frame: int) -> bool:
         """Whether another frame comes after this one that could read the memory of it."""
         return self.length > 1 if frame == self.prompt.frame else 0 < frame < self.length - 1
+
+
+@dataclass
+class CarriedMemory:
+    """What the clips so far left in memory (`E3SAM2Settings.memory_across_clips`); None before the first."""
+
+    bank: MemoryBank | None = None
 
 
 @dataclass(frozen=True)
@@ -157,25 +173,28 @@ class Visit:
 class Tracker:
     """Prompting, memory and decoder at work on any number of clips.
 
+    The way back from the start frame does not read what was remembered on the way to the end: it has the start frame
+    alone, as the way to the end had. (SAM2's predictor reads there the frames that follow, which the way forward made.)
+
     Args:
+        settings: of the network.
         prompting, memory, decoder: the network's parts.
-        bank: the kind of memory bank.
         positions: the position encoding ``(1, 256, h, w)`` of the top features.
-        sure_boxes: whether a box leaves no doubt, so that SAM2's single mask is taken for it.
+        carried: the one memory of all clips; None: each has its own.
     """
 
     def __init__(
         self,
+        settings: E3SAM2Settings,
         *,
         prompting: Prompting,
         memory: Memory,
         decoder: Decoder,
-        bank: type[MemoryBank],
         positions: Tensor,
-        sure_boxes: bool = False,
+        carried: CarriedMemory | None = None,
     ) -> None:
+        self.settings, self.carried = settings, carried
         self.prompting, self.memory, self.decoder = prompting, memory, decoder
-        self.bank, self.sure_boxes = bank, sure_boxes
         self.positions = positions
         self._decoder_positions = prompting.positions()
 
@@ -183,73 +202,84 @@ class Tracker:
         """Segment one frame of each clip, and remember it where it is worth it."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, visit in enumerate(visits):
-            if visit.track.bank is not None and visit.frame == visit.track.prompt.frame - 1:
-                visit.track.bank = visit.track.bank.turned()
-            groups.setdefault(visit.track.group(), []).append(index)
+            track = visit.track
+            if self.carried is not None:
+                track.bank = self.carried.bank
+            elif track.bank is not None and visit.frame == track.prompt.frame - 1:
+                track.bank = track.bank.turned()
+            groups.setdefault(track.group(visit.frame), []).append(index)
         answers: dict[int, Decoded] = {}
         for members in groups.values():
             answers.update(zip(members, self._visit_alike([visits[i] for i in members]), strict=True))
         return [answers[index] for index in range(len(visits))]
 
     def _visit_alike(self, visits: Sequence[Visit]) -> list[Decoded]:
+        """Frames of one `Track.group`: all are their clips' first ones, or none is."""
         features = FrameFeatures.stack([visit.features for visit in visits])
+        top = self._read(visits, features.top)
+        starts = [visit.track.prompt for visit in visits if visit.frame == visit.track.prompt.frame]
+        answers = [start.answer for start in starts if start.answer is not None]
+        decoded = self.decoder(
+            # What SAM2 believes it reads with no mark of a frame without memories.
+            features.top if answers else top,
+            features,
+            prompt=self.prompting.embed(starts) if starts else self.prompting.follow(top),
+            positions=self._decoder_positions,
+            single=bool(answers) or self._is_single(starts),
+        )
+        if answers:
+            decoded = decoded.believing(torch.stack(answers))
+        self._remember(visits, features.top, top, decoded)
+        return decoded.frames()
+
+    def _is_single(self, starts: Sequence[StartPrompt]) -> bool:
+        if self.settings.multimask == "sam2":
+            return bool(starts) and starts[0].has_box
+        return self.settings.multimask == "never"
+
+    def _read(self, visits: Sequence[Visit], top: Tensor) -> Tensor:
         banks = [visit.track.bank for visit in visits if visit.track.bank is not None]
         if not banks:
-            return self._begin([visit.track.prompt for visit in visits], visits, features)
-        top = self.memory.read(
-            features.top,
+            return self.memory.without(top)
+        return self.memory.read(
+            top,
             self.positions,
             banks=banks,
             frames=[visit.frame for visit in visits],
             length=visits[0].track.length,
+            chances=[visit.track.chance for visit in visits],
         )
-        prompt = self.prompting.embed(len(visits))
-        decoded = self.decoder(top, features, prompt=prompt, positions=self._decoder_positions)
-        self._remember(visits, features.top, decoded)
-        return decoded.frames()
 
-    def _begin(self, starts: Sequence[StartPrompt], visits: Sequence[Visit], features: FrameFeatures) -> list[Decoded]:
-        """The start frames of clips with prompts of one group."""
-        prompt, answers = self.prompting.embed(starts), [start.answer for start in starts if start.answer is not None]
-        believed = bool(answers)
-        decoded = self.decoder(
-            # What SAM2 believes it reads with no mark of a frame without memories.
-            features.top if believed else self.memory.without(features.top),
-            features,
-            prompt=prompt,
-            positions=self._decoder_positions,
-            single=believed or (self.sure_boxes and starts[0].has_box),
-        )
-        if believed:
-            decoded = decoded.believing(torch.stack(answers))
-        self._remember(visits, features.top, decoded)
-        return decoded.frames()
-
-    def _remember(self, visits: Sequence[Visit], top: Tensor, decoded: Decoded) -> None:
-        confidences = _numbers(decoded.confidence)
+    def _remember(self, visits: Sequence[Visit], unread: Tensor, top: Tensor, decoded: Decoded) -> None:
+        """Keep what is worth it of frames whose features are `unread` before and `top` after the memory was read."""
         wanted = [
             index
             for index, visit in enumerate(visits)
-            if visit.track.is_read(visit.frame)
-            and (visit.track.bank is None or visit.track.bank.admits(confidences[index]))
+            if (self.carried is not None or visit.track.is_read(visit.frame))
+            and (visit.track.bank is None or visit.track.bank.admits(decoded.confidence[index]))
         ]
         if not wanted:
             return
         masks = enlarge(decoded.mask[wanted], size=_STRIDE * self.positions.shape[-1])
-        for index, features in zip(wanted, self.memory.write(top[wanted], masks), strict=True):
-            track = visits[index].track
-            new = Remembered(visits[index].frame, features, decoded.pointer[index], confidences[index])
-            if track.bank is None:
-                track.bank = self.bank(new)
-            else:
-                track.bank.add(new)
+        written = self.memory.write((unread if self.settings.memory_written == "before" else top)[wanted], masks)
+        if self.settings.memory_detached or self.carried is not None:
+            written = written.detach()
+        for index, features in zip(wanted, written, strict=True):
+            self._keep(visits[index], features, top[index].detach(), decoded.pointer[index], decoded.confidence[index])
+
+    def _keep(self, visit: Visit, features: Tensor, seen: Tensor, pointer: Tensor, confidence: Tensor) -> None:
+        own_pointer = pointer if self.decoder.pointer is not None else None
+        new = Remembered(visit.frame, features, seen, own_pointer, confidence.detach())
+        bank = visit.track.bank if self.carried is None else self.carried.bank
+        if bank is None:
+            bank = BANKS[self.settings.memory](new, self.settings.memory_frames)
+        else:
+            bank.add(new)
+        visit.track.bank = bank
+        if self.carried is not None:
+            self.carried.bank = bank
 
 
 def enlarge(masks: Tensor, size: int) -> Tensor:
     """Logits ``(N, K, h, w)`` on the frames' grid, ``(N, K, size, size)``, in float32."""
     return F.interpolate(masks.float(), size=(size, size), mode="bilinear")
-
-
-def _numbers(values: Tensor) -> list[float]:
-    """The values; on the meta device, where there are none, ones: all that may be remembered is."""
-    return [1.0] * len(values) if values.is_meta else values.detach().tolist()
