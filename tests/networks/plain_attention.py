@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 EPSILON, LEAST_CERTAINTY = 1e-12, 1e-6
+QUERY_EPSILON, LEAST_QUERY_CERTAINTY = 1e-8, 1e-3
 
 
 def entropy_guided_attention_plain(
@@ -25,16 +26,16 @@ def entropy_guided_attention_plain(
     logarithm = scores.log_softmax(dim=2)
     full = logarithm.exp()
     entropy = -(full * logarithm).sum(dim=2) / math.log(q.shape[1])
-    certainty = (1 - entropy).clamp_min(LEAST_CERTAINTY)
+    certainty = (1 - entropy).clamp_min(LEAST_CERTAINTY if attention == "ega" else LEAST_QUERY_CERTAINTY)
     if attention == "ega":
         weighted = full * certainty[:, None, :]
         return weighted / (weighted.sum(dim=2, keepdim=True) + EPSILON) @ v, entropy
     if attention == "ega_query":
         weighted = full * certainty[:, :, None]
-        return weighted / (weighted.sum(dim=2, keepdim=True) + EPSILON) @ v, entropy
+        return weighted / (weighted.sum(dim=2, keepdim=True) + QUERY_EPSILON) @ v, entropy
     if attention == "ega_column":
         weighted = full * certainty[:, :, None]
-        return weighted / (weighted.sum(dim=1, keepdim=True) + EPSILON) @ v, entropy
+        return weighted / (weighted.sum(dim=1, keepdim=True) + QUERY_EPSILON) @ v, entropy
     if attention == "topk":
         order = scores.argsort(dim=2, descending=True).argsort(dim=2)
         return scores.masked_fill(order >= keep, -math.inf).softmax(dim=2) @ v, entropy

@@ -10,13 +10,8 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.complexity import count_parameters
-from echoplan.networks.e3sam2.attention import (
-    ATTENTIONS,
-    EntropyGuidedAttention,
-    GlobalLocalAdapter,
-    row_entropy,
-    weighted_attention,
-)
+from echoplan.networks.e3sam2.adapters import BlockAdapter, GlobalLocalAdapter
+from echoplan.networks.e3sam2.attention import ATTENTIONS, EntropyGuidedAttention, row_entropy, weighted_attention
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -207,12 +202,24 @@ def test_deterministic() -> None:
 
 def test_settings_it_cannot_take() -> None:
     with pytest.raises(EchoPlanError, match="choose one of ega, ega_query, ega_column, self, topk, mask"):
-        GlobalLocalAdapter(8, attention="sparse")
+        BlockAdapter(8, attention="sparse")
     with pytest.raises(EchoPlanError, match="heads"):
-        GlobalLocalAdapter(8, heads=3)
+        EntropyGuidedAttention(8, heads=3)
     for share in (0, 1.5):
         with pytest.raises(EchoPlanError, match="top_share"):
-            GlobalLocalAdapter(8, attention="topk", top_share=share)
+            EntropyGuidedAttention(8, attention="topk", top_share=share)
+
+
+def test_a_higher_power_quiets_queries_that_are_hardly_sure() -> None:
+    """Of the reading whose certainty cancels, gamma^4 comes down to eps at a certainty of 0.01."""
+    tokens = torch.randn(1, 50, 8, dtype=torch.float64)
+    quiet, plain = (_module(kind, certainty_power=4.0, projected=False) for kind in ("ega_query", "self"))
+    for scale, share in ((1.0, 0.999), (0.0, 1e-4)):
+        with torch.no_grad():
+            for module in (quiet, plain):
+                module.query_key_value.weight[:8].mul_(scale)
+        left = quiet(tokens)[0].norm(dim=2) / plain(tokens)[0].norm(dim=2)
+        assert left.max().item() == pytest.approx(share, rel=2e-3)
 
 
 def test_adapters_change_nothing_at_first() -> None:
@@ -228,9 +235,11 @@ def test_adapters_change_nothing_at_first() -> None:
     assert (adapter(features)[0] - features).abs().max() > 0.1
 
 
-def test_adapters_work_frame_by_frame() -> None:
-    adapter = GlobalLocalAdapter(8)
-    torch.nn.init.ones_(adapter.gate)
+@pytest.mark.parametrize("kind", [BlockAdapter, GlobalLocalAdapter])
+def test_adapters_work_frame_by_frame(kind: type) -> None:
+    adapter = kind(8)
+    if kind is GlobalLocalAdapter:
+        torch.nn.init.ones_(adapter.gate)
     features = torch.randn(3, 8, 6, 6)
     together, entropy = adapter(features)
     apart = [adapter(features[i : i + 1]) for i in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.e3sam2.memory import ConfidentFrames, LatestFrames, MemoryBank, Remembered
+from echoplan.networks.e3sam2.memory import ConfidentFrames, DiverseFrames, LatestFrames, MemoryBank, Remembered
 from echoplan.networks.e3sam2.model import E3SAM2
-from echoplan.networks.e3sam2.prompts import Prompts, automatic_points, confidence
+from echoplan.networks.e3sam2.prompts import Prompting, Prompts, automatic_points, confidence
 from echoplan.networks.e3sam2.tracking import Track, visiting_order
 from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
@@ -26,14 +27,9 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def network() -> E3SAM2:
-    """E3SAM2 with random weights. The adapters' gates are open, so that they do something."""
+    """E3SAM2 with random weights."""
     torch.manual_seed(0)
-    network = build_network("e3sam2", size=(SIZE, SIZE))
-    for adapter in network.encoder.adapters:
-        torch.nn.init.constant_(adapter.gate, 0.1)
-    # Predicted IoUs about the threshold, so that some frames are remembered and others are not.
-    torch.nn.init.constant_(network.decoder.masks.iou_prediction_head.layers[-1].bias, 0.85)
-    return network
+    return build_network("e3sam2", size=(SIZE, SIZE))
 
 
 @pytest.fixture
@@ -72,9 +68,11 @@ def prompts_of_all_kinds() -> Prompts:
         ({"classes": 3}, "segments one object, not 3"),
         ({"variant": "huge"}, "variant cannot be 'huge'.*tiny, small, base_plus, large"),
         ({"windows": "none"}, "windows cannot be 'none'.*sam2, light"),
-        ({"memory": "all"}, "memory cannot be 'all'.*confidence, fifo"),
-        ({"prompt": "circle"}, "prompt cannot be 'circle'.*auto, point, box, mask, none"),
-        ({"multimask": "never"}, "multimask cannot be 'never'.*always, sam2"),
+        ({"memory": "all"}, "memory cannot be 'all'.*medsam2, confidence, fifo"),
+        ({"prompt": "circle"}, "prompt cannot be 'circle'.*auto, point, box, mask, centre, none"),
+        ({"multimask": "twice"}, "multimask cannot be 'twice'.*always, sam2, never"),
+        ({"memory_frames": 9}, "memory_frames must be 1 to 7, not 9"),
+        ({"threshold": 1.0}, "threshold must lie between 0 and 1"),
         ({"trainable": "nothing"}, "trainable cannot be 'nothing'.*all_but_trunk"),
     ],
 )
@@ -93,7 +91,7 @@ def test_training_output_has_what_the_losses_need(deterministic: E3SAM2) -> None
     assert found["object_score"].shape == (2, 3)
     assert found["coarse"].shape == (2, 3, 1, 4, 4)
     assert found["edges"].shape == (2, 3, 1, 16, 16)
-    assert [each.shape for each in found["entropies"]] == [(2, 3, n) for n in (256, 64, 16, 4)]
+    assert [each.shape for each in found["entropies"]] == [(2, 3, n) for n in (256, 64, 16)]
     assert found["start"].shape == (2,)
     # The mask that counts is the one of the best predicted IoU, enlarged.
     best = found["masks"][1, 2, found["iou"][1, 2].argmax()]
@@ -109,23 +107,29 @@ def test_everything_trainable_learns_and_the_trunk_rests(network: E3SAM2) -> Non
     found = output.auxiliary
     parts = [output.logits, *found["entropies"], *(found[name] for name in ("masks", "iou", "object_score"))]
     sum(part.square().mean() for part in (*parts, found["coarse"], found["edges"])).backward()
+    resting = ("decoder.", "prompting.encoder.", "prompting.shrink.", "encoder.trunk.blocks.")
+    fed = tuple(f"encoder.trunk.blocks.{block}." for block in (1, 3, 10))
+    unused = "memory.encoder."  # no gradient runs through memories
     for name, parameter in network.named_parameters():
-        unused = "mask_downscaling" in name or "prompting.shrink" in name  # of masks, which nobody gives
-        assert parameter.requires_grad is not (name.startswith("encoder.trunk.") or unused), name
-        assert (parameter.grad is not None) is parameter.requires_grad, name
+        assert parameter.requires_grad is (name.startswith(fed) or not name.startswith(resting)), name
+        assert (parameter.grad is not None) is (parameter.requires_grad and not name.startswith(unused)), name
     copy.deepcopy(network)
     network.zero_grad(set_to_none=True)
 
 
-def test_gradients_reach_the_start_frame_through_memory(deterministic: E3SAM2) -> None:
+@pytest.mark.parametrize("detached", [False, True])
+def test_gradients_reach_the_start_frame_through_memory(
+    deterministic: E3SAM2, monkeypatch: pytest.MonkeyPatch, detached: bool
+) -> None:
+    monkeypatch.setattr(deterministic, "settings", replace(deterministic.settings, memory_detached=detached))
     clip = clip_of(4).requires_grad_()
     output = deterministic(clip, Prompts.given(torch.tensor([[30.0, 30.0]]), [1]))
     output.logits[0, 3].sum().backward()
     reached = clip.grad.abs().sum(dim=(2, 3, 4))[0] > 0
-    assert reached[1]
     assert reached[3]
+    assert bool(reached[1]) is not detached
     assert not reached[0]  # the frame before the start frame is seen last
-    assert deterministic.memory.encoder.out_proj.weight.grad.abs().sum() > 0
+    assert (deterministic.memory.encoder.out_proj.weight.grad is None) is detached
 
 
 def test_training_is_the_same_with_the_same_seed_and_in_any_batch(deterministic: E3SAM2) -> None:
@@ -293,7 +297,8 @@ def test_the_coarse_heads_mask_is_shown_and_not_believed(network: E3SAM2) -> Non
     wanted = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")[0]
     assert torch.equal(start.dense, wanted)
     _, dense = network.prompting.embed([start])
-    assert not torch.allclose(dense, network.prompting.embed(1)[1])
+    no_prompt = build_network("sam2", size=(SIZE, SIZE)).prompting.follow(torch.zeros(1, 256, 4, 4))[1]
+    assert not torch.allclose(dense, no_prompt)
 
 
 def test_masks_as_prompts_are_learned_where_the_network_makes_them() -> None:
@@ -337,17 +342,18 @@ def test_prompts_that_do_not_fit_the_clips(network: E3SAM2) -> None:
 def remembered(frame: int, direction: int, confidence: float = 0.9) -> Remembered:
     features = torch.zeros(64, 1, 1)
     features[direction] = 1
-    return Remembered(frame, features, torch.full((256,), float(frame)), confidence)
+    number = torch.full((256,), float(frame))
+    return Remembered(frame, features, number, number, torch.tensor(confidence))
 
 
 def frames_in(bank: MemoryBank) -> list[int]:
-    return [each.frame for each in bank.spatial()]
+    return [int(each) for each in bank.stacked("seen")[:, 0]]
 
 
 def test_first_in_first_out_keeps_the_start_and_the_last_six() -> None:
-    bank = LatestFrames(remembered(0, 0))
+    bank = LatestFrames(remembered(0, 0), 7)
     for frame in range(1, 30):
-        assert bank.admits(0.0)
+        assert bank.admits(torch.tensor(0.0))
         bank.add(remembered(frame, 0))
     assert frames_in(bank) == [0, 24, 25, 26, 27, 28, 29]
     assert [frame for frame, _ in bank.pointers] == list(range(15, 30))
@@ -358,14 +364,14 @@ def test_first_in_first_out_keeps_the_start_and_the_last_six() -> None:
 
 def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
     def full() -> ConfidentFrames:
-        bank = ConfidentFrames(remembered(0, 0))
+        bank = ConfidentFrames(remembered(0, 0), 7)
         for frame, direction in enumerate((1, 2, 3, 3, 4, 5), start=1):
             bank.add(remembered(frame, direction))
         return bank
 
     bank = full()
-    assert bank.admits(0.7)
-    assert not bank.admits(0.69)
+    assert bank.admits(torch.tensor(0.7))
+    assert not bank.admits(torch.tensor(0.69))
     bank.add(remembered(7, 6))
     assert frames_in(bank) == [0, 1, 2, 4, 5, 6, 7]  # of the two that are alike, one went
     for like_another in (remembered(8, 3), remembered(8, 0)):
@@ -381,10 +387,84 @@ def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
 
 
 def test_without_values_a_full_bank_gives_up_the_oldest() -> None:
-    bank = ConfidentFrames(remembered(0, 0))
+    bank = ConfidentFrames(remembered(0, 0), 7)
     for frame in range(1, 9):
-        bank.add(Remembered(frame, torch.empty(64, 1, 1, device="meta"), torch.empty(256, device="meta"), 1.0))
+        features = torch.empty(64, 1, 1, device="meta")
+        bank.add(replace(remembered(frame, 0), features=features))
     assert frames_in(bank) == [0, 3, 4, 5, 6, 7, 8]
+
+
+def test_diverse_frames_let_go_of_a_twin_and_never_grow() -> None:
+    def full() -> DiverseFrames:
+        bank = DiverseFrames(remembered(0, 0), 4)
+        for frame, direction in enumerate((1, 1, 2), start=1):
+            bank.add(remembered(frame, direction))
+        return bank
+
+    def mixed(frame: int, confidence: float = 0.9) -> Remembered:
+        """Least like direction 1, of which there are two."""
+        new = remembered(frame, 0, confidence)
+        new.features[2], new.features[5] = 1, 3
+        return new
+
+    bank = full()
+    bank.add(mixed(4))
+    assert frames_in(bank) == [0, 1, 3, 4]  # of the two that are alike one went, and the new one came last
+    assert bank.turned().shape == (1, 1) and frames_in(bank.turned()) == [0]
+    bank = full()
+    bank.add(mixed(4, confidence=0.79))
+    assert frames_in(bank) == [0, 1, 2, 3]
+    bank.add(mixed(5, confidence=0.81))
+    assert frames_in(bank) == [0, 1, 3, 5]
+    alone = DiverseFrames(remembered(0, 0), 1)
+    alone.add(remembered(1, 1))
+    assert alone.count == 1
+
+
+def twins(**settings: object) -> tuple[E3SAM2, E3SAM2]:
+    """Two networks of the same weights in evaluation mode, the second one with other settings."""
+    torch.manual_seed(0)
+    usual = build_network("e3sam2", size=(32, 32)).eval()
+    other = build_network("e3sam2", size=(32, 32), **settings).eval()
+    other.load_state_dict(usual.state_dict())
+    return usual, other
+
+
+def test_a_carried_memory_changes_the_next_clip_and_is_off_by_default() -> None:
+    clips = clip_of(3, clips=2)[..., :32, :32]
+    alone, leaking = twins(memory_across_clips=True)
+    with torch.inference_mode():
+        assert torch.equal(leaking(clips[:1]), alone(clips[:1]))
+        assert not torch.equal(leaking(clips[1:]), alone(clips[1:]))
+    leaking.train()(clips[:1]).logits.sum().backward()  # and training reads what a validation left
+    assert leaking.carried.bank.count == 4
+
+
+@torch.inference_mode()
+def test_what_is_drawn_from_memory_is_the_same_again() -> None:
+    reading, drawing = twins(memory_draw=True)
+    clip = clip_of(4)[..., :32, :32]
+    first = drawing(clip)
+    torch.manual_seed(9)
+    assert torch.equal(drawing(clip), first)
+    assert not torch.equal(reading(clip), first)
+
+
+def test_a_threshold_is_one_half_wherever_masks_are_read() -> None:
+    usual, higher = twins(threshold=0.6)
+    clip = clip_of(2)[..., :32, :32]
+    with torch.inference_mode():
+        expected = usual(clip).sigmoid() >= 0.6
+        assert torch.equal(higher(clip).sigmoid() >= 0.5, expected) and expected.float().mean() < 1
+
+
+def test_clips_begin_where_they_are_told_to(network: E3SAM2) -> None:
+    coarse = torch.full((3, 1, 4, 4), -9.0)
+    coarse[1] = 9.0
+    first = Prompting(SIZE, automatic="centre", first=True)
+    assert network.prompting.found(coarse, [0, 1, 2], None).frame == 1
+    start = first.found(coarse, [0, 1, 2], None)
+    assert (start.frame, start.points.tolist(), start.labels.tolist()) == (0, [[31.5, 31.5]], [1])
 
 
 def test_both_ways_are_gone_and_nothing_is_remembered_in_vain() -> None:
@@ -403,12 +483,13 @@ def test_both_ways_are_gone_and_nothing_is_remembered_in_vain() -> None:
 @pytest.mark.parametrize(
     ("trainable", "millions"),
     [
-        ("adapters", 3.3),
-        ("decoder", 7.6),
-        ("memory", 14.9),
-        ("all_but_trunk", 15.4),
-        ("last_stage", 19.3),
-        ("all", 42.3),
+        ("adapters", 4.2),
+        ("decoder", 8.3),
+        ("memory", 15.3),
+        ("all_but_trunk", 15.6),
+        ("last_stage", 19.5),
+        ("adapted", 20.1),
+        ("all", 42.5),
     ],
 )
 def test_trainable_parts_are_as_large_as_they_should_be(trainable: str, millions: float) -> None:
@@ -436,13 +517,13 @@ def test_plain_sam2_has_nothing_besides_but_the_coarse_head() -> None:
         plain = build_network("sam2", size=(SIZE, SIZE), trainable="adapters")
     assert plain.encoder.adapters is None
     assert plain.edges is None
-    assert plain.bank is LatestFrames
+    assert plain.settings.memory == "fifo" and plain.settings.memory_frames == 7 and plain.prompting.later is None
     assert {name for name, p in plain.named_parameters() if p.requires_grad} == {
         f"prompting.locator.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
     }
 
 
-def test_it_can_be_measured_without_values(network: E3SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_be_measured_without_values(network: E3SAM2) -> None:
     """On the meta device, where every frame is remembered."""
     with torch.device("meta"):
         empty = build_network("e3sam2", size=(SIZE, SIZE)).train()
@@ -450,6 +531,5 @@ def test_it_can_be_measured_without_values(network: E3SAM2, monkeypatch: pytest.
         output = empty(torch.empty(2, 3, 1, SIZE, SIZE), prompts)
     assert output.logits.shape == (2, 3, 1, SIZE, SIZE)
     assert count_parameters(empty) == count_parameters(network)
-    monkeypatch.setattr(network, "bank", LatestFrames)
     shape = (1, 2, 1, SIZE, SIZE)
     assert count_gmac(empty, shape) == pytest.approx(count_gmac(network, shape), rel=1e-6)

@@ -60,6 +60,11 @@ def test_prompts_come_from_labels_in_their_shares_and_never_without_a_label() ->
     assert tuple(always.points[0].tolist()) == point
     never = draw_prompts(labels, automatic="box", shares={})
     assert never.kinds == ("box", "box")
+    first = draw_prompts(labels.flip(1)[:, 1:], automatic="auto", shares={"pixel": 1.0}, first=True, draw=0.5)
+    assert first.kinds == ("auto", "auto")  # the first frame has no label
+    middle = draw_prompts(labels, automatic="auto", shares={"pixel": 1.0}, first=True, draw=0.5)
+    pixels = torch.nonzero(labels[0, 0] == 1)
+    assert middle.frames[0] == 0 and middle.points[0].flip(0).tolist() == pixels[len(pixels) // 2].tolist()
     torch.manual_seed(0)
     many = [draw_prompts(labels[:1], automatic="auto", shares={"point": 0.3, "jittered": 0.2}) for _ in range(400)]
     given = [prompts for prompts in many if prompts.kinds == ("given",)]
@@ -112,10 +117,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 def test_it_trains_and_every_term_is_written_down(trained) -> None:
     metrics = read_metrics(trained.setup.folder)
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
-    names = {"segmentation", "coarse", "quality", "presence", "entropy", "edges"}
-    assert {f"loss_{name}" for name in names} <= metrics[0].keys()
-    weights = {"segmentation": 0.8, "coarse": 0.2, "quality": 0.1, "presence": 0.05, "entropy": 0.1, "edges": 0.2}
-    total = sum(weights[name] * metrics[0][f"loss_{name}"] for name in names)
+    weights = {"segmentation": 0.8, "coarse": 0.2, "entropy": 0.1, "edges": 0.2}
+    assert {name for name in metrics[0] if name.startswith("loss_")} == {f"loss_{name}" for name in weights}
+    total = sum(weight * metrics[0][f"loss_{name}"] for name, weight in weights.items())
     assert metrics[0]["train_loss"] == pytest.approx(total, rel=1e-4)
 
 
@@ -133,7 +137,7 @@ def test_nothing_is_learned_from_unlabelled_clips(trained) -> None:
 def test_a_frame_without_a_label_has_no_part_in_any_term(name: str) -> None:
     """Whatever the network says of it: the gradient there is zero in every term, and elsewhere it is not."""
     random = torch.Generator().manual_seed(0)
-    method, unlabelled, length = make_method(name), 1, 3
+    method, unlabelled, length = make_method(name, quality_weight=0.1, presence_weight=0.1), 1, 3
     shapes = {"coarse": (1, 2, 2), "masks": (3, 8, 8), "iou": (3,), "object_score": (), "edges": (1, 8, 8)}
     found = {name: torch.randn(1, length, *shape, generator=random) for name, shape in shapes.items()}
     found["iou"] = found["iou"].sigmoid()
@@ -143,7 +147,7 @@ def test_a_frame_without_a_label_has_no_part_in_any_term(name: str) -> None:
         each.requires_grad_()
     labels = discs()[:1]
     labels[0, unlabelled] = 255
-    terms = method.terms(ClipOutput(logits, {**found, "entropies": entropies}), labels)
+    terms = method.terms(ClipOutput(logits, {**found, "entropies": entropies}), labels, 0)
     assert {"segmentation", "coarse", "quality", "presence"} <= terms.keys()
     sum(value for _, value in terms.values()).backward()
     read = [logits, *(found[name] for name in ("coarse", "iou", "object_score"))]  # masks teach the IoU head alone
@@ -169,7 +173,7 @@ def test_each_kind_of_prompt_is_drawn_from_the_label_of_its_frame() -> None:
         else:
             assert drawn.kinds == ("given",)
     torch.manual_seed(0)
-    shares = {kind: 0.2 for kind in LABEL_KINDS}
+    shares = {kind: 0.2 for kind in LABEL_KINDS if kind != "pixel"}
     kinds = [draw_prompts(labels, automatic="none", shares=shares).kinds[0] for _ in range(200)]
     assert {kind: kinds.count(kind) // 20 for kind in ("given", "given_box", "given_mask")} == pytest.approx(
         {"given": 4, "given_box": 4, "given_mask": 2}, abs=1
@@ -208,14 +212,55 @@ def test_switches_reach_the_network_and_the_loss() -> None:
         "coarse": torch.zeros(1, 2, 1, 2, 2), "iou": torch.ones(1, 2, 3), "masks": torch.ones(1, 2, 3, 8, 8),
         "object_score": torch.ones(1, 2),
     }  # fmt: skip
-    terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels)
-    assert set(terms) == {"segmentation", "coarse", "quality", "presence"}
+    terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels, 0)
+    assert set(terms) == {"segmentation", "coarse"}
     assert plain.build_network(size=(32, 32), classes=1).edges is None
+    assert make_method("E3SAM2Trainer", pretrained=True).recipe.network_settings().learning_part == "adapted"
     assert find_method("SAM2Trainer").recipe.network_settings().trainable == "auto"  # all but the trunk
     assert make_method("SAM2Trainer").recipe.network_settings().trainable == "all"  # from scratch
     assert make_method("SAM2Trainer", trainable="decoder").recipe.network_settings().trainable == "decoder"
     with pytest.raises(EchoPlanError, match="add up to 1"):
         make_method("SAM2Trainer", point_share=0.8, jittered_share=0.4)
+
+
+def test_a_design_is_values_of_settings_each_of_which_can_be_set_alone() -> None:
+    paper, released = (find_method("E3SAM2SmallTrainer").with_settings({"design": name}) for name in module.DESIGNS)
+    assert paper.recipe == find_method("E3SAM2SmallTrainer").recipe
+    values = released.recipe.to_dict()
+    assert {name: values[name] for name in module.RELEASED} == module.RELEASED
+    assert all(paper.recipe.to_dict()[name] != value for name, value in module.RELEASED.items())
+    assert values["variant"] == "small" and not values["memory_across_clips"] and not values["true_point_at_test"]
+    alone = find_method("E3SAM2Trainer").with_settings({"design": "released", "threshold": 0.5, "entropy_weight": 0.2})
+    assert (alone.recipe.network.threshold, alone.recipe.entropy_weight, alone.recipe.dice_weight) == (0.5, 0.2, 0.8)
+    assert released.with_settings({"design": "paper"}).recipe == paper.recipe
+    assert released.with_settings(values).recipe == released.recipe  # as a checkpoint is read
+    with pytest.raises(EchoPlanError, match=r"design cannot be .mine.*paper, released"):
+        find_method("E3SAM2Trainer").with_settings({"design": "mine"})
+
+
+def test_equation_5_may_begin_later(clip_setup: FoldSetup) -> None:
+    trainer = make_trainer("E3SAM2Trainer", clip_setup, entropy_from_epoch=1)
+    output = trainer.network.train()(torch.randn(1, 3, 1, 32, 32))
+    weights = [trainer.method.terms(output, discs()[:1], epoch)["entropy"][0] for epoch in (0, 1)]
+    assert weights == [0.0, 0.1]
+
+
+def test_a_true_point_at_test_is_told_in_validation_and_off_by_default(clip_setup: FoldSetup) -> None:
+    told = []
+
+    def network(clip: torch.Tensor, prompts: object = None) -> torch.Tensor:
+        told.append(prompts)
+        return clip
+
+    batch = {"clip": torch.zeros(2, 3, 1, 32, 32), "labels": discs()}
+    for settings in ({}, {"true_point_at_test": True}):
+        method = make_method("E3SAM2Trainer", design="released", **settings)
+        method.answer(network, batch)
+        prompt = method.prompt_of_cases(method.build_network(size=(32, 32), classes=1), clip_setup)
+        assert (prompt is None) is (told[-1] is None) is (not settings)
+    assert told[-1].kinds == ("given", "point") and prompt(clip_setup.val[0]).kinds == ("given",)
+    within = prompt(clip_setup.val[0])
+    assert within.within([2, 0]).frames == (1,) and within.within([1, 2]) is None
 
 
 def test_the_recipes_are_the_papers() -> None:
@@ -238,9 +283,9 @@ def test_prompts_are_compared_as_typed(trained, monkeypatch: pytest.MonkeyPatch,
     replace(plan, trainers={"E3SAM2Trainer": own}).write(setup.preprocessed / "EchoPlans.json")
     assert compare_prompts(["Toy", "0", "-tr", "E3SAM2Trainer", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    kinds = ["automatic", "point", "jittered", "box", "jittered_box", "mask"]
-    assert [line.split()[0] for line in lines[1:7]] == kinds
-    dice = {line.split()[0]: float(line.split()[1]) for line in lines[1:7]}
+    kinds = ["automatic", "point", "jittered", "pixel", "box", "jittered_box", "mask"]
+    assert [line.split()[0] for line in lines[1:8]] == kinds
+    dice = {line.split()[0]: float(line.split()[1]) for line in lines[1:8]}
     assert all(50 < value <= 100 for value in dice.values())
     summary = json.loads((setup.folder / "prompts" / "point" / "summary.json").read_text())
     assert 100 * summary["mean"]["LV"]["all"]["dice"]["mean"] == pytest.approx(dice["point"], abs=0.01)

@@ -36,12 +36,24 @@ def test_entropy_loss_by_hand() -> None:
     assert entropy_loss([entropy], target).item() == pytest.approx(0.2 - (0.2 * 8 + 0.8 * 8) / 16)
 
 
-def test_entropy_loss_is_the_pixels_mean_of_the_enlarged_map() -> None:
+def test_entropy_loss_weighs_points_by_the_mask_in_between() -> None:
     target = _target(frames=1)
     for entropy, side in zip(_entropies(target)[:2], (8, 4), strict=False):
-        large = entropy.view(2, 1, side, side).repeat_interleave(32 // side, 2).repeat_interleave(32 // side, 3)
-        expected = torch.stack([large[i][target[i] == 1].mean() - large[i][target[i] == 0].mean() for i in range(2)])
-        torch.testing.assert_close(entropy_loss([entropy], target), expected.mean())
+        inside = torch.nn.functional.interpolate(target.float(), size=(side, side), mode="bilinear").flatten(2)
+        means = [(entropy * each).sum(2) / each.sum(2) for each in (inside, 1 - inside)]
+        torch.testing.assert_close(entropy_loss([entropy], target), (means[0] - means[1]).mean())
+
+
+def test_a_bounded_gap_teaches_only_where_it_is_open() -> None:
+    target = _target(frames=1)
+    inside = target.float()[:, :, ::4, ::4].flatten(2)
+    closed, opened = (0.2 + 0.3 * inside).requires_grad_(), (0.5 - 0.3 * inside).requires_grad_()
+    assert entropy_loss([closed], target, bounded=True).item() == pytest.approx(-1e-3)
+    loss = entropy_loss([closed, opened], target, bounded=True)
+    loss.backward()
+    assert not closed.grad.any() and opened.grad.any()
+    free = entropy_loss([opened], target)
+    assert loss.item() == pytest.approx((free.item() - 1e-3) / 2)
 
 
 def test_entropy_loss_focuses_the_foreground_and_blurs_the_background() -> None:
@@ -58,7 +70,7 @@ def test_entropy_loss_focuses_the_foreground_and_blurs_the_background() -> None:
 
 def test_entropy_loss_is_a_mean_over_frames_and_maps() -> None:
     target = _target(frames=2)
-    entropies = _entropies(target)
+    entropies = _entropies(target)[:2]  # at four points all are structure
     single = [
         entropy_loss([each[i : i + 1, t : t + 1]], target[i : i + 1, t : t + 1])
         for each in entropies

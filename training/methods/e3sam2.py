@@ -83,6 +83,7 @@ class SAM2Recipe(Recipe):
         return replace(self.network, trainable="all") if from_scratch else self.network
 
 
+DESIGNS = ("paper", "released")
 # What the authors released, where it differs from the paper, or where the paper leaves it to us.
 RELEASED: dict[str, Any] = {
     "attention": "ega_query",
@@ -142,14 +143,14 @@ class E3SAM2Recipe(SAM2Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("design", self.design, ("paper", "released"))
+        check_choice("design", self.design, DESIGNS)
 
     def with_settings(self, settings: Mapping[str, Any]) -> E3SAM2Recipe:
         """See `Recipe.with_settings`; a named design sets all that belongs to it, but for what is named besides."""
-        if "design" in settings:
-            defaults = E3SAM2Recipe().to_dict()
-            of_design = RELEASED if settings["design"] == "released" else {name: defaults[name] for name in RELEASED}
-            settings = {**of_design, **settings}
+        if settings.get("design") in DESIGNS:
+            of_paper = E3SAM2Recipe().to_dict()
+            of_design = {"released": RELEASED, "paper": {name: of_paper[name] for name in RELEASED}}
+            settings = {**of_design[settings["design"]], **settings}
         return super().with_settings(settings)
 
 
