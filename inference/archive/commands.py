@@ -55,6 +55,7 @@ def install_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("archive", type=existing_path, metavar="FILE", help="what was exported, or published weights")
     made.add_argument("-tr", dest="trainer", metavar="TRAINER", help="whose published weights the file holds")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with -tr: change a setting")
+    made.add_argument("--size", type=int, metavar="PIXELS", help="with -tr: side of the frames that the network saw")
     made.add_argument(
         "-d", dest="dataset", metavar="NAME", help="what its dataset is called here; as there if not given"
     )
@@ -63,7 +64,7 @@ def install_model_command(arguments: Sequence[str]) -> int:
                       "it runs whenever the model is used")  # fmt: skip
     options = made.parse_args(arguments)
     if options.trainer is not None:
-        about = {"trainer": options.trainer, "settings": parse_settings(options.set)}
+        about = {"trainer": options.trainer, "settings": parse_settings(options.set), "size": options.size}
         model = install_published(
             options.archive, folders(), name=options.dataset, overwrite=options.overwrite, **about
         )

@@ -29,6 +29,7 @@ def install_published(
     trainer: str,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    size: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make the authors' file of weights a model folder, <Trainer>__Published__<configuration>, of one fold.
@@ -41,6 +42,7 @@ def install_published(
         trainer: whose network it is.
         name: what the dataset that it was trained on is to be called here; None: as the method has it.
         settings: of the recipe, where they differ from those of the published network.
+        size: the side of the frames that the network saw; None: as the method has it.
         overwrite: whether a published network that is there may be replaced.
 
     Returns:
@@ -56,7 +58,8 @@ def install_published(
         raise EchoPlanError(f"{trainer} has no published network that predicts by itself", remedy=f"there are: {known}")
     home = folders.home_of_installed(f"Dataset001_{about.dataset}", name=name)
     method = method.with_settings({**about.settings, **(settings or {})})
-    plan = _plan(home.name, method.name, method.configuration, about.plan)
+    values = about.plan if size is None else {**about.plan, "size": [size, size]}
+    plan = _plan(home.name, method.name, method.configuration, values)
     state = _state(method, plan, file, source=trainer)
     model = f"{method.name}__{_PLANS_NAME}__{method.configuration}"
     sweep_workplaces(folders.results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from echoplan.errors import EchoPlanError
 from echoplan.inference import EchoPredictor, choose_models
 from echoplan.inference.archive import install_published
 from echoplan.paths import Folders
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
+
+from published_networks import authors_state
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +58,17 @@ def test_what_is_there_stays_and_what_is_not_theirs_is_refused(published: Path, 
     with pytest.raises(EchoPlanError, match=r"lack backbone\.conv1\.weight"):
         install_published(tmp_path / "other.pt", where, trainer="EchoNetTrainer", name="Other")
     assert not (where.results / "Dataset002_Other").exists()
+
+
+def test_e3sam2s_published_network_begins_in_the_middle_and_may_be_told_a_size(tmp_path: Path) -> None:
+    where = Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "results")
+    torch.save(authors_state(), tmp_path / "best_echonet.pth", _use_new_zipfile_serialization=False)
+    model = install_published(
+        tmp_path / "best_echonet.pth", where, trainer="E3SAM2SmallTrainer", name="EchoNet", size=64
+    )
+    assert model.relative_to(where.results) == Path("Dataset001_EchoNet/E3SAM2SmallTrainer__Published__clip")
+    predictor = EchoPredictor.from_model_folder(model, device="cpu")
+    network = predictor.members[0].networks[0]
+    assert (network.size, network.settings.prompt, network.settings.threshold) == (64, "centre", 0.6)
+    found = predictor.predict(np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8))
+    assert found.probabilities.shape == (3, 64, 64)

@@ -32,6 +32,9 @@ def make_trainer(name: str, setup: FoldSetup, **settings: object) -> Trainer:
     return Trainer(make_method(name, **settings), replace(setup, model_folder=folder), seed=1)
 
 
+SCORED = {"E3SAM2Trainer": {"object_score": True, "quality_weight": 0.1, "presence_weight": 0.1}}
+
+
 def discs() -> torch.Tensor:
     """Labels (2, 3, 32, 32): the first clip is labelled at frame 0 and 2, the second nowhere."""
     rows, columns = np.mgrid[:32, :32]
@@ -117,7 +120,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 def test_it_trains_and_every_term_is_written_down(trained) -> None:
     metrics = read_metrics(trained.setup.folder)
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
-    weights = {"segmentation": 0.8, "coarse": 0.2, "entropy": 0.1, "edges": 0.2}
+    weights = {"segmentation": 0.8, "coarse": 0.2, "quality": 0.0, "entropy": 0.1, "edges": 0.2}
     assert {name for name in metrics[0] if name.startswith("loss_")} == {f"loss_{name}" for name in weights}
     total = sum(weight * metrics[0][f"loss_{name}"] for name, weight in weights.items())
     assert metrics[0]["train_loss"] == pytest.approx(total, rel=1e-4)
@@ -137,7 +140,7 @@ def test_nothing_is_learned_from_unlabelled_clips(trained) -> None:
 def test_a_frame_without_a_label_has_no_part_in_any_term(name: str) -> None:
     """Whatever the network says of it: the gradient there is zero in every term, and elsewhere it is not."""
     random = torch.Generator().manual_seed(0)
-    method, unlabelled, length = make_method(name, quality_weight=0.1, presence_weight=0.1), 1, 3
+    method, unlabelled, length = make_method(name, **SCORED.get(name, {})), 1, 3
     shapes = {"coarse": (1, 2, 2), "masks": (3, 8, 8), "iou": (3,), "object_score": (), "edges": (1, 8, 8)}
     found = {name: torch.randn(1, length, *shape, generator=random) for name, shape in shapes.items()}
     found["iou"] = found["iou"].sigmoid()
@@ -213,7 +216,7 @@ def test_switches_reach_the_network_and_the_loss() -> None:
         "object_score": torch.ones(1, 2),
     }  # fmt: skip
     terms = plain.terms(ClipOutput(torch.zeros(1, 2, 1, 32, 32), auxiliary), labels, 0)
-    assert set(terms) == {"segmentation", "coarse"}
+    assert set(terms) == {"segmentation", "coarse", "quality"}
     assert plain.build_network(size=(32, 32), classes=1).edges is None
     assert make_method("E3SAM2Trainer", pretrained=True).recipe.network_settings().learning_part == "adapted"
     assert find_method("SAM2Trainer").recipe.network_settings().trainable == "auto"  # all but the trunk

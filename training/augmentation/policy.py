@@ -26,7 +26,7 @@ from .ultrasound import DepthAttenuation, GaussianShadow, Haze, IntensityTransfo
 if TYPE_CHECKING:
     from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-GENERIC = ("strong", "moderate", "light", "none")
+GENERIC = ("strong", "moderate", "light", "e3sam2", "none")
 # In the order in which an examination comes about: time, probe and scanner's geometry, tissue, clutter, gain.
 ULTRASOUND: dict[str, type[Transform]] = {
     "cine_speed": CineSpeed,
@@ -153,6 +153,8 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
     "strong": nnU-Net's 2D recipe (Isensee et al. 2021, supplement D) with a rotation that suits apical views.
     "moderate": EchoForge's (gamma, scaling, rotation and contrast, each in half of the samples; the paper names no
     ranges), and flips.
+    "e3sam2": as E3SAM2's authors programmed it (gamma, rotation by up to 30 degrees, zoom and contrast, each in half of
+    the samples; no flips); about the sector's apex, and one draw of the contrast a clip, where theirs is one a frame.
     "light": PKEcho-Net's (flip, rotation, brightness and contrast by 15 %; the paper says not how often each acts).
     "none": the sample as it is.
     "ultrasound": flips, and six transforms of ultrasound's own instead of a generic recipe (the number is Yao et al.'s,
@@ -174,7 +176,8 @@ def build_augmentation(kind: str, *, rotation_degrees: float, mirror: bool) -> A
         for name in chosen
     ]
     scale, probability = _GEOMETRY[generic]
-    degrees = 0.0 if generic == "flips" else rotation_degrees
+    degrees = {"flips": 0.0, "e3sam2": 30.0}.get(generic, rotation_degrees)
+    mirror &= generic != "e3sam2"
     geometry = SectorAffine(degrees, scale=scale, mirror=mirror, probability=probability)
     return Augmentation(
         geometry, _normalised_intensity() if generic == "strong" else (), [*ultrasound, *_GREY_LEVELS.get(generic, ())]
@@ -186,10 +189,12 @@ _GEOMETRY = {
     "flips": ((1.0, 1.0), 1.0),
     "light": ((1.0, 1.0), 1.0),
     "moderate": ((0.8, 1.25), 0.5),
+    "e3sam2": ((1.0, 1.3), 0.5),
     "strong": ((0.7, 1.4), 0.5),
 }
 _GREY_LEVELS: dict[str, tuple[IntensityTransform, ...]] = {
     "light": (Brightness(factor=(0.85, 1.15)), Contrast(factor=(0.85, 1.15))),
+    "e3sam2": (Gamma(factor=(1 / 2.4, 1.0)), Contrast(factor=(0.8, 2.0))),
     "moderate": (Gamma(factor=(0.7, 1.5)), Contrast(factor=(0.75, 1.25))),
 }
 

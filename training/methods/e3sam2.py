@@ -23,7 +23,7 @@ from ..data import Batch
 from ..fold import FoldSetup
 from ..losses import dice_ce_loss, edge_loss, entropy_loss, mask_quality_loss, presence_loss, reduce_labels
 from ..prompts import LABEL_KINDS, MIDDLE, CasePrompts, draw_prompts
-from ..recipe import MethodRequirements, PublishedProtocol, Recipe
+from ..recipe import MethodRequirements, PublishedNetwork, PublishedProtocol, Recipe
 from .method import Method, Record
 
 _SMOOTH = 1e-5  # pixels, in the Dice of a batch
@@ -77,6 +77,11 @@ class SAM2Recipe(Recipe):
         """Kind of prompt from labels -> share of the training clips."""
         return {kind: getattr(self, f"{kind}_share") for kind in LABEL_KINDS}
 
+    @property
+    def input_normalisation(self) -> str | None:
+        """See `Recipe.input_normalisation`."""
+        return "unit" if self.network.standardise == "imagenet" else self.normalisation
+
     def network_settings(self) -> SAM2Settings:
         """See `Recipe.network_settings`: from random weights everything learns, unless told otherwise."""
         from_scratch = self.network.trainable == "auto" and not self.pretrained
@@ -104,6 +109,8 @@ RELEASED: dict[str, Any] = {
     "entropy_weight": 0.01,
     "entropy_from_epoch": 30,
     "keep_epoch": "best_dice",
+    "normalisation": "grey",
+    "augmentation": "e3sam2",
 }
 
 
@@ -199,13 +206,12 @@ class SAM2Family(Method[SAM2RecipeT]):
         """The loss's terms by name, each with its weight."""
         recipe, heads = self.recipe, output.auxiliary
         coarse = heads["coarse"]
-        terms = {
+        terms = {  # those of no weight, too: processes that train together wait for each output's gradient
             "segmentation": (recipe.segmentation_weight, self.segmentation_loss(output.logits, labels)),
             "coarse": (recipe.coarse_weight, dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]))),
+            "quality": (recipe.quality_weight, mask_quality_loss(heads["iou"], heads["masks"], labels)),
         }
-        if recipe.quality_weight:
-            terms["quality"] = recipe.quality_weight, mask_quality_loss(heads["iou"], heads["masks"], labels)
-        if recipe.presence_weight:
+        if getattr(recipe.network, "object_score", True):
             terms["presence"] = recipe.presence_weight, presence_loss(heads["object_score"], labels)
         return terms
 
@@ -226,6 +232,12 @@ class E3SAM2Method(SAM2Family[E3SAM2Recipe]):
 
     recipe_class = E3SAM2Recipe
     network_name: ClassVar[str] = "e3sam2"
+    # Theirs has no coarse head: without a prompt a clip begins with a point in the middle of its first frame.
+    published: ClassVar[PublishedNetwork] = PublishedNetwork(
+        "CAMUS",
+        {"size": [256, 256], "normalisation": "grey", "frames": 10},
+        {"design": "released", "variant": "small", "prompt": "centre"},
+    )
 
     def terms(self, output: ClipOutput, labels: Tensor, epoch: int) -> dict[str, tuple[float, Tensor]]:
         """Equation 8's three terms, as far as they are on, and those of SAM2's own heads."""

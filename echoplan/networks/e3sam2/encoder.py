@@ -47,22 +47,42 @@ class FrameFeatures:
         )
 
 
+class Colours(nn.Module):
+    """Standardises images ``(N, 3, H, W)`` of 0 to 1 by ImageNet's mean and deviation of each colour."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
+            self.register_buffer(name, torch.tensor(values).view(_RGB, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of the same shape."""
+        return (images - self.mean) / self.deviation
+
+
 class Encoder(nn.Module):
     """Frames to features.
 
     Grey frames are repeated to three channels: the trunk's first convolution was trained on RGB images standardised by
-    ImageNet's mean and deviation, and EchoPlan's clips are standardised too.
+    ImageNet's mean and deviation. EchoPlan's clips are standardised each by its own, unless `imagenet` says otherwise.
 
     Args:
         variant: size of the trunk.
         windows: "sam2" or "light", see `build_trunk`.
+        imagenet: whether frames are 0 to 1 and standardised here, as the trunk's training images were.
         adapters: where the Global-Local Adapters are: "before" the first block of stages 2, 3 and 4, whose input they
             replace (`BlockAdapter`), or "after" each of the four stages (`GlobalLocalAdapter`). None: nowhere.
         adapter_settings: of each, see there.
     """
 
-    def __init__(self, variant: Variant, *, windows: str, adapters: str | None, **adapter_settings: Any) -> None:
+    def __init__(
+        self, variant: Variant, *, windows: str, adapters: str | None, imagenet: bool = False, **adapter_settings: Any
+    ) -> None:
         super().__init__()
+        self.colours = Colours() if imagenet else nn.Identity()
         self.trunk = build_trunk(variant, windows)
         self.neck = build_neck(self.trunk.channel_list)
         self.channels = tuple(self.trunk.channel_list[::-1])  # of the four stages, the finest first
@@ -80,7 +100,7 @@ class Encoder(nn.Module):
         Returns:
             ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and ``(N, h * w)`` of each adapter, or nothing without them.
         """
-        tokens = self.trunk.patch_embed(frames.expand(-1, _RGB, -1, -1))
+        tokens = self.trunk.patch_embed(self.colours(frames.expand(-1, _RGB, -1, -1)))
         tokens = tokens + self.trunk._get_pos_embed(tokens.shape[1:3])  # (N, h, w, C)
         maps: list[Tensor] = []
         entropies: list[Tensor] = []

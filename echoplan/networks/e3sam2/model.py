@@ -75,6 +75,7 @@ class E3SAM2(nn.Module):
             VARIANTS[own.variant],
             windows=own.windows,
             adapters=own.adapter_place if own.adapters else None,
+            imagenet=own.standardise == "imagenet",
             attention=own.attention,
             certainty_power=own.certainty_power,
         )

@@ -27,6 +27,8 @@ class SAM2Settings(NetworkSettings):
     Attributes:
         variant: size of the trunk: "tiny", "small", "base_plus" or "large".
         sam2_version: of the published weights to start from: "2.0" or "2.1".
+        standardise: "imagenet": frames are 0 to 1, which the network standardises by the mean and deviation of
+            ImageNet's three colours, as SAM2 was trained; "clip": they are standardised when they come, or as they are.
         prompt: how a clip begins when nobody prompts: "auto" (a point and a box of the coarse head), "point", "box",
             "mask" (the coarse head's mask), "centre" (a point in the middle of the picture) or "none".
         start_frame: where it then begins: "surest" (the frame that the coarse head is surest of) or "first".
@@ -46,6 +48,7 @@ class SAM2Settings(NetworkSettings):
 
     variant: str = "tiny"
     sam2_version: str = _new("2.1", before="2.1")
+    standardise: str = _new("clip", before="clip")
     prompt: str = "auto"
     start_frame: str = _new("surest", before="surest")
     trainable: str = "auto"
@@ -57,6 +60,7 @@ class SAM2Settings(NetworkSettings):
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
         check_choice("sam2_version", self.sam2_version, VERSIONS)
+        check_choice("standardise", self.standardise, ("clip", "imagenet"))
         check_choice("prompt", self.prompt, AUTOMATIC)
         check_choice("start_frame", self.start_frame, ("surest", "first"))
         check_choice("trainable", self.trainable, (*LEARNING_PARTS, "adapted", "auto"))
