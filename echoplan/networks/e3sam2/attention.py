@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import reduce
 from typing import Any
 
 import torch
@@ -204,20 +203,46 @@ def weighted_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tenso
 
 
 def column_sums(q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
-    """sum_i w_i A_ij, A = softmax(q k^T / sqrt(d)): ``(B, N, d)``, ``(B, M, d)``, ``(B, N, 1)`` -> ``(B, M, 1)``."""
-    return torch.cat(
-        [
-            reduce(
-                torch.add,
-                (_recomputed(_column_block, q[batch, rows], k[batch], weight[batch, rows]) for rows in blocks),
-            )
-            for batch, blocks in _blocks(q, k.shape[1])
-        ]
-    )
+    """sum_i w_i A_ij, A = softmax(q k^T / sqrt(d)): ``(B, N, d)``, ``(B, M, d)``, ``(B, N, 1)`` -> ``(B, M, 1)``.
+
+    As in `row_entropy` the map is made in blocks of rows, and made again for the backward pass.
+    """
+    return _ColumnSums.apply(q, k, weight)
 
 
-def _column_block(q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
-    return _scores(q, k).softmax(dim=2).transpose(1, 2) @ weight
+class _ColumnSums(torch.autograd.Function):
+    """With g the gradient of the sums c, dw_i = sum_j A_ij g_j, and ds_ij = w_i A_ij (g_j - dw_i)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
+        queries, keys, weights = _promote(q) * q.shape[-1] ** -0.5, _promote(k).transpose(1, 2), _promote(weight)
+        sums, normaliser = queries.new_zeros(k.shape[0], k.shape[1], 1), queries.new_empty(q.shape[:2])
+        for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
+            torch.bmm(queries[batch, rows], keys[batch], out=scores)
+            normaliser[batch, rows] = scores.logsumexp(dim=2)
+            torch.exp(scores.sub_(normaliser[batch, rows].unsqueeze(2)), out=spare)
+            sums[batch].baddbmm_(spare.transpose(1, 2), weights[batch, rows])
+        ctx.save_for_backward(q, k, weight, normaliser)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, weight, normaliser = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        queries, keys, weights, slopes = _promote(q) * scale, _promote(k), _promote(weight), _promote(gradient)
+        weighted = (queries * weights).transpose(1, 2)
+        to_q, to_weight = torch.empty_like(queries), torch.empty_like(weights)
+        to_k = keys.new_zeros(keys.shape[0], keys.shape[2], keys.shape[1])
+        for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
+            torch.bmm(queries[batch, rows], keys[batch].transpose(1, 2), out=scores)
+            torch.exp(scores.sub_(normaliser[batch, rows].unsqueeze(2)), out=spare)
+            own = to_weight[batch, rows] = torch.bmm(spare, slopes[batch])
+            slope = spare.mul_(slopes[batch].transpose(1, 2) - own)
+            torch.bmm(slope, keys[batch], out=to_q[batch, rows])
+            to_k[batch].baddbmm_(weighted[batch, :, rows], slope)
+        to_q.mul_(weights * scale)
+        return to_q.to(q.dtype), to_k.transpose(1, 2).to(k.dtype), to_weight.to(weight.dtype)
 
 
 def top_attention(q: Tensor, k: Tensor, v: Tensor, *, keep: int) -> Tensor:

@@ -177,11 +177,11 @@ class DiverseFrames(MemoryBank):
         """Which ``(size,)`` of the bank's frames and the new one, which comes last, are kept."""
         directions = F.normalize(everyone["features"].flatten(1).float(), dim=1)
         likeness = directions @ directions.T
-        unlike = likeness[-1, :-1].argmin()
-        among = likeness[:-1, :-1].fill_diagonal_(-math.inf)
-        twin = among[unlike].argmax()
-        enters = likeness[-1, unlike] < among[unlike, twin]
-        enters &= everyone["confidence"][-1] > everyone["confidence"][twin] - _TOLERATED_LOSS
+        unlike = likeness[-1, :-1].argmin(dim=0, keepdim=True)
+        neighbours = likeness[:-1, :-1].fill_diagonal_(-math.inf).index_select(0, unlike)[0]
+        twin = neighbours.argmax(dim=0, keepdim=True)
+        enters = likeness[-1].index_select(0, unlike) < neighbours.index_select(0, twin)
+        enters &= everyone["confidence"][-1] > everyone["confidence"].index_select(0, twin) - _TOLERATED_LOSS
         places = torch.arange(self.size, device=directions.device)
         return torch.where(enters & (places >= twin), places + 1, places)
 
