@@ -21,7 +21,7 @@ from echoplan.inference.foundation.networks import EnlargedFrames, FoundationMod
 from echoplan.inference.foundation.zero_shot import run_zero_shot
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
-from echoplan.networks.e3sam2.sam2_parts import _NAMES
+from echoplan.networks.e3sam2.weights import _NAMES
 from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
 from echoplan.paths import Folders
