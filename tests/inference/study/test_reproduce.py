@@ -11,12 +11,15 @@ import pytest
 
 from echoplan.datasets.commands import convert_dataset, make_phantom
 from echoplan.experiment_planning import MemoryModel, commands
+from echoplan.inference.study import reproduce as reproduce_module
 from echoplan.inference.study import reproduced
 from echoplan.inference.study.commands import reproduce
 from echoplan.inference.study.published import CAMUS, ECHONET, PAPERS
 from echoplan.inference.study.reproduced import noise_of
 from echoplan.networks import complexity
 from echoplan.training.methods import find_method
+from echoplan.training.metrics import TrainingLog
+from echoplan.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,7 @@ def run(root, monkeypatch):
     monkeypatch.setenv("ECHOPLAN_ROOT", str(root))
     planned = partial(commands.make_plan, measure=lambda method, **_: MemoryModel(0.1, 0.01, "mixed"))
     monkeypatch.setattr(commands, "make_plan", planned)  # a step is not simulated for its memory
+    monkeypatch.setattr(TrainingLog, "draw", lambda log: None)
     monkeypatch.setattr(reproduced, "seconds_of", partial(complexity.seconds_of, least=0.0))
     return lambda *words: reproduce([str(word) for word in words])
 
@@ -94,8 +98,16 @@ def test_each_table_is_trained_tested_and_printed_beside_the_paper_s(run, root, 
     assert rows["published"].notna().all()
     for leak in PAPERS[paper].leaks:
         assert leak in shown
-    assert run(paper, "-d", dataset, *TOY, *CHEAP[paper]) == 0  # nothing is trained twice
-    assert rows.equals(results(root, dataset, paper)) or "frames/s" in set(rows["figure"])
+
+
+def test_what_is_trained_and_tested_stays(run, root, slim_networks, monkeypatch):
+    words = ("pkechonet", "-d", "CAMUS", *TOY, *RANDOM, "--tables", "5")
+    assert run(*words) == 0
+    before = results(root, "CAMUS", "pkechonet")
+    monkeypatch.setattr(Trainer, "train_step", None)
+    monkeypatch.setattr(reproduce_module, "judge_sampled", None)
+    assert run(*words) == 0
+    pd.testing.assert_frame_equal(results(root, "CAMUS", "pkechonet"), before)
 
 
 def test_a_study_with_true_boxes_and_another_dataset(run, root, slim_networks, capsys):
