@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -113,6 +113,19 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"echoplan {__version__}")
     return made
+
+
+def add_ef_options(options: argparse.ArgumentParser, rules: Iterable[str]) -> None:
+    """Options for what EF is compared with, and how it is measured in masks: `ef_method`, `ef_reference`.
+
+    Args:
+        options: gets them.
+        rules: those that volumes can follow.
+    """
+    options.add_argument("--ef_method", choices=sorted(rules), help="the rule for volumes; simpson if not given")
+    options.add_argument("--ef_reference", choices=("masks", "table"), default="masks",
+                         help="the reference EF: that of the reference masks by the same rule where there are such, or "
+                         "always the dataset's own")  # fmt: skip
 
 
 def add_processes(to: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ DEBUG_FILE = "debug.json"
 
 # What predicting, validating and judging leave
 SUMMARY_FILE = "summary.json"
-EF_FILE = "ef.csv"
+EF_FILE = "ef.csv"  # by the ordinary rule, "simpson"
 EF_REPORT_CSV, EF_REPORT_JSON, REPORT_PAGE = "ef_report.csv", "ef_report.json", "report.html"
 ARGUMENTS_FILE = "prediction_args.json"
 EVIDENCE = "evidence"
@@ -116,3 +116,8 @@ def finished_folds(model: Path) -> list[int]:
 def model_folders(results: Path) -> list[Path]:
     """The models of a dataset's results, <Trainer>__<Plans>__<configuration>, by name."""
     return sorted(path.parent for path in results.glob(f"*__*__*/{MODEL_PLAN_FILE}"))
+
+
+def ef_file(rule: str) -> str:
+    """The EF table of a validation by one of the volume rules: ef.csv by the ordinary one, ef_camus.csv, ..."""
+    return EF_FILE if rule == "simpson" else f"ef_{rule}.csv"

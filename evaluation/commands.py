@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
-from echoplan.cli import add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cli import add_ef_options, add_processes, command, existing_path, folders, parser, report_failures
 from echoplan.dataset import Case, DatasetDescription, read_cases
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import read_json, write_json
@@ -39,13 +39,23 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     options.add_argument("-d", "--dataset", metavar="DATASET", help="takes labels, ED and ES from this raw dataset")
     options.add_argument("--labels", nargs="+", type=_label, metavar="NAME=VALUE", help="instead of a dataset's labels")
     options.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PREDICTIONS/summary.json")
+    options.add_argument("--ef_method", choices=sorted(VOLUME_RULES), help="also measure EF in both masks by this "
+                         "rule, at the ED and ES of -d, and write PREDICTIONS/ef.csv, ef_camus.csv, ...")  # fmt: skip
     add_processes(options)
     chosen = options.parse_args(arguments)
     dataset = _dataset(chosen.dataset)
     labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
     output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
-    cases = cases_in(chosen.references, dataset.cases if dataset else ())
-    found = evaluate_cases(cases, chosen.predictions, chosen.references, labels=labels, processes=chosen.np)
+    cases = cases_in(chosen.references, dataset.cases if dataset else (), headers=chosen.ef_method is not None)
+    target = dataset.description.target if dataset else next(iter(labels))
+    found = evaluate_cases(
+        cases,
+        chosen.predictions,
+        chosen.references,
+        labels=labels,
+        target=target if chosen.ef_method else None,
+        processes=chosen.np,
+    )
     summary = found.summary() | judged_by(chosen.references)
     if dataset:
         summary["subgroups"] = subgroup_metrics(summary["per_case"], dataset.cases, summary["labels"])
@@ -56,6 +66,9 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     for row in summary.get("subgroups", ()):
         for name, groups in row["mean"].items():
             print(f"{name}, {row['by']} {row['group']}: {_in_words(groups['all'])}")
+    if chosen.ef_method:
+        found.write_rows(chosen.predictions)
+        print("\n".join(found.ef_lines(chosen.ef_method)))
     print(f"written: {output}")
     missing = dict.fromkeys(summary["missing"], "there is no prediction")
     return report_failures(missing | summary["failures"], work="evaluation")
@@ -120,21 +133,29 @@ def compare_command(arguments: Sequence[str]) -> int:
     options = _compare_parser()
     chosen = options.parse_args(arguments)
     _check_compare_options(options, chosen)
+    dataset, notes = _dataset(chosen.known if chosen.predictions else chosen.dataset), list[str]()
+    structure = chosen.structure or (dataset.description.target if dataset else "LV")
     if chosen.predictions:
-        dataset, notes = _dataset(chosen.known), list[str]()
         methods = read_predictions(
             dict(chosen.predictions),
             chosen.references,
             labels=dataset.description.structures if dataset else {"LV": 1},
             cases=dataset.cases if dataset else (),
+            target=structure,
+            rule=chosen.ef_method,
+            reference=chosen.ef_reference,
             processes=chosen.np,
         )
     else:
-        dataset = _dataset(chosen.dataset)
-        methods, notes = read_crossvalidation(folders().find_results(chosen.dataset), chosen.trainers)
+        methods, notes = read_crossvalidation(
+            folders().find_results(chosen.dataset),
+            chosen.trainers,
+            rule=chosen.ef_method,
+            reference=chosen.ef_reference,
+        )
     comparison = compare_methods(
         methods,
-        structure=chosen.structure or (dataset.description.target if dataset else "LV"),
+        structure=structure,
         cases=dataset.cases if dataset else (),
         baseline=chosen.baseline,
         notes=notes,
@@ -160,6 +181,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     made.add_argument("--baseline", metavar="NAME", help="the method to test the others against; else the first")
     made.add_argument("--structure", metavar="NAME", help="whose masks to compare; else the dataset's target, or LV")
     made.add_argument("-o", dest="output", type=Path, metavar="OUT", help="folder for comparison.md, .csv, .tex, .json")
+    add_ef_options(made, VOLUME_RULES)
     add_processes(made)
     return made
 

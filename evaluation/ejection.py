@@ -67,6 +67,8 @@ class PatientRow:
         note: what a reader should know. failure: why there is no EF; empty if there is one. Volumes beside a failure
             are there to be seen and take part in nothing.
         exam: which of the patient's exams, where there are several; a column only then.
+        reference_mask_ef_percent: EF in the reference masks, by the same rule; a column only where there are such.
+            `reference_ef_percent` is the dataset's table's.
     """
 
     patient: str
@@ -103,6 +105,7 @@ class PatientRow:
     note: str = ""
     failure: str = ""
     exam: str | None = None
+    reference_mask_ef_percent: float | None = None
 
     @property
     def name(self) -> str:
@@ -132,21 +135,18 @@ class PatientRow:
         )
 
     def to_row(self) -> dict[str, Any]:
-        """Column -> value, in the tables' order; `exam` only where a patient has several."""
-        row = asdict(self)
-        if self.exam is None:
-            del row[_EXAM]
-        return row
+        """Column -> value, in the tables' order; those that not every table has only where there is a value."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _SOMETIMES}
 
 
-_EXAM = "exam"
-COLUMNS = tuple(column.name for column in fields(PatientRow) if column.name != _EXAM)
+_SOMETIMES = ("exam", "reference_mask_ef_percent")
+COLUMNS = tuple(column.name for column in fields(PatientRow) if column.name not in _SOMETIMES)
 
 
 def write_rows(path: Path, rows: Sequence[PatientRow]) -> None:
     """Write ef.csv or ef_report.csv."""
-    columns = COLUMNS if all(row.exam is None for row in rows) else (*COLUMNS, _EXAM)
-    write_csv(path, [row.to_row() for row in rows], columns)
+    more = [name for name in _SOMETIMES if any(getattr(row, name) is not None for row in rows)]
+    write_csv(path, [row.to_row() for row in rows], (*COLUMNS, *more))
 
 
 def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeRule = "simpson") -> list[PatientRow]:
@@ -158,7 +158,8 @@ def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeR
 
     Args:
         measurements: `measure_case` of clips of any number of patients, with the same method.
-        method: "simpson" (ASE/EACVI), "camus" (one disc height for both phases) or "area_length", see `VOLUME_RULES`.
+        method: "simpson" (ASE/EACVI), "camus" (one disc height for both phases), "folland" (three sections) or
+            "area_length", see `VOLUME_RULES`.
 
     Raises:
         EchoPlanError: the method is not known.

@@ -19,9 +19,11 @@ from echoplan.masks import bring_to_grid, check_values, load_mask, without_empty
 from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
+from .agreement import agreement
 from .ejection import PatientRow, measure_patients, write_rows
-from .measurements import CaseMeasurement, measure_case
+from .measurements import CaseMeasurement, measure_case, under_rule
 from .metrics import score_frames, summarise
+from .ventricle.volumes import VOLUME_RULES, VolumeRule
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +32,14 @@ Masks = str | Path | Mapping[str, Path | np.ndarray]  # a folder of mask files, 
 
 
 class _Outcome(NamedTuple):
-    """What summary.json holds of a case, its measurement, why it could not be judged, and a note on its labels."""
+    """What summary.json holds of a case, its measurement, why it could not be judged, and a note on its labels.
+
+    `reference` is the measurement of its reference mask, where its phases are known.
+    """
 
     judged: dict[str, Any] | None = None
     measured: CaseMeasurement | None = None
+    reference: CaseMeasurement | None = None
     failure: str = ""
     note: str = ""
 
@@ -46,7 +52,7 @@ class Evaluation:
         labels: structure -> value.
         per_case: judged case -> `spacing_mm`, `distance_unit`, `ed_frame`, `es_frame` and `frames`, each frame with its
             number and, for each label, the metrics of `score_frames`; by name.
-        measured: the measurements there are, in the order of the cases.
+        measured: the measurements there are, in the order of the cases. references: those of the reference masks.
         missing: cases with a reference and without a prediction.
         failures: case -> why it could not be judged.
     """
@@ -54,13 +60,36 @@ class Evaluation:
     labels: dict[str, int]
     per_case: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: tuple[CaseMeasurement, ...] = ()
+    references: tuple[CaseMeasurement, ...] = ()
     missing: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> list[PatientRow]:
-        """One row a measured patient, as ef.csv holds it."""
-        return measure_patients(self.measured)
+    def rows(self, rule: VolumeRule = "simpson") -> list[PatientRow]:
+        """One row a measured patient by a volume rule, with the EF that the reference masks have by the same rule."""
+        rows, truths = (
+            measure_patients([under_rule(item, rule) for item in measured], method=rule)
+            for measured in (self.measured, self.references)
+        )
+        known = {(truth.patient, truth.exam): truth.measured("ef_percent") for truth in truths}
+        return [replace(row, reference_mask_ef_percent=known.get((row.patient, row.exam))) for row in rows]
+
+    def ef_lines(self, rule: VolumeRule) -> list[str]:
+        """The agreement of EF with each kind of reference that there is, a line each, for a command to print."""
+        lines, rows = [], self.rows(rule)
+        kinds = {"reference_mask_ef_percent": "the reference masks'", "reference_ef_percent": "the table's"}
+        for name, words in kinds.items():
+            values = [row.measured("ef_percent") for row in rows], [getattr(row, name) for row in rows]
+            found = agreement(*values, bootstrap=0)
+            if found["n"]:
+                keys = {"r": "pearson_r", "bias": "bias", "SD": "sd_of_differences", "MAE": "mae"}
+                shown = [f"{word} {found[key]:.3g}" for word, key in keys.items() if found[key] is not None]
+                lines.append(f"EF by {rule} against {words}: {found['n']} patients, {', '.join(shown)}")
+        return lines
+
+    def write_rows(self, folder: Path) -> None:
+        """Write ef.csv, and the table by each of the other rules: ef_camus.csv, ..."""
+        for rule in VOLUME_RULES:
+            write_rows(folder / layout.ef_file(rule), self.rows(rule))
 
     def only(self, names: Collection[str]) -> Evaluation:
         """The same of some of the cases."""
@@ -68,6 +97,7 @@ class Evaluation:
             self,
             per_case={name: judged for name, judged in self.per_case.items() if name in names},
             measured=tuple(measured for measured in self.measured if measured.name in names),
+            references=tuple(measured for measured in self.references if measured.name in names),
             missing=tuple(name for name in self.missing if name in names),
             failures={name: reason for name, reason in self.failures.items() if name in names},
         )
@@ -87,8 +117,8 @@ class Evaluation:
         }
 
     def write(self, folder: Path, **more: Any) -> dict[str, Any]:
-        """Write ef.csv and, last, summary.json with what else it is to hold; returns the summary."""
-        write_rows(folder / layout.EF_FILE, self.rows)
+        """Write the EF tables and, last, summary.json with what else it is to hold; returns the summary."""
+        self.write_rows(folder)
         summary = self.summary() | more
         write_json(folder / layout.SUMMARY_FILE, summary)
         return summary
@@ -151,14 +181,20 @@ def evaluate_cases(
     return _evaluation([case.case for case in chosen], outcomes, structures, missing, results.failures)
 
 
-def cases_in(folder: str | Path, known: Iterable[Case] = ()) -> list[Case]:
+def cases_in(folder: str | Path, known: Iterable[Case] = (), *, headers: bool = False) -> list[Case]:
     """What is known of each case that has a mask in a folder; those that nothing is known of are patients of their own.
+
+    Args:
+        folder: of masks.
+        known: cases.
+        headers: whether spacing and frame time are read from the masks' files, as measuring needs them.
 
     Raises:
         EchoPlanError: as `find_masks`.
     """
     by_name = {case.case: case for case in known}
-    return [by_name.get(name) or Case(name, name) for name in find_masks(folder)]
+    cases = ((by_name.get(name) or Case(name, name), file) for name, file in find_masks(folder).items())
+    return [case.with_header(probe_clip(file)) if headers else case for case, file in cases]
 
 
 def find_masks(folder: str | Path) -> dict[str, Path]:
@@ -198,11 +234,12 @@ def _evaluation(
         more = f" and {len(noted) - 1} other references" if len(noted) > 1 else ""
         logger.warning("%s%s: %s", noted[0], more, outcomes[noted[0]].note)
     failures = dict(broken) | {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure}
-    measured = (outcomes[name].measured for name in cases if name in outcomes)
+    known = [outcomes[name] for name in cases if name in outcomes]
     return Evaluation(
         labels=labels,
         per_case={name: outcome.judged for name, outcome in outcomes.items() if outcome.judged is not None},
-        measured=tuple(measurement for measurement in measured if measurement is not None),
+        measured=tuple(outcome.measured for outcome in known if outcome.measured is not None),
+        references=tuple(outcome.reference for outcome in known if outcome.reference is not None),
         missing=tuple(missing),
         failures=dict(sorted(failures.items())),
     )
@@ -238,7 +275,8 @@ def _evaluate_case(
     unit = "px" if spacing is None else "mm"
     phases = {"ed_frame": case.ed_frame, "es_frame": case.es_frame}
     judged = {**phases, "spacing_mm": spacing, "distance_unit": unit, "frames": frames}
-    return _Outcome(judged, measured, note=note)
+    known = target is not None and None not in (case.ed_frame, case.es_frame)
+    return _Outcome(judged, measured, measure_case(case, truth == target) if known else None, note=note)
 
 
 def _labels(mask: Path | np.ndarray, named: Mapping[str, int]) -> np.ndarray:

@@ -13,7 +13,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binar
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 
-METRICS = ("dice", "iou", "hd95", "assd")
+METRICS = ("dice", "iou", "hd", "hd95", "assd")
+PHASES = ("all", "end_diastole", "end_systole", "ed_es")
 _FOUR_NEIGHBOURS = generate_binary_structure(2, 1)
 
 
@@ -109,21 +110,27 @@ def summarise(cases: Iterable[Mapping[str, Any]], label: str) -> dict[str, Any]:
         label: whose metrics.
 
     Returns:
-        "all" | "end_diastole" | "end_systole" -> `frames`, `empty_predictions`, and `mean` and `sd` (over frames,
-        n - 1, None for a single one) of `dice`, `iou`, `hd95_mm`, `assd_mm`, `hd95_px`, `assd_px`. `both_empty` counts
+        "all" | "end_diastole" | "end_systole" | "ed_es", both together where "all" has others beside them ->
+        `frames`, `empty_predictions`, and `mean` and `sd` (over frames, n - 1, None for a single one) of `dice`, `iou`,
+        `hd_mm`, `hd95_mm`, `assd_mm`, `hd_px`, `hd95_px`, `assd_px`. `both_empty` counts
         the frames where neither mask shows the label, whose Dice is 1; where there are any, `dice_of_others` is the
         Dice without them.
     """
-    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"all": [], "end_diastole": [], "end_systole": []}
+    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {phase: [] for phase in PHASES}
     for case in cases:
         for frame in case["frames"]:
-            entry = case["distance_unit"], frame[label]
-            groups["all"].append(entry)
-            if frame["frame"] == case["ed_frame"]:
-                groups["end_diastole"].append(entry)
-            if frame["frame"] == case["es_frame"]:
-                groups["end_systole"].append(entry)
+            for phase in phases_of(frame["frame"], case):
+                groups[phase].append((case["distance_unit"], frame[label]))
+    if len(groups["ed_es"]) == len(groups["all"]):
+        del groups["ed_es"]
     return {name: _mean_and_sd(entries) for name, entries in groups.items() if entries}
+
+
+def phases_of(frame: int, case: Mapping[str, Any]) -> list[str]:
+    """Those of `PHASES` that a frame of a judged case belongs to."""
+    own = [name for name, place in (("end_diastole", case["ed_frame"]), ("end_systole", case["es_frame"]))
+           if place == frame]  # fmt: skip
+    return ["all", *own, *(["ed_es"] if own else [])]
 
 
 def _mean_and_sd(entries: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -136,7 +143,9 @@ def _mean_and_sd(entries: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
             sorts = {metric: [values[metric] for _, values in entries]}
         else:  # a mean over mm and pixels would mean nothing
             sorts = {
-                f"{metric}_{unit}": [values[metric] for own_unit, values in entries if own_unit == unit]
+                f"{metric}_{unit}": [
+                    values[metric] for own_unit, values in entries if own_unit == unit and metric in values
+                ]
                 for unit in ("mm", "px")
             }
         for name, values in sorts.items():

@@ -20,7 +20,6 @@ from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
 
 from ..evaluation import evaluate_cases
-from ..evaluation.ejection import write_rows
 from ..preprocessing.store import ClipStore, StoredCase
 from ..training.model_folder import ModelFolder
 from ..training.resume_check import folds_of_other_plans
@@ -303,7 +302,7 @@ def _postprocess_best(
     measured = evaluate_cases(
         cases, results.done, labels=structures, target=model.description.target, processes=processes
     )
-    write_rows(masks / layout.EF_FILE, measured.rows)
+    measured.write_rows(masks)
     return postprocessing
 
 

@@ -16,13 +16,14 @@ from echoplan.files import plain
 
 from ..agreement import agreement
 from ..ejection import names_of_cases
+from ..metrics import PHASES
 from .method_results import MethodResults, check_same_frames
 from .paired import compare_with_baseline
 from .scores import (
     EF_ERROR,
     FIGURES,
+    MASKS,
     MEASURES,
-    PHASES,
     figures,
     mean_over_frames,
     patient_means,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 ALL_PATIENTS = "all patients"
 FRAMES = "frames"
+VIEW_AND_PHASE = "view and phase"
+_PHASES_OF_VIEWS = {"end_diastole": "ED", "end_systole": "ES"}
 _TESTED = (*(name for name in MEASURES if name in FIGURES), EF_ERROR)
 _GROUP = ["by", "group", "method"]
 _EF_VALUES = ["ef_percent", "reference_ef_percent", EF_ERROR]
@@ -52,12 +55,12 @@ class Comparison:
         baseline: the method that the others are tested against.
         cases, patients: how many.
         segmentation: a row a group of frames and method: `frames`, `empty_predictions`, and mean and SD over frames of
-            each measure (`dice_mean`, `dice_sd`, ...). Grouped by frames (all, end_diastole, end_systole), then, over
-            all labelled frames, by subgroup.
+            each measure (`dice_mean`, `dice_sd`, ...). Grouped by frames (all, end_diastole, end_systole, and ed_es
+            where there are others beside), then, over all labelled frames, by subgroup, and by view and phase.
         ejection: a row a group of patients and method: n, failures, and agreement of EF with the reference, with the
             ends of intervals as `mae_95_low`.
-        tests: a row a measure and method: `paired_test` against the baseline on per-patient means, and
-            `p_signed_rank_holm` over the methods tested on one measure.
+        tests: a row a measure and method, of all patients and by view and phase: `paired_test` against the baseline on
+            per-patient means, and `p_signed_rank_holm` over the methods tested on one measure.
         per_patient: a row a patient and method, its index: mean over frames of each measure, EF, reference EF and
             absolute error; NaN where there is none.
         notes: what a reader must know.
@@ -156,7 +159,8 @@ def compare_methods(
     scores = _scores(methods, structure, patients)
     ef, ef_notes = _comparable_ef(_ef_tables(methods, known.values()), names)
     per_patient = _per_patient(scores, ef, patients.values(), names)
-    segmentation = _segmentation(scores, names, case_groups(known.values(), patients))
+    groups = _subgroups(scores, case_groups(known.values(), patients))
+    segmentation = _segmentation(scores, names, groups)
     return Comparison(
         structure=structure,
         methods=names,
@@ -166,7 +170,7 @@ def compare_methods(
         patients=len(set(patients.values())),
         segmentation=segmentation,
         ejection=_ejection(ef, patient_qualities(known.values()), bootstrap, seed),
-        tests=_tests(per_patient, baseline, bootstrap, seed),
+        tests=_tests(per_patient, groups[groups["by"] == VIEW_AND_PHASE], baseline, bootstrap, seed),
         per_patient=per_patient,
         notes=[*notes, *unknown, *ef_notes, *_empty_notes(segmentation), *_unjudged_notes(methods)],
     )
@@ -204,18 +208,26 @@ def _scores(methods: Sequence[MethodResults], structure: str, patients: Mapping[
     return scores[scores["structure"] == structure].assign(patient=scores["case"].map(patients))
 
 
-def _segmentation(
-    scores: pd.DataFrame, names: Sequence[str], subgroups: Iterable[tuple[str, str, list[str]]]
-) -> pd.DataFrame:
+def _subgroups(scores: pd.DataFrame, subgroups: Iterable[tuple[str, str, list[str]]]) -> pd.DataFrame:
+    """The scores of each subgroup, over all labelled frames; and of each view at ED and at ES."""
     import pandas as pd
 
-    whole = figures(scores, ["phase", "method"], FIGURES, mean=mean_over_frames, sd=sd_over_frames)
-    whole = whole.loc[[key for key in product(PHASES, names) if key in whole.index]].reset_index(names=_GROUP[1:])
     groups = pd.DataFrame(
         [(by, group, case) for by, group, members in subgroups for case in members], columns=["by", "group", "case"]
     )
     parts = groups.merge(scores[scores["phase"] == "all"], on="case")
-    parts = figures(parts, _GROUP, FIGURES, mean=mean_over_frames, sd=sd_over_frames)
+    phased = groups[groups["by"] == "view"].merge(scores[scores["phase"].isin(_PHASES_OF_VIEWS)], on="case")
+    words = phased["group"] + ", " + phased["phase"].map(_PHASES_OF_VIEWS)
+    phased = phased.assign(by=VIEW_AND_PHASE, group=words).sort_values("group", kind="stable")
+    return pd.concat([parts, phased], ignore_index=True)
+
+
+def _segmentation(scores: pd.DataFrame, names: Sequence[str], subgroups: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    whole = figures(scores, ["phase", "method"], FIGURES, mean=mean_over_frames, sd=sd_over_frames)
+    whole = whole.loc[[key for key in product(PHASES, names) if key in whole.index]].reset_index(names=_GROUP[1:])
+    parts = figures(subgroups, _GROUP, FIGURES, mean=mean_over_frames, sd=sd_over_frames)
     return pd.concat([whole.assign(by=FRAMES).set_index(_GROUP), parts]).reset_index()
 
 
@@ -232,7 +244,7 @@ def _ef_tables(methods: Sequence[MethodResults], cases: Collection[Case]) -> pd.
         for case in cases
         if case.ef_percent is not None and len(exams[case.patient] - {""}) < 2  # of several exams the rows know theirs
     }
-    known = ef["patient"].map(reference).astype(float)
+    known = ef["patient"].map(reference).astype(float).where(ef["reference"] != MASKS)
     return ef.assign(reference_ef_percent=known.fillna(ef["reference_ef_percent"]))
 
 
@@ -256,7 +268,12 @@ def _comparable_ef(ef: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame
         return nothing, ["No EF is compared: no reference EF is known."]
     ways = sorted({"given", "found"} & set(";".join(ef["phases"]).split(";")))
     phases = f"end-diastole and end-systole {' or '.join(ways)}" if ways else "phases not recorded"
-    return with_reference, [f"EF by the rule {rules[names[0]][0]}; {phases}."]
+    of_masks = int((with_reference.loc[[names[0]], "reference"] == MASKS).sum())
+    several = len(with_reference.loc[[names[0]]])
+    source = "the reference masks by the same rule" if of_masks else "the dataset's table"
+    if 0 < of_masks < several:
+        source += f" ({of_masks} of {several} patients; else from the dataset's table)"
+    return with_reference, [f"EF by the rule {rules[names[0]][0]}; {phases}; reference EF from {source}."]
 
 
 def _per_patient(scores: pd.DataFrame, ef: pd.DataFrame, patients: Iterable[str], names: Sequence[str]) -> pd.DataFrame:
@@ -273,9 +290,15 @@ def _per_patient(scores: pd.DataFrame, ef: pd.DataFrame, patients: Iterable[str]
     return means.join(errors).reindex(order)
 
 
-def _tests(per_patient: pd.DataFrame, baseline: str, bootstrap: int, seed: int) -> pd.DataFrame:
-    means = [((name,), per_patient[name].unstack("method", sort=False)) for name in _TESTED if name in per_patient]
-    return compare_with_baseline(means, ["measure"], baseline, bootstrap=bootstrap, seed=seed)
+def _tests(per_patient: pd.DataFrame, phased: pd.DataFrame, baseline: str, bootstrap: int, seed: int) -> pd.DataFrame:
+    methods = per_patient.index.get_level_values("method").unique()
+    means = [((ALL_PATIENTS, "", name), per_patient[name].unstack("method", sort=False))
+             for name in _TESTED if name in per_patient]  # fmt: skip
+    for (group, name), values in phased.groupby(["group", "metric"], sort=False):
+        if name in _TESTED:
+            table = values.pivot_table("value", "patient", "method", sort=False).reindex(columns=methods)
+            means.append(((VIEW_AND_PHASE, str(group), str(name)), table))
+    return compare_with_baseline(means, [*_GROUP[:2], "measure"], baseline, bootstrap=bootstrap, seed=seed)
 
 
 def _ejection(ef: pd.DataFrame, image_quality: Mapping[str, str], bootstrap: int, seed: int) -> pd.DataFrame:

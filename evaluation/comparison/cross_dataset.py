@@ -12,9 +12,10 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ..metrics import PHASES
 from .learning_curves import CURVE, Line
 from .paired import compare_with_baseline
-from .scores import EF_ERROR, JUDGED_FRAMES, MEASURES, PHASES, exact_sd, figures, patient_means
+from .scores import EF_ERROR, JUDGED_FRAMES, MEASURES, exact_sd, figures, patient_means
 
 if TYPE_CHECKING:
     import pandas as pd

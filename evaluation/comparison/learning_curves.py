@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DICE = "dice_all"
 CURVE = ["method", "frames", "augmentation"]
 TRAINING = [*CURVE, "size", "patients", "clips", "fold", "seed"]
-_SHORT = {"all": "all", "end_diastole": "ed", "end_systole": "es"}
+_SHORT = {"all": "all", "end_diastole": "ed", "end_systole": "es", "ed_es": "ed_es"}
 
 
 class Line(NamedTuple):

@@ -15,7 +15,8 @@ from echoplan.files import write_json
 from echoplan.paths import dataset_name
 
 from ..evaluate_cases import cases_in, evaluate_cases, find_masks
-from .scores import JUDGED_FRAMES, REFERENCE_PIXELS, frame_scores, read_ef_table, read_summary
+from ..ventricle.volumes import VolumeRule
+from .scores import JUDGED_FRAMES, MASKS, REFERENCE_PIXELS, frame_scores, read_ef_table, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +50,19 @@ class MethodResults:
         return self.scores.loc[self.scores["metric"] == JUDGED_FRAMES, "case"].to_list()
 
 
-def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -> tuple[list[MethodResults], list[str]]:
+def read_crossvalidation(
+    results: Path,
+    trainers: Sequence[str] | None = None,
+    *,
+    rule: VolumeRule | None = None,
+    reference: str = MASKS,
+) -> tuple[list[MethodResults], list[str]]:
     """The cross-validation of several trained models of one dataset, on the folds that all of them have.
 
     Args:
         results: the dataset's results folder.
         trainers: names of trainers or of model folders, in the order to show; None: every model with a validated fold.
+        rule, reference: of EF, as `read_ef_table` takes them.
 
     Returns:
         the methods, and notes on the folds left out.
@@ -99,7 +107,7 @@ def read_crossvalidation(results: Path, trainers: Sequence[str] | None = None) -
                 name,
                 model,
                 pd.concat([frame_scores(summary["per_case"]) for summary in summaries], ignore_index=True),
-                pd.concat([read_ef_table(folder) for folder in validations], ignore_index=True),
+                pd.concat([read_ef_table(folder, rule, reference) for folder in validations], ignore_index=True),
                 tuple(common),
                 {case: why for summary in summaries for case, why in _unjudged(summary).items()},
             )
@@ -116,6 +124,9 @@ def read_predictions(
     *,
     labels: Mapping[str, int],
     cases: Sequence[Case] = (),
+    target: str | None = None,
+    rule: VolumeRule | None = None,
+    reference: str = MASKS,
     processes: int = 0,
 ) -> list[MethodResults]:
     """Folders of predicted masks of the same clips, and the EF tables in them (ef_report.csv, ef.csv).
@@ -128,6 +139,10 @@ def read_predictions(
         references: folder of reference masks.
         labels: structure -> value.
         cases: what is known of the clips: their end-diastoles and end-systoles.
+        target: the structure that is measured where a rule is named.
+        rule: by which EF is measured in the masks, at the phases that the cases name, and written into each folder
+            (ef.csv, ef_camus.csv, ...); None: the EF tables that are there.
+        reference: of EF, as `read_ef_table` takes it.
         processes: worker processes; 0 works in this one.
 
     Raises:
@@ -151,15 +166,19 @@ def read_predictions(
     phases = {case.case: (case.ed_frame, case.es_frame) for case in cases}
     methods = []
     for name, folder in folders.items():
-        summary = _current_summary(folder, references, structures)
+        summary = None if rule else _current_summary(folder, references, structures)
         if summary is None:
-            judged = cases_in(references, cases)
-            found = evaluate_cases(judged, folder, references, labels=structures, processes=processes)
+            judged = cases_in(references, cases, headers=rule is not None)
+            measured = target if rule else None
+            found = evaluate_cases(judged, folder, references, labels=structures, target=measured, processes=processes)
+            if rule:
+                found.write_rows(folder)
             summary = found.summary() | judged_by(references)
             write_json(folder / layout.SUMMARY_FILE, summary)
         per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
         unjudged = _unjudged(summary)
-        methods.append(MethodResults(name, folder, frame_scores(per_case), read_ef_table(folder), unjudged=unjudged))
+        ef = read_ef_table(folder, rule, reference)
+        methods.append(MethodResults(name, folder, frame_scores(per_case), ef, unjudged=unjudged))
     return methods
 
 

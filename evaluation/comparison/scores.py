@@ -5,7 +5,8 @@ A row is one figure of one frame, or of one patient. The columns:
     structure  whose masks; "" where the figure is of none: the number of judged frames, the error of EF
     case       the clip; "" of a patient's figure
     patient    of the clip
-    phase      "all"; the rows of a frame at end-diastole or end-systole come again under that phase
+    phase      "all"; the rows of a frame at end-diastole or end-systole come again under that phase, and under "ed_es"
+               where a case has other frames, too
     frame      its number in the clip; -1 of a clip's or a patient's figure
     metric     of a frame `MEASURES` (shares of 1, distances by their unit), `REFERENCE_PIXELS`, and `EMPTY`, 1 where
                a structure that is there was predicted empty; of a clip `JUDGED_FRAMES`; of a patient `EF_ERROR`, points
@@ -29,18 +30,22 @@ from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import from_cell, read_json, write_csv
 
+from ..metrics import phases_of
+from ..ventricle.volumes import VolumeRule
+
 if TYPE_CHECKING:  # pandas takes half a second to import, which commands that compare nothing need not wait for
     import pandas as pd
     from pandas.api.typing import SeriesGroupBy
 
 COLUMNS = ("structure", "case", "patient", "phase", "frame", "metric", "value")
-PHASES = ("all", "end_diastole", "end_systole")
 OVERLAPS = ("dice", "iou")
 DISTANCES = ("hd", "hd95", "assd")
 MEASURES = ("dice", "iou", "hd_mm", "hd95_mm", "assd_mm", "hd_px", "hd95_px", "assd_px")
-FIGURES = ("dice", "iou", "hd95_mm", "hd95_px", "assd_mm", "assd_px")  # those of summary.json's means
+FIGURES = ("dice", "iou", "hd_mm", "hd_px", "hd95_mm", "hd95_px", "assd_mm", "assd_px")  # of summary.json's means
 REFERENCE_PIXELS, EMPTY, JUDGED_FRAMES, EF_ERROR = "reference_pixels", "empty", "judged_frames", "ef_absolute_error"
 EF_FILES = (layout.EF_REPORT_CSV, layout.EF_FILE)
+MASKS, TABLE = "masks", "table"  # where a reference EF is from
+_MASK_EF = "reference_mask_ef_percent"
 
 Statistic = Callable[["pd.Series[float]"], float]
 
@@ -63,13 +68,15 @@ def frame_scores(
 def _frame_rows(
     per_case: Mapping[str, Mapping[str, Any]], patient_of: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str, str, int, str, float]]:
+    numbers = (({case["ed_frame"], case["es_frame"]}, frame["frame"]) for case in per_case.values()
+               for frame in case["frames"])  # fmt: skip
+    left_out = {"ed_es"} if all(number in phases for phases, number in numbers) else set()
     for name, case in per_case.items():
         patient = patient_of.get(name, name)
         yield "", name, patient, "all", -1, JUDGED_FRAMES, len(case["frames"])
         for frame in case["frames"]:
             number = frame["frame"]
-            phases = [phase for phase, place in zip(PHASES, (number, case["ed_frame"], case["es_frame"]), strict=True)
-                      if place == number]  # fmt: skip
+            phases = [phase for phase in phases_of(number, case) if phase not in left_out]
             for structure in (key for key in frame if key != "frame"):
                 values = _measures(frame[structure], case["distance_unit"])
                 for phase, (metric, value) in product(phases, values.items()):
@@ -85,13 +92,21 @@ def _measures(judged: Mapping[str, Any], unit: str) -> dict[str, float]:
     return values
 
 
-def read_scores(folder: Path, patient_of: Mapping[str, str], structure: str) -> pd.DataFrame:
+def read_scores(
+    folder: Path,
+    patient_of: Mapping[str, str],
+    structure: str,
+    *,
+    rule: VolumeRule | None = None,
+    reference: str = MASKS,
+) -> pd.DataFrame:
     """The scores of one structure and the errors of EF that a folder of evaluated masks holds.
 
     Args:
         folder: with summary.json, and an EF table where there is one.
         patient_of: case -> patient.
         structure: whose masks.
+        rule, reference: of EF, as `read_ef_table` takes them.
 
     Raises:
         EchoPlanError: a file is missing or something else.
@@ -99,7 +114,7 @@ def read_scores(folder: Path, patient_of: Mapping[str, str], structure: str) -> 
     import pandas as pd
 
     scores = frame_scores(read_summary(folder / layout.SUMMARY_FILE)["per_case"], patient_of)
-    tables = [scores[scores["structure"].isin(("", structure))], ef_scores(read_ef_table(folder))]
+    tables = [scores[scores["structure"].isin(("", structure))], ef_scores(read_ef_table(folder, rule, reference))]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -178,27 +193,43 @@ def read_summary(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_ef_table(folder: Path) -> pd.DataFrame:
+def read_ef_table(folder: Path, rule: VolumeRule | None = None, reference: str = MASKS) -> pd.DataFrame:
     """A row a patient of the EF table in a folder, without rows where there is none.
 
     The columns are patient, cases, method, volume_rule and phases, "" where the table has none, and as numbers
-    ef_percent and reference_ef_percent.
+    ef_percent and reference_ef_percent; `reference` is where the latter is from, `MASKS` or `TABLE`.
+
+    Args:
+        folder: of a validation, a prediction or the like.
+        rule: by which volumes are to be; None: as the folder's usual table has them.
+        reference: `MASKS` takes the EF of the reference masks by the same rule where there is one; `TABLE` never.
 
     Raises:
-        EchoPlanError: the table lacks a column or holds something else.
+        EchoPlanError: the table lacks a column or holds something else, or there is none by this rule.
     """
     import pandas as pd
 
     words, numbers = ["patient", "cases", "method", "volume_rule", "phases"], ["ef_percent", "reference_ef_percent"]
-    file = next((folder / name for name in EF_FILES if (folder / name).is_file()), None)
+    names = EF_FILES if rule is None else [layout.ef_file(rule)]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None and rule is not None and any((folder / name).is_file() for name in EF_FILES):
+        raise EchoPlanError(
+            f"there is no EF by the rule {rule} here", file=folder, remedy="validate or evaluate again (--val)"
+        )
     if file is None:
-        return pd.DataFrame(columns=[*words, *numbers]).astype(dict.fromkeys(numbers, float))
+        return pd.DataFrame(columns=[*words, *numbers, "reference"]).astype(dict.fromkeys(numbers, float))
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig").fillna("")
         table[table.columns] = table.map(from_cell)
         table = table.drop_duplicates("patient", keep="last")
         values = {name: [float(text or "nan") for text in table[name]] for name in numbers}
-        return table.reindex(columns=words, fill_value="").assign(**values)
+        of_masks = [float(text or "nan") for text in table.get(_MASK_EF, [""] * len(table))]
+        found = table.reindex(columns=words, fill_value="").assign(**values, reference=TABLE)
+        if reference == MASKS:
+            there = ~np.isnan(of_masks)
+            found.loc[there, "reference_ef_percent"] = np.array(of_masks)[there]
+            found.loc[there, "reference"] = MASKS
+        return found
     except (KeyError, ValueError) as error:
         raise EchoPlanError(f"this is no EF table: {error!r}", file=file, remedy="make the report again") from error
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from echoplan.files import write_json, write_text
 
-from .compare import ALL_PATIENTS, FRAMES, Comparison
+from .compare import ALL_PATIENTS, FRAMES, VIEW_AND_PHASE, Comparison
 from .scores import EF_ERROR, MEASURES, OVERLAPS, records, write_parts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PHASE_WORDS = {"all": "all", "end_diastole": "ED", "end_systole": "ES"}
+PHASE_WORDS = {"all": "all", "end_diastole": "ED", "end_systole": "ES", "ed_es": "ED + ES"}
 MEASURE_WORDS = {
     "dice": "Dice, %", "iou": "IoU, %", "hd_mm": "HD, mm", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm",
     "hd_px": "HD, px", "hd95_px": "HD95, px", "assd_px": "ASSD, px", EF_ERROR: "EF error, points",
@@ -246,13 +246,17 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     group, subgroup = ["by", "group"], ["by", "group", "method"]
     several = len(comparison.methods) > 2
     tests = in_units_shown(comparison.tests)
+    phased = tests["by"] == VIEW_AND_PHASE
     tables = [
         make_table(f"Segmentation of {comparison.structure}, mean ± SD over frames", phases, ["phase", "method"],
                    filled(columns, phases), by=group),
         make_table("Ejection fraction, predicted − reference, in points", ef[every], ["method"],
                    filled(_EF_COLUMNS, ef[every]), by=group),
-        make_table(f"Difference from {comparison.baseline}, on the means of patients", tests, ["measure", "method"],
-                   columns_of_tests(corrected=several, rank_sum=True), by=["measure"]),
+        make_table(f"Difference from {comparison.baseline}, on the means of patients", tests[~phased],
+                   ["measure", "method"], columns_of_tests(corrected=several, rank_sum=True), by=["measure"]),
+        make_table(f"Difference from {comparison.baseline} by view and phase, on the means of patients", tests[phased],
+                   ["group", "measure", "method"], columns_of_tests(corrected=several, rank_sum=True),
+                   by=["group", "measure"]),
         make_table("Segmentation in subgroups, mean ± SD over frames", segmentation[~whole], subgroup,
                    filled(columns, segmentation[~whole]), by=group),
         make_table("Ejection fraction in subgroups, in points", ef[~every], subgroup, filled(_EF_COLUMNS, ef[~every]),

@@ -10,13 +10,14 @@ from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
 from echoplan.networks.sam.settings import BOXES
 
+from ...evaluation import VOLUME_RULES
 from ...evaluation.metrics import summarise
 from ...training.prompts import LABEL_KINDS, without_begun
 from .networks import NATIVE_SIZE, FoundationModel
 from .zero_shot import run_zero_shot
 
-_PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES"}
-_METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd95": "HD95", "assd": "ASSD"}
+_PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES", "ed_es": "ED + ES"}
+_METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "assd": "ASSD"}
 
 
 @command
@@ -46,6 +47,8 @@ def zero_shot(arguments: Sequence[str]) -> int:
     made.add_argument("--boxes", choices=BOXES, default=BOXES[0], help="sam, medsam: from a box's first to its last "
                       "pixel's centre, or as OpenCV's boundingRect, one pixel further")  # fmt: skip
     made.add_argument("-weights", type=existing_path, metavar="FILE", help="where the usual places do not have them")
+    made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson",
+                      help="the rule of the EF printed; ef.csv, ef_camus.csv, ... hold all")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     add_processes(made)
@@ -71,6 +74,8 @@ def zero_shot(arguments: Sequence[str]) -> int:
         kept = f", {len(run.kept)} of them finished before" if run.kept else ""
         print(f"{chosen.name}, {target}: {run.summary['cases']} cases{kept}; each frame's mean ± SD")
         print("\n".join(_table(_judged(run.summary, target, chosen.prompt), target)))
+        if run.evaluation is not None:
+            print("\n".join(run.evaluation.ef_lines(options.ef_method)))
         if chosen.prompt == "mask":
             print("The mask is the answer in the frame that it is given in; these frames are left out here.")
         print(f"written: {run.folder}")
@@ -93,12 +98,12 @@ def _table(cases: Mapping[str, Any], target: str) -> Iterator[str]:
     means = summarise(cases.values(), target)
     units = sorted({key.rpartition("_")[2] for found in means.values() for key in found if key.startswith("hd95_")})
     columns = [("dice", "", 100), ("iou", "", 100)]
-    columns += [(name, f"_{unit}", 1) for unit in units for name in ("hd95", "assd")]
+    columns += [(name, f"_{unit}", 1) for unit in units for name in ("hd", "hd95", "assd")]
     heads = [_METRICS[name] + (f", {unit[1:]}" if unit else "") for name, unit, _ in columns]
-    yield f"{'frames':>11}" + "".join(f"{head:>16}" for head in heads)
+    yield f"{'frames':>15}" + "".join(f"{head:>16}" for head in heads)
     for group, found in means.items():
         cells = [_cell(found.get(name + unit), scale) for name, unit, scale in columns]
-        yield f"{_PHASES[group]:<4}{found['frames']:>7}" + "".join(f"{cell:>16}" for cell in cells)
+        yield f"{_PHASES[group]:<8}{found['frames']:>7}" + "".join(f"{cell:>16}" for cell in cells)
 
 
 def _cell(values: Mapping[str, Any] | None, scale: int) -> str:

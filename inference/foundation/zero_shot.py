@@ -36,12 +36,14 @@ class ZeroShotRun:
         folder: with <case>.nii.gz, summary.json, ef.csv and zero_shot.json; the labels that judged are in references/,
             and fold_<k>/validation/ holds the figures of each fold's validation cases alone.
         summary: as summary.json holds it, over all cases.
+        evaluation: what the summary and the EF tables are of; None where nothing was judged.
         done, kept: cases segmented now, and by an earlier run.
         failures: case -> reason.
     """
 
     folder: Path
     summary: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -101,7 +103,7 @@ def run_zero_shot(
     if not finished:
         return run
     evaluation = _evaluate(raw, finished, run.folder, processes)
-    run.summary = evaluation.write(run.folder)
+    run.summary, run.evaluation = evaluation.write(run.folder), evaluation
     for fold, validated in enumerate(splits):
         own = {case.case for case in finished} & set(validated["val"])
         if own and (folds is None or fold in folds):

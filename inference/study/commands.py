@@ -16,6 +16,7 @@ from echoplan.cli import (
     add_processes,
     command,
     existing_path,
+    add_ef_options,
     folders,
     parser,
     report_failures,
@@ -25,6 +26,7 @@ from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.paths import Folders
 
+from ...evaluation import VOLUME_RULES
 from ...evaluation.comparison.study_report import trend_statements
 from ...experiment_planning.commands import plan_and_preprocess
 from ...training.methods import find_method
@@ -176,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="with the trainings on all sizes, not only the largest")  # fmt: skip
     made.add_argument("--name", default="study", help="the study's folder in results/<Dataset>/studies")
     made.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
+    add_ef_options(made, VOLUME_RULES)
     add_plans_name(made)
     add_processes(made)
     add_device(made)
@@ -201,6 +204,8 @@ def _request(options: argparse.Namespace) -> StudyRequest:
         test_on=tuple(options.test_on),
         test_every_size=options.test_every_size,
         plans_name=options.plans_name,
+        ef_method=options.ef_method,
+        ef_reference=options.ef_reference,
     )
 
 

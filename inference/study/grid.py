@@ -13,6 +13,8 @@ import numpy as np
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision, ResolvedPlan
 
+from ...evaluation.comparison.scores import MASKS
+from ...evaluation.ventricle.volumes import VolumeRule
 from ...training.recipe import parse_settings
 
 OWN_AUGMENTATION = "own"  # the recipe's, where no policy is asked for
@@ -39,6 +41,7 @@ class StudyRequest:
         test_on: other datasets to predict.
         test_every_size: predict them with the trainings on all sizes, not only the largest.
         plans_name: the plan's file name without its ending.
+        ef_method, ef_reference: of the EF in the study's tables, see `read_ef_table`; no training depends on them.
     """
 
     dataset: str
@@ -55,6 +58,8 @@ class StudyRequest:
     test_on: tuple[str, ...] = ()
     test_every_size: bool = False
     plans_name: str = "EchoPlans"
+    ef_method: VolumeRule | None = None
+    ef_reference: str = MASKS
 
     def check(self) -> None:
         """Check what can be checked without the dataset.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -124,6 +124,7 @@ def read_results(study: Study, others: Sequence[OtherDataset] = ()) -> tuple[pd.
     import pandas as pd
 
     validated, across = [], []
+    ef: Any = {"rule": study.request.ef_method, "reference": study.request.ef_reference}
     here = dataset_name(study.results)
     for cell, model in trainings_of(study, cells_of(study.folder)):
         for fold in validated_folds(model):
@@ -134,7 +135,7 @@ def read_results(study: Study, others: Sequence[OtherDataset] = ()) -> tuple[pd.
                 "patients": len({study.patients[case] for case in train}), "clips": len(train),
                 "fold": fold, "seed": cell.seed,
             }  # fmt: skip
-            scores = read_scores(folder / layout.VALIDATION, study.patients, study.description.target).assign(
+            scores = read_scores(folder / layout.VALIDATION, study.patients, study.description.target, **ef).assign(
                 **training
             )
             validated.append(scores)
@@ -142,7 +143,7 @@ def read_results(study: Study, others: Sequence[OtherDataset] = ()) -> tuple[pd.
             if tested:
                 across.append(scores.assign(**training, trained_on=here, tested_on=here, within=True))
             for other in tested:
-                scores = read_scores(other.tested(folder), other.patients, other.target)
+                scores = read_scores(other.tested(folder), other.patients, other.target, **ef)
                 across.append(scores.assign(**training, trained_on=here, tested_on=other.name, within=False))
     return tuple(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame() for tables in (validated, across))
 

@@ -164,7 +164,7 @@ def test_the_command_as_typed(study, tmp_path, capsys):
     assert printed.startswith(page)
     assert "16 clips of 8 patients" in page
     head, *rows = table(page, "Segmentation of LV")
-    assert head == ["phase", "method", "frames", "Dice, % ↑", "IoU, % ↑", "HD95, mm ↓", "ASSD, mm ↓"]
+    assert head == ["phase", "method", "frames", "Dice, % ↑", "IoU, % ↑", "HD, mm ↓", "HD95, mm ↓", "ASSD, mm ↓"]
     assert [row[:3] for row in rows] == [
         [phase, method, frames]
         for phase, frames in (("all", "32"), ("ED", "16"), ("ES", "16"))
@@ -194,9 +194,10 @@ def test_tests_of_patients_as_scipy_has_them(study):
     methods, notes = read_crossvalidation(study.results, list(METHODS))
     found = compare_methods(methods, structure="LV", baseline="FarTrainer")
     assert notes == []
-    rows = {(row["measure"], row["method"]): row for row in found.tests.to_dict("records")}
+    whole = found.tests[found.tests["by"] == "all patients"]
+    rows = {(row["measure"], row["method"]): row for row in whole.to_dict("records")}
     assert {method for _, method in rows} == {"NearTrainer", "MiddleTrainer"}
-    assert {measure for measure, _ in rows} == {"dice", "iou", "hd95_mm", "assd_mm", "ef_absolute_error"}
+    assert {measure for measure, _ in rows} == {"dice", "iou", "hd_mm", "hd95_mm", "assd_mm", "ef_absolute_error"}
     means = {name: [np.mean(own) for _, own in sorted(study.dice(name).items())] for name in METHODS}
     errors = {name: np.abs(np.subtract(*study.ef(name))) for name in METHODS}
     p = []
@@ -238,7 +239,12 @@ def test_subgroups_are_shown(study, tmp_path):
     assert list(groups)[3:] == [
         ("view", "A2C"), ("view", "A4C"), ("image quality", "Good"), ("image quality", "Poor"),
         ("EF class", "< 40 %"), ("EF class", "40 to 49 %"), ("EF class", "≥ 50 %"),
+        *(("view and phase", f"{view}, {phase}") for view in ("A2C", "A4C") for phase in ("ED", "ES")),
     ]  # fmt: skip
+    tested = next(row for row in content["tests"] if row["group"] == "A4C, ES" and row["measure"] == "dice")
+    means = {row["method"]: row["dice_mean"] for row in content["segmentation"] if row["group"] == "A4C, ES"}
+    assert tested["n"] == 8
+    assert tested["mean_difference"] == pytest.approx(means["FarTrainer"] - means["NearTrainer"])
     low = [each for patient in ("p0", "p1", "p2") for each in study.dice("NearTrainer")[patient]]
     assert groups["EF class", "< 40 %"]["dice_mean"] == pytest.approx(np.mean(low))
     assert groups["EF class", "< 40 %"]["frames"] == 12
@@ -260,7 +266,7 @@ def test_csv_and_latex(study, tmp_path):
     test = next(row for row in rows if row["table"] == "paired_test")
     assert float(test["interval_95_low"]) < float(test["mean_difference"]) < float(test["interval_95_high"])
     latex = (tmp_path / "comparison.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 5
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 6
     assert latex.count("{") == latex.count("}")
     assert r"\textbf{" in latex and r"\underline{" in latex and r"$\pm$" in latex and r"$\geq$ 50 \%" in latex
     for layout, body in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", latex, re.DOTALL):
@@ -476,7 +482,8 @@ def test_pixels_and_millimetres_stay_apart(study):
         metric = method.scores["metric"]
         method.scores["metric"] = metric.mask(method.scores["case"] < "p4", metric.str.replace("_mm", "_px"))
     found = compare_methods(methods, structure="LV")
-    tests = dict(zip(found.tests["measure"], found.tests["n"], strict=True))
+    whole = found.tests[found.tests["by"] == "all patients"]
+    tests = dict(zip(whole["measure"], whole["n"], strict=True))
     assert (tests["dice"], tests["hd95_px"], tests["hd95_mm"]) == (8, 4, 4)
     assert found.segmentation.loc[0, ["hd95_px_mean", "hd95_mm_mean"]].notna().all()
 

@@ -3,14 +3,16 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import evaluate_cases, segmentation_metrics
+from echoplan.evaluation import evaluate_cases, measure_case, segmentation_metrics
 from echoplan.evaluation.commands import evaluate_folder_command, report_command
+from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
 from echoplan.evaluation.evaluate_cases import cases_in
 from echoplan.imageio import Clip, write_clip, write_mask
 
@@ -108,15 +110,64 @@ def test_cases_are_measured_where_a_target_is_named_and_some_can_be_chosen(two_f
     predictions, references = two_folders
     known = [Case(name, name, "", ef_percent=50.0) for name in ("b", "a")]
     evaluation = evaluate_cases(known, predictions, references, labels={"LV": 1}, target="LV")
-    assert [row.patient for row in evaluation.rows] == ["b", "a"]  # in the order of the cases
-    assert [row.reference_ef_percent for row in evaluation.rows] == [50.0, 50.0]
+    assert [row.patient for row in evaluation.rows()] == ["b", "a"]  # in the order of the cases
+    assert [row.reference_ef_percent for row in evaluation.rows()] == [50.0, 50.0]
     one = evaluation.only({"a"})
     assert list(one.summary()["per_case"]) == ["a"]
     one.write(tmp_path)
     with open(tmp_path / "ef.csv", newline="") as stream:
         assert [row["patient"] for row in csv.DictReader(stream)] == ["a"]
     without = evaluate_cases(known, {"a": predictions / "a.nii.gz"}, labels={"LV": 1}, target="LV")
-    assert (without.summary()["cases"], without.missing, len(without.rows)) == (0, (), 1)
+    assert (without.summary()["cases"], without.missing, len(without.rows())) == (0, (), 1)
+
+
+def cavity(length, width=20):
+    rows, columns = np.mgrid[:100, :100]
+    inside = ((rows - 70) / length) ** 2 + ((columns - 50) / width) ** 2 < 1
+    return (inside & (rows < 70)).astype(np.uint8)
+
+
+def test_ef_of_predictions_and_references_by_every_rule(tmp_path):
+    """The dataset's table says 50 %; the reference masks say what the rule makes of them."""
+    nobody = np.full((100, 100), 255, np.uint8)
+    truth = {"a": np.stack([cavity(60), nobody, cavity(45, 16)])}
+    guess = {"a": np.stack([cavity(58), cavity(52), cavity(46, 15)])}
+    case = Case("a", "p", "", view="A4C", ed_frame=0, es_frame=2, ef_percent=50.0)
+    case = replace(case, spacing_row_mm=1.0, spacing_col_mm=1.0)
+    evaluation = evaluate_cases([case], guess, truth, labels={"LV": 1}, target="LV")
+    evaluation.write(tmp_path)
+    for rule, file in {"simpson": "ef.csv", "camus": "ef_camus.csv", "folland": "ef_folland.csv"}.items():
+        with open(tmp_path / file, newline="") as stream:
+            (row,) = csv.DictReader(stream)
+        for name, masks in {"ef_percent": guess, "reference_mask_ef_percent": truth}.items():
+            alone = measure_case(case, masks["a"] == 1, method=rule).ef_percent
+            assert float(row[name]) == pytest.approx(alone)
+        assert (row["volume_rule"], float(row["reference_ef_percent"])) == (rule, 50)
+        found = read_ef_table(tmp_path, rule)
+        assert found["reference_ef_percent"].item() == pytest.approx(float(row["reference_mask_ef_percent"]))
+        assert found["reference"].item() == "masks"
+        assert read_ef_table(tmp_path, rule, "table")["reference_ef_percent"].item() == 50
+    assert [line.split(":")[0] for line in evaluation.ef_lines("camus")] == [
+        "EF by camus against the reference masks'", "EF by camus against the table's",
+    ]  # fmt: skip
+    (tmp_path / "ef_camus.csv").unlink()
+    with pytest.raises(EchoPlanError, match="no EF by the rule camus"):
+        read_ef_table(tmp_path, "camus")
+    unknown = replace(case, ed_frame=None)  # then nobody knows in which frames the references should be measured
+    (row,) = evaluate_cases([unknown], guess, truth, labels={"LV": 1}, target="LV").rows()
+    assert row.reference_mask_ef_percent is None
+
+
+def test_ed_and_es_are_pooled_where_there_are_other_frames(two_folders, masks):
+    known = [Case("a", "p", "", ed_frame=2, es_frame=0)]
+    mean = judged(*two_folders, known, labels={"LV": 1}).summary()["mean"]["LV"]
+    assert (mean["all"]["frames"], mean["ed_es"]["frames"]) == (3, 2)  # the frame of b has no phase
+    assert mean["ed_es"]["dice"]["mean"] == pytest.approx(
+        (mean["end_diastole"]["dice"]["mean"] + mean["end_systole"]["dice"]["mean"]) / 2
+    )
+    assert mean["all"]["hd_mm"]["mean"] >= mean["all"]["hd95_mm"]["mean"] > 0
+    scores = frame_scores(judged(*two_folders, known, labels={"LV": 1}).per_case)
+    assert (scores[scores["metric"] == "dice"]["phase"] == "ed_es").sum() == 2
 
 
 def test_nothing_to_evaluate_is_named(two_folders, tmp_path):

@@ -76,10 +76,11 @@ def test_pure_shortening():
     ed, es = (find_landmarks(Ventricle(length, 46).mask(spacing, tilt=12), spacing) for length in (90, 70))
     efs = {
         rule: ejection_fraction(*volumes_of_views([(ed, es)], [(ed, es)], rule))
-        for rule in ("simpson", "camus", "area_length")
+        for rule in ("simpson", "camus", "folland", "area_length")
     }
     assert efs["simpson"] == pytest.approx(22.2, abs=0.5)
     assert efs["area_length"] == pytest.approx(22.2, abs=0.5)
+    assert efs["folland"] == pytest.approx(22.2, abs=0.5)
     assert efs["camus"] == pytest.approx(-0.3, abs=0.5)
 
 
@@ -91,6 +92,10 @@ def test_area_length_is_exact_for_half_ellipsoids():
         edv, _ = volumes_of_views([(marks, marks)], [(marks, marks)], "area_length")
         assert edv == pytest.approx(body.volume_ml, rel=0.01)
         assert edv == pytest.approx(8 * marks.area**2 / (3 * np.pi * marks.length) / 1000)
+        # Cross-sections of 8/9 and 5/9 of the base's: a cylinder, a frustum and a cone.
+        sections = np.pi * 22**2 * 80 / 3 * (8 / 9 + 13 / 18 + 5 / 27) / 1000
+        edv, _ = volumes_of_views([(marks, marks)], [(marks, marks)], "folland")
+        assert edv == pytest.approx(sections, rel=0.015)
 
 
 @pytest.mark.parametrize("flaw", ["island", "holes", "teeth of 1 mm", "teeth of 2 mm"])
