@@ -22,6 +22,7 @@ from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
 from ...evaluation import Evaluation, evaluate_cases
+from ...evaluation.comparison.method_results import judged_by
 from ...preprocessing.clip import to_uint8
 from .networks import FoundationModel
 
@@ -103,7 +104,8 @@ def run_zero_shot(
     if not finished:
         return run
     evaluation = _evaluate(raw, finished, run.folder, processes)
-    run.summary, run.evaluation = evaluation.write(run.folder), evaluation
+    judged = judged_by(run.folder / layout.REFERENCES)
+    run.summary, run.evaluation = evaluation.write(run.folder, **judged), evaluation
     for fold, validated in enumerate(splits):
         own = {case.case for case in finished} & set(validated["val"])
         if own and (folds is None or fold in folds):

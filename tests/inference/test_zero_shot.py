@@ -13,7 +13,7 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation.comparison.method_results import read_predictions
-from echoplan.evaluation.comparison.scores import frame_scores
+from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
 from echoplan.files import write_json
 from echoplan.imageio import read_mask, write_clip, write_mask
 from echoplan.inference.foundation.commands import zero_shot
@@ -113,7 +113,8 @@ def test_sam_is_told_the_box_of_every_labelled_frame(raw: EchoDataset, folders: 
     # It stands beside folders of predictions as it is, and beside cross-validated methods fold by fold.
     (read,) = read_predictions({"sam": run.folder}, run.folder / "references", labels={"LV": 1})
     assert read.scores.equals(frame_scores(judged["per_case"])) and not read.unjudged
-    assert set(read.ef["reference_ef_percent"]) == {55.0} and len(read.ef) == 2
+    assert set(read.ef["reference"]) == {"masks"} and len(read.ef) == 2
+    assert set(read_ef_table(run.folder, "folland", "table")["reference_ef_percent"]) == {55.0}
     for fold, case in enumerate(CASES[:2]):
         own = json.loads((run.folder / f"fold_{fold}" / "validation" / "summary.json").read_text())
         assert own["per_case"] == {case: judged["per_case"][case]}
