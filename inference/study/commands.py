@@ -12,11 +12,11 @@ from typing import Any
 
 from echoplan.cli import (
     add_device,
+    add_ef_options,
     add_plans_name,
     add_processes,
     command,
     existing_path,
-    add_ef_options,
     folders,
     parser,
     report_failures,
