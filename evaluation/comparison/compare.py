@@ -159,8 +159,7 @@ def compare_methods(
     scores = _scores(methods, structure, patients)
     ef, ef_notes = _comparable_ef(_ef_tables(methods, known.values()), names)
     per_patient = _per_patient(scores, ef, patients.values(), names)
-    groups = _subgroups(scores, case_groups(known.values(), patients))
-    segmentation = _segmentation(scores, names, groups)
+    segmentation = _segmentation(scores, names, groups := _subgroups(scores, case_groups(known.values(), patients)))
     return Comparison(
         structure=structure,
         methods=names,

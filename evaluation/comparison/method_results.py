@@ -84,7 +84,6 @@ def read_crossvalidation(
         >>> [(method.name, method.folds) for method in methods]
         [('PKEchoNetTrainer', (0,)), ('UNetTrainer', (0,))]
     """
-    import pandas as pd
 
     models = _find_models(results, trainers)
     folds = {model: _validated_folds(model) for model in models}
@@ -100,22 +99,30 @@ def read_crossvalidation(
         )
     methods, notes = [], []
     for model, name in models.items():
-        validations = [folds[model][fold] for fold in common]
-        summaries = [read_summary(folder / layout.SUMMARY_FILE) for folder in validations]
-        methods.append(
-            MethodResults(
-                name,
-                model,
-                pd.concat([frame_scores(summary["per_case"]) for summary in summaries], ignore_index=True),
-                pd.concat([read_ef_table(folder, rule, reference) for folder in validations], ignore_index=True),
-                tuple(common),
-                {case: why for summary in summaries for case, why in _unjudged(summary).items()},
-            )
-        )
+        validations = {fold: folds[model][fold] for fold in common}
+        methods.append(_validated(name, model, validations, rule, reference))
         more = sorted(set(folds[model]) - set(common))
         if more:
             notes.append(f"{name}: fold {', '.join(map(str, more))} left out, which not all methods have.")
     return methods, notes
+
+
+def _validated(
+    name: str, model: Path, validations: Mapping[int, Path], rule: VolumeRule | None, reference: str
+) -> MethodResults:
+    """The folds' validations of one model as one result."""
+    import pandas as pd
+
+    summaries = [read_summary(folder / layout.SUMMARY_FILE) for folder in validations.values()]
+    ef = [read_ef_table(folder, rule, reference) for folder in validations.values()]
+    return MethodResults(
+        name,
+        model,
+        pd.concat([frame_scores(summary["per_case"]) for summary in summaries], ignore_index=True),
+        pd.concat(ef, ignore_index=True),
+        tuple(validations),
+        {case: why for summary in summaries for case, why in _unjudged(summary).items()},
+    )
 
 
 def read_predictions(
@@ -168,17 +175,15 @@ def read_predictions(
     for name, folder in folders.items():
         summary = None if rule else _current_summary(folder, references, structures)
         if summary is None:
-            judged = cases_in(references, cases, headers=rule is not None)
-            measured = target if rule else None
-            found = evaluate_cases(judged, folder, references, labels=structures, target=measured, processes=processes)
+            judged, target = cases_in(references, cases, headers=rule is not None), target if rule else None
+            found = evaluate_cases(judged, folder, references, labels=structures, target=target, processes=processes)
             if rule:
                 found.write_rows(folder)
             summary = found.summary() | judged_by(references)
             write_json(folder / layout.SUMMARY_FILE, summary)
         per_case = {case: _with_phases(found, phases.get(case)) for case, found in summary["per_case"].items()}
-        unjudged = _unjudged(summary)
         ef = read_ef_table(folder, rule, reference)
-        methods.append(MethodResults(name, folder, frame_scores(per_case), ef, unjudged=unjudged))
+        methods.append(MethodResults(name, folder, frame_scores(per_case), ef, unjudged=_unjudged(summary)))
     return methods
 
 

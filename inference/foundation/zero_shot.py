@@ -103,9 +103,8 @@ def run_zero_shot(
     finished = [case for case in cases if case.case not in run.failures]
     if not finished:
         return run
-    evaluation = _evaluate(raw, finished, run.folder, processes)
-    judged = judged_by(run.folder / layout.REFERENCES)
-    run.summary, run.evaluation = evaluation.write(run.folder, **judged), evaluation
+    run.evaluation = evaluation = _evaluate(raw, finished, run.folder, processes)
+    run.summary = evaluation.write(run.folder, **judged_by(run.folder / layout.REFERENCES))
     for fold, validated in enumerate(splits):
         own = {case.case for case in finished} & set(validated["val"])
         if own and (folds is None or fold in folds):
