@@ -131,7 +131,8 @@ def test_a_killed_training_goes_on_to_the_bit(name: str, request: pytest.Fixture
 
 @pytest.mark.usefixtures("slim_networks")
 def test_a_method_that_remembers_its_last_epoch_is_resumed_within_one_to_the_bit(clip_setup: FoldSetup) -> None:
-    settings = {"epochs": 2, "pseudo_labels": "previous_epoch", "flame_rise": False, "last_threshold": 0.5}
+    small = {"epochs": 2, "fusion_layers": 0, "query_layers": 0}
+    settings = {**small, "pseudo_labels": "previous_epoch", "flame_rise": False, "last_threshold": 0.5}
     whole = make_trainer("EchoForgeTrainer", clip_setup, **settings)
     whole.run_training()
     setup = replace(clip_setup, fold=1)
