@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,17 @@ class Manifest:
         """The names of the files that concern all models: their calibration, and the best configuration."""
         return f"{layout.home_of([*self.packages])}/{CALIBRATION}", layout.BEST_CONFIGURATION_FILE
 
+    @cached_property
+    def _of_models(self) -> dict[str, list[re.Match[str]]]:
+        """Model folder -> its files, taken apart; in one pass, for a hostile archive may name many."""
+        matches: dict[str, list[re.Match[str]]] = {folder: [] for folder in self.packages}
+        for match in filter(None, map(_OF_MODEL.fullmatch, self.files)):
+            matches.setdefault(match["folder"], []).append(match)
+        return matches
+
     def folds(self, folder: str) -> list[int]:
         """The folds of a model."""
-        matches = [_OF_MODEL.fullmatch(name) for name in self.files]
-        return sorted(int(match["fold"]) for match in matches if match and match["folder"] == folder and match["fold"])
+        return sorted(int(match["fold"]) for match in self._of_models[folder] if match["fold"])
 
     @property
     def code(self) -> list[str]:
@@ -106,7 +114,7 @@ class Manifest:
                     "trainer": folder.split("__")[0],
                     "folds": self.folds(folder),
                     "package": package,
-                    "code": [Path(name).name for name in self.code if name.startswith(f"{folder}/")],
+                    "code": sorted(match["code"] for match in self._of_models[folder] if match["code"]),
                 }
                 for folder, package in self.packages.items()
             ],
