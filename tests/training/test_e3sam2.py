@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -239,6 +239,16 @@ def test_a_design_is_values_of_settings_each_of_which_can_be_set_alone() -> None
     assert released.with_settings(values).recipe == released.recipe  # as a checkpoint is read
     with pytest.raises(EchoPlanError, match=r"design cannot be .mine.*paper, released"):
         find_method("E3SAM2Trainer").with_settings({"design": "mine"})
+
+
+def test_a_checkpoint_of_before_the_designs_is_the_network_that_it_was() -> None:
+    recipe = find_method("E3SAM2Trainer").recipe
+    kinds = (*fields(recipe), *fields(recipe.network))
+    new = {item.name for item in kinds if "before" in item.metadata} | {"design"}
+    named = {name: value for name, value in recipe.to_dict().items() if name not in new}
+    old = recipe.with_settings(recipe.complete(named | {"attention": "ega", "memory": "confidence"})).network
+    assert (old.adapter_place, old.later_prompt, old.memory_tokens, old.object_score) == ("after", "none", "sam2", True)
+    assert (old.memory_frames, old.certainty_power, old.memory_written) == (7, 1.0, "before")
 
 
 def test_equation_5_may_begin_later(clip_setup: FoldSetup) -> None:
