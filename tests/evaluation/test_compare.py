@@ -488,6 +488,24 @@ def test_pixels_and_millimetres_stay_apart(study):
     assert found.segmentation.loc[0, ["hd95_px_mean", "hd95_mm_mean"]].notna().all()
 
 
+def test_ef_is_measured_in_masks_by_the_rule_asked_for(study, predictions, tmp_path, capsys):
+    how = ["-d", "Study", "--ef_method", "camus", "-o", str(tmp_path / "out")]
+    assert compare_command([*typed(predictions, study), *how]) == 0
+    page = capsys.readouterr().out
+    assert "EF by the rule camus; end-diastole and end-systole given; reference EF from the reference masks" in page
+    head, near, _ = table(page, "Ejection fraction, predicted")
+    assert near[1:3] == ["8", "0"]
+    with open(predictions["NearTrainer"] / "ef_camus.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    differences = [float(row["ef_percent"]) - float(row["reference_mask_ef_percent"]) for row in rows]
+    assert near[head.index("bias → 0")].strip("*").replace("−", "-") == f"{np.mean(differences):.2f}"
+    assert compare_command([*typed(predictions, study), *how, "--ef_reference", "table"]) == 0
+    assert "reference EF from the dataset's table." in capsys.readouterr().out
+    folder = predictions["FarTrainer"]
+    assert evaluate_folder_command([str(folder), str(study.references), "-d", "Study", "--ef_method", "folland"]) == 0
+    assert "EF by folland against the reference masks': 8 patients" in capsys.readouterr().out
+
+
 def test_two_names_and_two_methods_are_needed(study):
     methods, _ = read_crossvalidation(study.results)
     with pytest.raises(EchoPlanError, match="two methods have one name"):
