@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import __version__
+from echoplan.case_warnings import CaseWarnings
 from echoplan.cluster import Cluster, in_words
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import naming_full_disk
-from echoplan.parallel_map import CaseResults, Failure, attempt, progress, record
+from echoplan.parallel_map import CaseResults, Failure, attempt_quietly, log_warnings, progress, record
 from echoplan.termination import Termination
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class ClusterMap:
     ) -> CaseResults:
         """Call `function(*arguments[case])` for every case, and go on past the cases that fail.
 
-        A case whose worker dies, or that fails with anything but an EchoPlanError, is tried again, alone in its worker.
+        Warnings that a case logs are held back and logged at the end, as by `run_cases`. A case whose worker dies, or
+        that fails with anything but an EchoPlanError, is tried again, alone in its worker.
 
         Args:
             function: a module-level function of EchoPlan; with `setup` a class whose instances are such functions.
@@ -118,10 +120,12 @@ class ClusterMap:
             finally:
                 shift.end()
                 watch.close()
+                log_warnings(shift.results, of=len(arguments))
         done, failures = shift.results.done, shift.results.failures
         return CaseResults(
             {case: done[case] for case in arguments if case in done},
             {case: failures[case] for case in arguments if case in failures},
+            shift.results.warnings,
         )
 
 
@@ -178,12 +182,12 @@ class _Worker:
             self._function = self._function(*self._setup)
         return socket.gethostname()
 
-    def work(self, values: tuple[Any, ...]) -> Any:
-        """A case's value, or a `Failure`."""
+    def work(self, values: tuple[Any, ...]) -> tuple[Any, CaseWarnings]:
+        """A case's value, or a `Failure`; and the warnings meanwhile."""
         try:
-            return attempt(self._function, *values)
+            return attempt_quietly(self._function, *values)
         except Terminated:
-            return Failure("it was terminated", again=True)
+            return Failure("it was terminated", again=True), ()
 
 
 @dataclass(eq=False)
@@ -255,8 +259,11 @@ class _Shift:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        said: CaseWarnings = ()
         try:
             answer = ray.get(reference)
+            if case is not None:
+                answer, said = answer
         except RayTaskError as error:
             if not (self._run.one_case_each and case is None):
                 raise (error.cause or error) from None
@@ -283,7 +290,7 @@ class _Shift:
                 self._waiting.append(case)
                 return
             answer = self._given_up(case, answer)
-        record(self.results, case, answer)
+        record(self.results, case, answer, said)
         self._watch.end(case, answer)
 
     def _given_up(self, case: str, last: Failure) -> Failure:

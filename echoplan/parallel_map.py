@@ -81,14 +81,19 @@ def run_cases(
         with progress(list(waiting), description=description) as bar:
             while waiting and not (workers and _workers_pay(started, len(results), len(waiting), workers, trial)):
                 case = next(iter(waiting))
-                _record(results, case, *_attempt_quietly(function, *waiting.pop(case)))
+                record(results, case, *attempt_quietly(function, *waiting.pop(case)))
                 bar.update()
             if waiting:
                 _run_in_pool(function, waiting, workers, results, bar)
     finally:
-        for line in lines_of(results.warnings, of=len(arguments)):
-            logger.warning("%s", line)
+        log_warnings(results, of=len(arguments))
     return results
+
+
+def log_warnings(results: CaseResults, *, of: int) -> None:
+    """One line a kind of warning, with how many of the cases it is of."""
+    for line in lines_of(results.warnings, of=of):
+        logger.warning("%s", line)
 
 
 def write_warnings(folder: Path, results: CaseResults) -> None:
@@ -150,7 +155,7 @@ def _run_in_pool(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 outcome = attempt(future.result)  # what cannot be sent is a failure, too
-                _record(results, running[future], *((outcome, ()) if isinstance(outcome, Failure) else outcome))
+                record(results, running[future], *((outcome, ()) if isinstance(outcome, Failure) else outcome))
                 del running[future]
                 bar.update()
     except BaseException as error:
@@ -207,22 +212,16 @@ def _leave(*_: Any) -> None:
 
 def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
     try:
-        return _attempt_quietly(function, *values)
+        return attempt_quietly(function, *values)
     except SystemExit:
         os._exit(1)  # the executor would go on with this worker
 
 
-def _attempt_quietly(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
+def attempt_quietly(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
     """What `attempt` returns, and the warnings meanwhile."""
     with held_back() as said:
         outcome = attempt(function, *values)
     return outcome, [(str(message.msg), message.getMessage()) for message in said]
-
-
-def _record(results: CaseResults, case: str, outcome: Any, said: CaseWarnings) -> None:
-    record(results, case, outcome)
-    if said:
-        results.warnings[case] = said
 
 
 def attempt(function: Callable[..., Any], *values: Any) -> Any:
@@ -239,8 +238,10 @@ def attempt(function: Callable[..., Any], *values: Any) -> Any:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def record(results: CaseResults, case: str, outcome: Any) -> None:
-    """Keep what `attempt` returned of a case."""
+def record(results: CaseResults, case: str, outcome: Any, said: CaseWarnings = ()) -> None:
+    """Keep what `attempt` returned of a case, and the warnings meanwhile."""
+    if said:
+        results.warnings[case] = said
     if not isinstance(outcome, Failure):
         results.done[case] = outcome
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
-    two_nodes, project, fan_dataset, plan_with, tmp_path, monkeypatch, capsys
+    two_nodes, project, fan_dataset, plan_with, tmp_path, monkeypatch, capsys, caplog
 ) -> None:
     plan = plan_with(A=(64, 64), B=(96, 128))
     (fan_dataset.folder / "imagesTr" / "c1.nii.gz").write_bytes(b"no image")
+    wrong = {"spacing_row_mm": 141.0, "spacing_col_mm": 141.0}
+    fan_dataset = replace(fan_dataset, cases=tuple(replace(case, **wrong) for case in fan_dataset.cases))
+    fan_dataset.write()
     plain = Folders(project.raw, tmp_path / "plain", project.results)
     expected = preprocess_dataset(plain, MultiDataset.of(fan_dataset), plan)
     target = project.preprocessed / "Dataset007_FAN"
@@ -43,6 +47,8 @@ def test_stores_equal_the_plain_ones_and_broken_cases_are_listed(
     (target / "EchoPlans.json").rename(tmp_path / "EchoPlans.json")
     assert content(target) == content(plain.preprocessed / "Dataset007_FAN")
     assert list(project.preprocessed.glob(".run-*")) == []
+    assert set(read_json(target / "warnings.json")) == {"c0", "c2"}
+    assert sum("2 of 3 cases (c0, c2): " in message for message in caplog.messages) == 2  # plain, and here
 
     # What is finished is left.
     clip = target / "EchoPlans_64x64" / "c0.b2nd"
