@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
+from echoplan.case_warnings import few
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import from_cell, read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip
@@ -26,6 +27,7 @@ from echoplan.imageio.clip import ClipInfo, plausible_scale
 from echoplan.labels import IGNORE
 from echoplan.masks import load_mask, without_empty_rest
 from echoplan.names import check_cases, wrong_name, wrong_path
+from echoplan.references import impossible_references
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class Case:
         ef_percent, edv_ml, esv_ml: the reference measurements.
         quality: the dataset's own word for the image quality.
         exam: tells a patient's exams apart; clips of two of them are never measured together. Empty is unknown.
-        scale_note: why a spacing or a frame time that was given counts as unknown; no column of cases.csv.
+        scale_note, reference_note: why a spacing or frame time, or a reference, counts as unknown; no columns.
     """
 
     case: str
@@ -140,6 +142,7 @@ class Case:
     quality: str = ""
     exam: str = ""
     scale_note: str = ""
+    reference_note: str = ""
 
     @property
     def spacing_mm(self) -> tuple[float, float] | None:
@@ -325,6 +328,8 @@ def read_cases(path: Path) -> tuple[Case, ...]:
         )
     cases = tuple(_parse_row(row, line, path) for line, row in rows)
     check_cases((case.case for case in cases), file=path)
+    if notes := [f"{case.case}: {case.reference_note}" for case in cases if case.reference_note]:
+        logger.warning("%s: references of %d rows count as unknown: %s", path, len(notes), few(notes))
     return cases
 
 
@@ -367,7 +372,8 @@ def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
             values["labelled_frames"] = tuple(frame for frame in frames if frame is not None)
     except ValueError as error:
         raise EchoPlanError(f"row {line} ({text['case'][:40]}): {error}", file=path, remedy="mend this row") from error
-    return Case(**values)
+    impossible = impossible_references(values["ef_percent"], values["edv_ml"], values["esv_ml"])
+    return Case(**(values | dict.fromkeys(impossible)), reference_note="; ".join(dict.fromkeys(impossible.values())))
 
 
 def _frame(text: str, name: str) -> int | None:

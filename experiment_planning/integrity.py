@@ -13,6 +13,7 @@ from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, plausible_scale
 from echoplan.parallel_map import run_cases
+from echoplan.references import impossible_references
 
 from ..preprocessing.clip import labelled_frames
 
@@ -70,7 +71,8 @@ def check_case(dataset: EchoDataset, case: Case) -> Findings:
     except EchoPlanError as error:
         return Findings((str(error),))
     problems, warnings = _check_clip(clip)
-    problems += _check_measurements(case)
+    problems += filter(None, [case.reference_note])  # as cases.csv was read
+    problems += dict.fromkeys(impossible_references(case.ef_percent, case.edv_ml, case.esv_ml).values())
     alike = clip.frames.min() == clip.frames.max()
     pixels = "" if alike else hashlib.sha256(np.ascontiguousarray(clip.frames).data).hexdigest()
     if case.ed_frame is not None and case.ed_frame == case.es_frame:
@@ -112,20 +114,6 @@ def _check_clip(clip: Clip) -> tuple[list[str], list[str]]:
     elif clip.frames.min() == clip.frames.max():
         warnings.append("all pixels of the clip have the same value")
     return problems, warnings
-
-
-def _check_measurements(case: Case) -> list[str]:
-    """What no heart has, or was written in another unit."""
-    problems = []
-    ef, edv, esv = case.ef_percent, case.edv_ml, case.esv_ml
-    if ef is not None and not 1 < ef <= 100:
-        hint = " (is it a share of 1?)" if 0 < ef <= 1 else ""
-        problems.append(f"ef_percent is {ef:g}; an ejection fraction lies in 1 to 100 percent{hint}")
-    problems += [f"{name} is {volume:g}; a volume is more than 0" for name, volume in (("edv_ml", edv), ("esv_ml", esv))
-                 if volume is not None and volume <= 0]  # fmt: skip
-    if edv is not None and esv is not None and edv < esv:
-        problems.append(f"edv_ml ({edv:g}) is less than esv_ml ({esv:g}): are they exchanged?")
-    return problems
 
 
 def _across_cases(dataset: EchoDataset, found: Mapping[str, Findings]) -> list[str]:

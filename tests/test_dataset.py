@@ -51,7 +51,11 @@ def test_round_trip(dataset):
 
 
 def test_every_field_of_a_case_has_its_column():
-    assert set(COLUMNS) == set(asdict(FULL)) - {"exam", "scale_note"}  # a column where it is known; no column
+    assert set(COLUMNS) == set(asdict(FULL)) - {
+        "exam",
+        "scale_note",
+        "reference_note",
+    }  # a column where it is known; no column
 
 
 def test_unknown_is_empty_in_the_file_and_none_in_python(dataset):
@@ -125,6 +129,24 @@ def test_a_wrong_cell_is_named_with_file_and_row(dataset, cells, problem):
     assert caught.value.file == str(dataset.folder / "cases.csv")
     assert caught.value.problem.startswith(f"row 4 ({cells.get('case', 'c').strip()})")  # the header is row 1
     assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("cells", "unknown"),
+    [
+        ({"ef_percent": "0.55"}, ["ef_percent"]),
+        ({"ef_percent": "-5"}, ["ef_percent"]),
+        ({"ef_percent": "550"}, ["ef_percent"]),
+        ({"edv_ml": "20", "esv_ml": "60"}, ["edv_ml", "esv_ml"]),
+        ({"esv_ml": "0"}, ["esv_ml"]),
+    ],
+)
+def test_references_that_no_heart_has_count_as_unknown(dataset, caplog, cells, unknown):
+    rewrite(dataset, 0, **cells)
+    case = EchoDataset.read(dataset.folder).cases[0]
+    assert case == replace(FULL, **dict.fromkeys(unknown), reference_note=case.reference_note)
+    assert all(f"{name} " in case.reference_note for name in unknown[:1])
+    assert case.reference_note in caplog.text
 
 
 def test_blank_lines_count_as_rows(tmp_path):
