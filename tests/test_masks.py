@@ -189,12 +189,9 @@ def preprocess_raw(place: Place) -> str:
 
 
 def zero_shot_labels(place: Place) -> str:
-    class Network:
-        def segment(self, frames, masks, name):
-            return np.zeros(frames.shape, bool)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FoundationModel, "load", lambda *_: Network())
+        patch.setattr(FoundationModel, "load", lambda *_: None)
+        patch.setattr(FoundationModel, "segment", lambda _, network, frames, *__: np.zeros(frames.shape, bool))
         return place.said(zero_shot, "A", "-m", "sam", "--overwrite", "--device", "cpu", "-np", 0)
 
 
