@@ -26,6 +26,7 @@ from ...evaluation.comparison.scores import (
     records,
 )  # fmt: skip
 from ...evaluation.comparison.tables import Column, latex_tables, make_table, markdown_page
+from ...evaluation.ventricle.volumes import VOLUME_RULES, VolumeRule
 from ...training.methods import find_method
 from .published import ED, ED_AND_ES, EFFICIENCY, ES, OVERALL, PublishedRow, PublishedTable
 from .reproduce import Reproduction, cell_of, tested_folder
@@ -102,7 +103,7 @@ def _measured(
         marked = scores.merge(empty, on=key, how="left", indicator="which")
         scores = marked[~(marked["metric"].isin(DISTANCES) & (marked["which"] == "both"))].drop(columns="which")
     found = {name: _figure(rows) for name, rows in scores.groupby("metric") if name in WORDS}
-    return found | _ef_figures(folders)
+    return found | _ef_figures(folders, table.ef_rule)
 
 
 def _figure(rows: pd.DataFrame) -> dict[str, float]:
@@ -122,12 +123,12 @@ def _known(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return summary["patients"], summary["views"]
 
 
-def _ef_figures(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+def _ef_figures(folders: Sequence[Path], rule: VolumeRule) -> dict[str, dict[str, float]]:
     import pandas as pd
 
     found: dict[str, list[float]] = {name: [] for name in _EF}
     for folder in folders:
-        table = read_ef_table(folder)
+        table = read_ef_table(folder, rule)
         agreed = agreement(table["ef_percent"].to_list(), table["reference_ef_percent"].to_list(), bootstrap=0)
         for name, (key, scale) in _EF.items():
             if agreed[key] is not None:
@@ -182,6 +183,11 @@ def notes_of(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[s
     notes += [f"Table {table.number}: {table.note}." for table in reproduction.tables if table.note]
     notes += list(reproduction.paper.missing)
     for table in reproduction.tables:
+        if set(table.figures) & set(_EF):
+            notes.append(
+                f"Table {table.number}: EF by the rule {table.ef_rule} ({VOLUME_RULES[table.ef_rule]}), against the "
+                "reference masks' by the same."
+            )
         notes += noise_of(table, rows[(rows["table"] == table.number) & (rows["title"] == table.title)])
     notes.append(
         "here: the mean over seeds ± their SD; difference: here - published, its interval from the patients tested "
