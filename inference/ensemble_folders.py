@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
+from echoplan.files import write_json
 from echoplan.imageio import Clip, probe_clip
 from echoplan.labels import IGNORE
 from echoplan.masks import find_mask, load_mask, save_mask
@@ -36,13 +38,13 @@ def ensemble_folders(
     Raises:
         EchoPlanError: a folder has no probabilities, or `out` is one of the folders.
     """
-    _not_into_itself(folders, out)
     found = [{path.stem: path for path in sorted(folder.glob("*.npz"))} for folder in folders]
     for folder, files in zip(folders, found, strict=True):
         if not files:
             raise EchoPlanError(
                 "there are no saved probabilities (.npz) here", file=folder, remedy="predict with --save_probabilities"
             )
+    _begin(folders, out, "echoplan_ensemble")
     everywhere = sorted(set.intersection(*map(set, found)))
     results = run_cases(
         _ensemble_case,
@@ -62,10 +64,10 @@ def postprocess_folder(folder: Path, out: Path, steps: Sequence[Step], *, proces
     Raises:
         EchoPlanError: there is no mask, or `out` is the folder itself.
     """
-    _not_into_itself([folder], out)
     masks = find_masks(folder)
     if not masks:
         raise EchoPlanError("there are no masks here", file=folder)
+    _begin([folder], out, "echoplan_apply_postprocessing")
     arguments = {case: (path, out, case, tuple(steps)) for case, path in masks.items()}
     return run_cases(_postprocess_case, arguments, processes=processes, description="postprocessing")
 
@@ -92,6 +94,9 @@ def _postprocess_case(source: Path, out: Path, case: str, steps: Sequence[Step])
     save_mask(out, case, mended, like=like)
 
 
-def _not_into_itself(folders: Sequence[Path], out: Path) -> None:
+def _begin(folders: Sequence[Path], out: Path, made_by: str) -> None:
+    """Note what is made there, by which a search for clips knows masks; EchoPlanError where it is made from itself."""
     if out.resolve() in {folder.resolve() for folder in folders}:
         raise EchoPlanError("the results would overwrite what they are made from", file=out, remedy="give another -o")
+    inputs = [str(folder) for folder in folders]
+    write_json(out / layout.ARGUMENTS_FILE, {"command": made_by, "inputs": inputs, "version": __version__})

@@ -8,7 +8,8 @@ import os
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import Clip, write_clip
+from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.inference.ensemble_folders import postprocess_folder
 from echoplan.inference.inputs import find_inputs, patient_and_view
 
 
@@ -160,6 +161,13 @@ def test_results_of_an_earlier_run_are_no_clips(tmp_path, heart):
     for source in (out, out / "a.nii.gz", out / "overlays"):  # asked for by name they are none, either
         with pytest.raises(EchoPlanError, match="no clip here"):
             find_inputs(source)
+
+
+def test_masks_of_postprocessing_are_no_clips(tmp_path, heart):
+    write_clip(tmp_path / "clips/a.nii.gz", heart.clip)
+    write_mask(tmp_path / "masks/a.nii.gz", heart.mask, like=heart.clip)
+    assert postprocess_folder(tmp_path / "masks", tmp_path / "clips/out", ()).done.keys() == {"a"}
+    assert [item.name for item in find_inputs(tmp_path / "clips")] == ["a"]
 
 
 def test_clips_beside_results_are_clips(tmp_path, heart):
