@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("fold", type=int)
     parser.add_argument("-tr", dest="trainer", default="E3SAM2Trainer")
+    parser.add_argument("--checkpoint", default="final", help="final, best or latest")
     options = parser.parse_args()
     setup = FoldJob(options.dataset, options.fold, options.trainer).setup(folders())
-    network = ModelFolder.read(setup.model_folder).load_network(options.fold)
+    network = ModelFolder.read(setup.model_folder).load_network(options.fold, checkpoint=options.checkpoint)
     target = setup.description.target
     print("begins with                memory             Dice %          IoU %           HD95            ASSD     n")
     for carried in (False, True):
