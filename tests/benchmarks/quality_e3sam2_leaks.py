@@ -31,7 +31,7 @@ def main() -> None:
     setup = FoldJob(options.dataset, options.fold, options.trainer).setup(folders())
     network = ModelFolder.read(setup.model_folder).load_network(options.fold, checkpoint=options.checkpoint)
     target = setup.description.target
-    print("begins with                memory             Dice %          IoU %           HD95            ASSD     n")
+    print("begins with                memory             Dice %          IoU %           HD95            ASSD")
     for carried in (False, True):
         for kind in ("automatic", "pixel"):
             network.carried = CarriedMemory() if carried else None
@@ -44,7 +44,7 @@ def main() -> None:
                 for scale, key in ((100, "dice"), (100, "iou"), (1, "hd95_mm"), (1, "assd_mm"))
             ]
             memory = "carried over" if carried else "a clip's own"
-            print(f"{name:26} {memory:13} {' '.join(figures)} {means['dice']['n']:5}")
+            print(f"{name:26} {memory:13} {' '.join(figures)}")
 
 
 if __name__ == "__main__":
