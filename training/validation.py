@@ -105,7 +105,7 @@ def judge_sampled(
         probabilities = segment_clip(
             network,
             torch.from_numpy(setup.store.frames(name, frames)),
-            normalise=normaliser(stored.mean, stored.std, plan.normalisation),
+            normalise=normaliser(stored.mean, stored.std, normalisation_for(network, plan)),
             window=plan.frames,
             classes=description.classes,
             batch=plan.batch_size if plan.frames == 1 else 1,

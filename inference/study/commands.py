@@ -72,7 +72,12 @@ def reproduce(arguments: Sequence[str]) -> int:
     if options.epochs is not None:
         common["epochs"] = options.epochs
     request = make_request(options.paper, tables, options.dataset, seeds=options.seeds, settings=common,
-                           trainer_settings=own, plans_name=options.plans_name)  # fmt: skip
+                           trainer_settings=own, plans_name=options.plans_name, name=options.name)  # fmt: skip
+    stray = sorted({*dict(options.weights)} - {row.trainer for table in paper.tables for row in table.rows})
+    if stray:
+        raise EchoPlanError(f"--weights names a trainer that the paper does not train: {', '.join(stray)}")
+    for trainer in request.trainers:
+        find_method(trainer).check_dataset(raw.description)
     external = {EchoDataset.read(where.find_raw(name)).description.published: name for name in options.external}
     weights = dict(options.weights)
     print(f"{paper.citation}: table {', '.join(dict.fromkeys(table.number for table in tables))} on {options.dataset}")
@@ -100,11 +105,13 @@ def _planned_study(
     """The study; the dataset is planned and preprocessed as the papers did where it is not yet."""
     for cell in cells:
         find_method(cell.trainer).with_settings(request.settings_of(cell))
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "frames") if getattr(options, name)]
     try:
-        return plan_study(where, request, cells=cells, weights=weights, processes=options.np)
+        made = plan_study(where, request, cells=cells, weights=weights, processes=options.np)
+        if not sizes:  # a plan that is there may have others
+            return made
     except EchoPlanError as error:
         print(f"not ready yet ({error.problem}): planned and preprocessed now")
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "frames") if getattr(options, name)]
     asked = ["-d", options.dataset, "-tr", *request.trainers, "--protocol", "paper", "-p", request.plans_name]
     if plan_and_preprocess([*asked, *sizes, "-np", str(options.np)]):
         print("some cases are left out, as said above")
@@ -129,6 +136,7 @@ def _reproduce_parser() -> argparse.ArgumentParser:
                       help="change a setting of all recipes, or of one: TRAINER:KEY=VALUE")  # fmt: skip
     made.add_argument("--weights", nargs="+", type=_weights_of, default=[], metavar="TRAINER=FILE",
                       help="pretrained weights that are not in the usual places")  # fmt: skip
+    made.add_argument("--name", default="", help="the study's folder, where reproduce_<paper> has other settings")
     made.add_argument("--size", metavar="N|HxW", help="instead of the papers' sizes")
     made.add_argument("--frames", metavar="T", help="instead of the papers' frames")
     made.add_argument("--dry_run", action="store_true", help="list the runs, their hours and what is missing")
@@ -187,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _request(options: argparse.Namespace) -> StudyRequest:
     common, own = _settings(options.set)
+    if "augmentation" in common or any("augmentation" in settings for settings in own.values()):
+        raise EchoPlanError("a study takes the augmentation as a list", remedy="say --augmentation POLICY ...")
     if options.epochs is not None:
         common["epochs"] = options.epochs
     return StudyRequest(
@@ -219,8 +229,6 @@ def _settings(assignments: Sequence[str]) -> tuple[dict[str, Any], dict[str, dic
             own.setdefault(trainer, {})[key] = value
         else:
             common[name] = value
-    if "augmentation" in common or any("augmentation" in settings for settings in own.values()):
-        raise EchoPlanError("a study takes the augmentation as a list", remedy="say --augmentation POLICY ...")
     return common, own
 
 

@@ -14,7 +14,7 @@ from echoplan.dataset import EchoDataset
 from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
 from echoplan.multi_dataset import MultiDataset
-from echoplan.networks.complexity import count_gmac, seconds_of
+from echoplan.networks.complexity import count_gmac, count_parameters, seconds_of
 from echoplan.networks.weights import no_downloads
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
@@ -28,10 +28,9 @@ from ...training.fold import FoldSetup
 from ...training.methods import Method, find_method
 from ...training.model_folder import ModelFolder
 from ...training.prompts import CasePrompts
-from ...training.recipe import parse_settings
 from ...training.validation import judge_sampled
 from .grid import EVERYTHING, OWN_AUGMENTATION, Cell, StudyRequest
-from .published import EFFICIENCY, Paper, PublishedRow, PublishedTable
+from .published import PAPERS, Paper, PublishedRow, PublishedTable
 from .study import Study, Training
 
 UNTRAINED = "untrained"
@@ -46,24 +45,33 @@ def make_request(
     settings: Mapping[str, Any],
     trainer_settings: Mapping[str, Mapping[str, Any]],
     plans_name: str,
+    name: str = "",
 ) -> StudyRequest:
-    """The study that trains what some tables need."""
+    """The study that trains what some tables need.
+
+    Raises:
+        EchoPlanError: it makes no sense, or there are settings of a trainer that none of the paper's tables has.
+    """
     trainers = dict.fromkeys(row.trainer for table in tables for row in table.rows)
-    return StudyRequest(
+    elsewhere = {row.trainer for table in PAPERS[paper].tables for row in table.rows} - {*trainers}
+    request = StudyRequest(
         dataset=dataset,
         trainers=tuple(trainers),
-        name=f"reproduce_{paper}",
+        name=name or f"reproduce_{paper}",
         seeds=tuple(seeds),
         settings=settings,
-        trainer_settings={name: own for name, own in trainer_settings.items() if name in trainers},
+        trainer_settings={name: own for name, own in trainer_settings.items() if name not in elsewhere},
         plans_name=plans_name,
     )
+    request.check()
+    return request
 
 
 def cells_of_tables(tables: Sequence[PublishedTable], request: StudyRequest) -> list[Cell]:
     """What is trained, each once, though several rows may be of it."""
-    rows = dict.fromkeys((row.trainer, row.settings) for table in tables for row in table.rows if not row.untrained)
-    return [cell_of(trainer, settings, seed) for trainer, settings in rows for seed in request.seeds]
+    rows = [row for table in tables for row in table.rows if row.tested and not row.untrained]
+    kinds = dict.fromkeys((row.trainer, row.settings) for row in rows)
+    return [cell_of(trainer, settings, seed) for trainer, settings in kinds for seed in request.seeds]
 
 
 def cell_of(trainer: str, settings: tuple[str, ...], seed: int) -> Cell:
@@ -111,6 +119,11 @@ class Reproduction:
         fold = self.study.request.folds[0]
         return self.study.setups[row.trainer, fold]
 
+    def method(self, row: PublishedRow) -> Method[Any]:
+        """The row's, with what the plan, the command line and the row set."""
+        settings = self.study.request.settings_of(cell_of(row.trainer, row.settings, 0))
+        return find_method(row.trainer).with_settings({**self.setup(row).plan.settings, **settings})
+
 
 def tested_folder(home: Path, table: PublishedTable, row: PublishedRow) -> Path:
     """Where the results of a row's test lie."""
@@ -128,7 +141,7 @@ def test_networks(where: Folders, reproduction: Reproduction, *, device: torch.d
     """
     jobs: dict[str, tuple[Any, ...]] = {}
     for table, row in reproduction.rows():
-        if set(row.published) & set(EFFICIENCY):
+        if not row.tested:
             continue
         for home in reproduction.homes(row):
             folder = tested_folder(home, table, row)
@@ -147,9 +160,8 @@ def _test(
     folder: Path,
     device: torch.device | str,
 ) -> None:
-    setup = reproduction.setup(row)
+    setup, method = reproduction.setup(row), reproduction.method(row)
     if row.untrained:
-        method = find_method(row.trainer).with_settings({**setup.plan.settings, **parse_settings(row.settings)})
         classes, weights = setup.description.classes, reproduction.weights.get(row.trainer, True)
         network = method.build_network(size=setup.plan.size, classes=classes, pretrained=weights).to(device).eval()
     else:
@@ -157,7 +169,7 @@ def _test(
     dataset = row.tested_on or table.dataset
     if dataset != table.dataset:
         setup = external_setup(where, setup, reproduction.external, dataset, row.trainer)
-    prompt = CasePrompts(network, setup, "box") if row.boxes else None
+    prompt = CasePrompts(network, setup, "box") if row.boxes else method.prompt_of_cases(network, setup)
     judge_sampled(network, setup, setup.test, folder, prompt=prompt, in_pixels=table.in_pixels)
 
 
@@ -193,24 +205,28 @@ def describe(where: Folders, paper: Paper, tables: Sequence[PublishedTable], req
     real trainings take up to a few times that.
     """
     raw = MultiDataset.read(where, request.dataset).sources[0].raw
-    speed, hours, lines, missing = _speed(device), {}, [], {}
-    for cell in cells_of_tables(tables, request):
-        if cell.seed != request.seeds[0]:
-            continue
-        if cell.trainer not in hours:  # the rows of an ablation cost about the same
-            method = find_method(cell.trainer)
-            protocol = method.protocols.get(raw.description.published)
-            planned = {} if protocol is None else protocol.settings
-            method = method.with_settings({**planned, **request.settings_of(cell)})
-            side = (protocol.size if protocol else method.requirements.paper_size) or LARGEST_SIDE
-            hours[cell.trainer] = _hours(method, raw, side, speed)
+    speed, hours, lines, missing = _speed(device), {}, [], []
+    trained = {cell for cell in cells_of_tables(tables, request) if cell.seed == request.seeds[0]}
+    rows = [row for table in tables for row in table.rows if row.tested]
+    for cell in dict.fromkeys(cell_of(row.trainer, row.settings, request.seeds[0]) for row in rows):
+        method = find_method(cell.trainer)
+        protocol = method.protocols.get(raw.description.published)
+        planned = {} if protocol is None else protocol.settings
+        method = method.with_settings({**planned, **request.settings_of(cell)})
+        side = (protocol.size if protocol else method.requirements.paper_size) or LARGEST_SIDE
+        with torch.device("meta"):
+            network = method.build_network(size=(side, side), classes=raw.description.classes)
+        kind = cell.trainer, count_parameters(network)  # rows of equally large networks cost about the same
+        if kind not in hours:
+            hours[kind] = _hours(method, network, raw, side, speed)
             if reason := _missing_weights(method, (side, side), weights.get(cell.trainer)):
-                missing[cell.trainer] = reason
-        lines.append(f"  {cell.label}: {len(request.seeds)} trainings, about {hours[cell.trainer]:.2g} h each")
-    for _, row in ((table, row) for table in tables for row in table.rows):
+                missing.append(f"{cell.trainer}: {reason}")
+        if cell in trained:
+            lines.append(f"  {cell.label}: {len(request.seeds)} trainings, about {hours[kind]:.2g} h each")
+    for row in rows:
         if row.tested_on not in ("", raw.description.published, *external):
-            missing[row.tested_on] = "the table also tests on it: name it with --external"
-    return [*lines, *(f"  missing for {name}: {reason}" for name, reason in missing.items())]
+            missing.append(f"{row.tested_on}: the table also tests on it: name it with --external")
+    return [*(lines or ["  nothing to train"]), *(f"  missing for {reason}" for reason in dict.fromkeys(missing))]
 
 
 def _speed(device: torch.device) -> float:
@@ -222,11 +238,9 @@ def _speed(device: torch.device) -> float:
     return batch * channels**2 * 9 * side**2 / 1e9 / seconds
 
 
-def _hours(method: Method[Any], raw: EchoDataset, side: int, speed: float) -> float:
+def _hours(method: Method[Any], network: torch.nn.Module, raw: EchoDataset, side: int, speed: float) -> float:
     """Of one training on all of a dataset's labelled cases that are in train, as the paper's split has them."""
     frames, recipe = method.requirements.frames, method.recipe
-    with torch.device("meta"):
-        network = method.build_network(size=(side, side), classes=raw.description.classes)
     few = min(frames, 2)  # enough to know what a frame costs
     gmac = count_gmac(network, (1, few, 1, side, side)) * frames / few
     protocol = method.protocols.get(raw.description.published)

@@ -27,9 +27,8 @@ from ...evaluation.comparison.scores import (
 )  # fmt: skip
 from ...evaluation.comparison.tables import Column, latex_tables, make_table, markdown_page
 from ...evaluation.ventricle.volumes import VOLUME_RULES, VolumeRule
-from ...training.methods import find_method
 from .published import ED, ED_AND_ES, EFFICIENCY, ES, OVERALL, PublishedRow, PublishedTable
-from .reproduce import Reproduction, cell_of, tested_folder
+from .reproduce import Reproduction, tested_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +102,7 @@ def _measured(
         marked = scores.merge(empty, on=key, how="left", indicator="which")
         scores = marked[~(marked["metric"].isin(DISTANCES) & (marked["which"] == "both"))].drop(columns="which")
     found = {name: _figure(rows) for name, rows in scores.groupby("metric") if name in WORDS}
-    return found | _ef_figures(folders, table.ef_rule)
+    return found | (_ef_figures(folders, table.ef_rule) if set(row.published) & set(_EF) else {})
 
 
 def _figure(rows: pd.DataFrame) -> dict[str, float]:
@@ -124,6 +123,7 @@ def _known(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _ef_figures(folders: Sequence[Path], rule: VolumeRule) -> dict[str, dict[str, float]]:
+    """The agreement of EF with that of the reference masks by the same rule."""
     import pandas as pd
 
     found: dict[str, list[float]] = {name: [] for name in _EF}
@@ -144,9 +144,7 @@ def _efficiency(
     reproduction: Reproduction, row: PublishedRow, device: torch.device | str
 ) -> dict[str, dict[str, float]]:
     """The sizes of a row's network, and the frames a second that it gives on the device, a clip at a time."""
-    setup = reproduction.setup(row)
-    settings = reproduction.study.request.settings_of(cell_of(row.trainer, row.settings, 0))
-    method = find_method(row.trainer).with_settings({**setup.plan.settings, **settings})
+    setup, method = reproduction.setup(row), reproduction.method(row)
     shape = (1, setup.plan.frames, 1, *setup.plan.size)
     with torch.device("meta"):
         network = method.build_network(size=setup.plan.size, classes=setup.description.classes)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from echoplan.cli import folders
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.datasets.commands import convert_dataset, make_phantom
 from echoplan.errors import EchoPlanError
@@ -16,6 +19,8 @@ from echoplan.experiment_planning.splits import paper_split
 from echoplan.imageio import read_mask
 from echoplan.plans import Plan
 from echoplan.training.commands import train
+from echoplan.training.train_fold import FoldJob
+from echoplan.training.validation import judge_sampled
 
 TRAINER = "PKEchoNetR18Trainer"
 
@@ -66,6 +71,29 @@ def test_the_frames_that_the_network_is_given_are_judged_on_its_grid(camus):
             assert {judged["ed_frame"], judged["es_frame"]} == {0, 3}
             assert np.count_nonzero(read_mask(fold / part / "references" / f"{name}.nii.gz"))
         assert (fold / part / "ef.csv").is_file()
+
+
+class Listener(nn.Module):
+    """Finds nothing, and keeps what it is given."""
+
+    input_normalisation = "grey"
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.heard = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, clip):
+        self.heard.append(clip)
+        return clip * 0 - 1
+
+
+def test_a_network_is_judged_on_the_intensities_that_it_learnt_on(camus, monkeypatch, tmp_path):
+    monkeypatch.setenv("ECHOPLAN_ROOT", str(camus))
+    setup = FoldJob("CAMUS", 0, trainer=TRAINER, plans_name="Paper").setup(folders())
+    network = Listener().eval()
+    judge_sampled(network, setup, setup.val, tmp_path)
+    assert setup.plan.normalisation == "zscore_sector"
+    assert all(clip.min() >= 0 and clip.max() > 100 for clip in network.heard)
 
 
 def dataset(*cases):

@@ -14,7 +14,9 @@ from echoplan.experiment_planning import MemoryModel, commands
 from echoplan.inference.study import reproduce as reproduce_module
 from echoplan.inference.study import reproduced
 from echoplan.inference.study.commands import reproduce
+from echoplan.inference.study.grid import StudyRequest
 from echoplan.inference.study.published import CAMUS, ECHONET, PAPERS
+from echoplan.inference.study.reproduce import cells_of_tables
 from echoplan.inference.study.reproduced import noise_of
 from echoplan.networks import complexity
 from echoplan.training.methods import find_method
@@ -67,6 +69,7 @@ def test_a_dry_run_lists_runs_hours_and_what_is_missing(run, root, capsys, paper
     assert ("missing for CAMUS: the table also tests on it" in shown) == (paper == "sam_echo")
     assert "missing for" in shown  # weights cannot be had in tests
     assert not list(root.glob("preprocessed/*/Dry.json"))
+    assert ("'sam2.1_hiera_tiny'" in shown and "'sam2.1_hiera_large'" in shown) == (paper == "sam2_ultrasound")
 
 
 TOY = ("--size", 32, "--frames", 2, "--epochs", 1, "--set", "iterations_per_epoch=1", "--set", "batch_size=2",
@@ -142,6 +145,35 @@ def test_gaps_below_the_noise_of_a_seed_are_said_to_be_so():
     assert "one seed" in words
 
 
-def test_a_table_that_the_paper_does_not_have_is_refused(run, capsys):
-    assert run("e3sam2", "-d", "CAMUS", "--tables", 9, "--dry_run") == 1
-    assert "there is no table 9 of CAMUS" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "problem"), [
+    (("--tables", 9), "there is no table 9 of CAMUS"),
+    (("--tables", 3, "--set", "E3SAM2SmalTrainer:epochs=3"), "does not train: E3SAM2SmalTrainer"),
+    (("--weights", f"E3SAM2SmalTrainer={__file__}"), "does not train: E3SAM2SmalTrainer"),
+    (("--seeds", 1, 1), "a seed is named twice"),
+])  # fmt: skip
+def test_what_the_paper_does_not_have_is_refused(run, capsys, words, problem):
+    assert run("e3sam2", "-d", "CAMUS", *words, "--dry_run") == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_sizes_and_speed_need_no_training(run, capsys):
+    assert run("e3sam2", "-d", "CAMUS", "--tables", "5", "--dry_run", "--device", "cpu") == 0
+    assert "nothing to train" in capsys.readouterr().out
+
+
+def test_no_network_is_trained_twice():
+    request = StudyRequest("D", ("SAM2Trainer",))
+    for paper in PAPERS.values():
+        for dataset in (CAMUS, ECHONET):
+            cells = cells_of_tables([table for table in paper.tables if table.dataset == dataset], request)
+            recipes = [find_method(cell.trainer).with_settings(request.settings_of(cell)).recipe for cell in cells]
+            kinds = [(cell.trainer, recipe) for cell, recipe in zip(cells, recipes, strict=True)]
+            assert all(kind not in kinds[:index] for index, kind in enumerate(kinds))
+
+
+def test_the_true_point_is_told_wherever_it_is_asked_for(run, root, slim_networks, monkeypatch):
+    told = []
+    monkeypatch.setattr(reproduce_module, "judge_sampled", lambda *_, prompt, **__: told.append(prompt))
+    words = ("e3sam2", "-d", "EchoNet", *TOY, *RANDOM, "--set", "E3SAM2SmallTrainer:true_point_at_test=true")
+    assert run(*words, "--name", "Pointed") == 0
+    assert told[0] is None and told[1].kind == "pixel"
