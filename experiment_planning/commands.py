@@ -59,6 +59,11 @@ def plan_experiment(arguments: Sequence[str]) -> int:
 @command
 def plan_and_preprocess(arguments: Sequence[str]) -> int:
     """Fingerprint, plan and preprocessing in one go."""
+    return planned_and_preprocessed(arguments)
+
+
+def planned_and_preprocessed(arguments: Sequence[str]) -> int:
+    """The same within another command, which meets errors and signals itself."""
     options = parser("echoplan_plan_and_preprocess", "Measure, plan and preprocess datasets.")
     _add_datasets(options)
     _add_verify(options)

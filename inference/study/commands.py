@@ -28,12 +28,12 @@ from echoplan.paths import Folders
 
 from ...evaluation import VOLUME_RULES
 from ...evaluation.comparison.study_report import trend_statements
-from ...experiment_planning.commands import plan_and_preprocess
+from ...experiment_planning.commands import planned_and_preprocessed
 from ...training.methods import find_method
 from ...training.recipe import parse_settings
 from .grid import EVERYTHING, Cell, StudyRequest
 from .published import PAPERS
-from .reproduce import Reproduction, cells_of_tables, describe, make_request, test_networks
+from .reproduce import Reproduction, cells_of_tables, check_labels, describe, make_request, test_networks
 from .reproduced import reproduced, write_results
 from .run import run_study, train_study
 from .study import Study, plan_study
@@ -78,7 +78,10 @@ def reproduce(arguments: Sequence[str]) -> int:
         raise EchoPlanError(f"--weights names a trainer that the paper does not train: {', '.join(stray)}")
     for trainer in request.trainers:
         find_method(trainer).check_dataset(raw.description)
-    external = {EchoDataset.read(where.find_raw(name)).description.published: name for name in options.external}
+    others = {name: EchoDataset.read(where.find_raw(name)).description for name in options.external}
+    for name, other in others.items():
+        check_labels(name, other, raw.description)
+    external = {other.published: name for name, other in others.items()}
     weights = dict(options.weights)
     print(f"{paper.citation}: table {', '.join(dict.fromkeys(table.number for table in tables))} on {options.dataset}")
     if options.dry_run:
@@ -113,7 +116,7 @@ def _planned_study(
     except EchoPlanError as error:
         print(f"not ready yet ({error.problem}): planned and preprocessed now")
     asked = ["-d", options.dataset, "-tr", *request.trainers, "--protocol", "paper", "-p", request.plans_name]
-    if plan_and_preprocess([*asked, *sizes, "-np", str(options.np)]):
+    if planned_and_preprocessed([*asked, *sizes, "-np", str(options.np)]):
         print("some cases are left out, as said above")
     return plan_study(where, request, cells=cells, weights=weights, processes=options.np)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from echoplan import layout
-from echoplan.dataset import EchoDataset
+from echoplan.dataset import DatasetDescription, EchoDataset
 from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
 from echoplan.multi_dataset import MultiDataset
@@ -184,17 +184,22 @@ def external_setup(
     if dataset not in external:
         raise EchoPlanError(f"the table also tests on {dataset}", remedy=f"name it: --external {dataset.split('-')[0]}")
     other = MultiDataset.read(where, external[dataset])
-    if other.description.labels != setup.description.labels:
-        raise EchoPlanError(
-            f"{other.name} has the labels {other.description.labels}, the network {setup.description.labels}",
-            remedy="convert both with the same structures",
-        )
+    check_labels(other.name, other.description, setup.description)
     plan = replace(setup.plan, dataset=other.name, datasets={})
     whole = Plan(other.name, plan.plans_name, {}, {trainer: Configuration(trainer, plan.decisions)})
     preprocess_dataset(where, other, whole, trainers=[trainer])
     store = ClipStore(where.preprocessed / other.name / plan.store)
     labelled = tuple(case for case in store.cases() if store.case(case).labelled_frames)
     return replace(setup, plan=plan, description=other.description, store=store, train=(), val=(), test=labelled)
+
+
+def check_labels(name: str, tested: DatasetDescription, trained: DatasetDescription) -> None:
+    """Raise an EchoPlanError where a dataset to test on has other labels than the one trained on."""
+    if tested.labels != trained.labels:
+        raise EchoPlanError(
+            f"{name} has the labels {tested.labels}, the dataset to train on {trained.labels}",
+            remedy="convert both with the same --structures",
+        )
 
 
 def describe(where: Folders, paper: Paper, tables: Sequence[PublishedTable], request: StudyRequest, *,

@@ -39,6 +39,7 @@ WORDS = {
     "gmac": "GMAC a clip", "frames_per_second": "frames/s",
 }  # fmt: skip
 _EF = {"ef_r": ("pearson_r", 100.0), "ef_bias": ("bias", 1.0), "ef_sd": ("sd_of_differences", 1.0)}
+LEAKS = ("true_point_at_test", "memory_across_clips")  # E3SAM2's settings of that name
 _ENDS = ("interval_95_low", "interval_95_high")
 _PHASES = {OVERALL: (OVERALL,), ED_AND_ES: (ED, ES), ED: (ED,), ES: (ES,)}
 _COLUMNS = (
@@ -180,6 +181,11 @@ def notes_of(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[s
     notes = [f"What leaks in the published figures: {leak}" for leak in reproduction.paper.leaks]
     notes += [f"Table {table.number}: {table.note}." for table in reproduction.tables if table.note]
     notes += list(reproduction.paper.missing)
+    asked = reproduction.study.request
+    set_here = {**asked.settings, **{key: own[key] for own in asked.trainer_settings.values() for key in own}}
+    notes += [f"What leaks here, too, as it was asked for: {name}" for name in LEAKS if set_here.get(name)]
+    if any(set(table.figures) & set(EFFICIENCY) for table in reproduction.tables):
+        notes.append("frames/s: a clip at a time on the device here, not on the papers'. GMAC: of a clip.")
     for table in reproduction.tables:
         if set(table.figures) & set(_EF):
             notes.append(
@@ -195,11 +201,15 @@ def notes_of(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[s
 
 
 def noise_of(table: PublishedTable, rows: pd.DataFrame) -> list[str]:
-    """Whether the published gaps between a table's rows are larger than what another seed changes here."""
+    """Whether the published gaps between a table's rows are larger than what another seed changes here.
+
+    Rows of other data or phases are not compared.
+    """
     dice = rows[rows["figure"] == WORDS["dice"]].set_index("row")
     noise = dice["seed_sd"].max() if "seed_sd" in dice else np.nan
-    printed = dice["published"].to_numpy()
-    gaps = np.abs(np.diff(printed))
+    judged = {row.name: f"{row.tested_on} {row.view} {row.phase}" for row in table.rows}
+    alike = dice["published"].groupby([judged[name] for name in dice.index], sort=False)
+    gaps = np.concatenate([[], *(np.abs(np.diff(printed.to_numpy())) for _, printed in alike)])
     if not len(gaps) or np.isnan(gaps).all() or "here" not in dice:
         return []
     if np.isnan(noise):

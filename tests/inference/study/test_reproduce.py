@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from echoplan.datasets.commands import convert_dataset, make_phantom
+from echoplan.errors import Terminated
 from echoplan.experiment_planning import MemoryModel, commands
 from echoplan.inference.study import reproduce as reproduce_module
 from echoplan.inference.study import reproduced
@@ -129,7 +130,7 @@ def test_a_study_with_true_boxes_and_another_dataset(run, root, slim_networks, c
 
 
 def rows_with(published, seed_sd):
-    names = [str(number) for number in range(len(published))]
+    names = [row.name for row in PAPERS["e3sam2"].chosen(CAMUS, ("3",))[0].rows][: len(published)]
     figures = {"row": names, "published": published, "here": published, "seed_sd": seed_sd}
     return pd.DataFrame({"figure": "Dice, %", **figures})
 
@@ -177,3 +178,12 @@ def test_the_true_point_is_told_wherever_it_is_asked_for(run, root, slim_network
     words = ("e3sam2", "-d", "EchoNet", *TOY, *RANDOM, "--set", "E3SAM2SmallTrainer:true_point_at_test=true")
     assert run(*words, "--name", "Pointed") == 0
     assert told[0] is None and told[1].kind == "pixel"
+
+
+def test_a_termination_while_it_plans_ends_it(run, monkeypatch, capsys):
+    def terminated(arguments):
+        raise Terminated
+
+    monkeypatch.setattr("echoplan.inference.study.commands.planned_and_preprocessed", terminated)
+    assert run("e3sam2", "-d", "CAMUS", "-p", "Unplanned") == 75
+    assert "run the same command again" in capsys.readouterr().err
