@@ -180,7 +180,7 @@ def test_doing_it_again_changes_nothing_and_other_folds_are_refused(typed: Path,
     splits = read_json(home / "splits_final.json")
     write_json(home / "splits_final.json", splits[:1])
     assert plan_experiment(["-d", NAME, "-tr", "UNetTrainer", "--size", "64"]) == 1
-    assert "no longer those that were joined" in capsys.readouterr().err
+    assert "the cases no longer give the splits" in capsys.readouterr().err
     write_json(home / "splits_final.json", splits)
 
 

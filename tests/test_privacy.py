@@ -197,7 +197,7 @@ def test_nothing_of_the_header_reaches_any_output(tmp_path, root, caplog, recwar
     judged = str(model / "fold_0" / "validation")
     assert scripts.evaluate_folder([judged, references, "-d", "Mine", "-np", "0"]) == 1  # other folds' are missing
     pair = ["--predictions", f"A={judged}", f"B={judged}", "--references", references, "-d", "Mine"]
-    assert scripts.compare([*pair, "-o", str(root / "comparison"), "-np", "0"]) == 0
+    assert scripts.compare([*pair, "-o", str(root / "comparison"), "-np", "0"]) == 1  # here, too
     assert scripts.export_model(["Mine", "-o", str(root / "model.zip")]) == 0
     said = capfd.readouterr()
     told = caplog.text + said.out + said.err + "".join(str(item.message) for item in recwarn)

@@ -88,7 +88,8 @@ def test_every_trainer_starts_from_its_own_checkpoint(
     trainer.close()
     found = trainer.network.state_dict()
     assert found.keys() == learned.keys()
-    assert all(torch.equal(found[key], value) for key, value in learned.items())
+    of_the_data = {"grey_mean", "grey_sd"}  # EchoNet standardises by the cases that it is trained on
+    assert all(torch.equal(found[key], value) for key, value in learned.items() if key not in of_the_data)
     start = {"kind": "checkpoint", "trainer": name, "epochs": 7, "dataset": "Toy", "left_new": []}
     assert start.items() <= json.loads((trainer.setup.folder / "debug.json").read_text())["started_from"].items()
     (log,) = trainer.setup.folder.glob("training_log_*.txt")
