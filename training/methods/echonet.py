@@ -70,9 +70,10 @@ class EchoNetMethod(Method[EchoNetRecipe]):
         batch_size=_BATCH, learning_rate=1e-5, paper_size=_SIDE, size_multiple=16
     )
     protocols: ClassVar[Mapping[str, PublishedProtocol]] = {"EchoNet-Dynamic": PublishedProtocol(_SIDE, "official")}
-    # The authors drew the videos by chance whose mean and SD they took, and published neither; these are about right.
+    # The authors drew the videos by chance whose mean and SD they took, and published neither; these are what others
+    # who ran their function on the dataset keep beside the weights.
     published: ClassVar[PublishedNetwork] = PublishedNetwork(
-        "EchoNet-Dynamic", {"size": [_SIDE, _SIDE], "normalisation": "grey"}, {"grey_mean": 33.0, "grey_sd": 50.0}
+        "EchoNet-Dynamic", {"size": [_SIDE, _SIDE], "normalisation": "grey"}, {"grey_mean": 32.7, "grey_sd": 50.0}
     )
     recipe_class = EchoNetRecipe
     network_name: ClassVar[str] = "deeplabv3"
