@@ -111,7 +111,8 @@ class Reproduction:
     def homes(self, row: PublishedRow) -> list[Path]:
         """The folders of a row's finished networks: the fold of each seed, or one of weights as they were published."""
         if row.untrained:
-            return [self.study.folder / UNTRAINED / row.trainer]
+            file = self.weights.get(row.trainer)  # other weights are another network
+            return [self.study.folder / UNTRAINED / (row.trainer if file is None else f"{row.trainer}__{file.stem}")]
         return [training.setup.folder for training in self.trainings(row) if training.finished]
 
     def setup(self, row: PublishedRow) -> FoldSetup:

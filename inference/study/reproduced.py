@@ -58,9 +58,12 @@ def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu"
     """
     import pandas as pd
 
-    rows = []
+    rows, costs = [], {}
     for table, row in reproduction.rows():
-        measured = _efficiency(reproduction, row, device) if set(row.published) & set(EFFICIENCY) else {}
+        network = row.trainer, row.settings
+        if set(row.published) & set(EFFICIENCY) and network not in costs:
+            costs[network] = _efficiency(reproduction, row, device)
+        measured = dict(costs.get(network, {}))
         tested = [tested_folder(home, table, row) for home in reproduction.homes(row)]
         tested = [folder for folder in tested if (folder / layout.SUMMARY_FILE).is_file()]
         measured |= _measured(reproduction, table, row, tested)
