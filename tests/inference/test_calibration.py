@@ -124,11 +124,8 @@ def test_without_usable_masks_the_datasets_value_is_all_there_is(folders, make_c
     assert not [g for g in calibration_of(model).groups if g.quantity == "edv_ml"]  # there is no reference at all
 
 
-def test_the_report_holds_intervals(tmp_path, folders, make_crossval, clips):
-    make_crossval(spoil=shrunken)
-    find_best_configuration(folders, "Phantom")
-    choice = choose_models(folders)
-    predictor = EchoPredictor.from_model_folders(
+def predictor_of(choice):
+    return EchoPredictor.from_model_folders(
         choice.members,
         device="cpu",
         postprocessing=choice.postprocessing,
@@ -136,6 +133,12 @@ def test_the_report_holds_intervals(tmp_path, folders, make_crossval, clips):
         coverage=0.8,
         trust_code=True,
     )
+
+
+def test_the_report_holds_intervals(tmp_path, folders, make_crossval, clips):
+    make_crossval(spoil=shrunken)
+    find_best_configuration(folders, "Phantom")
+    predictor = predictor_of(choose_models(folders))
     predict_folder(clips, tmp_path / "out", predictor)
     with open(tmp_path / "out" / "ef_report.csv", newline="") as stream:
         rows = {row["patient"]: row for row in csv.DictReader(stream)}
@@ -227,15 +230,7 @@ def test_an_ensembles_calibration_is_found_through_the_best_configuration(folder
     found = find_best_configuration(folders, "Phantom")
     choice = choose_models(folders)
     assert len(choice.members) == 2 and choice.calibration.is_file() and found.best.name in str(choice.calibration)
-    predictor = EchoPredictor.from_model_folders(
-        choice.members,
-        device="cpu",
-        postprocessing=choice.postprocessing,
-        calibration=choice.calibration,
-        coverage=0.8,
-        trust_code=True,
-    )
-    assert predictor.predict_clip(heart.clip).ef_low_percent is not None
+    assert predictor_of(choice).predict_clip(heart.clip).ef_low_percent is not None
 
 
 def test_a_calibration_survives_the_disk(tmp_path):
