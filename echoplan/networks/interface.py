@@ -69,6 +69,22 @@ class StreamingNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameEncodingNetwork(Protocol):
+    """What `segment_parts` asks of a network whose windows can share what it makes of each frame by itself.
+
+    Its answer to a clip is `decode_window(encode_frames(clip))`.
+    """
+
+    def encode_frames(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """``(B, T, C, H, W)`` -> features, each ``(B, T, ...)``, in which no frame depends on another."""
+        ...
+
+    def decode_window(self, features: Sequence[Tensor]) -> Tensor:
+        """Features of the frames of windows, each ``(B, T, ...)`` -> logits ``(B, T, K, H, W)``."""
+        ...
+
+
 def labels_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """The most probable label of every pixel.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from echoplan.device import fast_dtype
 from echoplan.errors import EchoPlanError
-from echoplan.networks.interface import StreamingNetwork
+from echoplan.networks.interface import FrameEncodingNetwork, StreamingNetwork
 
 _FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}
@@ -57,7 +57,8 @@ def segment_parts(
     Windows of `window` frames are taken every `stride` frames, from each of the `stride` starting phases, so that a
     window spans about the time that a training clip spans and every frame is seen. Overlapping predictions are averaged
     with a triangle in time: a frame in the middle of a window has seen more of its past and future than one at the rim.
-    A `StreamingNetwork` goes through the whole clip by itself; windows, strides and batches mean nothing to it.
+    A `StreamingNetwork` goes through the whole clip by itself; windows, strides and batches mean nothing to it. Of a
+    `FrameEncodingNetwork` each frame is encoded once, for all windows that see it.
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
@@ -170,10 +171,12 @@ class _Run:
         """Windows averaged where they overlap and over the flips."""
         windows = sorted(windows, key=lambda window: window[0])  # so that frames are soon finished
         weights = time_weights(windows, len(self.frames))
-        sums = FrameSums(np.bincount(np.concatenate(windows), minlength=len(self.frames)))
+        additions = np.bincount(np.concatenate(windows), minlength=len(self.frames))
+        sums = FrameSums(additions)
+        encoded = [_EncodedFrames(additions) for _ in self.flips]
         with _evaluation(self.network):
             for group in _batches(windows, batch):
-                found = self._probabilities([windows[i] for i in group])
+                found = self._probabilities([windows[i] for i in group], encoded)
                 for i, prediction in zip(group, found, strict=True):
                     sums.add(windows[i], weights[i][None, :, None, None] * prediction.swapaxes(0, 1))
                 if (part := sums.take()) is not None:
@@ -195,20 +198,33 @@ class _Run:
                 if (part := sums.take()) is not None:
                     yield part
 
-    def _probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames]) -> np.ndarray:
         """(B, T, K, h, w) float32 of windows of one length, averaged over the flips."""
-        device = self._device
-        seen = [self.normalise(self.frames[torch.as_tensor(w, device=self.frames.device)]) for w in windows]
+        shape = (len(windows), len(windows[0]), self.classes, *self.frames.shape[1:])
         with self._computing():
-            clips = torch.stack(seen).unsqueeze(2).to(device, torch.float32)
-            told = () if self.prompts is None else (torch.stack([self.prompts[w] for w in windows]).to(device),)
-            mean = torch.zeros((*clips.shape[:2], self.classes, *clips.shape[3:]), device=device)
-            for axes in self.flips:
-                logits = self.network(clips.flip(axes) if axes else clips, *told)
-                self._check_shape(logits, tuple(mean.shape))
+            mean = torch.zeros(shape, device=self._device)
+            for axes, known in zip(self.flips, encoded, strict=True):
+                logits = self._logits(windows, axes, known)
+                self._check_shape(logits, shape)
                 probabilities = self._as_probabilities(logits, axis=2)
                 mean += (probabilities.flip(axes) if axes else probabilities) / len(self.flips)
             return mean.cpu().numpy()
+
+    def _logits(self, windows: Sequence[np.ndarray], axes: tuple[int, ...], known: _EncodedFrames) -> Tensor:
+        """What the network makes of windows, flipped along some axes."""
+        if self.prompts is None and isinstance(self.network, FrameEncodingNetwork):
+            if new := known.missing(windows):
+                known.add(new, self.network.encode_frames(self._seen([np.array(new)], axes)))
+            return self.network.decode_window(known.of(windows))
+        told = [] if self.prompts is None else [torch.stack([self.prompts[w] for w in windows]).to(self._device)]
+        logits: Tensor = self.network(self._seen(windows, axes), *told)
+        return logits
+
+    def _seen(self, windows: Sequence[np.ndarray], axes: tuple[int, ...]) -> Tensor:
+        """Windows (B, T, 1, h, w) as the network sees them."""
+        seen = [self.normalise(self.frames[torch.as_tensor(w, device=self.frames.device)]) for w in windows]
+        clips = torch.stack(seen).unsqueeze(2).to(self._device, torch.float32)
+        return clips.flip(axes) if axes else clips
 
     def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Some frames of a stream, and their share (K, n, h, w) of the average over the flips."""
@@ -244,6 +260,37 @@ class _Run:
     def _as_probabilities(self, logits: Tensor, *, axis: int) -> Tensor:
         logits = logits.float()
         return logits.sigmoid() if self.classes == 1 else logits.softmax(dim=axis)
+
+
+class _EncodedFrames:
+    """What a `FrameEncodingNetwork` made of frames, each held until the last window that sees it has been decoded.
+
+    Args:
+        windows: (T,), how many windows see each frame.
+    """
+
+    def __init__(self, windows: np.ndarray) -> None:
+        self._to_come = windows.copy()
+        self._features: dict[int, list[Tensor]] = {}
+
+    def missing(self, windows: Sequence[np.ndarray]) -> list[int]:
+        """The windows' frames that are not encoded yet, ascending."""
+        return [frame for frame in np.unique(np.concatenate(windows)).tolist() if frame not in self._features]
+
+    def add(self, frames: Sequence[int], features: Sequence[Tensor]) -> None:
+        """Take the features of frames, each (1, n, ...)."""
+        for place, frame in enumerate(frames):
+            self._features[frame] = [values[0, place] for values in features]
+
+    def of(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
+        """The features of windows of one length, each (B, T, ...)."""
+        seen = np.stack(windows)
+        rows = [self._features[frame] for frame in seen.ravel().tolist()]
+        for frame in seen.ravel().tolist():
+            self._to_come[frame] -= 1
+            if not self._to_come[frame]:
+                del self._features[frame]
+        return [torch.stack(values).unflatten(0, seen.shape) for values in zip(*rows, strict=True)]
 
 
 class _Normalised:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
+from echoplan.networks.pkechonet.model import _enlarge
 from echoplan.networks.pkechonet.parts import (
     AffinityEstimator,
     Attention,
@@ -14,6 +16,7 @@ from echoplan.networks.pkechonet.parts import (
     interpolate_phases,
     upsample_by_affinity,
 )
+from echoplan.networks.sliding_window import segment_clip
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,26 @@ def test_frames_see_each_other_only_through_temporal_attention() -> None:
         assert (moved > 1e-4) == temporal
 
 
+@pytest.mark.parametrize(("batch", "flips"), [(1, ()), (3, ("horizontal",))])
+def test_a_long_clip_is_encoded_once_and_found_as_by_whole_windows(batch: int, flips: tuple[str, ...]) -> None:
+    class Whole(torch.nn.Module):
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            return network(clip)
+
+    torch.manual_seed(0)
+    network = build_network("pkechonet", size=(32, 64)).eval()
+    encoded: list[int] = []
+    network.backbone.register_forward_pre_hook(lambda _, given: encoded.append(len(given[0])))
+    clip, options = torch.randn(23, 32, 64), {"window": 4, "stride": 2, "batch": batch, "mirror_axes": flips}
+    expected = segment_clip(Whole(), clip, classes=1, **options)
+    assert sum(encoded) > 1.6 * 23 * (1 + len(flips))
+    encoded.clear()
+    found = segment_clip(network, clip, classes=1, **options)
+    assert sum(encoded) == 23 * (1 + len(flips))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.std() > 0.01
+
+
 def test_two_clips_are_not_taken_for_one() -> None:
     torch.manual_seed(0)
     network = build_network("pkechonet", size=(64, 64)).eval()
@@ -145,8 +168,9 @@ def test_estimators_at_any_interval_bring_masks_to_the_images_grid(interval: int
     torch.manual_seed(0)
     network = build_network("pkechonet", size=(64, 64), proxy_interval=interval).eval()
     assert [estimator.factor for estimator in network.affinities] == factors
-    maps = network.backbone(torch.randn(1, 1, 64, 64))
-    assert network._enlarge(torch.full((1, 2, 2, 2), 3.0), maps).allclose(torch.tensor(3.0))
+    clip = torch.randn(1, 1, 1, 64, 64)
+    maps, affinities = network.backbone(clip[0]), network.encode_frames(clip)[1:]
+    assert _enlarge(torch.full((1, 1, 2, 2, 2), 3.0), affinities).allclose(torch.tensor(3.0))
     coarse = torch.randn(1, 2, 2, 2)
     fine = upsample_by_affinity(coarse, network.affinities[-1](maps[-1]))
     if interval == 4:
@@ -154,7 +178,7 @@ def test_estimators_at_any_interval_bring_masks_to_the_images_grid(interval: int
     elif interval > 1:
         fine = upsample_by_affinity(fine, network.affinities[0](maps[0 if interval == 3 else 1]))
     if interval > 1:
-        torch.testing.assert_close(network._enlarge(coarse, maps), fine)
+        torch.testing.assert_close(_enlarge(coarse[None], affinities)[0], fine)
 
 
 @pytest.mark.parametrize(("position", "spread"), [("attention", 0.02), ("kernels", 1.0)])
@@ -171,7 +195,7 @@ def test_the_phase_comes_in_at_every_attention_or_once_with_the_kernels(position
             lambda _, inputs, named: given.append((inputs[0], named["position"])), with_kwargs=True
         )
     with torch.no_grad():
-        segmentation(torch.randn(1, 10, 512, 2, 2))
+        segmentation(torch.randn(1, 10, 32, 2, 2))
     added = [tokens - before.transpose(1, 2) for (tokens, _), before in zip(given, updated, strict=True)]
     phase = segmentation.position.detach()
     if position == "attention":

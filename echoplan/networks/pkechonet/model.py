@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,21 +64,38 @@ class PKEchoNet(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` -> logits ``(B, T, K, H, W)``; in training mode a `ClipOutput` with "stages"."""
+        features = self.encode_frames(clip)
+        if not self.training:
+            return self.decode_window(features)
+        reduced, *affinities = features
+        # All stages share the affinities, so they are enlarged together as channels.
+        masks = torch.cat(self.segmentation(reduced), dim=2)
+        *earlier, logits = _enlarge(masks, affinities).chunk(len(self.segmentation.refinements) + 1, dim=2)
+        return ClipOutput(logits, {"stages": earlier})
+
+    def encode_frames(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """See `FrameEncodingNetwork`: the reduced features of the last layer, and the affinities, coarsest first."""
         check_multiple("PKEcho-Net", clip.shape[-2:], _STRIDE)
         maps = self.backbone(clip.flatten(0, 1))
-        masks = self.segmentation(maps[-1].unflatten(0, clip.shape[:2]))
-        if not self.training:
-            masks = masks[-1:]
-        # All stages share the affinities, so they are enlarged together as channels.
-        fine = self._enlarge(torch.cat(masks, dim=2).flatten(0, 1), maps).unflatten(0, clip.shape[:2])
-        *earlier, logits = fine.chunk(len(masks), dim=2)
-        return ClipOutput(logits, {"stages": earlier}) if self.training else logits
+        estimators = zip(reversed(self.affinities), reversed(self.proxies), strict=True)
+        features = (self.segmentation.reduce(maps[-1]), *(estimator(maps[layer]) for estimator, layer in estimators))
+        return tuple(values.unflatten(0, clip.shape[:2]) for values in features)
 
-    def _enlarge(self, coarse: Tensor, maps: list[Tensor]) -> Tensor:
-        whole = [_STRIDE * side for side in coarse.shape[-2:]]
-        for estimator, layer in zip(reversed(self.affinities), reversed(self.proxies), strict=True):
-            coarse = upsample_by_affinity(coarse, estimator(maps[layer]))
-        return coarse if list(coarse.shape[-2:]) == whole else F.interpolate(coarse, size=whole, mode="bilinear")
+    def decode_window(self, features: Sequence[Tensor]) -> Tensor:
+        """See `FrameEncodingNetwork`: kernels refined over the window, and their last masks enlarged."""
+        reduced, *affinities = features
+        return _enlarge(self.segmentation(reduced)[-1], affinities)
+
+
+def _enlarge(coarse: Tensor, affinities: Sequence[Tensor]) -> Tensor:
+    """Masks ``(B, T, K, h, w)`` of the last layer's grid on the image's, by affinities ``(B, T, 9, r * r, ...)``."""
+    whole = [_STRIDE * side for side in coarse.shape[-2:]]
+    fine = coarse.flatten(0, 1)
+    for affinity in affinities:
+        fine = upsample_by_affinity(fine, affinity.flatten(0, 1))
+    if list(fine.shape[-2:]) != whole:
+        fine = F.interpolate(fine, size=whole, mode="bilinear")
+    return fine.unflatten(0, coarse.shape[:2])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -115,7 +115,7 @@ class KernelRefinement(nn.Module):
 
 
 class KernelSegmentation(nn.Module):
-    """The predictor and the iterations: features of the last layer -> coarse mask logits of each stage.
+    """The predictor and the iterations: reduced features of the last layer -> coarse mask logits of each stage.
 
     Args:
         settings: see `PKEchoNetSettings`.
@@ -141,10 +141,12 @@ class KernelSegmentation(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
         self.refinements = nn.ModuleList(KernelRefinement(settings) for _ in range(settings.stages))
 
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """``(B, T, C, h, w)`` -> S + 1 mask logits ``(B, T, K, h, w)``: the predictor's, then each refinement's."""
-        batch, frames = features.shape[:2]
-        reduced = self.reduce(features.flatten(0, 1)).unflatten(0, (batch, frames))
+    def forward(self, reduced: Tensor) -> list[Tensor]:
+        """What `reduce` made of a window's frames, ``(B, T, d, h, w)`` -> S + 1 mask logits ``(B, T, K, h, w)``.
+
+        They are the predictor's, then each refinement's.
+        """
+        batch, frames = reduced.shape[:2]
         kernels = self.kernels.expand(batch, frames, -1, -1)
         position: Tensor | None = interpolate_phases(self.position, frames)
         biases = [None] * (len(self.refinements) + 1) if self.bias is None else list(self.bias)
