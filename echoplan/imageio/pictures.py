@@ -19,17 +19,26 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix
 from echoplan.imageio.arrays import stack_frames, to_clip_dtype, to_grey, to_labels
-from echoplan.imageio.bounds import check_size, damaged, open_regular
+from echoplan.imageio.bounds import MAX_FRAME_PIXELS, check_size, damaged, open_regular
 from echoplan.imageio.clip import Clip, ClipInfo
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")  # of pictures that are a clip's frames
 _MANY_PAGES = ("TIFF", "GIF")
 _KINDS = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "BMP": (b"BM",),
           "TIFF": (b"II*\0", b"MM\0*"), "GIF": (b"GIF87a", b"GIF89a")}  # fmt: skip
+# Not Image.open, which refuses large pictures without telling their size.
+_READERS: dict[str, Callable[..., Image.Image]] = {
+    "PNG": PngImageFile, "JPEG": JpegImageFile, "BMP": BmpImageFile, "TIFF": TiffImageFile, "GIF": GifImageFile
+}  # fmt: skip
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
             6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
@@ -143,6 +152,7 @@ def _frames(files: list[Path], convert: Callable[[Image.Image, Path], np.ndarray
                     picture.seek(page)
                 except EOFError:
                     break
+                _check_page(picture, file)
                 frame = convert(picture, file)
                 first = first or frame.shape
                 if frame.shape != first:
@@ -166,15 +176,24 @@ def _opened(file: Path) -> Iterator[Image.Image]:
             if kind == "PNG":
                 _check_png(stream, file)
             stream.seek(0)
-            with Image.open(stream, formats=(kind,)) as picture:
-                check_size(file, (1, picture.height, picture.width), _BYTES_PER_PIXEL.get(picture.mode, 4))
+            with _READERS[kind](stream, str(file)) as picture:
+                _check_page(picture, file)
                 yield picture
         except (EchoPlanError, MemoryError):
             raise
-        except Image.DecompressionBombError:
-            check_size(file, (1, 2**16, 2**16))
+        except Image.DecompressionBombError as error:
+            raise EchoPlanError(
+                f"one of its pages has more than {MAX_FRAME_PIXELS:,} pixels",
+                file=file,
+                remedy="export it again, in the size it was recorded",
+            ) from error
         except Exception as error:  # PIL raises what the damage happens to provoke
             raise damaged(file, "picture") from error
+
+
+def _check_page(picture: Image.Image, file: Path) -> None:
+    """Refuse a page that is too large, before its pixels are unpacked."""
+    check_size(file, (1, picture.height, picture.width), _BYTES_PER_PIXEL.get(picture.mode, 4))
 
 
 def _check_png(stream: io.BufferedReader, file: Path) -> None:
@@ -220,7 +239,7 @@ def _grey(picture: Image.Image, file: Path) -> np.ndarray:
 
 
 def _label_values(picture: Image.Image, file: Path) -> np.ndarray:
-    if picture.format in ("JPEG", "MPO") or picture.info.get("compression") == "jpeg":
+    if picture.format == "JPEG" or picture.info.get("compression") == "jpeg":
         raise EchoPlanError("a JPEG cannot hold labels: its values are not exact", file=file, remedy="save it as PNG")
     mode, values = picture.mode, np.array(_upright(picture, file))
     if values.ndim == 3:

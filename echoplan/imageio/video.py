@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_RATE = Fraction(25)  # a video file must have a rate; used where the clip knows no frame time
 _MOST_BOXES = 200_000  # of an MP4 file, at all depths; one that is written frame by frame has seven a frame
+_MOST_PACKETS = 200_000  # of a video: an hour of 55 frames a second
+_TELL_SAMPLES = {b"trun": 4, b"stsz": 8, b"stz2": 8}  # MP4's boxes, and how far in they say how many
 _HOLD_BOXES = frozenset(
     b"moov trak mdia minf stbl dinf edts udta meta ilst tref wave mvex moof traf sinf schi iprp ipco".split()
 )
@@ -85,7 +87,7 @@ def read(path: Path) -> Clip:
     """
     with _opened(path) as (container, stream):
         seen = _Seen()
-        frames = stack_frames(_decoded(container, stream, seen), stream.frames, path)
+        frames = stack_frames(_decoded(_packets(container, stream, path), stream, seen), stream.frames, path)
         told, rate = stream.frames, stream.average_rate
     seen.check(len(frames), told - _empty_chunks(path) if told else 0, path)
     return Clip(frames, None, _frame_time_ms(rate, len(frames)), str(path))
@@ -101,16 +103,16 @@ def probe(path: Path) -> ClipInfo:
         name, count, rate = container.format.name, stream.frames, stream.average_rate
         shape = (stream.height, stream.width)
         if not name.startswith("avi"):  # which knows of no turning
-            seen = _Seen()
-            first = next(_decoded(container, stream, seen), None)
+            seen, packets = _Seen(), _packets(container, stream, path)
+            first = next(_decoded(packets, stream, seen), None)
             if first is None:
                 raise damaged(path, "video")
             shape = first.shape
             if count:  # less what an edit list leaves out
-                count -= seen.left_out + sum(packet.is_discard for packet in container.demux(stream))
+                count -= seen.left_out + sum(packet.is_discard for packet in packets)
     if not count:  # containers may leave it out: then the packets are counted, without decoding
         with _opened(path) as (container, stream):
-            count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+            count = sum(packet.size > 0 and not packet.is_discard for packet in _packets(container, stream, path))
     return ClipInfo((count, *shape), None, _frame_time_ms(rate, count))
 
 
@@ -162,10 +164,20 @@ class _Seen:
             logger.warning("%s: %d of %d frames can be read", path, frames, self.packets - self.left_out)
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream, seen: _Seen) -> Iterator[np.ndarray]:
+def _packets(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.Packet]:
+    """The stream's packets, one a frame; a few bytes of a container can promise any number of them."""
+    for number, packet in enumerate(container.demux(stream)):
+        if number > _MOST_PACKETS:
+            raise EchoPlanError(
+                f"the video has more than {_MOST_PACKETS:,} frames", file=path, remedy="cut it into shorter clips"
+            )
+        yield packet
+
+
+def _decoded(packets: Iterable[av.Packet], stream: av.VideoStream, seen: _Seen) -> Iterator[np.ndarray]:
     """The frames (H, W) in grey, upright."""
     reformatter, ffv1 = VideoReformatter(), stream.codec_context.name == "ffv1"
-    for packet in container.demux(stream):
+    for packet in packets:
         seen.packets += packet.size > 0
         seen.left_out += packet.is_discard
         if ffv1 and packet.size:
@@ -256,22 +268,28 @@ def _check_boxes(stream: BinaryIO, file_size: int, path: Path) -> int:
     """Where the last box of an MP4 file ends (ISO 14496-12, 4.2); too many are refused, at whatever depth.
 
     FFmpeg would go through all of them, several times. Looked into are the kinds in which it looks for more: it takes
-    a header within any other box for a header, too.
+    a header within any other box for a header, too. It makes an entry of 24 bytes for each sample that a box tells of,
+    for which the box need not grow; so more samples than the file has bytes are refused as well.
     """
-    boxes, last, inner = 0, 0, 0
+    boxes, last, inner, samples = 0, 0, 0, 0
     waiting = [(0, file_size, b"")]
     while waiting:
         place, end, parent = waiting.pop()
         while place < end - (7 if parent else 0):
             boxes += 1
             stream.seek(place)
-            head = stream.read(16)
+            head = stream.read(28)
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
             long = 8 if length == 1 else 0
             length = max(int.from_bytes(head[8:16], "big") if long else length or end - place, 8)
             inner += parent not in (b"", b"moof", b"traf")  # FFmpeg's time grows with the square of some of these
             if max(boxes, inner * 10) > _MOST_BOXES:
                 raise _damaged(path, "too many boxes")
+            if kind in _TELL_SAMPLES:
+                told = 8 + long + _TELL_SAMPLES[kind]
+                samples += int.from_bytes(head[told : told + 4], "big")
+                if samples > file_size:
+                    raise _damaged(path, "more frames than bytes")
             if kind in (b"cmov", b"pssh"):  # deflated boxes without end; keys, of which each is compared with all
                 raise EchoPlanError("the video has a compressed or encrypted header", file=path, remedy=_CONVERT)
             if parent == b"stsd":

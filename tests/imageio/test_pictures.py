@@ -187,8 +187,12 @@ def test_pictures_that_are_no_frames_cost_no_memory(tmp_path):
     )
     tracemalloc.start()
     for use in (read_clip, probe_clip):
-        with pytest.raises(EchoPlanError, match="at most 33,554,432 pixels a frame"):
+        with pytest.raises(EchoPlanError, match="frames of 50000 x 50000 pixels: at most 33,554,432 pixels a frame"):
             use(tmp_path / "a.png")
+    large = Image.new("1", (5000, 7000))
+    Image.new("1", (16, 16)).save(tmp_path / "a.tif", save_all=True, append_images=[large], compression="group4")
+    with pytest.raises(EchoPlanError, match="frames of 7000 x 5000 pixels"):
+        read_clip(tmp_path / "a.tif")
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip, write_mask
+from echoplan.imageio import probe_clip, read_clip, read_mask, video, write_clip, write_mask
 from echoplan.imageio.arrays import stack_frames
 
 
@@ -260,6 +260,8 @@ ENDLESS = {
     "keys": box(b"moov", box(b"pssh", bytes(24)) * 10_000),
     "fragments": box(b"moof", box(b"traf", b"") * 2) * 100_000,
     "nested": box(b"moov", nested(300_000)),
+    "samples of fragments": box(b"moof", box(b"traf", box(b"trun", bytes(4) + (1000).to_bytes(4, "big")))) * 100,
+    "samples of one size": box(b"moov", box(b"stsz", bytes(3) + b"\0\0\0\0\1" + (80_000_000).to_bytes(4, "big"))),
     "deflated": box(b"moov", box(b"cmov", box(b"cmvd", len(MANY).to_bytes(4, "big") + zlib.compress(MANY)))),
 }
 
@@ -267,8 +269,19 @@ ENDLESS = {
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_boxes_without_end(tmp_path, kind):
     (tmp_path / "a.mp4").write_bytes(box(b"ftyp", b"isom\0\0\0\0") + ENDLESS[kind])
-    with pytest.raises(EchoPlanError, match=r"too many boxes|compressed or encrypted"):
-        read_clip(tmp_path / "a.mp4")
+    with pytest.raises(EchoPlanError, match=r"too many boxes|compressed or encrypted|more frames than bytes"):
+        probe_clip(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_frames_without_end(tmp_path, smooth, name, monkeypatch):
+    encoded(tmp_path / name, smooth.frames, "mjpeg", "yuvj420p")
+    monkeypatch.setattr(video, "_MOST_PACKETS", 11)
+    for use in (read_clip, probe_clip):
+        with pytest.raises(EchoPlanError, match="more than 11 frames"):
+            use(tmp_path / name)
+    monkeypatch.setattr(video, "_MOST_PACKETS", 12)
+    assert len(read_clip(tmp_path / name)) == probe_clip(tmp_path / name).shape[0] == 12
 
 
 def test_boxes_of_a_video_written_frame_by_frame_are_not_too_many(tmp_path, smooth):
