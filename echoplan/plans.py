@@ -10,6 +10,7 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
+from echoplan.imageio.bounds import MAX_FRAME_PIXELS
 from echoplan.paths import dataset_name
 
 KINDS = ("rule", "measured", "fixed")
@@ -118,8 +119,10 @@ class ResolvedPlan:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the network's input."""
-        height, width = self.value("size")
-        return int(height), int(width)
+        height, width = map(int, self.value("size"))
+        if min(height, width) < 1 or height * width > MAX_FRAME_PIXELS:
+            raise EchoPlanError(f"the plan {self.plans_name} asks for frames of {height} x {width} pixels")
+        return height, width
 
     @property
     def frames(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import pickle
 import zipfile
@@ -19,6 +20,8 @@ from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain
 from echoplan.networks.weights import not_finite, why_unreadable
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 # What files call some of the attributes.
@@ -118,21 +121,33 @@ class ModelState:
             EchoPlanError: something is of another kind than it should be, the number of classes is not that of the
                 labels, or weights are NaN or infinite.
         """
+        self.check_content(path)
+        if self.classes != description.classes:
+            raise unusable(
+                path, f"its network has {self.classes} classes, and the labels beside it make {description.classes}"
+            )
+
+    def check_content(self, path: Path) -> None:
+        """Whether it holds what a training writes, whatever labels it is of; errors are those of `check`.
+
+        An infinite variance of batch normalisation, as weights that were published in half precision have, has silenced
+        its channel ever since; that is told, and the network left as it was trained.
+        """
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
-        weights = self.network.values() if not wrong else ()
-        if wrong or not all(isinstance(value, Tensor) for value in weights):
-            problem = f"{(wrong or ['network'])[0]!r} is not what a training writes"
-        elif self.classes != description.classes:
-            problem = f"its network has {self.classes} classes, and the labels beside it make {description.classes}"
-        elif bad := not_finite(self.network):
-            problem = f"{len(bad)} of its {len(weights)} tensors hold NaN or infinite weights, {bad[0]} first"
-        else:
-            return
-        raise EchoPlanError(
-            f"no network can be made of this checkpoint: {problem}",
-            file=path,
-            remedy="restore the file, leave this fold out (-f), or train it again",
-        )
+        if not wrong and not all(isinstance(value, Tensor) for value in self.network.values()):
+            wrong = ["network"]
+        if not wrong and not (len(self.size) == 2 and all(type(side) is int and side > 0 for side in self.size)):
+            wrong = ["size"]
+        if wrong:
+            raise unusable(path, f"{wrong[0]!r} is not what a training writes")
+        bad = not_finite(self.network)
+        silent = [name for name in bad if name.endswith("running_var") and self.network[name].amin().isfinite()]
+        if lost := [name for name in bad if name not in silent]:
+            raise unusable(
+                path, f"{len(lost)} of its {len(self.network)} tensors hold NaN or infinite weights, {lost[0]} first"
+            )
+        if silent:
+            logger.warning("%s: infinite variances in %s silence their channels", path, ", ".join(silent))
 
     def write(self, path: Path) -> None:
         """Write it as `save_checkpoint` does."""
@@ -175,6 +190,15 @@ class TrainingState(ModelState):
     def from_dict(cls: type[State], content: Mapping[str, Any]) -> State:
         """See `ModelState.from_dict`."""
         return super().from_dict({**content, "progress": EpochProgress(**content.get("progress", {}))})
+
+
+def unusable(path: Path, problem: str) -> EchoPlanError:
+    """The error of a checkpoint of which no network can be made."""
+    return EchoPlanError(
+        f"no network can be made of this checkpoint: {problem}",
+        file=path,
+        remedy="restore the file, leave this fold out (-f), or train it again",
+    )
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

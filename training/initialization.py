@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.networks.weights import finite_variances
 
-from .checkpoint import ModelState
+from .checkpoint import ModelState, unusable
 from .methods import Method
 from .recipe import Recipe
 
@@ -91,23 +91,21 @@ def fill_from_checkpoint(network: nn.Module, file: Path, method: Method[Any]) ->
         EchoPlanError: the checkpoint is of another method, or of settings that make another network.
     """
     state = ModelState.read(file)
+    state.check_content(file)
     if state.trainer != method.name:
         raise EchoPlanError(
             f"this checkpoint was trained by {state.trainer}, not by {method.name}",
             file=file,
             remedy=f"start from a checkpoint of {method.name}, or train {state.trainer}",
         )
-    with torch.device("meta"):  # what the network is where the checkpoint was made, without its values
-        twin = method.build_network(size=state.size, classes=state.classes).state_dict()
-    if _shapes(twin) != _shapes(state.network):
+    if difference := difference_from(method, state):
         raise EchoPlanError(
-            f"the checkpoint is of another network: {_difference(twin, state.network)}; "
-            f"{_other_settings(method, state)}",
+            f"the checkpoint is of another network: {difference}; {_other_settings(method, state)}",
             file=file,
             remedy="train with the settings of the checkpoint (--set), or start from another one",
         )
-    new = network.state_dict()
-    fitting = {key: value for key, value in state.network.items() if key in new and new[key].shape == value.shape}
+    new, old = network.state_dict(), finite_variances(state.network, file)
+    fitting = {key: value for key, value in old.items() if key in new and new[key].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
     return {
         "kind": CHECKPOINT,
@@ -121,17 +119,45 @@ def fill_from_checkpoint(network: nn.Module, file: Path, method: Method[Any]) ->
     }
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
+def with_trained_settings(method: Method[Any], state: ModelState, file: Path) -> Method[Any]:
+    """A method of the project's own with the settings of a checkpoint, once they are sure to make the network in it.
+
+    Settings are checked as those of a command line are, and the network's shape before it is built: a few bytes could
+    ask for any memory.
+
+    Args:
+        method: as it is by itself.
+        state, file: the checkpoint.
+
+    Raises:
+        EchoPlanError: a setting is not possible, or makes another network.
+    """
+    try:
+        method = method.with_settings(method.recipe.complete(state.settings))
+        difference = difference_from(method, state)
+    except EchoPlanError as error:
+        raise unusable(file, error.problem) from error
+    if difference:
+        raise EchoPlanError(
+            f"the weights do not fit the network of {method.name}: {difference}",
+            file=file,
+            remedy="use the EchoPlan that trained it, or train again",
+        )
+    return method
 
 
-def _difference(expected: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
+def difference_from(method: Method[Any], state: ModelState) -> str:
+    """In what the network in a checkpoint differs from the method's of its size and classes; empty if in nothing."""
+    with torch.device("meta"):  # without its values
+        expected = method.build_network(size=state.size, classes=state.classes).state_dict()
+    there = state.network
     for key, value in expected.items():
         if key not in there:
             return f"it lacks {key}"
         if there[key].shape != value.shape:
             return f"{key} is {tuple(there[key].shape)} instead of {tuple(value.shape)}"
-    return f"it has {next(key for key in there if key not in expected)} besides"
+    more = [key for key in there if key not in expected]
+    return f"it has {more[0]} besides" if more else ""
 
 
 def _other_settings(method: Method[Any], state: ModelState) -> str:

@@ -19,7 +19,8 @@ from echoplan.plans import Plan, ResolvedPlan
 
 from .checkpoint import ModelState
 from .fold import FoldSetup
-from .methods import find_method
+from .initialization import with_trained_settings
+from .methods import find_method, offering_package
 from .methods.registry import trainer_file
 from .resume_check import plan_changes
 
@@ -129,7 +130,10 @@ class ModelFolder:
                 remedy="read it, and give --trust_code (in Python trust_code=True) if you trust it",
             )
         method = find_method(source)
-        method = method.with_settings(method.recipe.complete(state.settings))
+        if offering_package(source) == "echoplan":
+            method = with_trained_settings(method, state, file)
+        else:  # whose code is trusted, and need not know how to be built without values
+            method = method.with_settings(method.recipe.complete(state.settings))
         network = method.build_network(size=state.size, classes=state.classes)
         try:
             network.load_state_dict(state.network)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, get_args, get_type_hints
 
 from echoplan.errors import EchoPlanError
@@ -25,7 +26,7 @@ def setting_kinds(settings: type) -> dict[str, Any]:
 
 
 def check_kinds(changes: Mapping[str, Any], kinds: Mapping[str, Any], *, of: str = "") -> None:
-    """Refuse settings that do not exist or have another type.
+    """Refuse settings that do not exist, have another type, or are no finite numbers.
 
     Args:
         changes: setting -> value.
@@ -43,6 +44,8 @@ def check_kinds(changes: Mapping[str, Any], kinds: Mapping[str, Any], *, of: str
         if not _fits(value, kinds[name]):
             expected = getattr(kinds[name], "__name__", kinds[name])
             raise EchoPlanError(f"the setting {name} must be {expected}, not {value!r}")
+        if isinstance(value, float) and not isfinite(value):
+            raise EchoPlanError(f"the setting {name} must be a finite number, not {value}")
 
 
 def check_choice(setting: str, value: str, choices: Collection[str]) -> None:
@@ -61,7 +64,7 @@ def check_range(setting: str, value: float, least: float, most: float | None = N
     Raises:
         EchoPlanError: it is; what is allowed is named.
     """
-    if value < least or (most is not None and value > most):
+    if not (value >= least and (most is None or value <= most)):  # as NaN is not
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         raise EchoPlanError(f"{setting} must be {allowed}, not {value}")
 

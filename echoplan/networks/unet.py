@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
-from echoplan.networks.settings import NetworkSettings
+from echoplan.networks.settings import NetworkSettings, check_range
 
 _SMALLEST_EDGE = 4
 _SLOPE = 0.01
@@ -37,6 +37,10 @@ class UNetSettings(NetworkSettings):
     max_features: int = 512
     deep_supervision: bool = True
 
+    def __post_init__(self) -> None:
+        check_range("base_features", self.base_features, 1, 1024)
+        check_range("max_features", self.max_features, 1, 4096)
+
 
 @dataclass(frozen=True)
 class SpaceTimeUNetSettings(UNetSettings):
@@ -50,6 +54,10 @@ class SpaceTimeUNetSettings(UNetSettings):
 
     max_features: int = 320
     flat_stages: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("flat_stages", self.flat_stages, 0)
 
 
 def pooling_steps(size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ from echoplan.errors import EchoPlanError
 _log = logging.getLogger(__name__)
 _ENDINGS = (".pth", ".pt")
 _PARALLEL = "module."
+_HALF_ENDS = torch.finfo(torch.float16).max
 _downloads = ContextVar("downloads", default=True)
 
 
@@ -32,13 +33,13 @@ class WeightsSource:
 
     Attributes:
         url: the file's address.
-        sha256: its SHA-256 in hexadecimal, or the first digits of it; None where no one states it.
+        sha256: its SHA-256 in hexadecimal, or the first digits of it.
         confirmed: whether the digest is the publisher's own.
         note: what the weights are, under which licence, and where the digest is from.
     """
 
     url: str
-    sha256: str | None
+    sha256: str
     confirmed: bool = True
     note: str = ""
 
@@ -66,9 +67,9 @@ def find_weights(
 
     Looked for in this order: `path` (a file, or a folder to search), the folder ``$ECHOPLAN_WEIGHTS``, torch's own
     cache, the publisher's address in the lock file ``weights.json``. What is downloaded, or lies in the cache under the
-    published name, must have the digest that is stated there (1 s for 500 MB); weights without one are not downloaded
-    but have to be placed by hand. In a folder a file fits that is called `name` with the ending .pth or .pt, or that
-    begins with `name` and "-", "_" or ".", as ``resnet18-f37072fd.pth`` does.
+    published name, must have the digest that is stated there (1 s for 500 MB). In a folder a file fits that is called
+    `name` with the ending .pth or .pt, or that begins with `name` and "-", "_" or ".", as ``resnet18-f37072fd.pth``
+    does.
 
     Args:
         name: for instance "resnet18".
@@ -128,7 +129,7 @@ def load_weights(
     """
     state = {
         key: value.float() if value.is_floating_point() else value
-        for key, value in read_state(Path(path)).items()
+        for key, value in finite_variances(read_state(Path(path)), Path(path)).items()
         if not key.startswith(tuple(ignore))
     }
     own = network.state_dict()
@@ -181,12 +182,12 @@ def _in_folder(name: str, folder: Path) -> Path | None:
 
 
 def _checked(file: Path, source: WeightsSource) -> Path:
-    """A file that goes by its published name, if its SHA-256 is the published one, or none is known."""
+    """A file that goes by its published name, if its SHA-256 is the published one."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
-        while source.sha256 is not None and (chunk := stream.read(2**20)):
+        while chunk := stream.read(2**20):
             digest.update(chunk)
-    if source.sha256 is not None and not digest.hexdigest().startswith(source.sha256):
+    if not digest.hexdigest().startswith(source.sha256):
         raise EchoPlanError(
             f"these are not the published weights: their SHA-256 begins with {digest.hexdigest()[:8]}, not with "
             f"{source.sha256[:8]}",
@@ -198,12 +199,6 @@ def _checked(file: Path, source: WeightsSource) -> Path:
 
 def _download(name: str, source: WeightsSource, folder: Path) -> Path:
     target = folder / source.file_name
-    if source.sha256 is None:
-        raise EchoPlanError(
-            f"the weights {name!r} are not downloaded: there is no digest to check them by",
-            file=source.url,
-            remedy=_how_to_get(name, source),
-        )
     _log.info("downloading %s to %s", source.url, target)
     if not source.confirmed:
         _log.warning("the SHA-256 that %s is checked by is unconfirmed: %s", source.file_name, source.note)
@@ -249,19 +244,34 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold NaN or infinities; 0.1 s for 100 million weights.
-
-    An infinite variance of batch normalisation counts as finite: it silences its channel and no more, and weights that
-    were published in half precision, which ends at 65504, have such.
-    """
+    """The names of the tensors that hold NaN or infinities; 0.1 s for 100 million weights."""
     found = []
     for key, value in state.items():
         if value.is_floating_point() and value.numel():
             low, high = torch.aminmax(value)  # NaN if there is any
-            silenced = key.endswith("running_var") and high == torch.inf
-            if not (low.isfinite() and (high.isfinite() or silenced)):
+            if not (low.isfinite() and high.isfinite()):
                 found.append(key)
     return found
+
+
+def finite_variances(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without infinite variances of batch normalisation, which would silence their channels.
+
+    Weights that were saved in half precision have such, for it ends at 65504: that is then nearest to what they were.
+
+    Args:
+        state: left as it is.
+        path: where it is from, for the warning that says what was changed.
+    """
+    repaired = dict(state)
+    for key, value in state.items():
+        if key.endswith("running_var") and (count := int(value.isposinf().sum())):
+            repaired[key] = torch.where(value.isposinf(), _HALF_ENDS, value)
+            _log.warning(
+                "%s: %d of %d variances in %s were too large for half precision and are taken as its largest number, "
+                "%d", path, count, value.numel(), key, _HALF_ENDS,
+            )  # fmt: skip
+    return repaired
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

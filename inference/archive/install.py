@@ -27,7 +27,8 @@ from echoplan.parallel_map import progress
 from echoplan.paths import Folders, dataset_name
 
 from ...training.checkpoint import ModelState
-from ...training.methods.registry import offering_package
+from ...training.initialization import with_trained_settings
+from ...training.methods import find_method, offering_package
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
 from ..model_selection import command_for, read_best
@@ -250,6 +251,8 @@ def _checked_trainer(file: Path, model: ModelFolder) -> str:
         class_name.isidentifier() and source == Path(source).name and (model.path / source).is_file()
     ):
         raise ValueError(f"it names the trainer {state.trainer_source!r}, which is not in the archive")
+    if offering_package(state.trainer_source) == "echoplan":
+        with_trained_settings(find_method(state.trainer_source), state, file)
     return state.trainer_source
 
 

@@ -314,6 +314,8 @@ def state_with(data, **more):
         (WEIGHTS, lambda data: state_with(data, trainer_source="x.py:UNetTrainer"), "not in the archive"),
         (WEIGHTS, lambda data: state_with(data, settings=[1]), "'settings' is not what"),
         (WEIGHTS, lambda data: state_with(data, classes=10**9), "1000000000 classes, and the labels beside it make 1"),
+        (WEIGHTS, lambda data: state_with(data, settings={"base_features": 10**9}), "must be from 1 to 1024"),
+        (WEIGHTS, lambda data: state_with(data, settings={"max_features": 17}), "do not fit the network"),
         (WEIGHTS, lambda data: state_with(data, network={"a": torch.tensor([0, torch.nan])}), "NaN or infinite"),
         (f"{UNET}/plans.json", lambda data: b"{}", "this is not a plan"),
         (f"{UNET}/plans.json", lambda data: b"[" * 100_000, "plans.json"),

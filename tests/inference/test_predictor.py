@@ -18,7 +18,7 @@ from echoplan.preprocessing.probabilities import (
     native_geometry,
     save_probabilities,
 )
-from echoplan.training.checkpoint import load_checkpoint, save_checkpoint
+from echoplan.training.checkpoint import ModelState, load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.validation import predict_stored_case
@@ -163,6 +163,7 @@ def test_the_models_own_postprocessing_is_used_unless_told_otherwise(folders, ma
         ({"network": {"threshold": 1.0}}, "'network' is not what"),
         ({"settings": 1}, "'settings' is not what"),
         ({"size": 64}, "not what a training writes"),
+        ({"size": [64, 10**9, 3]}, "'size' is not what"),
     ],
 )
 def test_a_checkpoint_that_no_training_left_is_refused(folders, make_model, wrong, words):
@@ -171,6 +172,36 @@ def test_a_checkpoint_that_no_training_left_is_refused(folders, make_model, wron
     save_checkpoint(file, {**load_checkpoint(file), **wrong})
     with pytest.raises(EchoPlanError, match=rf"{words}.*fold_1/checkpoint_final.*train"):
         EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"base_features": 10**9}, "base_features must be from 1 to 1024, not 1000000000"),
+        ({"base_features": "many"}, "base_features must be int"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        (
+            {"base_features": 1024, "max_features": 4096},
+            "do not fit the network of UNetTrainer: network.encoder.0.0.weight",
+        ),
+    ],
+)
+def test_a_networks_settings_are_checked_before_it_is_built(folders, unet, wrong, words, monkeypatch):
+    file = unet() / "fold_1" / "checkpoint_final.pth"
+    state = load_checkpoint(file)
+    save_checkpoint(file, {**state, "settings": {**state["settings"], **wrong}})
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(EchoPlanError, match=rf"{words}.*fold_1/checkpoint_final.*train"):
+        ModelFolder.read(file.parent.parent).load_network(1)
+
+
+def test_an_infinite_variance_of_an_earlier_checkpoint_is_told_of(folders, make_model, caplog):
+    model = make_model(folders.results)
+    file = model / "fold_1" / "checkpoint_final.pth"
+    state = ModelState.read(file)
+    state.network["bn.running_var"] = torch.tensor([1.0, torch.inf])
+    state.check(ModelFolder.read(model).description, file)
+    assert "fold_1/checkpoint_final.pth: infinite variances in bn.running_var silence" in caplog.text
 
 
 @pytest.mark.parametrize(("folds", "word"), [((4,), "fold 4"), ((), "no fold")])

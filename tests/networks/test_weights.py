@@ -155,6 +155,20 @@ def test_new_and_ignored_keys(tmp_path: Path) -> None:
     assert network[0].weight.item() == 1
 
 
+def test_variances_beyond_half_precision_are_its_largest_number_and_told_of(tmp_path, caplog) -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    state["0.running_var"][1] = torch.inf
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(network, tmp_path / "w.pth")
+    assert network[0].running_var.tolist() == [1, 65504, 1]
+    assert f"{tmp_path / 'w.pth'}: 1 of 3 variances in 0.running_var were too large for half precision" in caplog.text
+    for key, value in (("0.running_var", torch.nan), ("0.weight", torch.inf)):
+        torch.save({**state, key: torch.full((3,), value)}, tmp_path / "w.pth")
+        with pytest.raises(EchoPlanError, match=f"are not finite in {key}"):
+            load_weights(network, tmp_path / "w.pth")
+
+
 def test_bottleneck_stride_moves_to_the_first_convolution() -> None:
     network = ResNetBackbone("resnet50", bottleneck_stride="1x1")
     for layer, stride in ((network.layer1, 1), (network.layer2, 2), (network.layer4, 2)):
@@ -171,5 +185,6 @@ def test_half_precision_imagenet_weights_load() -> None:
     assert own["conv1.weight"].shape == (64, 1, 7, 7)
     assert {v.dtype for v in network.parameters()} == {torch.float32}
     torch.testing.assert_close(own["layer3.2.conv2.weight"], file["layer3.2.conv2.weight"].float())
+    assert own["bn1.running_var"].max() == 65504
     with torch.no_grad():
         assert network.eval()(torch.randn(1, 2, 1, 64, 64)).isfinite().all()

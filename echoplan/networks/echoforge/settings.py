@@ -60,9 +60,15 @@ class EchoForgeSettings(NetworkSettings):
         check_choice("mask_head", self.mask_head, ("sum", "product"))
         for name, least, most in (
             ("anchors", 1, 4),
-            ("neighbours", 1, None),
-            ("queries", 1, None),
-            ("memory", 1, None),
+            ("neighbours", 1, 4096),
+            ("channels", 8, 4096),
+            ("fusion_layers", 0, 64),
+            ("queries", 1, 1024),
+            ("query_layers", 1, 64),
+            ("heads", 1, 512),
+            ("feed_forward", 1, 65536),
+            ("memory", 1, 1024),
+            ("label_reference", 0, 1),
         ):
             check_range(name, getattr(self, name), least, most)
         if self.channels % 8 or self.channels % self.heads:

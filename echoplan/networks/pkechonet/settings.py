@@ -58,7 +58,14 @@ class PKEchoNetSettings(NetworkSettings):
         check_choice("kernel_update", self.kernel_update, ("hybrid", "gating"))
         check_choice("grouping", self.grouping, ("mean", "sum"))
         check_choice("position", self.position, ("attention", "kernels"))
-        for name, least, most in (("stages", 0, None), ("proxy_interval", 1, 4)):
+        for name, least, most in (
+            ("stages", 0, 32),
+            ("channels", 1, 4096),
+            ("head_channels", 1, 4096),
+            ("ffn_ratio", 1, 64),
+            ("dropout", 0, 1),
+            ("proxy_interval", 1, 4),
+        ):
             check_range(name, getattr(self, name), least, most)
         if self.channels % self.head_channels:
             raise EchoPlanError(f"head_channels ({self.head_channels}) must divide channels ({self.channels})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.settings import NetworkSettings, check_choice
+from echoplan.networks.settings import NetworkSettings, check_choice, check_range
 
 NATIVE_SIZE = 1024  # side of the images that SAM was trained on; its position tables have this size
 PATCH = 16
@@ -67,13 +67,13 @@ class SAMSettings(NetworkSettings):
         check_choice("encoder", self.encoder, VARIANTS)
         check_choice("boxes", self.boxes, BOXES)
         check_choice("trainable", self.trainable, (*LEARNING_PARTS, "auto"))
-        if self.encoder_size < 2 * PATCH or self.encoder_size % PATCH:
+        least, most = 2 * PATCH, 4 * NATIVE_SIZE
+        if not least <= self.encoder_size <= most or self.encoder_size % PATCH:
             raise EchoPlanError(
-                f"encoder_size must be a multiple of {PATCH}, at least {2 * PATCH}, not {self.encoder_size}",
+                f"encoder_size must be a multiple of {PATCH} from {least} to {most}, not {self.encoder_size}",
                 remedy=f"choose {NATIVE_SIZE}, SAM's own",
             )
-        if self.box_margin < 0:
-            raise EchoPlanError(f"box_margin must be at least 0, not {self.box_margin}")
+        check_range("box_margin", self.box_margin, 0, 10)
 
     @property
     def learning_part(self) -> str:
