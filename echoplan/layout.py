@@ -48,6 +48,7 @@ STUDY_FILE = "study.json"
 
 # An exported model
 MANIFEST_FILE = "manifest.json"
+ONNX_FILE, MODEL_CARD_FILE = "model.onnx", "model_card.md"
 
 _FOLD = re.compile(r"fold_(\d+)")
 
@@ -70,6 +71,16 @@ def fold_folder(fold: int) -> str:
 def checkpoint_file(kind: str) -> str:
     """A checkpoint in a fold's folder: "latest", "best" or "final"."""
     return f"checkpoint_{kind}.pth"
+
+
+def exported_network_file(checkpoint: Path, key: str) -> Path:
+    """The network of a checkpoint as ONNX, beside it; `key` tells checkpoints apart."""
+    return checkpoint.with_suffix(f".{key}.onnx")
+
+
+def exported_network_files(file: Path) -> Iterator[Path]:
+    """All `exported_network_file` that were ever made of the checkpoint that one of them was made of."""
+    yield from file.parent.glob(f"{file.name.split('.')[0]}.*.onnx")
 
 
 def mask_file(case: str) -> str:

@@ -29,6 +29,7 @@ from ..evaluation import VOLUME_RULES
 from ..evaluation.conformal import DEFAULT_COVERAGE, check_coverage
 from ..evaluation.ejection import CHECK
 from .best_configuration import BestConfiguration, CandidateScore, find_best_configuration
+from .deployment.exported import BACKENDS, TORCH
 from .dicom_output import require_highdicom
 from .ensemble_folders import ensemble_folders, postprocess_folder
 from .model_selection import ModelChoice, choose_models
@@ -57,6 +58,7 @@ def predict(arguments: Sequence[str]) -> int:
         "autocast": options.mixed_precision,
         "like": options.like,
         "trust_code": choice.trust_code,
+        "backend": options.backend,
         "calibration": choice.calibration and choice.calibration.absolute(),
         "coverage": options.coverage,
     }
@@ -176,6 +178,8 @@ def _predict_parser() -> argparse.ArgumentParser:
                       help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
     made.add_argument("--num_parts", type=positive_count, metavar="N", help="predict one of N parts of the clips; with")
     made.add_argument("--part_id", type=int, metavar="K", help="the part's number, 0 to N - 1")
+    made.add_argument("--backend", choices=BACKENDS, default=TORCH, help="what computes the networks; onnx and "
+                      "openvino from files that are written beside the checkpoints at first")  # fmt: skip
     add_processes(made)
     add_device(made)
     add_engine(made)

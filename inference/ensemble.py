@@ -5,7 +5,6 @@ A long clip's probabilities are never all in memory.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,6 +26,7 @@ from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics
 from ..preprocessing.geometry import Geometry
 from ..preprocessing.probabilities import ClipProbabilities, average
 from ..training.model_folder import ModelFolder, normalisation_for
+from .deployment.exported import TORCH, digest_of_weights, hand_over
 from .nearest_dataset import plan_for_clip
 from .uncertainty import ClipEvidence
 
@@ -62,6 +62,7 @@ class PredictorMember:
         device: torch.device,
         checkpoint: str = "final",
         trust_code: bool = False,
+        backend: str = TORCH,
     ) -> PredictorMember:
         """Load a model's networks; arguments as in `EchoPredictor.from_model_folders`.
 
@@ -80,8 +81,17 @@ class PredictorMember:
                 file=model.path,
                 remedy=f"echoplan_train {model.plan.dataset} {(*missing, 0)[0]} -tr {model.trainer}",
             )
+        home = device if backend == TORCH else "cpu"
         networks = tuple(
-            model.load_network(fold, device=device, checkpoint=checkpoint, trust_code=trust_code) for fold in wanted
+            hand_over(
+                model.load_network(fold, device=home, checkpoint=checkpoint, trust_code=trust_code),
+                model.checkpoint(fold, checkpoint),
+                backend=backend,
+                device=device,
+                size=model.plan.size,
+                framewise=model.window == 1,
+            )
+            for fold in wanted
         )
         return cls(model, wanted, networks)
 
@@ -97,7 +107,7 @@ class PredictorMember:
         return {
             "trainer": self.model.trainer,
             "plan": {str(name): {key: plan.value(key) for key in _DECISIONS} for name, plan in plans.items()},
-            "weights": [_digest_of_weights(network) for network in self.networks],
+            "weights": [digest_of_weights(network) for network in self.networks],
         }
 
     def probabilities(
@@ -328,12 +338,3 @@ def _abreast(
         else:
             behind[name] += len(part[0])
             yield name, *part
-
-
-def _digest_of_weights(network: nn.Module) -> str:
-    """A short name for a network's parameters and buffers, the same on every device and machine."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:20]

@@ -16,13 +16,13 @@ from numpy.typing import DTypeLike
 
 from echoplan import layout
 from echoplan.dataset import Case, DatasetDescription
-from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
 
 from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
+from .deployment.exported import TORCH, device_of
 from .ensemble import ClipLabels, PackedLabels, PredictorMember, PreparedInput, Segmentation, run_networks
 from .inputs import clip_from_array, digest
 from .nearest_dataset import check_like
@@ -174,6 +174,7 @@ class EchoPredictor:
         postprocessing: Iterable[str | Step] | str | Path | None = None,
         checkpoint: str = "final",
         trust_code: bool = False,
+        backend: str = TORCH,
         calibration: Path | None = None,
         coverage: float = DEFAULT_COVERAGE,
         **options: Any,
@@ -185,14 +186,14 @@ class EchoPredictor:
             device, postprocessing, options: as in `from_model_folder`; an ensemble has no postprocessing of its own.
             checkpoint: "final" or "best".
             trust_code: whether users' own trainers, files that the checkpoints name, may run.
+            backend: what computes the networks: "torch"; "onnx" (ONNX Runtime) or "openvino", from ONNX files that are
+                written beside the checkpoints at first.
             calibration: a calibration.json; None takes a single model's own, where it has one.
             coverage: of the intervals, between 0 and 1.
         """
-        chosen = choose_device(device)
-        members = [
-            PredictorMember.load(folder, folds=folds, device=chosen, checkpoint=checkpoint, trust_code=trust_code)
-            for folder, folds in folders
-        ]
+        chosen = device_of(backend, device)
+        how = {"device": chosen, "checkpoint": checkpoint, "trust_code": trust_code, "backend": backend}
+        members = [PredictorMember.load(folder, folds=folds, **how) for folder, folds in folders]
         if postprocessing is None:
             own = members[0].model.path / layout.POSTPROCESSING_FILE
             postprocessing = own if len(members) == 1 and own.is_file() else ()

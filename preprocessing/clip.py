@@ -19,7 +19,7 @@ from .geometry import Geometry, plan_geometry
 logger = logging.getLogger(__name__)
 
 NORMALISATIONS = ("zscore_sector", "unit", "grey")
-_BACKGROUND = 4  # grey levels; compressed videos leave a little noise where the image is black
+BACKGROUND = 4  # grey levels; compressed videos leave a little noise where the image is black
 
 
 def preprocess_clip(
@@ -101,7 +101,7 @@ def sector_statistics(frames: np.ndarray) -> tuple[float, float]:
     Returns:
         (mean, std) in grey levels; std is at least 1, so a constant clip does not divide by zero.
     """
-    inside = frames.max(axis=0) > _BACKGROUND
+    inside = frames.max(axis=0) > BACKGROUND
     if not inside.any():
         inside[:] = True
     weights, count = torch.from_numpy(inside).flatten().float(), len(frames) * int(inside.sum())

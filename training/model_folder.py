@@ -81,6 +81,10 @@ class ModelFolder:
         """The folds whose training is finished."""
         return tuple(layout.finished_folds(self.path))
 
+    def checkpoint(self, fold: int, kind: str = "final") -> Path:
+        """A fold's checkpoint: "final", "best" or "latest"."""
+        return self.path / layout.fold_folder(fold) / layout.checkpoint_file(kind)
+
     def trainer_source(self, state: ModelState) -> str:
         """How `find_method` finds the method that a checkpoint was trained by.
 
@@ -110,7 +114,7 @@ class ModelFolder:
             EchoPlanError: the checkpoint is missing, damaged, of another network, was trained on another plan, or names
                 code that was not trusted.
         """
-        file = self.path / layout.fold_folder(fold) / layout.checkpoint_file(checkpoint)
+        file = self.checkpoint(fold, checkpoint)
         state = ModelState.read(file)
         state.check(self.description, file)
         if changes := plan_changes(state, self.plan):

@@ -105,11 +105,9 @@ class _TimeConv3d(nn.Conv3d):
     """
 
     def _conv_forward(self, volume: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.kernel_size[0] > 1:  # 3: one frame at either end
-            inner = 1 if volume.shape[2] > 1 else 0
-            volume = torch.cat(
-                [volume[:, :, inner : inner + 1], volume, volume[:, :, -1 - inner : volume.shape[2] - inner]], 2
-            )
+        if self.kernel_size[0] > 1:  # 3: one frame at either end, the only one where there is no other
+            second, last_but_one = volume[:, :, :2][:, :, -1:], volume[:, :, -2:][:, :, :1]
+            volume = torch.cat([second, volume, last_but_one], 2)
         return F.conv3d(volume, weight, bias, self.stride, (0, *self.padding[1:]))
 
 

@@ -44,6 +44,12 @@ class SAM(nn.Module):
         EchoPlanError: a number of classes it cannot take, or weights that cannot be had.
     """
 
+    # Says what asks for a graph of the network, see `inference.deployment`.
+    why_no_graph = (
+        "SAM is told the box of the largest connected region that its locator finds, and no operator there tells "
+        "connected regions apart"
+    )
+
     pixel_mean: Tensor
     pixel_deviation: Tensor
 

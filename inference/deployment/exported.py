@@ -1,0 +1,188 @@
+"""A network in another runtime's hands: the place of the PyTorch module that it was exported from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echoplan import __version__, layout
+from echoplan.device import choose_device
+from echoplan.errors import EchoPlanError
+
+from .graphs import as_probabilities
+from .onnx_file import OPSET, Graph, write_onnx
+from .runtimes import RUNTIMES, OnnxRuntime, Runtime
+from .steps import check_exact
+
+logger = logging.getLogger(__name__)
+
+TORCH = "torch"
+BACKENDS = (TORCH, *RUNTIMES)
+TOLERANCE = 1e-3  # of probabilities; float32 sums in another order differ by a hundredth of that
+
+_FRAMES_AT_ONCE = 4  # few lengths, so that OpenVINO compiles few shapes
+
+
+class ExportedNetwork(nn.Module):
+    """What a network gives in evaluation mode, computed by ONNX Runtime or OpenVINO.
+
+    Args:
+        runtime: of the network's file.
+        weights: the network's `digest_of_weights`.
+        framewise: whether the network sees each frame by itself.
+    """
+
+    def __init__(self, runtime: Runtime, *, weights: str, framewise: bool) -> None:
+        super().__init__()
+        self.weights, self._runtime, self._framewise = weights, runtime, framewise
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """``(B, T, 1, H, W)`` -> logits ``(B, T, K, H, W)``; in bfloat16 under autocast, where the runtime has it."""
+        if self._framewise:
+            parts = clip.flatten(0, 1).unsqueeze(1).split(_FRAMES_AT_ONCE)
+            return torch.cat([self._run(part) for part in parts]).unflatten(0, clip.shape[:2]).squeeze(2)
+        return torch.cat([self._run(window) for window in clip.split(1)])
+
+    def _run(self, clip: Tensor) -> Tensor:
+        fast = torch.is_autocast_enabled(clip.device.type)
+        return torch.from_numpy(self._runtime({"clip": clip.cpu().numpy()}, fast=fast)["logits"]).to(clip.device)
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """A short name for a network's parameters and buffers, the same on every device, machine and runtime."""
+    if isinstance(network, ExportedNetwork):
+        return network.weights
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:20]
+
+
+def device_of(backend: str, name: str) -> torch.device:
+    """The device called `name` as a backend has it; "auto" takes a GPU where the backend can.
+
+    Raises:
+        EchoPlanError: no such backend, or no such device.
+    """
+    if backend not in BACKENDS:
+        raise EchoPlanError(f"no backend {backend!r}", remedy=f"choose one of {', '.join(BACKENDS)}")
+    if name != "auto" or backend == TORCH:
+        return choose_device(name)
+    return torch.device("cuda" if RUNTIMES[backend] is OnnxRuntime and OnnxRuntime.has_cuda() else "cpu")
+
+
+def hand_over(
+    network: nn.Module, checkpoint: Path, *, backend: str, device: torch.device, size: tuple[int, int], framewise: bool
+) -> nn.Module:
+    """A network as another backend runs it; with "torch" it stays what it is.
+
+    Its ONNX file lies beside the checkpoint and is written when it is first asked for. Its name has a digest of the
+    checkpoint and of the code that the network is built by: a file of other weights is never taken.
+
+    Args:
+        network: in evaluation mode, on the CPU unless the backend is "torch".
+        checkpoint: that it was filled from.
+        backend: one of `BACKENDS`.
+        device: where to run.
+        size: (H, W) of its input.
+        framewise: whether it is given each frame by itself.
+
+    Raises:
+        EchoPlanError: the backend is not installed, or the network cannot be exported to give the same answers.
+    """
+    if backend == TORCH:
+        return network
+    check_exact(network)
+
+    def open_file(file: Path) -> ExportedNetwork:
+        exported = ExportedNetwork(
+            RUNTIMES[backend](file, device), weights=digest_of_weights(network), framewise=framewise
+        )
+        exported.input_normalisation = getattr(network, "input_normalisation", None)  # what `normalisation_for` reads
+        return exported
+
+    file = layout.exported_network_file(checkpoint, _key(checkpoint, network))
+    if file.is_file():
+        return open_file(file)
+    frames, axis = (1, {0: "frames"}) if framewise else (2, {1: "frames"})
+    graph = Graph(
+        network,
+        inputs={"clip": torch.zeros(1, frames, 1, *size)},
+        outputs=["logits"],
+        free={"clip": axis, "logits": axis},
+    )
+    file = _write_beside(graph, file)
+    exported = open_file(file)
+    try:
+        compare(network, exported, size=size, lengths=[(1, 1), (5, 1) if framewise else (1, 5)])
+    except EchoPlanError:
+        file.unlink()
+        raise
+    return exported
+
+
+@torch.no_grad()
+def compare(
+    network: nn.Module, exported: nn.Module, *, size: tuple[int, int], lengths: Sequence[tuple[int, int]]
+) -> None:
+    """See that two networks give the same probabilities for noise of so many (clips, frames).
+
+    Raises:
+        EchoPlanError: they do not.
+    """
+    chance = torch.Generator().manual_seed(0)
+    for clips, frames in lengths:
+        clip = torch.randn(clips, frames, 1, *size, generator=chance)
+        ours, theirs = (as_probabilities(run(clip), axis=2) for run in (network, exported))
+        difference = float((ours - theirs).abs().max())
+        if not difference <= TOLERANCE:
+            raise EchoPlanError(
+                f"the exported network's probabilities differ from PyTorch's by up to {difference:.2g} in {clips} x "
+                f"{frames} frames",
+                remedy="predict with PyTorch (--backend torch)",
+            )
+
+
+def _key(checkpoint: Path, network: nn.Module) -> str:
+    """Of a checkpoint and of what makes a graph of it."""
+    digest = hashlib.sha256(f"{__version__} {torch.__version__} {OPSET}".encode())
+    digest.update(checkpoint.read_bytes())
+    try:
+        digest.update(Path(inspect.getfile(type(network))).read_bytes())
+    except (TypeError, OSError):  # a class without a file
+        digest.update(type(network).__qualname__.encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_beside(graph: Graph, file: Path) -> Path:
+    """Write a graph, in place of those of earlier checkpoints; where none may be written, into a temporary folder."""
+    logger.info("exporting %s to ONNX, once", type(graph.module).__name__)
+    try:
+        write_onnx(graph, file, {"echoplan": __version__})
+    except OSError:
+        file = _temporary_folder() / file.name
+        write_onnx(graph, file, {"echoplan": __version__})
+    for other in layout.exported_network_files(file):
+        if other != file:
+            other.unlink(missing_ok=True)
+    return file
+
+
+@cache
+def _temporary_folder() -> Path:
+    """Of this process, removed when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="echoplan_")
+    _kept.append(folder)
+    return Path(folder.name)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []

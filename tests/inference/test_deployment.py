@@ -1,0 +1,150 @@
+"""Networks as ONNX: other runtimes find what PyTorch finds, and what they could not find is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from echoplan.errors import EchoPlanError
+from echoplan.inference import EchoPredictor
+from echoplan.inference.deployment.commands import export_onnx_command
+from echoplan.inference.deployment.exported import ExportedNetwork, hand_over
+from echoplan.inference.deployment.graphs import FromGrid, ToGrid, sector_statistics
+from echoplan.networks import build_network
+from echoplan.preprocessing import preprocess_clip
+from echoplan.preprocessing import sector_statistics as statistics_of
+from echoplan.preprocessing.geometry import plan_geometry
+
+pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+
+def change_plan(model, **values):
+    """Other decisions in a model's plan."""
+    text = (model / "plans.json").read_text()
+    for name, value in values.items():
+        text = re.sub(rf'("{name}": {{\s*"value": )[^,]+', lambda match, value=value: match[1] + value, text)
+    (model / "plans.json").write_text(text)
+
+
+def run_card(folder, frames, monkeypatch):
+    """The masks and probabilities that the card's own program finds in a clip's frames."""
+    np.save(folder / "clip.npy", frames)
+    (program,) = re.findall(r"```python\n(.*?)```", (folder / "model_card.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(program, found)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    model = unet(folds=(0,))
+    ours, theirs = (EchoPredictor.from_model_folder(model, device="cpu", backend=name) for name in ("torch", backend))
+    assert isinstance(theirs.members[0].networks[0], ExportedNetwork)
+    assert ours.identity == theirs.identity
+    expected, found = ours.predict_clip(heart.clip), theirs.predict_clip(heart.clip)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
+    assert 0.01 < expected.mask.mean() < 0.99 and (found.mask != expected.mask).mean() < 1e-4
+
+
+def test_a_file_of_an_earlier_checkpoint_is_made_anew_and_one_that_fits_is_not(unet, save_unet):
+    model = unet(folds=(0,))
+    fold = model / "fold_0"
+
+    def written():
+        EchoPredictor.from_model_folder(model, device="cpu", backend="onnx")
+        (file,) = fold.glob("*.onnx")
+        return file, file.stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    save_unet(fold / "checkpoint_final.pth", seed=7)
+    assert written()[0] != first[0]
+
+
+def test_the_card_says_how_an_ensemble_is_run_without_echoplan(unet, at, tmp_path, heart, monkeypatch):
+    model = unet(at(tmp_path).results)
+    change_plan(model, normalisation='"zscore_sector"')
+    out = tmp_path / "exported"
+    assert export_onnx_command(["Phantom", "-o", str(out)]) == 0
+    frames, geometry = preprocess_clip(heart.clip, size=(64, 64))
+    found = run_card(out, frames, monkeypatch)
+    predictor = EchoPredictor.from_model_folder(model, device="cpu")
+    together = predictor.segment(predictor.prepare(heart.clip), keep_probabilities=np.float32).probabilities
+    np.testing.assert_allclose(found["probabilities"], together.values, atol=1e-4)
+    np.testing.assert_array_equal(found["masks"], found["probabilities"][0] >= 0.5)
+    assert found["area"].shape == (12,) and geometry == together.geometry
+
+
+def test_clips_of_one_size_go_in_as_they_are(unet, at, tmp_path, heart, monkeypatch):
+    model = unet(at(tmp_path).results, folds=(0,))
+    out = tmp_path / "exported"
+    assert export_onnx_command(["Phantom", "-o", str(out), "--frame_size", "64", "80", "--spacing", "1", "1"]) == 0
+    found = run_card(out, heart.clip.frames, monkeypatch)
+    expected = EchoPredictor.from_model_folder(model, device="cpu").predict_clip(heart.clip)
+    np.testing.assert_allclose(found["probabilities"][0], expected.probabilities, atol=1e-4)
+    assert (found["masks"] != expected.mask).mean() < 1e-4 and found["masks"].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((100, 80), (64, 64)), ((40, 70), (64, 96)), ((64, 64), (64, 64)), ((200, 150), (64, 64))]
+)
+def test_resizing_inside_a_file_is_that_of_preprocessing(shape, size):
+    geometry = plan_geometry(shape, (1.0, 0.8), None, size)
+    frames = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    on_grid = ToGrid(geometry)(torch.from_numpy(frames).float()).numpy()
+    np.testing.assert_array_equal(on_grid, geometry.to_network(frames))
+    values = np.random.default_rng(1).random((2, 3, *size), np.float32)
+    native = FromGrid(geometry)(torch.from_numpy(values)).numpy()
+    np.testing.assert_allclose(native, geometry.to_native(values), atol=1e-5)
+    measured = sector_statistics(torch.from_numpy(on_grid))
+    np.testing.assert_allclose(measured, statistics_of(geometry.to_network(frames)), rtol=1e-6)
+
+
+def test_the_card_of_a_network_of_clips_lays_windows_as_prediction_does(
+    make_model, save_unet, at, tmp_path, heart, monkeypatch
+):
+    model = make_model(at(tmp_path).results, trainer="UNet2DtTrainer", folds=(0,), frames=4)
+    save_unet(model / "fold_0" / "checkpoint_final.pth", trainer="UNet2DtTrainer")
+    change_plan(model, normalisation='"zscore_sector"')
+    out = tmp_path / "exported"
+    assert export_onnx_command(["Phantom", "-o", str(out)]) == 0
+    frames, _ = preprocess_clip(heart.clip, size=(64, 64))
+    for length in (12, 3, 1):
+        clip = replace(heart.clip, frames=heart.clip.frames[:length])
+        predictor = EchoPredictor.from_model_folder(model, device="cpu")
+        expected = predictor.segment(predictor.prepare(clip), keep_probabilities=np.float32).probabilities.values[0]
+        masks = run_card(out, frames[:length], monkeypatch)["masks"]
+        assert 0.01 < masks.mean() < 0.99 and (masks != (expected >= 0.5)).mean() < 1e-3
+
+
+class Wandering(torch.nn.Module):
+    """A network whose answer a trace does not hold."""
+
+    def forward(self, clip):
+        return clip * len(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sam", "connected regions"),
+        ("sam2", "rules of its own"),
+        (None, "differ from PyTorch's"),
+    ],
+)
+def test_what_has_no_exact_form_is_refused_with_the_reason(name, why, tmp_path):
+    checkpoint = tmp_path / "checkpoint_final.pth"
+    checkpoint.write_bytes(b"weights")
+    with torch.device("meta" if name else "cpu"):
+        network = build_network(name, size=(64, 64)) if name else Wandering()
+    with pytest.raises(EchoPlanError, match=why):
+        hand_over(network.eval(), checkpoint, backend="onnx", device=torch.device("cpu"), size=(64, 64), framewise=True)
+    assert not list(tmp_path.glob("*.onnx"))
