@@ -192,8 +192,12 @@ class EchoPredictor:
             coverage: of the intervals, between 0 and 1.
         """
         chosen = device_of(backend, device)
-        how = {"device": chosen, "checkpoint": checkpoint, "trust_code": trust_code, "backend": backend}
-        members = [PredictorMember.load(folder, folds=folds, **how) for folder, folds in folders]
+        members = [
+            PredictorMember.load(
+                folder, folds=folds, device=chosen, checkpoint=checkpoint, trust_code=trust_code, backend=backend
+            )
+            for folder, folds in folders
+        ]
         if postprocessing is None:
             own = members[0].model.path / layout.POSTPROCESSING_FILE
             postprocessing = own if len(members) == 1 and own.is_file() else ()

@@ -38,7 +38,12 @@ class ExportedNetwork(nn.Module):
         runtime: of the network's file.
         weights: the network's `digest_of_weights`.
         framewise: whether the network sees each frame by itself.
+
+    Attributes:
+        input_normalisation: what `normalisation_for` reads.
     """
+
+    input_normalisation: str | None = None
 
     def __init__(self, runtime: Runtime, *, weights: str, framewise: bool) -> None:
         super().__init__()
@@ -107,7 +112,7 @@ def hand_over(
         exported = ExportedNetwork(
             RUNTIMES[backend](file, device), weights=digest_of_weights(network), framewise=framewise
         )
-        exported.input_normalisation = getattr(network, "input_normalisation", None)  # what `normalisation_for` reads
+        exported.input_normalisation = getattr(network, "input_normalisation", None)
         return exported
 
     file = layout.exported_network_file(checkpoint, _key(checkpoint, network))

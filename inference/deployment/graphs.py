@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,15 @@ class SegmentFrames(nn.Module):
         geometry: Geometry | None,
     ) -> None:
         super().__init__()
-        self.members = nn.ModuleList(nn.ModuleList(networks) for networks in members)
-        self.normalisations, self.window, self.classes = tuple(normalisations), window, classes
+        each = [
+            (network, normalisation, 1 / (len(members) * len(networks)))
+            for networks, normalisation in zip(members, normalisations, strict=True)
+            for network in networks
+        ]
+        self.networks = nn.ModuleList(network for network, _, _ in each)
+        self.normalisations = [normalisation for _, normalisation, _ in each]
+        self.shares = [share for _, _, share in each]
+        self.window, self.classes = window, classes
         self.shrink = None if geometry is None else ToGrid(geometry)
         self.enlarge = None if geometry is None else FromGrid(geometry)
 
@@ -51,11 +59,11 @@ class SegmentFrames(nn.Module):
                 no normalisation reads them.
         """
         grey = frames.float() if self.shrink is None else self.shrink(frames.float())
-        probabilities = sum(
-            sum(self._of_network(network, normalised(grey, normalisation, statistics)) for network in networks)
-            / len(networks)
-            for networks, normalisation in zip(self.members, self.normalisations, strict=True)
-        ) / len(self.members)
+        found = [
+            share * self._of_network(network, normalised(grey, normalisation, statistics))
+            for network, normalisation, share in zip(self.networks, self.normalisations, self.shares, strict=True)
+        ]
+        probabilities = reduce(torch.add, found)
         if self.enlarge is not None:
             probabilities = self.enlarge(probabilities)
         return labels_of(probabilities), probabilities
