@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
+from echoplan.case_warnings import few
 from echoplan.cli import add_ef_options, add_processes, command, existing_path, folders, parser, report_failures
-from echoplan.dataset import Case, DatasetDescription, read_cases
-from echoplan.errors import EchoPlanError, printable
+from echoplan.dataset import Case, DatasetDescription
+from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
-from echoplan.imageio import find_format
+from echoplan.inputs import find_inputs
 from echoplan.multi_dataset import MultiDataset
-from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
 
 from .comparison.compare import compare_methods
@@ -81,7 +81,8 @@ def report_command(arguments: Sequence[str]) -> int:
     options.add_argument("-i", "--clips", required=True, type=existing_path, metavar="CLIPS", help="their folder")
     options.add_argument("-m", "--masks", required=True, type=existing_path, metavar="MASKS", help="their folder")
     options.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the reports")
-    options.add_argument("-d", "--dataset", metavar="DATASET", help="a raw dataset that names patients and views")
+    options.add_argument("-d", "--dataset", metavar="DATASET", help="a raw dataset that names patients and views; not "
+                         "given: a cases.csv with the clips, or their names, as for echoplan_predict")  # fmt: skip
     options.add_argument("--method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for disc heights")
     options.add_argument("--find_phases", action="store_true", help="find ED and ES even where cases.csv gives them")
     options.add_argument("--title", default="Ejection fraction report", help="the report's heading")
@@ -89,7 +90,9 @@ def report_command(arguments: Sequence[str]) -> int:
     add_processes(options)
     chosen = options.parse_args(arguments)
     dataset = _dataset(chosen.dataset)
-    masks, clips, known = find_masks(chosen.masks), _clips(chosen.clips), _known_cases(dataset, chosen.clips)
+    masks, inputs = find_masks(chosen.masks), find_inputs(chosen.clips, leave_out=chosen.masks)
+    clips = {item.name: item.path for item in inputs}
+    known = {item.name: item.case for item in inputs} | {case.case: case for case in (dataset.cases if dataset else ())}
     if not masks:
         raise EchoPlanError("there is no mask here", file=chosen.masks, remedy="name the folder echoplan_predict wrote")
     value = dataset.description.structures[dataset.description.target] if dataset else _target_value(chosen.masks)
@@ -118,6 +121,8 @@ def report_command(arguments: Sequence[str]) -> int:
         results.failures |= {f"overlay of {case}": reason for case, reason in videos.failures.items()}
     if results.failures:
         write_json(chosen.output / layout.FAILURES_FILE, results.failures)
+    if unmasked := sorted(clips.keys() - masks.keys()):
+        print(f"{len(unmasked)} clips have no mask and are left out: {few(unmasked)}")
     print(f"{len(rows)} patients: {chosen.output / layout.EF_REPORT_CSV} and {chosen.output / layout.REPORT_PAGE}")
     without_ef = [row for row in rows if row.failure]
     if without_ef:
@@ -213,14 +218,6 @@ def _dataset(name: str | None) -> MultiDataset | None:
     return None if name is None else MultiDataset.read(folders(), name)
 
 
-def _known_cases(dataset: MultiDataset | None, clips: Path) -> dict[str, Case]:
-    """Rows of the dataset's cases.csv, or of one beside the clips."""
-    if dataset is not None:
-        return {case.case: case for case in dataset.cases}
-    table = clips / layout.CASES_FILE
-    return {case.case: case for case in read_cases(table)} if table.is_file() else {}
-
-
 def _target_value(masks: Path) -> int:
     """The measured structure's value, by the dataset.json beside the masks where there is one; else 1."""
     file = masks / layout.DATASET_FILE
@@ -228,20 +225,6 @@ def _target_value(masks: Path) -> int:
         return 1
     description = DatasetDescription.from_dict(read_json(file), source=file)
     return description.structures[description.target]
-
-
-def _clips(folder: Path) -> dict[str, Path]:
-    """Case name -> clip, by the file's name without its ending."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() in (".csv", ".json", ".html"):
-            continue
-        try:
-            find_format(path)
-        except EchoPlanError:
-            continue
-        found.setdefault(name_of_file(path) if path.is_file() else printable(path.name), path)
-    return found
 
 
 def _label(text: str) -> tuple[str, int]:

@@ -1,8 +1,9 @@
 """Prediction with what was trained: masks on the clip's own grid, area curves, ejection fractions."""
 
+from echoplan.inputs import InputClip, find_inputs
+
 from .best_configuration import BestConfiguration, find_best_configuration
 from .ensemble import PredictorMember
-from .inputs import InputClip, find_inputs
 from .model_selection import ModelChoice, choose_models
 from .postprocessing import apply_postprocessing
 from .predict_folder import PredictionRun, predict_folder

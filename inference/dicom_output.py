@@ -21,6 +21,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
 from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
+from echoplan.inputs import InputClip
 from echoplan.masks import check_values
 from echoplan.names import shortened
 from echoplan.parallel_map import run_cases
@@ -29,7 +30,6 @@ from ..evaluation import PatientRow
 from ..evaluation.ejection import CHECK, names_of_cases
 from ..evaluation.measurements import joined
 from .dicom_header import read_header
-from .inputs import InputClip
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from echoplan.case_warnings import held_back
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_json
 from echoplan.imageio import Clip
+from echoplan.inputs import InputClip, digest, find_inputs
 from echoplan.masks import find_mask, save_mask
 from echoplan.parallel_map import CaseResults, run_cases, write_warnings
 
@@ -26,7 +27,6 @@ from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
 from .dicom_output import require_highdicom, write_dicom
 from .ensemble import PreparedInput, Segmentation
-from .inputs import InputClip, digest, find_inputs
 from .predictor import EchoPredictor
 from .reporting import write_reports
 from .uncertainty import ClipEvidence

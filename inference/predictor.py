@@ -18,13 +18,13 @@ from echoplan import layout
 from echoplan.dataset import Case, DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
+from echoplan.inputs import clip_from_array, digest
 
 from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
 from .deployment.exported import TORCH, device_of
 from .ensemble import ClipLabels, PackedLabels, PredictorMember, PreparedInput, Segmentation, run_networks
-from .inputs import clip_from_array, digest
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .uncertainty import (

@@ -16,9 +16,9 @@ import torch
 
 from echoplan.cluster import connected
 from echoplan.cluster_map import ClusterMap
+from echoplan.inputs import InputClip
 from echoplan.parallel_map import CaseResults
 
-from .inputs import InputClip
 from .predict_folder import segment_input, sweep_results, write_result
 from .predictor import EchoPredictor
 

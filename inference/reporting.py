@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echoplan import layout
+from echoplan.inputs import InputClip
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import CaseMeasurement, Film, PatientRow, measure_patients, write_ef_report, write_report
@@ -16,7 +17,6 @@ from ..evaluation.report.clips import report_clip
 from ..evaluation.report.overlays import write_overlays
 from ..evaluation.report.thumbnails import Picture, picture_of
 from ..evaluation.ventricle.volumes import VolumeRule
-from .inputs import InputClip
 from .uncertainty import Assessment, ClipEvidence, TrustSettings, assess_patient
 
 

@@ -31,9 +31,9 @@ from echoplan.inference.cross_validation import Candidate, CrossValidation, load
 from echoplan.inference.dicom_output import write_dicom
 from echoplan.inference.foundation.commands import zero_shot
 from echoplan.inference.foundation.networks import FoundationModel
-from echoplan.inference.inputs import InputClip
 from echoplan.inference.reporting import write_reports
 from echoplan.inference.study.cross import prepare_dataset
+from echoplan.inputs import InputClip
 from echoplan.masks import without_empty_rest
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan

@@ -212,6 +212,23 @@ def clips_and_masks(tmp_path, half_ellipsoid):
     return clips, masks
 
 
+@pytest.mark.parametrize("table", ["with the clips", "beside them", "none"])
+def test_the_report_command_knows_what_prediction_knew(clips_and_masks, table, tmp_path, capsys):
+    clips, masks = clips_and_masks
+    if table == "beside them":
+        rows = (clips / "cases.csv").read_text().replace("p2,p2_A4C.nii.gz", "p2,clips/p2_A4C.nii.gz")
+        (tmp_path / "cases.csv").write_text(re.sub(r"p1,(p1_A\dC)", r"p1,clips/\1", rows))
+    if table != "with the clips":
+        (clips / "cases.csv").unlink()
+    (masks / "p2_A4C.nii.gz").unlink()
+    out = tmp_path / "out"
+    assert report_command(["-i", str(clips), "-m", str(masks), "-o", str(out), "-np", "0"]) == 0
+    assert "1 clips have no mask and are left out: p2_A4C" in capsys.readouterr().out
+    (row,) = json.loads((out / "ef_report.json").read_text())["rows"]
+    assert (row["patient"], row["method"]) == ("p1", "biplane")
+    assert row["reference_ef_percent"] == (None if table == "none" else 58)
+
+
 def test_the_report_command(clips_and_masks, tmp_path, capsys):
     clips, masks = clips_and_masks
     (masks / "lost.nii.gz").write_bytes((masks / "p1_A2C.nii.gz").read_bytes())

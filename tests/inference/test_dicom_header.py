@@ -25,7 +25,7 @@ from echoplan.evaluation import PatientRow
 from echoplan.imageio import Clip, probe_clip, write_mask
 from echoplan.inference.dicom_header import CARRIED, read_header
 from echoplan.inference.dicom_output import write_dicom
-from echoplan.inference.inputs import InputClip
+from echoplan.inputs import InputClip
 
 from .test_dicom_output import check_with_dciodvfy, content
 

@@ -10,7 +10,7 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.inference.ensemble_folders import postprocess_folder
-from echoplan.inference.inputs import find_inputs, patient_and_view
+from echoplan.inputs import find_inputs, patient_and_view
 
 
 @pytest.mark.parametrize(

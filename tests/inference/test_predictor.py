@@ -9,7 +9,7 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_mask
 from echoplan.inference import EchoPredictor
-from echoplan.inference.inputs import clip_from_array
+from echoplan.inputs import clip_from_array
 from echoplan.preprocessing import ClipStore, plan_geometry
 from echoplan.preprocessing.probabilities import (
     ClipProbabilities,

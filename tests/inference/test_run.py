@@ -230,6 +230,10 @@ def test_a_name_that_is_no_utf8_passes_through_every_command(tmp_path, predictor
     assert all(os.path.exists(item["path"]) for item in recorded)
     report = ["-i", str(clips), "-m", str(out), "-o", str(tmp_path / "again"), "-np", "0"]
     assert evaluation_commands.report_command(report) == 0
+    first, anew = rows_by_patient(out), rows_by_patient(tmp_path / "again")
+    assert [(name, row["method"], row["ef_percent"]) for name, row in first.items()] == [
+        (name, row["method"], row["ef_percent"]) for name, row in anew.items()
+    ]
     odd = out.with_name(os.fsdecode(b"o\xfct"))
     shutil.copytree(out, odd)
     (odd / "M%FCller_A2C.nii.gz").rename(odd / os.fsdecode(b"M\xfcller_A2C.nii.gz"))
