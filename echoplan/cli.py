@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -147,8 +148,8 @@ def add_trust_code(to: argparse.ArgumentParser) -> None:
 
 def add_device(to: argparse.ArgumentParser) -> None:
     """--device: where networks run."""
-    choices = ("auto", "cuda", "mps", "cpu")
-    to.add_argument("--device", choices=choices, default="auto", help="auto takes a GPU where there is one")
+    to.add_argument("--device", "-device", type=_device, default="auto", metavar="DEVICE",
+                    help="auto (a GPU where there is one), cpu, mps, cuda, or one of several GPUs: cuda:1")  # fmt: skip
 
 
 def add_plans_name(to: argparse.ArgumentParser, *, default: str = "EchoPlans") -> None:
@@ -177,6 +178,12 @@ def existing_path(text: str) -> Path:
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{text} does not exist")
     return path
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, mps, cuda or cuda:1")
+    return text
 
 
 def _count(text: str) -> int:

@@ -80,6 +80,8 @@ class Cluster:
             return "cuda" if self.room({"GPU": 1.0}) else "cpu"
         if choice == "mps":
             raise EchoPlanError("Ray does not know the device mps", remedy="use --device cpu, or leave --engine out")
+        if ":" in choice:
+            raise EchoPlanError(f"Ray chooses among GPUs itself, {choice} cannot be asked for", remedy="--device cuda")
         return choice
 
     def check(self, need: Mapping[str, float]) -> None:

@@ -96,7 +96,12 @@ def _made_up_batch(
     targets = method.extra_targets(classes)
     sample: dict[str, np.ndarray] = {"clip": np.zeros((frames, 1, *size), np.float32), "labels": labels}
     sample |= {} if targets is None else targets(labels)
+    batch: Batch = {name: torch.from_numpy(np.stack([value] * batch_size)) for name, value in sample.items()}
+    # Without values networks begin by themselves: what the labels would make of chance, a forecast cannot know.
+    told = None if device.type == "meta" else method.prompts(batch, training=True)
+    if told is not None:
+        batch["prompts"] = told
     return {
         "case": ["made up"] * batch_size,
-        **{name: torch.from_numpy(np.stack([value] * batch_size)).to(device) for name, value in sample.items()},
+        **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()},
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
+from echoplan.device import reproducible
 
 from ..training.methods import Method
 from .dry_run import prepare_step
@@ -147,7 +148,8 @@ def measured_step(
     free_gb = torch.cuda.mem_get_info()[0] / GIGABYTE
     gb, shortages = None, _shortages()
     try:
-        with _as_in_training():
+        with warnings.catch_warnings(), reproducible(torch.device(_DEVICE), exact=method.recipe.deterministic):
+            warnings.simplefilter("ignore")
             gb = _peak_gb(method, batch_size=batch_size, size=size, frames=frames, classes=classes)
     except Exception:  # a step makes an error of its own of a lack of memory
         if _shortages() == shortages:
@@ -173,16 +175,3 @@ def _peak_gb(method: Method[Any], **shape: Any) -> float | None:
     if run.step.accumulation > 1:  # it ran out of memory, and was taken in parts
         return None
     return (torch.cuda.max_memory_allocated() - before) / GIGABYTE
-
-
-@contextmanager
-def _as_in_training() -> Iterator[None]:
-    """Deterministic algorithms, which may take more memory, without their warnings."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

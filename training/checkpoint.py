@@ -159,7 +159,7 @@ class TrainingState(ModelState):
     """All that a resumed training needs to go on as if it had never stopped: checkpoint_latest.pth.
 
     Attributes:
-        optimizer, scaler, iteration: of the `TrainStep`.
+        optimizer, scaler, iteration, precision: of the `TrainStep`; None: an earlier EchoPlan kept no precision.
         random: of every process its `random_state`.
         best_score: of checkpoint_best.pth, see `BestEpoch`.
         smooth_dice: of the last whole epoch; None before the first one.
@@ -179,6 +179,7 @@ class TrainingState(ModelState):
     progress: EpochProgress = field(default_factory=EpochProgress)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     accumulation: int = 1
+    precision: str | None = None
     basis: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
 

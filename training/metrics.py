@@ -117,11 +117,18 @@ class MetricAverager:
 
     def state(self) -> dict[str, list[float]]:
         """What a checkpoint keeps of an epoch that is not over."""
-        return {name: [float(value) for value in values] for name, values in self._values.items()}
+        return {name: as_numbers(values) for name, values in self._values.items()}
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Put back what `state` gave."""
         self._values = {name: list(values) for name, values in state.items()}
+
+
+def as_numbers(values: Sequence[float | Tensor]) -> list[float]:
+    """Numbers, and tensors of one, as numbers; tensors of one device are fetched from it at once."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    fetched = iter(torch.stack([tensor.double().reshape(()) for tensor in tensors]).tolist() if tensors else ())
+    return [next(fetched) if isinstance(value, Tensor) else float(value) for value in values]
 
 
 class BestEpoch:
@@ -168,7 +175,7 @@ class BestEpoch:
 
 
 class OnlineDice:
-    """Collects Dice over batches.
+    """Collects Dice over batches; on a GPU nobody waits for them before they are asked for.
 
     Args:
         classes: K of the network's logits; 1 is one structure by sigmoid.
@@ -176,27 +183,31 @@ class OnlineDice:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self._values: dict[str, list[float]] = {}
+        self._dice: list[Tensor] = []  # of each frame and structure, NaN where no pixel of the frame is labelled
+        self._datasets: list[str] = []  # of each of these
 
     def add(self, logits: Tensor, labels: Tensor, datasets: Sequence[str]) -> None:
         """Add a batch: logits (B, T, K, H, W), labels (B, T, H, W), B source datasets; pixels of 255 do not count."""
         predicted = (logits[:, :, 0] > 0).long() if self.classes == 1 else logits.argmax(dim=2)
         counts_in = labels != IGNORE
         labelled = counts_in.flatten(2).any(dim=2)
-        counts = labelled.sum(1).tolist()
-        of_frames = [name for name, count in zip(datasets, counts, strict=True) for _ in range(count)]
         for value in range(1, max(self.classes, 2)):
-            mask = ((predicted == value) & counts_in)[labelled].flatten(1).float()
-            truth = ((labels == value) & counts_in)[labelled].flatten(1).float()
-            size = mask.sum(1) + truth.sum(1)
+            mask = ((predicted == value) & counts_in).flatten(2).float()
+            truth = ((labels == value) & counts_in).flatten(2).float()
+            size = mask.sum(2) + truth.sum(2)
             # An empty structure that is found empty is right.
-            dice = torch.where(size > 0, 2 * (mask * truth).sum(1) / size.clamp(min=1), 1.0)
-            for name, value_of_frame in zip(of_frames, dice.tolist(), strict=True):
-                self._values.setdefault(name, []).append(value_of_frame)
+            dice = torch.where(size > 0, 2 * (mask * truth).sum(2) / size.clamp(min=1), 1.0)
+            self._dice.append(torch.where(labelled, dice, math.nan).flatten())
+            self._datasets += [name for name in datasets for _ in range(labels.shape[1])]
 
     def by_dataset(self) -> dict[str, float]:
         """The mean over frames and structures for each source dataset that has any."""
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
+        values: dict[str, list[float]] = {}
+        dice = torch.cat(self._dice).tolist() if self._dice else []
+        for name, value in zip(self._datasets, dice, strict=True):
+            if not math.isnan(value):
+                values.setdefault(name, []).append(value)
+        return {name: sum(own) / len(own) for name, own in values.items()}
 
     def mean(self) -> float | None:
         """The mean over frames and structures, then over datasets; None before anything was added."""

@@ -118,23 +118,22 @@ def jitter_boxes(boxes: Tensor, *, size: tuple[int, int], reach: float = BOX_REA
     Chance comes from torch's generator on the CPU, which checkpoints keep.
 
     Args:
-        boxes: on any device.
+        boxes: in ordinary memory.
         size: (H, W) of the frames.
         reach: see `jittered_box`.
     """
-    draws = torch.rand(boxes.shape, device="cpu")
-    return move_boxes(boxes, draws if boxes.device.type == "cpu" else draws.to(boxes.device), size=size, reach=reach)
+    return move_boxes(boxes, torch.rand(boxes.shape), size=size, reach=reach)
 
 
 def widen_boxes(boxes: Tensor, *, size: tuple[int, int], reach: float = MEDSAM_REACH) -> Tensor:
     """Boxes (..., 4) whose sides are moved outwards by chance, within the frame, as MedSAM's training does; NaN stays.
 
     Args:
-        boxes: on any device; chance comes from torch's generator on the CPU.
+        boxes: in ordinary memory; chance comes from torch's generator.
         size: (H, W) of the frames.
         reach: the farthest move, as a share of the frame's longer side.
     """
-    draws = torch.rand(boxes.shape, device="cpu").to(boxes.device) * reach * max(size)
+    draws = torch.rand(boxes.shape) * reach * max(size)
     return _within(boxes + draws * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0]), size)
 
 
@@ -196,7 +195,7 @@ def draw_prompts(
     checkpoints keep.
 
     Args:
-        labels: (B, T, H, W), 1 is the structure, 255 unknown.
+        labels: (B, T, H, W), 1 is the structure, 255 unknown; in ordinary memory.
         automatic: the kind of prompt of the other clips.
         shares: chances of the kinds that labels make (`LABEL_KINDS`), which add up to 1 at most.
         reach: see `jittered_point`.
@@ -204,8 +203,6 @@ def draw_prompts(
         draw: instead of chance, in what is jittered.
     """
     alone = Prompts.automatic([automatic])
-    if labels.is_meta:  # planning's dry run, where labels have no values
-        return Prompts.joined([alone] * len(labels))
     frames_seen = (labels == 1).flatten(2).any(dim=2).tolist()
     drawn = []
     for clip, seen in enumerate(frames_seen):
@@ -216,7 +213,7 @@ def draw_prompts(
             drawn.append(alone)
             continue
         frame = visible[int(frame_draw * len(visible))]
-        mask = (labels[clip, frame] == 1).cpu().numpy()
+        mask = (labels[clip, frame] == 1).numpy()
         own_draw = jitter_draw if draw is None else draw
         drawn.append(prompt_from_label(mask, kind=kind, frame=frame, draw=own_draw, reach=reach))
     return Prompts.joined(drawn)

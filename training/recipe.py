@@ -92,6 +92,8 @@ class Recipe:
         precision: of forward passes: "auto" (half where the device computes in it), "float32", "bfloat16", "float16".
         channels_last: memory layout of convolutions on a GPU; on CPUs it slows bfloat16 down.
         compile: whether torch.compile makes the training steps faster; where it fails, training goes on without it.
+        deterministic: whether a GPU, too, computes the same to the bit in every run, which is slower; operations that
+            cannot are refused. CPUs always do.
         supervision: "all" labels there are, or "ed_es": those of other frames are hidden from the training, the papers'
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
         keep_epoch: which epoch's weights the fold ends with: "last", "best_dice" (highest validation Dice) or
@@ -121,6 +123,7 @@ class Recipe:
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    deterministic: bool = False
     supervision: str = "all"
     keep_epoch: str = "last"
     normalisation: str | None = None

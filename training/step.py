@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from echoplan.device import fast_dtype
+from echoplan.device import fast_dtype, is_out_of_memory
 from echoplan.errors import EchoPlanError
 
 from .data import Batch, split_batch
@@ -97,7 +97,9 @@ class TrainStep:
                         loss = self.loss(part) * (share * share_of_part * self.world.size)
                     total += self._finite(loss)
                     self.scaler.scale(loss).backward()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if self.world.exchanges_in_passes(self.network):
                 raise _cannot_be_halved(batch, share, self.world) from error
             shortage = True
@@ -193,13 +195,23 @@ class TrainStep:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
+            "precision": str(self.dtype),
         }
 
-    def restore(self, *, optimizer: dict[str, Any], scaler: dict[str, Any], iteration: int) -> None:
-        """Put back what `state` gave."""
+    def restore(
+        self, *, optimizer: dict[str, Any], scaler: dict[str, Any], iteration: int, precision: str | None = None
+    ) -> None:
+        """Put back what `state` gave.
+
+        Another device may compute in another precision: weights and the optimizer's memory, which are of 32 bits, go on
+        in it. The scaler of float16 goes on with its scale if it had one, and else begins as in a new training.
+        """
         self.optimizer.load_state_dict(optimizer)
-        self.scaler.load_state_dict(scaler)
+        if self.scaler.is_enabled() and scaler:  # a training in another precision leaves no state
+            self.scaler.load_state_dict(scaler)
         self.iteration = iteration
+        if precision not in (None, str(self.dtype)):
+            self.say(f"warning: trained in {precision} so far, and from here on in {self.dtype}, as this device does")
 
 
 def poly_rate(start: float, iteration: int, iterations: int, power: float, *, end: float = 0.0) -> float:
@@ -275,7 +287,9 @@ def _explaining_lack_of_memory() -> Iterator[None]:
     """A lack of memory for what the optimizer remembers: smaller batches would not help."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise EchoPlanError(
             "the GPU's memory is too small for the network and its optimiser",
             remedy="take a larger GPU, a smaller variant of the method, or --set optimiser=sgd",

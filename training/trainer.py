@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from echoplan import layout
-from echoplan.device import channels_last
+from echoplan.device import channels_last, prepare_device, reproducible
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.networks.complexity import describe_learning
 from echoplan.parallel_map import progress
@@ -22,12 +22,12 @@ from echoplan.termination import Termination
 
 from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings, random_state, restore_random_state
 from .compilation import CompiledModel
-from .data import Batch, BatchLoader, SampleReader, build_augmentation, visible_frames
+from .data import Batch, BatchLoader, SampleReader, build_augmentation, to_device, visible_frames
 from .distributed import World
 from .fold import FoldSetup
 from .initialization import describe_start, initial_network
 from .methods import Method
-from .metrics import BestEpoch, MetricAverager, OnlineDice, TrainingLog, mean_over_datasets
+from .metrics import BestEpoch, MetricAverager, OnlineDice, TrainingLog, as_numbers, mean_over_datasets
 from .model_folder import write_model_files
 from .resume_check import check_resume, folds_of_other_plans, plan_basis, training_basis
 from .room_check import RoomCheck
@@ -79,8 +79,8 @@ class Trainer:
         self.termination = Termination()
         self.log = TrainingLog(setup.folder, writes=self.world.is_main)
 
+        prepare_device(self.device)
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
         network, self.started_from = initial_network(
             method, size=setup.plan.size, classes=self.classes, weights=weights, resume=resume
         )
@@ -110,7 +110,7 @@ class Trainer:
         """Train the fold from its start, or from where its last checkpoint was written."""
         try:
             self.on_train_start()
-            with self.termination:
+            with self.termination, reproducible(self.device, exact=self.recipe.deterministic):
                 for epoch in range(self.first_epoch, self.recipe.epochs):
                     self.on_epoch_start(epoch)
                     self.train_epoch()
@@ -167,7 +167,7 @@ class Trainer:
         )
         waited_since = time.perf_counter()
         for batch in bar:
-            batch = self.to_device(batch)
+            batch = self.on_device(batch, training=True)
             arrived = time.perf_counter()
             loss = self.train_step(batch)
             loss, terminate = self.world.all_reduce(loss, float(self.termination.requested), device=self.device)
@@ -185,8 +185,13 @@ class Trainer:
         """Move the weights by the epoch's next batch; this process's part of its mean loss."""
         index = self.progress.batches
         share = self.training_batches.share(index)
-        self.check_room(batch, share, self.training_batches.count(index))
-        return self.step(batch, share)
+        try:
+            self.check_room(batch, share, self.training_batches.count(index))
+            return self.step(batch, share)
+        except Exception as error:
+            if not (isinstance(self.model, CompiledModel) and self.model.give_up(error)):
+                raise
+        return self.train_step(batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch or a part of one."""
@@ -203,16 +208,16 @@ class Trainer:
         started = time.perf_counter()
         self.network.eval()
         score, losses = OnlineDice(self.classes), []
-        for batch in self.validation_batches.epoch(0) if self.world.is_main else ():
+        for batch in self.validation_batches.epoch(self.epoch) if self.world.is_main else ():
             if self.termination.requested and self.world.size == 1:  # several must stop at the same step
                 self.save_terminated()
-            batch = self.to_device(batch)
+            batch = self.on_device(batch, training=False)
             with self.step.autocast():
                 logits = self.method.answer(self.network, batch)
                 if self.recipe.keep_epoch == "lowest_loss":
-                    losses += [float(self.method.validation_loss(logits, batch))] * len(logits)
+                    losses += [self.method.validation_loss(logits, batch)] * len(logits)
             score.add(logits, batch["labels"], batch["dataset"])
-        dice, losses = self.world.broadcast((score.by_dataset(), losses))
+        dice, losses = self.world.broadcast((score.by_dataset(), as_numbers(losses)))
         if losses:
             self.metrics.add(val_loss=fmean(losses))
         if self.setup.plan.multi_dataset:
@@ -318,7 +323,9 @@ class Trainer:
             processes=self.world.size,
         )
         self.network.load_state_dict(state.network)
-        self.step.restore(optimizer=state.optimizer, scaler=state.scaler, iteration=state.iteration)
+        self.step.restore(
+            optimizer=state.optimizer, scaler=state.scaler, iteration=state.iteration, precision=state.precision
+        )
         self.step.accumulation = state.accumulation
         self.started_from = state.started_from or self.started_from
         self.first_epoch = state.epochs
@@ -378,7 +385,7 @@ class Trainer:
             batch_size=recipe.batch_size or plan.batch_size,
             batches_per_epoch=recipe.iterations_per_epoch if training else None,
             drop_last=recipe.drop_last and training,
-            epochs=recipe.epochs if training else 0,
+            epochs=recipe.epochs,  # validation's workers stay from epoch to epoch, too
             shuffle=training,
             groups=setup.datasets_of(samples) if recipe.balance == "datasets" else None,
             seed=self.seed,
@@ -387,9 +394,7 @@ class Trainer:
             ranks=self.world.size if training else 1,
         )
 
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch's tensors on the device."""
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+    def on_device(self, batch: Batch, *, training: bool) -> Batch:
+        """A loader's batch on the device, with "prompts" where the method tells its network any."""
+        told = self.method.prompts(batch, training=training)
+        return to_device(batch if told is None else {**batch, "prompts": told}, self.device)

@@ -21,6 +21,8 @@ _BASE_MARGIN = 0.15
 _FEWEST_BASE_POINTS = 5
 _ROUNDS = 3
 _FARTHEST_MOVE = 0.06  # of a hinge onto that line, as a share of the chord
+_IN_CACHE = 256  # pairs whose distances to all points stay in a processor's cache
+_TRIED_FIRST = 16  # pairs, of which the best says what all others have to beat
 # What a base looks like, as penalties; fitted to the hinge points of CAMUS' labels (where cavity, myocardium and atrium
 # meet) and to half-ellipsoids, both also with rounded corners and ragged edges, at any rotation.
 _PENALTY_BULGE = 1.0
@@ -65,29 +67,49 @@ def _perimeter(contour: Points) -> float:
 
 
 def _best_pair(outline: Points, towards: ArrayLike | None) -> tuple[int, int, float]:
-    """Indices of the points of a counter-clockwise outline (N, 2) where the base starts and ends, and its penalty."""
+    """Indices of the points of a counter-clockwise outline (N, 2) where the base starts and ends, and its penalty.
+
+    The costly terms, of the long axis, are worked out for those pairs alone that could still be the best.
+    """
     first, second, arc, chord = _plausible_pairs(outline)
     size = np.sqrt(signed_area(outline))
+    roundness = 1 - np.clip(_turning(outline), -0.5, np.pi / 2) / (np.pi / 2)
+    ends = _PENALTY_BULGE * (arc / chord - 1) + _PENALTY_ROUND_CORNERS * (roundness[first] + roundness[second])
+    width = _PENALTY_WIDTH * np.log(chord / size) ** 2
+    # No axis is longer than the diagonal of the box around the outline; all other terms only add to a penalty.
+    least = ends + width - _PENALTY_SHORT * np.log(np.hypot(*np.ptp(outline, axis=0)) / size)
+
+    def rate(some: NDArray[np.intp]) -> tuple[Points, Points]:
+        """The penalties of some pairs, and with them what speaks against them by `towards`."""
+        axis, skewed, lopsided = _axis_terms(outline, first[some], second[some], chord[some])
+        length = np.hypot(*axis.T)
+        rated = ends[some] + _PENALTY_SKEWED * skewed + width[some] - _PENALTY_SHORT * np.log(length / size)
+        rated += _PENALTY_LOPSIDED * lopsided
+        if towards is None:
+            return rated, rated
+        hint = np.asarray(towards, dtype=np.float64)
+        return rated, rated + _PENALTY_AGAINST_HINT * (1 - axis @ hint / (length * np.linalg.norm(hint)))
+
+    some = np.argsort(least)[:_TRIED_FIRST]
+    some = np.flatnonzero(least <= rate(some)[1].min())
+    rated, with_hint = rate(some)
+    best = int(np.argmin(with_hint))
+    return int(first[some[best]]), int(second[some[best]]), float(rated[best])
+
+
+def _axis_terms(
+    outline: Points, first: NDArray[np.intp], second: NDArray[np.intp], chord: Points
+) -> tuple[Points, Points, Points]:
+    """Of pairs of points (P,): the long axis (P, 2), how far it is from standing on the chord, and `_lopsidedness`."""
     middle = (outline[first] + outline[second]) / 2
     # |m - o|^2 without |m|^2, which is the same for all points o that one middle m has to choose from.
-    apex = (np.sum(outline**2, axis=1) - 2 * middle @ outline.T).argmax(axis=1)
+    own, apex = np.sum(outline**2, axis=1), np.empty(len(middle), np.intp)
+    for start in range(0, len(middle), _IN_CACHE):
+        both = 2 * middle[start : start + _IN_CACHE] @ outline.T
+        np.subtract(own, both, out=both).argmax(axis=1, out=apex[start : start + _IN_CACHE])
     axis = outline[apex] - middle
-    length = np.hypot(*axis.T)
-    roundness = 1 - np.clip(_turning(outline), -0.5, np.pi / 2) / (np.pi / 2)
-    penalty = (
-        _PENALTY_BULGE * (arc / chord - 1)
-        + _PENALTY_ROUND_CORNERS * (roundness[first] + roundness[second])
-        + _PENALTY_SKEWED * np.abs(np.sum(axis * (outline[second] - outline[first]), axis=1)) / (length * chord)
-        + _PENALTY_WIDTH * np.log(chord / size) ** 2
-        - _PENALTY_SHORT * np.log(length / size)
-        + _PENALTY_LOPSIDED * _lopsidedness(outline, middle, first, second, apex)
-    )
-    against = np.zeros_like(penalty)
-    if towards is not None:
-        hint = np.asarray(towards, dtype=np.float64)
-        against = _PENALTY_AGAINST_HINT * (1 - axis @ hint / (length * np.linalg.norm(hint)))
-    best = int(np.argmin(penalty + against))
-    return int(first[best]), int(second[best]), float(penalty[best])
+    skewed = np.abs(np.sum(axis * (outline[second] - outline[first]), axis=1)) / (np.hypot(*axis.T) * chord)
+    return axis, skewed, _lopsidedness(outline, middle, first, second, apex)
 
 
 def _plausible_pairs(outline: Points) -> tuple[NDArray[np.intp], NDArray[np.intp], Points, Points]:

@@ -187,7 +187,7 @@ def seconds(works: list[Callable[[], object]], options: argparse.Namespace) -> l
 def measure(trainer: Trainer, options: argparse.Namespace) -> Seconds:
     """Network, step and loader of a trainer, a batch at a time."""
     batches = trainer.training_batches
-    batch = next(iter(batches.epoch(0)))
+    batch = trainer.on_device(next(iter(batches.epoch(0))), training=True)
     samples = len(batch["case"])
 
     def load() -> None:

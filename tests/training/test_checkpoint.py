@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from echoplan.training.recipe import Recipe
+from echoplan.training.step import TrainStep
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
@@ -62,3 +65,34 @@ def test_a_format_that_is_no_number_is_another_format(tmp_path: Path) -> None:
     torch.save({"format": True}, tmp_path / "checkpoint_final.pth")
     with pytest.raises(EchoPlanError, match="another format"):
         load_checkpoint(tmp_path / "checkpoint_final.pth")
+
+
+@pytest.mark.parametrize(("before", "now"), [("bfloat16", "float16"), ("float16", "bfloat16"), ("float16", "float16")])
+def test_a_training_goes_on_in_the_precision_of_another_device(before: str, now: str) -> None:
+    """A scaler belongs to float16 alone; what no scaler has left, none can take up."""
+    said: list[str] = []
+
+    def step_in(precision: str) -> TrainStep:
+        recipe = replace(Recipe(), precision=precision)
+        network = torch.nn.Linear(2, 1)
+        made = TrainStep(
+            network,
+            recipe,
+            lambda batch: network(batch["x"]).square().mean(),
+            learning_rate=0.1,
+            iterations=9,
+            device=torch.device("cpu"),
+            say=said.append,
+        )
+        made({"case": ["a"], "x": torch.ones(1, 2)})
+        return made
+
+    first, second = step_in(before), step_in(now)
+    if first.scaler.is_enabled():
+        first.scaler.update(1024.0)
+    scale = 1024.0 if before == now else second.scaler.get_scale()
+    second.restore(**first.state())
+    assert second.iteration == 1 and second.scaler.get_scale() == scale
+    assert [line.startswith(f"warning: trained in torch.{before} so far") for line in said] == [True] * (before != now)
+    second.restore(**{name: value for name, value in first.state().items() if name != "precision"})  # of old
+    second({"case": ["a"], "x": torch.ones(1, 2)})

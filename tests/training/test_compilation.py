@@ -56,3 +56,34 @@ def test_training_goes_on_without_a_compiler(frame_setup: FoldSetup, monkeypatch
     log = next(trainer.setup.folder.glob("training_log_*.txt")).read_text()
     assert log.count("torch.compile failed (no C compiler)") == 1
     assert (trainer.setup.folder / "checkpoint_final.pth").exists()
+
+
+def test_a_compiler_that_fails_at_the_gradient_is_left_and_the_step_taken_again(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are compiled in the backward pass, where no call of the model can catch what goes wrong."""
+
+    def no_gradient_kernel(_: torch.Tensor) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no gradient kernel")
+
+    def compiled(model, **_):
+        def call(*inputs):
+            output = model(*inputs)
+            output.logits.register_hook(no_gradient_kernel)
+            return output
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    settings = {"epochs": 1, "iterations_per_epoch": 2, "base_features": 4, "compile": True}
+    trainer = Trainer(UNetMethod().with_settings(settings), frame_setup)
+    trainer.run_training()
+    log = next(trainer.setup.folder.glob("training_log_*.txt")).read_text()
+    assert log.count("torch.compile failed (no gradient kernel)") == 1
+    assert trainer.step.iteration == 2
+
+
+def test_what_a_compiled_gradient_itself_runs_into_is_not_the_compilers() -> None:
+    compiled = CompiledModel(nn.Linear(3, 2), print, backend="eager")
+    assert not compiled.give_up(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not compiled.give_up(RuntimeError("the loss became nan"))

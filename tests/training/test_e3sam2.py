@@ -205,7 +205,7 @@ def test_validation_sees_frames_only(trained, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "draw_prompts", forbidden)
     assert trained.validate_epoch() is not None
     with pytest.raises(AssertionError, match="from labels"):
-        trained.loss({"clip": torch.zeros(1, 3, 1, 32, 32), "labels": torch.zeros(1, 3, 32, 32)})
+        trained.on_device({"labels": torch.zeros(1, 3, 32, 32)}, training=True)
 
 
 def test_switches_reach_the_network_and_the_loss() -> None:
@@ -268,7 +268,8 @@ def test_a_true_point_at_test_is_told_in_validation_and_off_by_default(clip_setu
     batch = {"clip": torch.zeros(2, 3, 1, 32, 32), "labels": discs()}
     for settings in ({}, {"true_point_at_test": True}):
         method = make_method("E3SAM2Trainer", design="released", **settings)
-        method.answer(network, batch)
+        of_labels = method.prompts(batch, training=False)
+        method.answer(network, batch if of_labels is None else {**batch, "prompts": of_labels})
         prompt = method.prompt_of_cases(method.build_network(size=(32, 32), classes=1), clip_setup)
         assert (prompt is None) is (told[-1] is None) is (not settings)
     assert told[-1].kinds == ("given", "point") and prompt(clip_setup.val[0]).kinds == ("given",)

@@ -85,7 +85,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_once_and_the_log_says_so(frame_
 
     def loss_of_two_at_most(batch: Batch) -> torch.Tensor:
         if len(batch["case"]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return loss(batch)
 
     crowded.step.loss = loss_of_two_at_most

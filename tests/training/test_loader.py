@@ -8,14 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.training.data import BatchLoader, SampleReader, build_augmentation, clip_samples, frame_samples
+from echoplan.training.data import BatchLoader, SampleReader, build_augmentation, clip_samples, frame_samples, loader
 from echoplan.training.fold import FoldSetup
+from echoplan.training.methods.unet import UNetMethod
+from echoplan.training.trainer import Trainer
 
 from .conftest import make_setup
 
@@ -257,3 +260,19 @@ def test_hidden_labels_stand_apart_and_never_among_the_labels(tmp_path) -> None:
     np.testing.assert_array_equal(seen["labels"][[0, 3]], whole["labels"][[0, 3]])
     np.testing.assert_array_equal(seen["hidden"][1:3], whole["labels"][1:3])
     assert (seen["labels"][1:3] == 255).all() and (seen["hidden"][[0, 3]] == 255).all()
+
+
+def test_workers_of_training_and_validation_are_started_once_a_training(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Counted(loader.Workers):
+        def __init__(self, *arguments: Any) -> None:
+            started.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(loader, "Workers", Counted)
+    method = UNetMethod().with_settings({"epochs": 3, "iterations_per_epoch": 1, "base_features": 4})
+    Trainer(method, frame_setup, processes=1).run_training()
+    assert len(started) == 2

@@ -103,7 +103,7 @@ def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
     told: list[tuple[Tensor, ...]] = []
     trainer.model = lambda *arguments: told.append(arguments) or trainer.network(*arguments)
     torch.manual_seed(5)
-    trainer.loss(batch).backward()
+    trainer.loss(trainer.on_device(batch, training=True)).backward()
     truth = boxes_of_labels(batch["labels"])
     if kind == "automatic":
         assert len(told[0]) == 1

@@ -216,6 +216,17 @@ def split_batch(batch: Batch, parts: int) -> list[tuple[float, Batch]]:
     ]  # fmt: skip
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on a device; from pinned memory, so that a GPU is not waited for."""
+    pinned = device.type == "cuda"
+    return {
+        name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in batch.items()
+    }
+
+
 @dataclass(frozen=True)
 class _Batches:
     """This process's part of each batch of some epochs; of the first, from the batch number `start` on."""

@@ -6,8 +6,9 @@ released (github.com/ZhengLong777/E3SAM2, commit 1b90d3d). docs/trainers.md name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -176,23 +177,17 @@ class SAM2Family(Method[SAM2RecipeT]):
         "EchoNet-Dynamic": PublishedProtocol(256, "official", {"epochs": 100}),
     }
 
-    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
-        """Some clips begin with a prompt from their labels, so that all ways to begin are learned."""
-        return network(batch["clip"], self._prompts(batch, self.recipe.label_shares))
-
-    def answer(self, network: Callable[..., Any], batch: Batch) -> Tensor:
-        """See `Method.answer`."""
-        told = (self._prompts(batch, {"pixel": 1.0}, draw=MIDDLE),) if self.recipe.true_point_at_test else ()
-        return network(batch["clip"], *told)
+    def prompts(self, batch: Batch, *, training: bool) -> Prompts | None:
+        """See `Method.prompts`: some clips begin with one from their labels, so that all ways to begin are learned."""
+        of_network = self.recipe.network
+        draw = partial(draw_prompts, automatic=of_network.prompt, first=of_network.start_frame == "first")
+        if training:
+            return draw(batch["labels"], shares=self.recipe.label_shares)
+        return draw(batch["labels"], shares={"pixel": 1.0}, draw=MIDDLE) if self.recipe.true_point_at_test else None
 
     def prompt_of_cases(self, network: nn.Module, setup: FoldSetup) -> CasePrompts | None:
         """See `Method.prompt_of_cases`."""
         return CasePrompts(network, setup, "pixel") if self.recipe.true_point_at_test else None
-
-    def _prompts(self, batch: Batch, shares: Mapping[str, float], **options: float) -> Prompts:
-        of_network = self.recipe.network
-        first = of_network.start_frame == "first"
-        return draw_prompts(batch["labels"], automatic=of_network.prompt, shares=shares, first=first, **options)
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Equation 8, and what keeps SAM2's own heads and the coarse head in training; means over frames throughout."""

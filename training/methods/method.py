@@ -117,19 +117,31 @@ class Method(ABC, Generic[RecipeT]):
     def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
         """The network's output for a training batch, with an empty auxiliary part where the network gives none.
 
-        A method changes it where its network takes more than frames in training. In validation and at test time a
-        network sees nothing but frames.
+        A method changes it where its network takes more than frames and `prompts` in training. In validation and at
+        test time a network sees nothing but frames.
 
         Args:
             network: the method's, in training mode, to be called; parallel and compiled where it is to be.
             batch: see `loss`.
         """
-        output = network(batch["clip"])
+        output = self.answer(network, batch)
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
 
     def answer(self, network: Callable[..., Any], batch: Batch) -> Tensor:
         """The network's logits for a validation batch; see `forward`."""
-        return network(batch["clip"])
+        return network(batch["clip"], batch["prompts"]) if "prompts" in batch else network(batch["clip"])
+
+    def prompts(self, batch: Batch, *, training: bool) -> Any:
+        """What a promptable network is told of a batch, made of its labels; None tells it nothing.
+
+        It is asked for while the batch is in ordinary memory, for reading labels on a GPU would have to wait for all
+        that the GPU is at. What it gives is the batch's "prompts" from then on, and can be taken in parts by slices.
+
+        Args:
+            batch: as the loader gives it.
+            training: to learn from; else to be watched.
+        """
+        return None
 
     def prompt_of_cases(self, network: nn.Module, setup: FoldSetup) -> Callable[[str], Any] | None:
         """What the final validation tells the network of each case; None, as it should be, tells it nothing."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -92,16 +92,16 @@ class SAMMethod(Method[SAMRecipe]):
     recipe_class = SAMRecipe
     network_name: ClassVar[str] = "sam"
 
-    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
-        """With boxes as `training_boxes` says; a frame that shows no structure gets the locator's box, as later on."""
-        if self.recipe.training_boxes == "automatic":
-            return network(batch["clip"])
+    def prompts(self, batch: Batch, *, training: bool) -> Tensor | None:
+        """See `Method.prompts`: boxes as `training_boxes` says; a frame without structure gets the locator's."""
+        if not training or self.recipe.training_boxes == "automatic":
+            return None
         boxes = boxes_of_labels(batch["labels"])
         if self.recipe.training_boxes == "jittered":
             boxes = jitter_boxes(boxes, size=batch["labels"].shape[-2:], reach=self.recipe.box_reach)
         elif self.recipe.training_boxes == "widened":
             boxes = widen_boxes(boxes, size=batch["labels"].shape[-2:])
-        return network(batch["clip"], boxes)
+        return boxes
 
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Dice + cross-entropy of the mask, and the same of the locator, which shares no weight with SAM.

@@ -81,14 +81,17 @@ class Prompts:
 
     def of_clip(self, index: int) -> Prompts:
         """The prompts of one clip, as a batch of one."""
-        one = slice(index, index + 1)
+        return self[index : index + 1]
+
+    def __getitem__(self, clips: slice) -> Prompts:
+        """The prompts of some of the clips."""
         return replace(
             self,
-            kinds=self.kinds[one],
-            points=self.points[one],
-            frames=self.frames[one],
-            boxes=None if self.boxes is None else self.boxes[one],
-            masks=None if self.masks is None else self.masks[one],
+            kinds=self.kinds[clips],
+            points=self.points[clips],
+            frames=self.frames[clips],
+            boxes=None if self.boxes is None else self.boxes[clips],
+            masks=None if self.masks is None else self.masks[clips],
         )
 
     def check(self, clips: int, frames: int, size: int) -> None:

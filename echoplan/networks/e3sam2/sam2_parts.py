@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -170,27 +171,19 @@ def build_memory_encoder() -> Any:
     )
 
 
-def _rotary_attention(grid: int, **settings: Any) -> Any:
+def _rotary_attention(grid: int, *, rope_k_repeat: bool = False, **settings: Any) -> Any:
     """Attention with rotary positions, which move with the module.
 
-    The package keeps the rotations as a plain attribute, on the first GPU where there is one: no home for a network on
-    another device or on the meta device.
+    The package's constructor keeps the rotations as a plain attribute, on the first GPU where there is one: no home for
+    a network on another device, and planning would open a CUDA context for it. So its parts are put together here.
     """
-    home = torch.get_default_device()
-    with torch.device("cpu"):
-        attention = sam2_module("modeling.sam.transformer").RoPEAttention(
-            rope_theta=10000.0,
-            feat_sizes=(grid, grid),
-            embedding_dim=WIDTH,
-            num_heads=1,
-            downsample_rate=1,
-            dropout=0.1,
-            **settings,
-        )
-    rotations = attention.freqs_cis.cpu()
-    del attention.freqs_cis
-    attention.register_buffer("freqs_cis", rotations, persistent=False)
-    return attention.to(home)
+    module = sam2_module("modeling.sam.transformer")
+    attention = module.RoPEAttention.__new__(module.RoPEAttention)
+    module.Attention.__init__(attention, embedding_dim=WIDTH, num_heads=1, downsample_rate=1, dropout=0.1, **settings)
+    turns = partial(module.compute_axial_cis, dim=attention.internal_dim // attention.num_heads, theta=10000.0)
+    attention.compute_cis, attention.rope_k_repeat = turns, rope_k_repeat
+    attention.register_buffer("freqs_cis", turns(end_x=grid, end_y=grid), persistent=False)
+    return attention
 
 
 def _position_encoding(channels: int) -> nn.Module:

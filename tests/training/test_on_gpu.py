@@ -1,0 +1,83 @@
+"""Every method's step, validation and prediction on a pretended GPU: nothing mixes devices, and the host hardly waits.
+
+A wait costs little by itself, but the GPU runs dry: it has nothing to do until the host has caught up.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from echoplan.networks.sliding_window import segment_clip
+from echoplan.training.fold import FoldSetup
+from echoplan.training.methods import method_registry
+from echoplan.training.trainer import Trainer
+
+from ..pretended_gpu import GPU, pretended_gpu
+from .test_every_trainer import NAMES, QUICK
+
+# The most waits of a training step (the loss is looked at), of an epoch's validation (its Dice, and a loss that chooses
+# the epoch), and of a predicted clip (its way to the GPU and back), whatever their number of frames.
+WAITS = (1, 1, 2)
+MORE = {
+    "E3SAM2Trainer": (10, 10, 12),
+    "EchoNetTrainer": (1, 2, 2),
+    "SAM2Trainer": (19, 13, 19),
+    "SAMTrainer": (3, 15, 9),
+}
+
+
+@pytest.mark.usefixtures("slim_networks")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_runs_on_a_gpu_and_hardly_waits_for_it(name: str, request: pytest.FixtureRequest) -> None:
+    method = method_registry()[name]
+    frames = method.requirements.frames
+    setup: FoldSetup = request.getfixturevalue("frame_setup" if frames == 1 else "clip_setup")
+    unlearned = {"pretrained": False} if hasattr(method.recipe, "pretrained") else {}
+    common = {"epochs": 2, "iterations_per_epoch": 1, "batch_size": 1, "gradient_clip": 12.0}
+    method = method.with_settings({**common, **unlearned, **QUICK.get(name, {}), "precision": "auto"})
+    with pretended_gpu() as waits:
+        trainer = Trainer(method, setup, device=GPU)
+        trainer.on_epoch_start(0)
+        waits.clear()
+        counts = []
+        for work in (trainer.train_epoch, trainer.validate_epoch, lambda: predicted(trainer)):
+            work()
+            counts.append(dict(waits))
+            waits.clear()
+    assert trainer.step.dtype == torch.bfloat16 and trainer.step.iteration == 1
+    for most, found in zip(MORE.get(name, WAITS), counts, strict=True):
+        assert sum(found.values()) <= most, found
+
+
+def predicted(trainer: Trainer) -> None:
+    frames = torch.from_numpy(trainer.setup.store.frames(trainer.setup.val[0]))
+    found = segment_clip(
+        trainer.network, frames, classes=1, window=trainer.setup.plan.frames, batch=len(frames), autocast=True
+    )
+    assert found.shape == (1, *frames.shape) and 0 <= found.min() <= found.max() <= 1
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
+    with pretended_gpu() as waits:
+        values, places = torch.arange(6.0, device=GPU), torch.tensor([0, 2])
+        assert values.device == GPU and values.is_cuda and (values * 2).device == GPU
+        with pytest.raises(RuntimeError, match="same device, but found cuda:0 and cpu"):
+            values + torch.ones(6)
+        with pytest.raises(RuntimeError, match="same device as the indexed"):
+            torch.ones(6)[values.long()]
+        with pytest.raises(RuntimeError, match=r"not implemented for torch\.uint8"):
+            F.interpolate(torch.zeros(1, 1, 4, 4, dtype=torch.uint8, device=GPU), scale_factor=2, mode="bilinear")
+        with pytest.raises(TypeError, match=r"Tensor\.cpu"):
+            values.numpy()
+        assert not waits
+        float(values.sum())  # each of these waits
+        values[values > 2]
+        values[places]
+        values.cpu()
+        torch.tensor([1.0, 2.0], device=GPU)
+        assert sum(waits.values()) == 5
+        places.pin_memory().to(GPU, non_blocking=True)
+        torch.zeros(3, device=GPU).add_(torch.tensor(1.0))
+        assert sum(waits.values()) == 5
