@@ -7,10 +7,10 @@ EXTRAS ?= test
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
-.PHONY: help install demo test coverage lint types fuzz bench clean
+.PHONY: help install demo test coverage lint types fuzz bench bench-gpu clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## virtual environment with EchoPlan in it
 
@@ -46,6 +46,9 @@ bench: $(INSTALLED)  ## speed and memory beside peers, a table each
 		echo; echo "== $$benchmark"; own=$$(date +%s); $(BIN)/python $$benchmark || exit 1; \
 		echo "== $$benchmark took $$(($$(date +%s) - own)) s"; \
 	done; echo; echo "All benchmarks took $$(($$(date +%s) - start)) s"
+
+bench-gpu: $(INSTALLED)  ## all that only a GPU can tell, in under 10 minutes; the table lies in build/bench-gpu.md
+	$(BIN)/python tests/benchmarks/gpu.py
 
 clean:  ## remove what was built here
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
