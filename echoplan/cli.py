@@ -176,7 +176,8 @@ def existing_path(text: str) -> Path:
     """An argparse type: a path that must exist."""
     path = Path(text).expanduser()
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"{text} does not exist")
+        what = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+        raise argparse.ArgumentTypeError(f"{text} {what}")
     return path
 
 

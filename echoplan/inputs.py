@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -143,7 +144,7 @@ def find_inputs(source: str | Path, *, leave_out: Path | None = None) -> tuple[I
     inputs += [
         InputClip(path, _guess(path, root))
         for path in found
-        if path.resolve() not in known and path.resolve() not in labels and not _is_result(path)
+        if _real(path) not in known and _real(path) not in labels and not _is_result(path)
     ]
     if not inputs:
         raise EchoPlanError(
@@ -183,16 +184,21 @@ def _rows(source: Path) -> tuple[dict[Path, Case], set[Path]]:
         table = folder / layout.CASES_FILE
         if table.is_file():
             cases = read_cases(table)
-            labels = {(folder / case.label).resolve() for case in cases if case.label}
+            labels = {_real(folder / case.label) for case in cases if case.label}
             inside = [case for case in cases if _lies_in(source, folder / case.image)]
-            return {(folder / case.image).resolve(): case for case in inside}, labels
+            return {_real(folder / case.image): case for case in inside}, labels
     return {}, set()
 
 
 def _lies_in(source: Path, file: Path) -> bool:
     """Whether `source` is that file, or a folder that holds it or a link to it."""
-    places = ((source.absolute(), file.absolute()), (source.resolve(), file.resolve()))
+    places = ((source.absolute(), file.absolute()), (_real(source), _real(file)))
     return any(path == inside or inside in path.parents for inside, path in places)
+
+
+def _real(path: Path) -> Path:
+    """The path without links; of a link that leads to itself as it is, where `Path.resolve` may fail."""
+    return Path(os.path.realpath(path))
 
 
 def _clips_in(folder: Path, leave_out: Path | None) -> Iterator[Path]:
@@ -226,7 +232,7 @@ def _search(folder: Path, searched: set[Path], links: list[Path]) -> Iterator[Pa
         logger.info("%s holds results of an earlier run and is left out", folder)
         return
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.is_file()]
+    files = [entry for entry in entries if not entry.is_dir()]  # or links that lead nowhere, of which reading tells
     if any(file.suffix.lower() in pictures.ENDINGS for file in files):
         yield folder
         files = [file for file in files if file.suffix.lower() not in pictures.ENDINGS]
@@ -258,7 +264,7 @@ def _is_clip(file: Path) -> bool:
     suffix = clip_ending(file)
     if suffix:
         return not file.name[: -len(suffix)].endswith(_REFERENCE)
-    if file.name.upper() == "DICOMDIR":
+    if file.name.upper() == "DICOMDIR" or not file.is_file():
         return False
     with open(file, "rb") as stream:  # scanners often write DICOM without an ending
         return stream.read(132)[128:] == b"DICM"
@@ -267,7 +273,7 @@ def _is_clip(file: Path) -> bool:
 def _guess(path: Path, root: Path) -> Case:
     inside = path.relative_to(root)
     parts = list(inside.parts) or [path.resolve().name]  # the root itself is one clip of pictures
-    parts = [*map(printable, parts[:-1]), name_of_file(path) if path.is_file() else printable(parts[-1])]
+    parts = [*map(printable, parts[:-1]), printable(parts[-1]) if path.is_dir() else name_of_file(path)]
     # 0001/0001_4CH is named 0001_4CH: the folder adds nothing.
     name = "_".join(
         part
@@ -312,6 +318,6 @@ def _files_as_they_are(path: Path) -> list[Any]:
     files: Iterable[Path] = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else (path,)
     try:
         status = [file.stat() for file in files]
-    except FileNotFoundError as error:
+    except OSError as error:
         raise EchoPlanError("the clip is gone", file=path) from error
     return [[item.st_size, item.st_mtime_ns] for item in status]

@@ -106,6 +106,13 @@ _MEASURES = {
         0.05,
         "fixed: a ventricle is one piece",
     ),
+    "area_change": _Measure(
+        "the cavity hardly changes: its area by {percent:.1f} % from end-diastole to end-systole (limit "
+        "{limit_percent:.0f} %)",
+        0.05,
+        "fixed: an EF of some 8 %",
+        low_is_bad=True,
+    ),
     "area_share": _Measure(
         "the cavity is tiny: {percent:.1f} % of the frame (limit {limit_percent:.1f} %)",
         0.01,
@@ -172,12 +179,15 @@ def clip_measures(mask: np.ndarray, measured: CaseMeasurement) -> dict[str, Any]
     cavity = np.asarray(mask).astype(bool, copy=False)
     pixels = np.count_nonzero(cavity, axis=(1, 2))
     given = None not in (measured.case.ed_frame, measured.case.es_frame)
-    frames = {frame for beat in measured.phases.beats for frame in beat} if measured.phases else set()
+    beats = measured.phases.beats if measured.phases else ()
+    frames = {frame for beat in beats for frame in beat}
+    changes = [1 - pixels[es] / pixels[ed] for ed, es in beats if pixels[ed] and ed != es]
     stray = [1 - np.count_nonzero(largest_filled_component(cavity[f])) / pixels[f] for f in sorted(frames) if pixels[f]]
     return {
         "area_roughness": area_roughness(measured.area),
         "empty_share": float(np.mean(pixels == 0)),
         "stray_share": max(0.0, *stray) if stray else None,
+        "area_change": float(np.median(changes)) if changes else None,
         "area_share": float(pixels.max(initial=0)) / (cavity.shape[1] * cavity.shape[2]),
         "largest_edv_ml": measured.edv_ml,
         "smallest_edv_ml": measured.edv_ml,

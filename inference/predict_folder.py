@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -283,7 +284,7 @@ def _inputs_beside(source: Path, out: Path, part: Part | None) -> tuple[InputCli
     inputs = find_inputs(source, leave_out=out)
     names = (name(item.name) for item in inputs for name in (layout.mask_file, layout.exact_mask_file))
     targets = {(out / name).resolve() for name in names}
-    clash = [item.path for item in inputs if item.path.resolve() in targets]
+    clash = [item.path for item in inputs if Path(os.path.realpath(item.path)) in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
     return inputs if part is None else part.of(inputs)
@@ -317,7 +318,10 @@ def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_pro
     if not find_mask(out, item.name).is_file() or (keep_probabilities and not probabilities.is_file()):
         return False
     evidence = out / layout.EVIDENCE / layout.probabilities_file(item.name)
-    return ClipEvidence.read_origin(evidence) == origin(item, predictor)
+    try:
+        return ClipEvidence.read_origin(evidence) == origin(item, predictor)
+    except EchoPlanError:  # the clip is gone, of which reading it tells
+        return False
 
 
 def segment_input(

@@ -96,6 +96,8 @@ def tracing_mask(tracing: np.ndarray, frame_shape: tuple[int, int]) -> np.ndarra
         tracing: (n, 4) of x1, y1, x2, y2 in pixels; the first row is the long axis.
         frame_shape: (H, W).
     """
+    if len(tracing) < 2:  # the long axis alone
+        return np.zeros(frame_shape, np.uint8)
     left_x, left_y, right_x, right_y = tracing[1:].T
     columns = np.concatenate([left_x, right_x[::-1]])
     rows = np.concatenate([left_y, right_y[::-1]])

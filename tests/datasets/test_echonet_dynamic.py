@@ -138,6 +138,7 @@ def test_tracings_that_do_not_fit(source, tmp_path, caplog):
     dataset = convert_echonet_dynamic(source, tmp_path / "out", failures=failures)
     assert "no frame 60 in a clip of 8" in failures["0XA"]
     assert "frame 1 encloses nothing" in failures["0XB"]
+    assert not tracing_mask(tracing(10)[:1], (SIDE, SIDE)).any()  # the long axis alone
     case = dataset.cases[0]  # a video nobody traced has an EF all the same
     assert (case.case, case.label, case.ed_frame, case.ef_percent) == ("0XC", None, None, 55.5)
     assert "0XC: 0 of its frames are traced" in caplog.text

@@ -68,6 +68,7 @@ def test_islands_gaps_tiny_and_short_clips_are_doubted():
     mask[12] = False
     assert words_of(mask)["empty_share"] == "5 % of the frames have no cavity"
     assert "tiny" in words_of(heart(length=4, width=3))["area_share"]
+    assert "hardly changes" in words_of(heart(contraction=0.01))["area_change"]
     assert "3 frames" in words_of(heart(frames=3))["frames"]
     assert "30 %" in words_of(heart(), edge_share=0.3)["edge_share"]
 

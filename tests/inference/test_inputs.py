@@ -113,7 +113,7 @@ def test_tiny_frames_are_refused(tmp_path, heart):
         find_inputs(tmp_path)[0].read()
 
 
-def test_folders_that_lead_back_to_themselves_end(tmp_path, heart):
+def test_folders_that_lead_back_to_themselves_end(tmp_path, heart, caplog):
     """With 20 links of every folder to every other there are more paths than can be gone through."""
     for number in range(20):
         write_clip(tmp_path / f"f{number}" / "a.nii", heart.clip)
@@ -122,6 +122,18 @@ def test_folders_that_lead_back_to_themselves_end(tmp_path, heart):
         (tmp_path / f"f{number}" / "up").symlink_to("..")
     (tmp_path / "loop").symlink_to("loop")
     assert [item.name for item in find_inputs(tmp_path)] == sorted(f"f{number}_a" for number in range(20))
+    assert "1 files are of no format that is read: loop" in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_named_when_it_is_read(tmp_path, heart):
+    for name, target in (("gone_A4C.nii.gz", "nowhere"), ("loop_A4C.nii.gz", "loop_A4C.nii.gz")):
+        (tmp_path / name).symlink_to(target)
+    found = find_inputs(tmp_path)
+    for item, words in zip(found, ("no such file", "leads to itself"), strict=True):
+        with pytest.raises(EchoPlanError, match=rf"{words}.*{item.path.name}"):
+            item.read()
+        with pytest.raises(EchoPlanError, match="the clip is gone"):
+            item.content()
 
 
 def test_what_is_passed_over_is_said(tmp_path, heart, caplog):
