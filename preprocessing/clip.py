@@ -35,7 +35,7 @@ def preprocess_clip(
     Args:
         clip: frames (T, H, W) of any type a reader returns.
         size: (h, w) of the network's grid.
-        protocol: "aspect" or "stretch", see `plan_geometry`.
+        protocol: "aspect", "stretch" or "nearest", see `plan_geometry`.
         crop: whether to crop to the sector.
         crop_box: the sector's box where it is known already; found in the frames otherwise. Unused without `crop`.
 

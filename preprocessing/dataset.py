@@ -38,7 +38,7 @@ class StoreSettings:
     Attributes:
         name: the store's folder.
         size: the network's grid (h, w).
-        protocol: "aspect" or "stretch".
+        protocol: "aspect", "stretch" or "nearest".
         crop: source dataset -> whether its clips are cropped.
     """
 

@@ -18,7 +18,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 from echoplan.sector import Box
 
-PROTOCOLS = ("aspect", "stretch")
+PROTOCOLS = ("aspect", "stretch", "nearest")
 _CHANNELS = 4
 _FRAMES_AT_ONCE = 16  # bounds the float copies that resizing needs
 
@@ -33,6 +33,7 @@ class Geometry:
         resized_shape: (h, w) the crop is resized to.
         padding: rows and columns of zeros added (top, bottom, left, right).
         spacing_mm: (row, column) spacing of the network's grid, or None where the clip's spacing is unknown.
+        nearest: whether each pixel of the grid is the clip's nearest one, of frames and labels, not a mean of several.
     """
 
     native_shape: tuple[int, int]
@@ -40,6 +41,7 @@ class Geometry:
     resized_shape: tuple[int, int]
     padding: tuple[int, int, int, int]
     spacing_mm: tuple[float, float] | None = None
+    nearest: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,7 +59,7 @@ class Geometry:
         return float(top), left + (self.resized_shape[1] - 1) / 2
 
     def to_network(self, frames: np.ndarray) -> np.ndarray:
-        """Crop, resize (linear, with antialiasing where the image shrinks) and pad.
+        """Crop, resize (linear, with antialiasing where the image shrinks, or by the nearest pixel) and pad.
 
         Args:
             frames: (T, H, W) on the native grid; integers are rounded back to their type, floats become float32.
@@ -65,7 +67,7 @@ class Geometry:
         Returns:
             (T, *size), zero in the padding.
         """
-        crop = self._crop(frames)
+        crop = self._nearest(self._crop(frames)) if self.nearest else self._crop(frames)
         integer = np.issubdtype(crop.dtype, np.integer)
         network = np.zeros((len(crop), *self.size), dtype=crop.dtype if integer else np.float32)
         inner = network[self._inner]
@@ -79,7 +81,8 @@ class Geometry:
         return network
 
     def labels_to_network(self, mask: np.ndarray) -> np.ndarray:
-        """Bring a label map to the network's grid: each label is resized as an area, the largest share wins.
+        """Bring a label map to the network's grid: each label is resized as an area, the largest share wins; or by the
+        nearest pixel.
 
         Frames that are wholly `IGNORE` stay so, padding included. In other frames ignored pixels take part as a label
         of their own and the padding is background.
@@ -90,7 +93,7 @@ class Geometry:
         Returns:
             (T, *size) uint8.
         """
-        crop = self._crop(mask)
+        crop = self._nearest(self._crop(mask)) if self.nearest else self._crop(mask)
         network = np.zeros((len(crop), *self.size), dtype=np.uint8)
         unlabelled = (mask == IGNORE).all(axis=(1, 2))
         network[unlabelled] = IGNORE
@@ -129,6 +132,7 @@ class Geometry:
             "resized_shape": list(self.resized_shape),
             "padding": list(self.padding),
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            **({"nearest": True} if self.nearest else {}),
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class Geometry:
             resized_shape=tuple(content["resized_shape"]),
             padding=tuple(content["padding"]),
             spacing_mm=None if spacing is None else tuple(spacing),
+            nearest=content.get("nearest", False),
         )
 
     @property
@@ -155,6 +160,13 @@ class Geometry:
             raise ValueError(f"expected frames of {self.native_shape}, got {tuple(frames.shape[1:])}")
         r0, r1, c0, c1 = self.crop_box
         return frames[:, r0:r1, c0:c1]
+
+    def _nearest(self, crop: np.ndarray) -> np.ndarray:
+        rows, columns = (
+            (2 * np.arange(new) + 1) * old // (2 * new)
+            for new, old in zip(self.resized_shape, crop.shape[1:], strict=True)
+        )
+        return crop[:, rows[:, None], columns]
 
 
 def plan_geometry(
@@ -172,7 +184,7 @@ def plan_geometry(
         crop_box: (first row, end row, first column, end column), ends excluded; None: the whole frame.
         size: (h, w) of the network's grid.
         protocol: "aspect": as large as fits with the same mm a pixel in both directions, centred, zeros around;
-            "stretch": the crop fills the whole grid.
+            "stretch": the crop fills the whole grid; "nearest": so, too, by the nearest pixel.
 
     Raises:
         EchoPlanError: an unknown protocol, or a box outside the frame.
@@ -184,7 +196,7 @@ def plan_geometry(
         raise EchoPlanError(f"the crop box {box} does not lie in a frame of {height} x {width} pixels")
     row_mm, column_mm = spacing_mm or (1.0, 1.0)
     extent = ((r1 - r0) * row_mm, (c1 - c0) * column_mm)
-    if protocol == "stretch":
+    if protocol in ("stretch", "nearest"):
         resized = (int(size[0]), int(size[1]))
     elif protocol == "aspect":
         pixel = max(extent[0] / size[0], extent[1] / size[1])
@@ -195,7 +207,7 @@ def plan_geometry(
     spare = (size[0] - resized[0], size[1] - resized[1])
     padding = (spare[0] // 2, spare[0] - spare[0] // 2, spare[1] // 2, spare[1] - spare[1] // 2)
     spacing = None if spacing_mm is None else (extent[0] / resized[0], extent[1] / resized[1])
-    return Geometry((height, width), box, resized, padding, spacing)
+    return Geometry((height, width), box, resized, padding, spacing, nearest=protocol == "nearest")
 
 
 def _resize(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -48,11 +48,13 @@ class PublishedProtocol:
         split: "number", the patients in the order of their numbers in the ratio 7 : 1 : 2; or "official", the
             dataset's own train, val and test.
         settings: of the recipe, where the paper's on this dataset are not the recipe's own.
+        fit: "stretch", or "nearest" for frames that were stretched by the nearest pixel.
     """
 
     size: int
     split: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fit: str = "stretch"
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,10 @@ def make_phantom(arguments: Sequence[str]) -> int:
     options.add_argument("--layout", choices=LAYOUTS, default="raw", help="raw format, or as a public release lies")
     options.add_argument("--out", type=Path, default=None, help="folder for the layouts camus and echonet_dynamic")
     options.add_argument("--whole_beat", action="store_true", help="a whole beat, not only end-diastole to end-systole")
+    options.add_argument(
+        "--quality", type=float, nargs=2, default=list(PhantomSettings.quality), metavar=("FROM", "TO"),
+        help="range of the image quality, 0 poor to 1 good",
+    )  # fmt: skip
     cli.add_processes(options)
     chosen = options.parse_args(arguments)
     if len(chosen.size) > 2:
@@ -90,7 +94,9 @@ def make_phantom(arguments: Sequence[str]) -> int:
         labels=chosen.labels,
         structures=chosen.structures,
         test_patients=chosen.test_patients,
-        settings=PhantomSettings(size=(chosen.size[0], chosen.size[-1]), whole_beat=chosen.whole_beat),
+        settings=PhantomSettings(
+            size=(chosen.size[0], chosen.size[-1]), whole_beat=chosen.whole_beat, quality=tuple(chosen.quality)
+        ),
         processes=chosen.np,
     )
     print(f"{len(results.done)} patients in {destination}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
+from echoplan.files import sha256_of
 
 _log = logging.getLogger(__name__)
 _ENDINGS = (".pth", ".pt")
@@ -183,13 +183,9 @@ def _in_folder(name: str, folder: Path) -> Path | None:
 
 def _checked(file: Path, source: WeightsSource) -> Path:
     """A file that goes by its published name, if its SHA-256 is the published one."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(source.sha256):
+    if not (digest := sha256_of(file)).startswith(source.sha256):
         raise EchoPlanError(
-            f"these are not the published weights: their SHA-256 begins with {digest.hexdigest()[:8]}, not with "
+            f"these are not the published weights: their SHA-256 begins with {digest[:8]}, not with "
             f"{source.sha256[:8]}",
             file=file,
             remedy="remove the file, so that it is downloaded anew; weights of your own go by -pretrained_weights FILE",

@@ -55,10 +55,16 @@ def install_published(
     about = method.published
     if about is None:
         known = ", ".join(other for other, own in method_registry().items() if own.published is not None)
-        raise EchoPlanError(f"{trainer} has no published network that predicts by itself", remedy=f"there are: {known}")
+        alone = " --set trainable=locator" if hasattr(method.recipe, "locator_learning_rate") else ""
+        raise EchoPlanError(
+            f"{trainer} has no published network that predicts by itself; those of {known} do",
+            remedy=f"train what it lacks: echoplan_train DATASET 0 -tr {trainer} -pretrained_weights {file}{alone}",
+        )
     home = folders.home_of_installed(f"Dataset001_{about.dataset}", name=name)
     method = method.with_settings({**about.settings, **(settings or {})})
-    values = about.plan if size is None else {**about.plan, "size": [size, size]}
+    paper = method.protocols.get(dataset_name(home))
+    values = {"protocol": "stretch" if paper is None else paper.fit, **about.plan}
+    values |= {} if size is None else {"size": [size, size]}
     plan = _plan(home.name, method.name, method.configuration, values)
     state = _state(method, plan, file, source=trainer)
     model = f"{method.name}__{_PLANS_NAME}__{method.configuration}"
@@ -95,7 +101,7 @@ def _state(method: Method[Any], plan: Plan, file: Path, *, source: str) -> Model
 
 def _plan(dataset: str, trainer: str, configuration: str, values: Mapping[str, Any]) -> Plan:
     """A plan of what prediction asks of one."""
-    common = {"protocol": "stretch", "crop": False, "frames": 1, "frame_stride": 1, "mirror_axes": [], "batch_size": 1}
+    common = {"crop": False, "frames": 1, "frame_stride": 1, "mirror_axes": [], "batch_size": 1}
     decisions = {key: Decision(value, "the authors'", kind="fixed") for key, value in {**common, **values}.items()}
     return Plan(
         dataset,

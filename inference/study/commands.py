@@ -154,7 +154,10 @@ def _weights_of(text: str) -> tuple[str, Path]:
     trainer, separator, file = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not TRAINER=FILE")
-    return trainer, existing_path(file)
+    path = existing_path(file)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{file} is no file")
+    return trainer, path
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,125 +5,19 @@ Methods of others, and data that nobody can have (Mayo's of Chao et al.), are le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from echoplan.errors import EchoPlanError
-
-from ...evaluation.ventricle.volumes import VolumeRule
-
-CAMUS, ECHONET = "CAMUS", "EchoNet-Dynamic"
-OVERALL, ED, ES = "all", "end_diastole", "end_systole"
-ED_AND_ES = "ed_es"  # the frames of both phases together
-EFFICIENCY = ("parameters", "learning", "gmac", "frames_per_second")
-# What of EF a table prints: Pearson's r in percent, the signed mean and the SD of the errors in points.
-EF_FIGURES = ("ef_r", "ef_bias", "ef_sd")
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row of a table.
-
-    Attributes:
-        name: as the paper has it.
-        trainer: as `-tr` names it.
-        published: figure -> what was printed.
-        settings: "key=value" in which the row differs from the trainer.
-        untrained: whether the network is as its weights were published.
-        boxes: whether the network is given the labels' boxes when it is tested, as the paper did.
-        tested_on: public dataset; "" is the table's own.
-        view: only its clips; "" for all.
-        phase: which of the judged frames count.
-    """
-
-    name: str
-    trainer: str
-    published: Mapping[str, float]
-    settings: tuple[str, ...] = ()
-    untrained: bool = False
-    boxes: bool = False
-    tested_on: str = ""
-    view: str = ""
-    phase: str = OVERALL
-
-    @property
-    def tested(self) -> bool:
-        """Whether it needs a network that has learned something; its size and speed do not."""
-        return not self.published or bool(set(self.published) - set(EFFICIENCY))
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """A table, or the part of one that is of one dataset.
-
-    Attributes:
-        number: in the paper.
-        title: what it is about.
-        dataset: the public dataset that its networks are trained on.
-        rows: of `PublishedRow`.
-        note: what is unclear in print.
-        in_pixels: whether its distances are in pixels of the network's grid, also where the spacing is known.
-        ef_rule: by which EF is measured in the masks and in the references.
-        empty_count: whether empty predictions count in distances (here with the image's diagonal).
-    """
-
-    number: str
-    title: str
-    dataset: str
-    rows: tuple[PublishedRow, ...]
-    note: str = ""
-    in_pixels: bool = False
-    empty_count: bool = True
-    ef_rule: VolumeRule = "simpson"
-
-    @property
-    def figures(self) -> list[str]:
-        """The figures of its columns."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.published))
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper whose tables `echoplan_reproduce` trains.
-
-    Attributes:
-        citation: authors, venue, year.
-        tables: those that can be trained here.
-        leaks: what in its protocol makes its figures better than those of an automatic method on unseen patients.
-        missing: what of it cannot be had.
-    """
-
-    citation: str
-    tables: tuple[PublishedTable, ...]
-    leaks: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    def chosen(self, dataset: str, numbers: tuple[str, ...]) -> list[PublishedTable]:
-        """The tables of a dataset; of some numbers where they are named.
-
-        Raises:
-            EchoPlanError: there is none.
-        """
-        own = [table for table in self.tables if table.dataset == dataset]
-        wanted = [table for table in own if not numbers or table.number in numbers]
-        unknown = sorted(set(numbers) - {table.number for table in own})
-        if unknown or not wanted:
-            there = "; ".join(f"{table.number} of {table.dataset}" for table in self.tables) or "none"
-            raise EchoPlanError(
-                f"there is no table {', '.join(unknown)} of {dataset or 'this dataset'}" if unknown else
-                f"none of the paper's tables is of {dataset or 'this dataset'}",
-                remedy=f"its tables: {there}; a dataset is known by the DOI in its dataset.json",
-            )  # fmt: skip
-        return wanted
+from .paper import CAMUS, ECHONET, ED_AND_ES, EFFICIENCY, OVERALL, Paper, PublishedRow, PublishedTable
 
 
 def _figures(names: str, *values: float) -> dict[str, float]:
     return dict(zip(names.split(), values, strict=True))
 
 
-def _e3sam2(name: str, settings: str, *values: float, trainer: str = "E3SAM2SmallTrainer", phase: str = OVERALL,
-            names: str = "dice iou hd95 assd") -> PublishedRow:  # fmt: skip
-    return PublishedRow(name, trainer, _figures(names, *values), tuple(settings.split()), phase=phase)
+def _e3sam2(name: str, settings: str, *values: float, trainer: str = "E3SAM2SmallTrainer",
+            names: str = "dice iou hd95 assd", sd: tuple[float, ...] = ()) -> PublishedRow:  # fmt: skip
+    spread = dict(zip(names.split(), sd, strict=False))
+    return PublishedRow(name, trainer, _figures(names, *values), tuple(settings.split()), sd=spread)
 
 
 def _echoforge(name: str, settings: str, *values: float, names: str = "dice hd95 assd",
@@ -142,12 +36,13 @@ E3SAM2 = Paper(
     "Zheng et al., E3SAM2, AAAI 2026, doi:10.1609/aaai.v40i16.38346",
     (
         PublishedTable("1", "the methods", CAMUS, (
-            _e3sam2("E3SAM2-Tiny", "", 93.40, 87.75, 3.71, 1.55, trainer="E3SAM2Trainer"),
-            _e3sam2("E3SAM2-Small", "", 93.42, 87.79, 3.70, 1.54),
-        ), empty_count=False),
+            _e3sam2("E3SAM2-Tiny", "", 93.40, 87.75, 3.71, 1.55, trainer="E3SAM2Trainer", sd=(2.95, 3.71, 1.53, 0.69)),
+            _e3sam2("E3SAM2-Small", "", 93.42, 87.79, 3.70, 1.54, sd=(2.93, 3.70, 1.54, 0.65)),
+        ), "its SDs of IoU are printed as the means of HD95, and Small's of HD95 as that of ASSD",
+            empty_count=False),
         PublishedTable("1", "the methods", ECHONET, (
-            _e3sam2("E3SAM2-Tiny", "", 92.36, 86.02, 6.20, 2.57, trainer="E3SAM2Trainer"),
-            _e3sam2("E3SAM2-Small", "", 92.41, 86.10, 6.13, 2.55),
+            _e3sam2("E3SAM2-Tiny", "", 92.36, 86.02, 6.20, 2.57, trainer="E3SAM2Trainer", sd=(3.73, 2.62, 1.13, 1.33)),
+            _e3sam2("E3SAM2-Small", "", 92.41, 86.10, 6.13, 2.55, sd=(3.75, 2.55, 1.55, 1.11)),
         ), in_pixels=True, empty_count=False),
         PublishedTable("2", "ejection fraction", CAMUS, (
             _e3sam2("E3SAM2-Tiny", "", 79.55, 6.70, 10.88, names=_EF, trainer="E3SAM2Trainer"),
@@ -290,16 +185,24 @@ _METHODS = (
 
 
 def _by_place(figures: str, methods: tuple[PublishedRow, ...], text: str) -> tuple[PublishedRow, ...]:
-    """The rows of a table of lines "place phase figures-of-the-first-method ...", a row a line and method."""
+    """The rows of a table of two lines each, "place phase figures-of-the-first-method ..." and the SDs of all figures;
+    a row a place, phase and method.
+    """
     names, rows = figures.split(), []
-    for place, phase, *numbers in map(str.split, text.strip().splitlines()):
+    lines = [line.split() for line in text.strip().splitlines()]
+    for (place, phase, *means), spreads in zip(lines[::2], lines[1::2], strict=True):
         dataset, view = _PLACES[place]
-        for method, first in zip(methods, range(0, len(numbers), len(names)), strict=True):
-            values = {name: float(value) for name, value in zip(names, numbers[first:], strict=False) if value != "-"}
-            values |= {name: 100 * values[name] for name in ("dice", "iou") if name in values}
-            name = f"{place} {phase}: {method.name}"
-            rows.append(replace(method, name=name, published=values, tested_on=dataset, view=view, phase=phase))
+        for method, first in zip(methods, range(0, len(means), len(names)), strict=True):
+            published, sd = (_in_percent(names, numbers[first:]) for numbers in (means, spreads))
+            about = replace(method, name=f"{place} {phase}: {method.name}", published=published, sd=sd)
+            rows.append(replace(about, tested_on=dataset, view=view, phase=phase))
     return tuple(rows)
+
+
+def _in_percent(names: list[str], numbers: list[str]) -> dict[str, float]:
+    """Figures by name, overlaps in percent, without those that are "-"."""
+    values = {name: float(value) for name, value in zip(names, numbers, strict=False) if value != "-"}
+    return {name: round(100 * value, 4) if name in ("dice", "iou") else value for name, value in values.items()}
 
 
 SAM_ECHO = Paper(
@@ -308,38 +211,65 @@ SAM_ECHO = Paper(
     (
         PublishedTable("1", "Dice and IoU", ECHONET, _by_place("dice iou", _METHODS, """
             EchoNet ed_es        .911 .840  .863 .763  .872 .777  .915 .847  .640 .488
+                                 .045 .071  .053 .077  .056 .083  .047 .072  .151 .157
             EchoNet end_diastole .929 .868  .878 .784  .893 .809  .903 .826  .675 .524
+                                 .030 .050  .040 .062  .040 .062  .052 .078  .134 .148
             EchoNet end_systole  .894 .812  .849 .742  .850 .744  .928 .868  .606 .453
+                                 .050 .077  .060 .084  .061 .088  .038 .059  .160 .159
             A2C     ed_es        .891 .805  .852 .745  .857 .754  .752 .633  .460 .311
+                                 .040 .062  .048 .069  .057 .081  .196 .196  .154 .130
             A2C     end_diastole .897 .815  .860 .756  .877 .783  .754 .635  .458 .307
-            A2C     end_systole  .885 .795  .845 .734  .838 .725  .751 .631  .461 .315
+                                 .037 .059  .042 .062  .040 .060  .196 .197  .135 .116
+            A2C     end_systole  .885 .795  .845 .734  .838 .725  .751 .632  .461 .315
+                                 .041 .064  .052 .073  .065 .088  .196 .196  .172 .144
             A4C     ed_es        .897 .815  .866 .766  .877 .784  .850 .749  .418 .277
+                                 .036 .058  .039 .059  .044 .066  .097 .117  .159 .128
             A4C     end_diastole .904 .827  .873 .776  .890 .804  .850 .749  .428 .282
+                                 .033 .054  .037 .056  .035 .055  .098 .119  .139 .114
             A4C     end_systole  .889 .803  .860 .756  .864 .763  .850 .749  .409 .272
+                                 .038 .060  .041 .061  .048 .070  .096 .115  .176 .140
         """), in_pixels=True),
         PublishedTable("2", "distances", ECHONET, _by_place("hd assd", _METHODS, """
             EchoNet ed_es        4.408 .156  7.780 .350  6.381 .286  9.196 .753  13.596 1.785
+                                 1.999 .133  3.155 .211  2.143 .181  2.929 .371  6.131 1.429
             EchoNet end_diastole 4.425 .123  8.320 .338  6.490 .240  9.715 .860  14.060 1.668
+                                 2.066 .098  3.274 .202  2.272 .150  2.966 .395  6.637 1.340
             EchoNet end_systole  4.390 .188  7.239 .361  6.271 .331  8.678 .646  13.132 1.903
+                                 1.931 .154  2.935 .219  2.000 .198  2.799 .309  5.543 1.505
             A2C     ed_es        5.624 .237  5.842 .257  5.169 .220  6.962 .469  18.709 3.277
+                                 2.121 .147  2.081 .154  2.354 .214  3.951 .482  7.665 2.000
             A2C     end_diastole 6.120 .236  6.302 .252  5.294 .193  6.653 .384  20.610 3.412
+                                 2.198 .155  2.071 .131  2.365 .155  3.676 .294  8.075 1.907
             A2C     end_systole  5.129 .237  5.382 .262  5.043 .248  7.270 .555  16.808 3.142
+                                 1.920 .139  1.990 .173  2.339 .257  4.190 .603  6.720 2.081
             A4C     ed_es        5.001 .205  5.601 .230  4.826 .176  5.763 .370  19.748 3.717
-            A4C     end_diastole 5.367 -     6.085 -     5.223 -     5.838 -     21.822 -
-            A4C     end_systole  4.635 -     5.118 -     4.428 -     5.687 -     17.674 -
+                                 1.728 .117  1.926 .124  2.515 .173  2.519 .267  7.868 1.938
+            A4C     end_diastole 5.367 -  6.085 -  5.223 -  5.838 -  21.822 -
+                                 1.850 -  1.919 -  2.895 -  2.523 -  8.322 -
+            A4C     end_systole  4.635 -  5.118 -  4.428 -  5.687 -  17.674 -
+                                 1.512 -  1.809 -  1.990 -  2.515 -  6.787 -
         """), "the ASD of A4C at end-diastole and end-systole is printed as its neighbours' HD, and left out",
             in_pixels=True),
         PublishedTable("4", "SAM and MedSAM, fine-tuned alike", ECHONET, _by_place(
             "dice iou assd hd", (_SAM1024, _MEDSAM), """
             EchoNet ed_es        .935 .879 .089 3.041  .936 .881 .087 3.016
+                                 .031 .051 .071 1.158  .030 .050 .061 1.105
             EchoNet end_diastole .946 .898 .074 3.084  .947 .900 .071 3.046
+                                 .021 .036 .044 1.105  .020 .035 .042 1.095
             EchoNet end_systole  .924 .861 .104 2.998  .924 .861 .103 2.986
+                                 .035 .057 .088 1.206  .034 .055 .072 1.115
             A2C     ed_es        .845 .736 .392 6.727  .872 .777 .288 5.758
+                                 .063 .088 .320 2.983  .062 .085 .309 2.927
             A2C     end_diastole .861 .760 .364 7.008  .886 .798 .259 6.032
-            A2C     end_systole  .828 .720 .420 6.446  .857 .756 .316 5.484
+                                 .050 .075 .284 3.036  .043 .066 .228 3.035
+            A2C     end_systole  .828 .712 .420 6.446  .857 .756 .316 5.484
+                                 .070 .094 .351 2.905  .073 .096 .371 2.791
             A4C     ed_es        .861 .759 .323 6.075  .880 .790 .255 5.419
+                                 .051 .075 .261 2.812  .047 .072 .239 2.807
             A4C     end_diastole .869 .772 .336 6.709  .888 .801 .260 5.862
+                                 .049 .073 .300 3.184  .045 .069 .271 3.196
             A4C     end_systole  .853 .747 .311 5.440  .873 .778 .250 4.975
+                                 .051 .075 .215 2.211  .049 .073 .202 2.272
         """), in_pixels=True),
     ),
     (

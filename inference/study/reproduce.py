@@ -25,12 +25,14 @@ from ...experiment_planning.splits import paper_split
 from ...preprocessing.dataset import preprocess_dataset
 from ...preprocessing.store import ClipStore
 from ...training.fold import FoldSetup
+from ...training.initialization import initial_network
 from ...training.methods import Method, find_method
 from ...training.model_folder import ModelFolder
 from ...training.prompts import CasePrompts
 from ...training.validation import judge_sampled
 from .grid import EVERYTHING, OWN_AUGMENTATION, Cell, StudyRequest
-from .published import PAPERS, Paper, PublishedRow, PublishedTable
+from .paper import Paper, PublishedRow, PublishedTable
+from .published import PAPERS
 from .study import Study, Training
 
 UNTRAINED = "untrained"
@@ -75,7 +77,7 @@ def cells_of_tables(tables: Sequence[PublishedTable], request: StudyRequest) -> 
 
 
 def cell_of(trainer: str, settings: tuple[str, ...], seed: int) -> Cell:
-    """A row's training on all patients."""
+    """A row's training on all patients; its frames are those of the method, until a plan says which."""
     frames = find_method(trainer).requirements.frames
     return Cell(trainer, EVERYTHING, frames, OWN_AUGMENTATION, seed, settings)
 
@@ -105,14 +107,14 @@ class Reproduction:
 
     def trainings(self, row: PublishedRow) -> list[Training]:
         """A row's, one a seed."""
-        cells = {cell_of(row.trainer, row.settings, seed) for seed in self.study.request.seeds}
-        return [training for training in self.study.trainings if training.cell in cells]
+        own = row.trainer, row.settings
+        return [each for each in self.study.trainings if (each.cell.trainer, each.cell.settings) == own]
 
     def homes(self, row: PublishedRow) -> list[Path]:
         """The folders of a row's finished networks: the fold of each seed, or one of weights as they were published."""
         if row.untrained:
-            file = self.weights.get(row.trainer)  # other weights are another network
-            return [self.study.folder / UNTRAINED / (row.trainer if file is None else f"{row.trainer}__{file.stem}")]
+            digest = self.study.weights.get(row.trainer, "")  # other weights are another network
+            return [self.study.folder / UNTRAINED / f"{row.trainer}{digest and f'__{digest[:8]}'}"]
         return [training.setup.folder for training in self.trainings(row) if training.finished]
 
     def setup(self, row: PublishedRow) -> FoldSetup:
@@ -225,7 +227,8 @@ def describe(where: Folders, paper: Paper, tables: Sequence[PublishedTable], req
         kind = cell.trainer, count_parameters(network)  # rows of equally large networks cost about the same
         if kind not in hours:
             hours[kind] = _hours(method, network, raw, side, speed)
-            if reason := _missing_weights(method, (side, side), weights.get(cell.trainer)):
+            classes = raw.description.classes
+            if reason := _missing_weights(method, (side, side), classes, weights.get(cell.trainer)):
                 missing.append(f"{cell.trainer}: {reason}")
         if cell in trained:
             lines.append(f"  {cell.label}: {len(request.seeds)} trainings, about {hours[kind]:.2g} h each")
@@ -260,13 +263,13 @@ def _hours(method: Method[Any], network: torch.nn.Module, raw: EchoDataset, side
     return 3 * gmac * samples * recipe.epochs / speed / 3600
 
 
-def _missing_weights(method: Method[Any], size: tuple[int, int], file: Path | None) -> str:
+def _missing_weights(method: Method[Any], size: tuple[int, int], classes: int, file: Path | None) -> str:
     """Why the weights that a training starts from are not here; "" where they are, or none are wanted."""
     if file is None and not getattr(method.recipe, "pretrained", False):
         return ""
     try:
         with no_downloads(), torch.device("meta"):
-            method.build_network(size=size, classes=1, pretrained=file or True)
+            initial_network(method, size=size, classes=classes, weights=file)
     except EchoPlanError as error:
-        return error.problem
+        return f"{error.file}: {error.problem}" if file else error.problem
     return ""

@@ -27,7 +27,7 @@ from ...evaluation.comparison.scores import (
 )  # fmt: skip
 from ...evaluation.comparison.tables import Column, latex_tables, make_table, markdown_page
 from ...evaluation.ventricle.volumes import VOLUME_RULES, VolumeRule
-from .published import ED, ED_AND_ES, EFFICIENCY, ES, OVERALL, PublishedRow, PublishedTable
+from .paper import ED, ED_AND_ES, EFFICIENCY, ES, OVERALL, PublishedRow, PublishedTable
 from .reproduce import Reproduction, tested_folder
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ _ENDS = ("interval_95_low", "interval_95_high")
 _PHASES = {OVERALL: (OVERALL,), ED_AND_ES: (ED, ES), ED: (ED,), ES: (ES,)}
 _COLUMNS = (
     Column("published", "published"),
+    Column("SD, published", "published_sd"),
     Column("here", "here", spread="seed_sd"),
+    Column("SD here", "sd"),
     Column("difference", "difference"),
     Column("95 % interval", interval="interval_95"),
     Column("seeds", "seeds", digits=0),
@@ -54,7 +56,8 @@ _COLUMNS = (
 
 def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu") -> pd.DataFrame:
     """A row a table, its row and figure: `published`, `here` (the mean over seeds), `seed_sd`, `seeds`, `frames`,
-    `difference` with its interval over patients (interval_95_low, interval_95_high).
+    `difference` with its interval over patients (interval_95_low, interval_95_high), and the SD over frames, as printed
+    (`published_sd`) and here (`sd`, the mean over seeds).
     """
     import pandas as pd
 
@@ -74,6 +77,7 @@ def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu"
                 "title": table.title,
                 "row": row.name,
                 "figure": WORDS[name],
+                "published_sd": row.sd.get(name, np.nan),
             }
             here: dict[str, float] = measured.get(name, {})
             ends: dict[str, float] = {end: here[end] - printed for end in _ENDS if end in here}
@@ -85,7 +89,7 @@ def reproduced(reproduction: Reproduction, *, device: torch.device | str = "cpu"
 def _measured(
     reproduction: Reproduction, table: PublishedTable, row: PublishedRow, folders: Sequence[Path]
 ) -> dict[str, dict[str, float]]:
-    """Figure -> `here`, `seed_sd`, `seeds`, `frames` and the interval of the figure itself, of a row's tests."""
+    """Figure -> `here`, `seed_sd`, `sd`, `seeds`, `frames` and the interval of the figure itself, of a row's tests."""
     import pandas as pd
 
     if not folders:
@@ -110,14 +114,16 @@ def _measured(
 
 
 def _figure(rows: pd.DataFrame) -> dict[str, float]:
-    """Of one measure: the mean over frames of each seed, and the interval over patients of their mean."""
+    """Of one measure: mean and SD over frames of each seed, and the interval over patients of the mean."""
     scale = 100.0 if rows["metric"].iloc[0] in ("dice", "iou") else 1.0
     seeds = scale * rows.groupby("seed")["value"].agg(fmean)
+    spread = scale * rows.groupby("seed")["value"].agg(exact_sd).mean()
     patients = rows.groupby("patient")["value"].agg(fmean).to_numpy()
     (middle,), (low,), (high,) = mean_with_interval(scale * patients[:, None])
     here = fmean(seeds)
     ends = {"interval_95_low": here + low - middle, "interval_95_high": here + high - middle}
-    return {"here": here, "seed_sd": exact_sd(seeds), "seeds": len(seeds), "frames": len(rows) / len(seeds), **ends}
+    counts = {"seeds": len(seeds), "frames": len(rows) / len(seeds)}
+    return {"here": here, "seed_sd": exact_sd(seeds), "sd": spread, **counts, **ends}
 
 
 def _known(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -170,7 +176,9 @@ def write_results(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapp
     """
     folder, tables = reproduction.study.folder, []
     for (number, title), own in rows.groupby(["table", "title"], sort=False):
-        tables.append(make_table(f"Table {number}, {title}", own, ["row", "figure"], _COLUMNS, by=["row"]))
+        printed = own["published_sd"].notna().any()
+        columns = [column for column in _COLUMNS if printed or column.key not in ("published_sd", "sd")]
+        tables.append(make_table(f"Table {number}, {title}", own, ["row", "figure"], columns, by=["row"]))
     notes = notes_of(reproduction, rows, failures)
     page = markdown_page(reproduction.paper.citation, [], tables, notes)
     write_csv(folder / "reproduced.csv", records(rows), list(rows.columns))
@@ -198,7 +206,7 @@ def notes_of(reproduction: Reproduction, rows: pd.DataFrame, failures: Mapping[s
         notes += noise_of(table, rows[(rows["table"] == table.number) & (rows["title"] == table.title)])
     notes.append(
         "here: the mean over seeds ± their SD; difference: here - published, its interval from the patients tested "
-        "here, for of the published figures none is known."
+        "here, for of the published figures none is known. SD: over frames (here n - 1, and the mean over seeds)."
     )
     return notes + [f"Not done: {name}: {reason}" for name, reason in failures.items()]
 

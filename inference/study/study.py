@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import atomic_path, plain, read_json, write_json
+from echoplan.files import atomic_path, plain, read_json, sha256_of, write_json
 from echoplan.networks.complexity import count_parameters
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Plan, ResolvedPlan
@@ -79,6 +79,7 @@ class Study:
         trainings: all of them, in the order to train.
         setups: (trainer, fold) -> the whole fold as the dataset's plan has it.
         patients: case -> patient, of the cases of the folds.
+        weights: trainer's class name -> the SHA-256 of the file of weights that was named to start from.
     """
 
     request: StudyRequest
@@ -86,6 +87,7 @@ class Study:
     trainings: tuple[Training, ...]
     setups: Mapping[tuple[str, int], FoldSetup]
     patients: Mapping[str, str]
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def description(self) -> Any:
@@ -125,7 +127,7 @@ class Study:
         """Remember the study: its fixed settings, every cell ever asked for, and the versions.
 
         Raises:
-            EchoPlanError: a study of this name was begun with other settings or another plan.
+            EchoPlanError: a study of this name was begun with other settings, another plan or other weights.
         """
         file = self.folder / layout.STUDY_FILE
         before = read_json(file) if file.is_file() else {}
@@ -143,6 +145,7 @@ class Study:
                 "asked_last": request,
                 "cells": {**before.get("cells", {}), **asked},
                 "plans": {**before.get("plans", {}), **plans},
+                "weights": {**before.get("weights", {}), **self.weights},
                 "versions": {
                     "echoplan": __version__,
                     "python": platform.python_version(),
@@ -166,6 +169,12 @@ class Study:
             if theirs.get(class_name(name)) != ours.get(class_name(name))
         ]
         changed += [f"plan of {name}" for name in plans if before["plans"].get(name, plans[name]) != plans[name]]
+        weights = before.get("weights", self.weights)  # an earlier EchoPlan remembered none
+        changed += [
+            f"file of weights for {name}"
+            for name in map(class_name, sorted(known & set(self.request.trainers)))
+            if weights.get(name) != self.weights.get(name)
+        ]
         if changed:
             raise EchoPlanError(
                 f"the study {self.request.name} was begun with another {', another '.join(changed)}",
@@ -200,7 +209,7 @@ def plan_study(
     Args:
         where: raw, preprocessed, results.
         request: what was asked for.
-        cells: what is trained; None: every combination of the request.
+        cells: what is trained, with the frames of its trainer's plan; None: every combination of the request.
         weights: trainer -> a file with weights to start from.
         processes: data-loading workers of the trainings.
 
@@ -224,16 +233,19 @@ def plan_study(
         if where.find_raw(name).name == first.model_folder.parent.name:
             raise EchoPlanError(f"{name} is what the study trains on", remedy="--test_on names other datasets")
     folder = first.model_folder.parent / STUDIES / request.name
+    frames = {trainer: setups[trainer, request.folds[0]].plan.frames for trainer in request.trainers}
     if cells is None:
-        frames = {trainer: setups[trainer, request.folds[0]].plan.frames for trainer in request.trainers}
         cells = make_cells(request, frames)
+    else:
+        cells = [replace(cell, frames=frames[cell.trainer]) for cell in cells]
     files = weights or {}
     trainings = tuple(
         _training(request, cell, setups[cell.trainer, fold], folder, patients, processes, files.get(cell.trainer))
         for cell in cells
         for fold in request.folds
     )
-    return Study(request, folder, trainings, setups, patients)
+    digests = {class_name(trainer): sha256_of(file) for trainer, file in files.items()}
+    return Study(request, folder, trainings, setups, patients, digests)
 
 
 def trainings_of(study: Study, cells: list[Cell]) -> Iterator[tuple[Cell, Path]]:

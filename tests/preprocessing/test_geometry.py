@@ -33,8 +33,18 @@ def test_stretch_fills_the_grid_and_states_both_spacings():
     assert geometry.spacing_mm == pytest.approx((100 * 0.5 / 64, 100 * 0.5 / 128))
 
 
-def test_survives_json():
-    geometry = plan_geometry((401, 301), (0.31, 0.29), (3, 390, 10, 280), (256, 192), "aspect")
+def test_nearest_takes_whole_pixels_of_frames_and_labels():
+    geometry = plan_geometry((6, 5), (1.0, 1.0), (0, 6, 0, 4), (4, 8), "nearest")
+    frames = np.arange(30, dtype=np.uint8).reshape(1, 6, 5)
+    expected = frames[:, [0, 2, 3, 5]][:, :, [0, 0, 1, 1, 2, 2, 3, 3]]
+    np.testing.assert_array_equal(geometry.to_network(frames), expected)
+    np.testing.assert_array_equal(geometry.labels_to_network(frames), expected)
+    assert geometry.spacing_mm == pytest.approx((1.5, 0.5))
+
+
+@pytest.mark.parametrize("protocol", ["aspect", "nearest"])
+def test_survives_json(protocol):
+    geometry = plan_geometry((401, 301), (0.31, 0.29), (3, 390, 10, 280), (256, 192), protocol)
     assert Geometry.from_dict(geometry.to_dict()) == geometry
     assert geometry.size == (256, 192)
 

@@ -227,6 +227,10 @@ class E3SAM2Method(SAM2Family[E3SAM2Recipe]):
 
     recipe_class = E3SAM2Recipe
     network_name: ClassVar[str] = "e3sam2"
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {
+        **SAM2Family.protocols,
+        "CAMUS": replace(SAM2Family.protocols["CAMUS"], fit="nearest"),
+    }
     # Theirs has no coarse head: without a prompt a clip begins with a point in the middle of its first frame.
     published: ClassVar[PublishedNetwork] = PublishedNetwork(
         "CAMUS",

@@ -64,11 +64,13 @@ def test_every_row_names_a_trainer_and_settings_that_there_are():
      ("sam2_ultrasound", "EchoNet")],
 )  # fmt: skip
 def test_a_dry_run_lists_runs_hours_and_what_is_missing(run, root, capsys, paper, dataset):
-    assert run(paper, "-d", dataset, "--dry_run", "--device", "cpu", "-p", "Dry") == 0
+    weights = ("--weights", f"PKEchoNetTrainer={__file__}") if paper == "pkechonet" else ()  # no weights
+    assert run(paper, "-d", dataset, "--dry_run", "--device", "cpu", "-p", "Dry", *weights) == 0
     shown = capsys.readouterr().out
     assert PAPERS[paper].citation in shown and "3 trainings, about" in shown
     assert ("missing for CAMUS: the table also tests on it" in shown) == (paper == "sam_echo")
     assert "missing for" in shown  # weights cannot be had in tests
+    assert (f"{__file__}: the weights cannot be read" in shown) == bool(weights)
     assert not list(root.glob("preprocessed/*/Dry.json"))
     assert ("'sam2.1_hiera_tiny'" in shown and "'sam2.1_hiera_large'" in shown) == (paper == "sam2_ultrasound")
 
@@ -100,11 +102,17 @@ def test_each_table_is_trained_tested_and_printed_beside_the_paper_s(run, root, 
     assert list(dict.fromkeys(zip(rows["table"], rows["row"], strict=True))) == list(dict.fromkeys(expected))
     assert rows.loc[rows["figure"] == "Dice, %", "here"].between(0, 100).all()
     assert rows["published"].notna().all()
+    spread = rows.loc[rows["published_sd"].notna(), "sd"]
+    assert len(spread) == {"e3sam2": 8}.get(paper, 0) and spread.between(0, 100).all()
+    assert ("SD, published" in shown) == (paper == "e3sam2")
+    (study,) = root.glob(f"results/*_{dataset}/studies/reproduce_{paper}")
+    assert all("__T2__" in cell.name for cell in study.glob("cells/*"))
+    assert [store.name for store in root.glob("preprocessed/*/Paper_*_nearest")] == ["Paper_32x32_nearest"]
     for leak in PAPERS[paper].leaks:
         assert leak in shown
 
 
-def test_what_is_trained_and_tested_stays(run, root, slim_networks, monkeypatch):
+def test_what_is_trained_and_tested_stays(run, root, slim_networks, monkeypatch, capsys):
     words = ("pkechonet", "-d", "CAMUS", *TOY, *RANDOM, "--tables", "5")
     assert run(*words) == 0
     before = results(root, "CAMUS", "pkechonet")
@@ -112,6 +120,8 @@ def test_what_is_trained_and_tested_stays(run, root, slim_networks, monkeypatch)
     monkeypatch.setattr(reproduce_module, "judge_sampled", None)
     assert run(*words) == 0
     pd.testing.assert_frame_equal(results(root, "CAMUS", "pkechonet"), before)
+    assert run(*words, "--weights", f"PKEchoNetTrainer={__file__}") == 1
+    assert "begun with another file of weights for PKEchoNetTrainer" in capsys.readouterr().err
 
 
 def test_a_study_with_true_boxes_and_another_dataset(run, root, slim_networks, capsys):
