@@ -5,8 +5,9 @@
 
 The fold's validation cases begin by themselves, as the coarse head or the middle of the picture has it (what
 `echoplan_predict` does with a training of one's own and with the authors' checkpoints), or with the authors' pixel of
-the true mask; with a memory of their own, or with one that no clip empties. They are judged as the plan says. With --train the fold is trained here, and
-with --narrow by a trunk of few channels and blocks, which a processor trains long enough: all else is E3SAM2's.
+the true mask; with a memory of their own, or with one that no clip empties. They are judged as the plan says. With
+--train the fold is trained here, and with --narrow by a trunk of few channels and blocks, which a processor trains long
+enough: all else is E3SAM2's.
 """
 
 from __future__ import annotations
