@@ -32,7 +32,7 @@ Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 def without_map(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     entropy = row_entropy(q, k) / math.log(k.shape[1])
-    return weighted_attention(q, k, v, (1 - entropy).clamp_min(1e-6).unsqueeze(2)), entropy
+    return weighted_attention(partial(attention, q, k), v, (1 - entropy).clamp_min(1e-6).unsqueeze(2)), entropy
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:

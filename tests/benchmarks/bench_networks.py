@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from echoplan.networks import build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.e3sam2 import attention
 
 SIZE, FRAMES = (256, 256), 10
 # Name, settings, and where a reference exists: million parameters and GMAC of a clip of the released module or, for
@@ -52,12 +51,7 @@ def forward_ms(network: torch.nn.Module, clip: torch.Tensor, repeats: int) -> fl
 
 
 def e3sam2_table() -> None:
-    """What E3SAM2's settings let learn, and its cost without the second making of the attention map.
-
-    The adapters make the map in blocks, for the entropy, the columns' sums and the attention, so as never to hold it
-    whole.
-    The equations have it made once, which is what the paper can have counted.
-    """
+    """What E3SAM2's settings let learn."""
     print(f"\ne3sam2: million parameters that learn (the paper: {PAPERS_TRAINABLE:.0f})")
     for variant in ("tiny", "small"):
         counts = []
@@ -66,17 +60,6 @@ def e3sam2_table() -> None:
                 network = build_network("e3sam2", size=SIZE, variant=variant, trainable=trainable)
             counts.append(f"{trainable} {count_parameters(network, trainable_only=True) / 1e6:.1f}")
         print(f"  {variant:<7}{', '.join(counts)}")
-    print("e3sam2: GMAC/clip with attention maps made once (the paper: tiny 159, small 190)")
-    originals = attention.row_entropy, attention.column_sums
-    attention.row_entropy = lambda queries, keys: queries.new_zeros(queries.shape[:2])
-    attention.column_sums = lambda queries, keys, weight: keys.new_ones(*keys.shape[:2], 1)
-    try:
-        for variant in ("tiny", "small"):
-            with torch.device("meta"):
-                network = build_network("e3sam2", size=SIZE, variant=variant)
-            print(f"  {variant:<7}{count_gmac(network, (1, FRAMES, 1, *SIZE)):.1f}")
-    finally:
-        attention.row_entropy, attention.column_sums = originals
 
 
 def main() -> None:

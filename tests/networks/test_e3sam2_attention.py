@@ -11,7 +11,13 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.networks.complexity import count_parameters
 from echoplan.networks.e3sam2.adapters import BlockAdapter, GlobalLocalAdapter
-from echoplan.networks.e3sam2.attention import ATTENTIONS, EntropyGuidedAttention, row_entropy, weighted_attention
+from echoplan.networks.e3sam2.attention import (
+    ATTENTIONS,
+    EntropyGuidedAttention,
+    attention,
+    row_entropy,
+    weighted_attention,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -102,8 +108,8 @@ def test_keys_of_diffuse_rows_lose_weight() -> None:
     q[0, :4, :4] = 30 * torch.eye(4)  # the first four look sharply at themselves, the rest everywhere
     k, v = torch.eye(8).unsqueeze(0), torch.eye(8).unsqueeze(0)
     certainty = 1 - row_entropy(q, k) / math.log(8)
-    ordinary = weighted_attention(q, k, v, torch.ones(1, 8, 1))
-    guided = weighted_attention(q, k, v, certainty.clamp_min(1e-6).unsqueeze(2))
+    ordinary = weighted_attention(partial(attention, q, k), v, torch.ones(1, 8, 1))
+    guided = weighted_attention(partial(attention, q, k), v, certainty.clamp_min(1e-6).unsqueeze(2))
     torch.testing.assert_close(ordinary[0, 7], torch.full((8,), 1 / 8))
     torch.testing.assert_close(guided[0, 7], torch.tensor([1 / 4] * 4 + [0.0] * 4), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(guided.sum(dim=2), torch.ones(1, 8))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.e3sam2.attention import EntropyGuidedAttention
+from echoplan.networks.e3sam2.sam2_parts import in_cache
 
 _WIDER = 4  # channels within the local branch, for each of its input
 
@@ -39,14 +40,17 @@ class BlockAdapter(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, C, H, W)`` -> as many adapted features, and H / ln N, ``(B, H * W)``, float32, 0 to 1."""
-        wide = self.widen(features)
-        local = self.join(torch.cat([F.relu(self.three(wide)), F.relu(self.five(wide))], dim=1))
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(B, C, H, W)`` -> as many adapted features, and `EntropyGuidedAttention`'s entropies, ``(B, H * W)``."""
+        local = in_cache(self._local, features, wider=_WIDER)
         tokens = features.flatten(2).transpose(1, 2)
         attended, entropy = self.attention(tokens)
         context = self.norm(attended + tokens).transpose(1, 2).unflatten(2, features.shape[2:])
         return local + context.to(local.dtype), entropy
+
+    def _local(self, features: Tensor) -> Tensor:
+        wide = self.widen(features)
+        return self.join(torch.cat([F.relu(self.three(wide)), F.relu(self.five(wide))], dim=1))
 
 
 class GlobalLocalAdapter(nn.Module):
@@ -73,8 +77,8 @@ class GlobalLocalAdapter(nn.Module):
         self.attention = EntropyGuidedAttention(channels, attention=attention, certainty_power=certainty_power)
         self.gate = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, C, H, W)`` -> the adapted features of the same shape, and H / ln N, ``(B, H * W)``, float32, 0 to 1."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(B, C, H, W)`` -> the adapted features of that shape, and the entropies of `EntropyGuidedAttention`."""
         tokens = self.norm(features.flatten(2).transpose(1, 2))
         grid = tokens.transpose(1, 2).unflatten(2, features.shape[2:])
         # Each scale has its own GELU: without it the sum of the two convolutions would be one 5 x 5 convolution.

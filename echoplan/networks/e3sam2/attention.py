@@ -1,10 +1,11 @@
-"""Entropy-Guided Attention, and what the paper compares it with. Memory grows with N and not with N x N."""
+"""Entropy-Guided Attention, and what the paper compares it with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,12 @@ from echoplan.errors import EchoPlanError
 
 ATTENTIONS = ("ega", "ega_query", "ega_column", "self", "topk", "mask")
 
+_GUIDED = ("ega", "ega_query", "ega_column")  # by the entropy
+
+Attend: TypeAlias = Callable[[Tensor], Tensor]  # values (B, M, e) -> A v, (B, N, e)
+Weigh: TypeAlias = Callable[[Tensor], Tensor]  # entropies -> weights of their rows
+
+_WHOLE_MAP = 2**24  # scores: a frame of 4096 tokens
 _EPSILON = 1e-12
 _LEAST_CERTAINTY = 1e-6  # of a key: float32 does not tell a smaller one from zero
 _QUERY_EPSILON, _LEAST_QUERY_CERTAINTY = 1e-8, 1e-3  # of equation 3, and of gamma, as the authors have them
@@ -85,35 +92,66 @@ class EntropyGuidedAttention(nn.Module):
             nn.init.zeros_(self.keep.weight)
             nn.init.ones_(self.keep.bias)
 
-    def forward(self, tokens: Tensor, *, local: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, *, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` -> the attended tokens of the same shape, and H / ln N, ``(B, N)``, float32, 0 to 1.
+
+        The entropy is None in evaluation mode where the attention itself does not read it.
 
         Args:
             tokens: queries, keys and values are made from these.
             local: features of the same shape that the output map fuses with the attended ones: their sum goes in.
         """
         q, k, v = (self._split(each) for each in self.query_key_value(tokens).chunk(3, dim=2))
-        entropy = row_entropy(q, k) / math.log(max(2, tokens.shape[1]))
-        mixed = self._attend(q, k, v, entropy, tokens)
+        if self.kind in _GUIDED:
+            mixed, entropy = self._guided(q, k, v)
+        else:
+            mixed, entropy = self._compared(q, k, v, tokens), row_entropy(q, k) if self.training else None
         mixed = mixed.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2).to(v.dtype)
-        return self.out(mixed if local is None else mixed + local), entropy.unflatten(0, (-1, self.heads)).mean(dim=1)
+        if entropy is not None:
+            entropy = (entropy / _most_entropy(k)).unflatten(0, (-1, self.heads)).mean(dim=1)
+        return self.out(mixed if local is None else mixed + local), entropy
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, entropy: Tensor, tokens: Tensor) -> Tensor:
+    def _guided(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Equations 2 to 4, and the entropy in nats.
+
+        Without gradients a map of no more than `_WHOLE_MAP` scores is made once and kept until it was read; else it is
+        made in blocks, again for every reading.
+        """
         least = _LEAST_CERTAINTY if self.kind == "ega" else _LEAST_QUERY_CERTAINTY
-        certainty = ((1 - entropy).clamp_min(least) ** self.power).unsqueeze(-1)
+        weigh = partial(_certainty, most=_most_entropy(k), least=least, power=self.power)
+        for_sums = weigh if self.kind == "ega_column" else None
+        together = 0 if torch.is_grad_enabled() else _WHOLE_MAP // (q.shape[1] * k.shape[1])
+        if not together:
+            entropy, sums = _MapStatistics.apply(q, k, for_sums)
+            return self._weighted(partial(attention, q, k), v, weigh(entropy), sums), entropy
+        parts = []
+        memory = v.new_empty(min(together, len(q)), q.shape[1], k.shape[1])
+        for piece in zip(q.split(together), k.split(together), v.split(together), strict=True):
+            kept = memory[: len(piece[0])]
+            entropy, sums, total = _map_statistics(*piece[:2], for_sums, kept)
+            attend = partial(_attend_by_map, kept, total)
+            parts.append((self._weighted(attend, piece[2], weigh(entropy), sums), entropy))
+        mixed, entropies = zip(*parts, strict=True)
+        return torch.cat(mixed), torch.cat(entropies)
+
+    def _weighted(self, attend: Attend, v: Tensor, certainty: Tensor, sums: Tensor) -> Tensor:
+        """Equations 3 and 4 with `attend`, which makes A v of values v."""
+        certainty = certainty.unsqueeze(2)
         if self.kind == "ega":
-            return weighted_attention(q, k, v, certainty)
+            return weighted_attention(attend, v, certainty)
         if self.kind == "ega_query":
-            return attention(q, k, v) * (certainty / (certainty + _QUERY_EPSILON))
-        if self.kind == "ega_column":
-            return attention(q, k, v / (column_sums(q, k, certainty) + _QUERY_EPSILON)) * certainty
+            return attend(v) * (certainty / (certainty + _QUERY_EPSILON))
+        return attend(v / (sums + _QUERY_EPSILON)) * certainty
+
+    def _compared(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """What the paper compares with."""
         if self.kind == "topk":
             return top_attention(q, k, v, keep=max(1, round(self.top_share * k.shape[1])))
-        if self.keep is not None:
-            chance = _promote(self.keep(tokens)).sigmoid()
-            kept = chance + ((chance >= 0.5).to(chance.dtype) - chance).detach()
-            return weighted_attention(q, k, v, kept.repeat_interleave(self.heads, dim=0))
-        return attention(q, k, v)
+        if self.keep is None:
+            return attention(q, k, v)
+        chance = _promote(self.keep(tokens)).sigmoid()
+        kept = chance + ((chance >= 0.5).to(chance.dtype) - chance).detach()
+        return weighted_attention(partial(attention, q, k), v, kept.repeat_interleave(self.heads, dim=0))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
@@ -131,118 +169,135 @@ def row_entropy(q: Tensor, k: Tensor) -> Tensor:
     Returns:
         ``(B, N)``, 0 to ln M; float32, or float64 for float64.
     """
-    return _RowEntropy.apply(q, k)
+    return _MapStatistics.apply(q, k, None)[0]
 
 
-class _RowEntropy(torch.autograd.Function):
-    """With s the scores, z = ln sum_j exp s_ij and A_ij = exp(s_ij - z_i): H_i = z_i - sum_j A_ij s_ij.
+def _map_statistics(q: Tensor, k: Tensor, weigh: Weigh | None, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What there is to know of A = softmax(s), s = q k^T / sqrt(d), from one pass over it in blocks of rows.
 
-    dH_i / ds_ij = -A_ij (ln A_ij + H_i).
+    Args:
+        q, k: see `row_entropy`.
+        weigh: makes weights w of the rows' entropies; None: there are no sums.
+        kept: ``(B, N, M)``, takes exp(s_ij - max_j s_ij); None: nothing is kept.
+
+    Returns:
+        the rows' entropies ``(B, N)``, the columns' sums c_j = sum_i w_i A_ij ``(B, M, 1)``, and
+        z_i = ln sum_j exp s_ij ``(B, N)`` or, with `kept`, the sums of its rows.
+    """
+    queries, keys = _promote(q) * q.shape[-1] ** -0.5, _promote(k).transpose(1, 2)
+    entropy, normaliser = queries.new_empty(q.shape[:2]), queries.new_empty(q.shape[:2])
+    sums = queries.new_zeros(len(k), 1, k.shape[1])
+    for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
+        # With `out`, autocast lets products be.
+        torch.bmm(queries[batch, rows], keys[batch], out=scores)
+        greatest = scores.amax(dim=2, keepdim=True)
+        if kept is not None and kept.dtype == scores.dtype:
+            spare = kept[batch, rows]
+        torch.exp(scores.sub_(greatest), out=spare)
+        if kept is not None and kept.dtype != scores.dtype:
+            kept[batch, rows] = spare
+        total = spare.sum(dim=2)
+        logarithm = total.log()
+        found = entropy[batch, rows] = logarithm - scores.mul_(spare).sum(dim=2) / total
+        if weigh is not None:
+            sums[batch].baddbmm_((weigh(found) / total).unsqueeze(1), spare)
+        normaliser[batch, rows] = logarithm + greatest.squeeze(2) if kept is None else total
+    return entropy, sums.transpose(1, 2), normaliser
+
+
+class _MapStatistics(torch.autograd.Function):
+    """`_map_statistics`' entropies H and sums c = sum_i w_i A_ij, with w_i = w(H_i).
+
+    With g the gradients, and u_i = sum_j A_ij g_cj: H_i has the gradient h_i = g_Hi + u_i w'(H_i) in all, and s_ij has
+    A_ij (w_i (g_cj - u_i) - h_i (ln A_ij + H_i)).
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
-        queries, keys = _promote(q) * q.shape[-1] ** -0.5, _promote(k).transpose(1, 2).contiguous()
-        entropy, normaliser = queries.new_empty(q.shape[:2]), queries.new_empty(q.shape[:2])
-        for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
-            # With `out`, autocast lets products be.
-            torch.bmm(queries[batch, rows], keys[batch], out=scores)
-            greatest = scores.amax(dim=2, keepdim=True)
-            torch.exp(scores.sub_(greatest), out=spare)
-            total = spare.sum(dim=2)
-            logarithm = total.log()
-            entropy[batch, rows] = logarithm - spare.mul_(scores).sum(dim=2) / total
-            normaliser[batch, rows] = logarithm + greatest.squeeze(2)
+    def forward(ctx: Any, q: Tensor, k: Tensor, weigh: Weigh | None) -> tuple[Tensor, Tensor]:
+        entropy, sums, normaliser = _map_statistics(q, k, weigh, None)
         ctx.save_for_backward(q, k, entropy, normaliser)
-        return entropy
+        ctx.weigh = weigh
+        return entropy, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, to_entropy: Tensor, to_sums: Tensor) -> tuple[Tensor, Tensor, None]:
         q, k, entropy, normaliser = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        queries, keys, weight = _promote(q) * scale, _promote(k), -gradient.unsqueeze(2)
-        weighted = (queries * weight).transpose(1, 2)
-        to_q, to_k = torch.empty_like(queries), keys.new_zeros(keys.shape[0], keys.shape[2], keys.shape[1])
+        queries, keys = _promote(q) * scale, _promote(k)
+        to_q, to_k = torch.empty_like(queries), keys.new_zeros(len(k), k.shape[2], k.shape[1])
+        weight, steepness = (None, None) if ctx.weigh is None else _value_and_slope(ctx.weigh, entropy)
         for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
             torch.bmm(queries[batch, rows], keys[batch].transpose(1, 2), out=scores)
             logarithm = scores.sub_(normaliser[batch, rows].unsqueeze(2))
             torch.exp(logarithm, out=spare)
-            slope = logarithm.add_(entropy[batch, rows].unsqueeze(2)).mul_(spare)
+            down = to_entropy[batch, rows].unsqueeze(2)
+            slope = logarithm.add_(entropy[batch, rows].unsqueeze(2))
+            if weight is None:
+                slope.mul_(-down)
+            else:
+                own, mean = weight[batch, rows].unsqueeze(2), spare @ to_sums[batch]
+                slope.mul_(-(down + mean * steepness[batch, rows].unsqueeze(2))).sub_(own * mean)
+                slope.baddbmm_(own, to_sums[batch].transpose(1, 2))
+            slope.mul_(spare)
             torch.bmm(slope, keys[batch], out=to_q[batch, rows])
-            to_k[batch].baddbmm_(weighted[batch, :, rows], slope)
-        to_q.mul_(weight * scale)
-        return to_q.to(q.dtype), to_k.transpose(1, 2).to(k.dtype)
+            to_k[batch].baddbmm_(queries[batch, rows].transpose(1, 2), slope)
+        return to_q.mul_(scale).to(q.dtype), to_k.transpose(1, 2).to(k.dtype), None
+
+
+def _value_and_slope(function: Weigh, values: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        values = values.detach().requires_grad_()
+        result = function(values)
+        (slope,) = torch.autograd.grad(result.sum(), values)
+    return result.detach(), slope
+
+
+def _certainty(entropy: Tensor, *, most: float, least: float, power: float) -> Tensor:
+    """Equation 2."""
+    return (1 - entropy / most).clamp_min(least) ** power
+
+
+def _most_entropy(k: Tensor) -> float:
+    return math.log(max(2, k.shape[1]))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by a fused kernel: ``(B, N, d)``, ``(B, M, d)``, ``(B, M, d)`` -> ``(B, N, d)``."""
-    return _fused(q, k, v, q.shape[-1] ** -0.5)
+    """softmax(q k^T / sqrt(d)) v by a fused kernel: ``(B, N, d)``, ``(B, M, d)``, ``(B, M, e)`` -> ``(B, N, e)``.
+
+    Where e differs from d all are filled up with zeros to one width.
+    """
+    width, values = q.shape[-1], v.shape[-1]
+    if values != width:
+        most = -(-max(width, values) // _CHANNEL_MULTIPLE) * _CHANNEL_MULTIPLE
+        q, k, v = (F.pad(each, (0, most - each.shape[-1])) for each in (q, k, v))
+    q, k, v = (each.unsqueeze(1) for each in (q, k, v.to(q.dtype)))
+    return F.scaled_dot_product_attention(q, k, v, scale=width**-0.5).squeeze(1)[..., :values]
 
 
-def weighted_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-    """Equations 3 and 4 with a weight a key: sum_j w_j A_ij v_j / (sum_j w_j A_ij + eps), A = softmax(q k^T / sqrt(d)).
+def _attend_by_map(kept: Tensor, total: Tensor, v: Tensor) -> Tensor:
+    """`attention` by a map that `_map_statistics` kept, and the sums of its rows."""
+    return (kept @ v.to(kept.dtype)) / total.unsqueeze(2)
+
+
+def weighted_attention(attend: Attend, v: Tensor, weight: Tensor) -> Tensor:
+    """Equations 3 and 4 with a weight a key: sum_j w_j A_ij v_j / (sum_j w_j A_ij + eps).
 
     Both sums are ordinary attention, over the values w_j v_j and w_j: one more channel, and no map. It is what a
     softmax of s_ij + ln w_j gives, and stays defined where w_j is zero.
 
     Args:
-        q, k, v: ``(B, N, d)``, ``(B, M, d)``, ``(B, M, d)``.
+        attend: makes A v of values v, as `attention` does with its queries and keys.
+        v: ``(B, M, d)``.
         weight: w, ``(B, M, 1)``, not negative.
 
     Returns:
         ``(B, N, d)``.
     """
-    width = q.shape[-1]
-    spare = _CHANNEL_MULTIPLE - width % _CHANNEL_MULTIPLE  # 1 to 8: there is always room for w_j
     # The result does not depend on the weights' scale; with one as the largest, 16-bit values lose the least.
     weight = weight / weight.detach().amax(dim=1, keepdim=True).clamp_min(_LEAST_CERTAINTY)
-    values = torch.cat([v * weight, weight], dim=-1).to(v.dtype)
-    sums = _fused(F.pad(q, (0, spare)), F.pad(k, (0, spare)), F.pad(values, (0, spare - 1)), width**-0.5)
-    return sums[..., :width] / (_promote(sums[..., width : width + 1]) + _EPSILON)
-
-
-def column_sums(q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
-    """sum_i w_i A_ij, A = softmax(q k^T / sqrt(d)): ``(B, N, d)``, ``(B, M, d)``, ``(B, N, 1)`` -> ``(B, M, 1)``.
-
-    As in `row_entropy` the map is made in blocks of rows, and made again for the backward pass.
-    """
-    return _ColumnSums.apply(q, k, weight)
-
-
-class _ColumnSums(torch.autograd.Function):
-    """With g the gradient of the sums c, dw_i = sum_j A_ij g_j, and ds_ij = w_i A_ij (g_j - dw_i)."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
-        queries, keys, weights = _promote(q) * q.shape[-1] ** -0.5, _promote(k).transpose(1, 2), _promote(weight)
-        sums, normaliser = queries.new_zeros(k.shape[0], k.shape[1], 1), queries.new_empty(q.shape[:2])
-        for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
-            torch.bmm(queries[batch, rows], keys[batch], out=scores)
-            normaliser[batch, rows] = scores.logsumexp(dim=2)
-            torch.exp(scores.sub_(normaliser[batch, rows].unsqueeze(2)), out=spare)
-            sums[batch].baddbmm_(spare.transpose(1, 2), weights[batch, rows])
-        ctx.save_for_backward(q, k, weight, normaliser)
-        return sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, weight, normaliser = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        queries, keys, weights, slopes = _promote(q) * scale, _promote(k), _promote(weight), _promote(gradient)
-        weighted = (queries * weights).transpose(1, 2)
-        to_q, to_weight = torch.empty_like(queries), torch.empty_like(weights)
-        to_k = keys.new_zeros(keys.shape[0], keys.shape[2], keys.shape[1])
-        for batch, rows, scores, spare in _with_memory(queries, k.shape[1]):
-            torch.bmm(queries[batch, rows], keys[batch].transpose(1, 2), out=scores)
-            torch.exp(scores.sub_(normaliser[batch, rows].unsqueeze(2)), out=spare)
-            own = to_weight[batch, rows] = torch.bmm(spare, slopes[batch])
-            slope = spare.mul_(slopes[batch].transpose(1, 2) - own)
-            torch.bmm(slope, keys[batch], out=to_q[batch, rows])
-            to_k[batch].baddbmm_(weighted[batch, :, rows], slope)
-        to_q.mul_(weights * scale)
-        return to_q.to(q.dtype), to_k.transpose(1, 2).to(k.dtype), to_weight.to(weight.dtype)
+    sums = attend(torch.cat([v * weight, weight], dim=-1).to(v.dtype))
+    return sums[..., :-1] / (_promote(sums[..., -1:]) + _EPSILON)
 
 
 def top_attention(q: Tensor, k: Tensor, v: Tensor, *, keep: int) -> Tensor:
@@ -259,10 +314,6 @@ def _top_block(q: Tensor, k: Tensor, v: Tensor, keep: int) -> Tensor:
     scores = _scores(q, k)
     least = scores.detach().topk(keep, dim=2, sorted=False).values.amin(dim=2, keepdim=True)
     return scores.masked_fill(scores < least, -math.inf).softmax(dim=2).to(v.dtype) @ v
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale).squeeze(1)
 
 
 def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.e3sam2.adapters import BlockAdapter, GlobalLocalAdapter
-from echoplan.networks.e3sam2.sam2_parts import Variant, build_neck, build_trunk
+from echoplan.networks.e3sam2.sam2_parts import Variant, build_neck, build_trunk, run_block
 
 _RGB = 3
 
@@ -71,6 +71,7 @@ class Encoder(nn.Module):
 
     Args:
         variant: size of the trunk.
+        size: side of the frames in pixels.
         windows: "sam2" or "light", see `build_trunk`.
         imagenet: whether frames are 0 to 1 and standardised here, as the trunk's training images were.
         adapters: where the Global-Local Adapters are: "before" the first block of stages 2, 3 and 4, whose input they
@@ -79,11 +80,18 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, variant: Variant, *, windows: str, adapters: str | None, imagenet: bool = False, **adapter_settings: Any
+        self,
+        variant: Variant,
+        *,
+        size: int,
+        windows: str,
+        adapters: str | None,
+        imagenet: bool = False,
+        **adapter_settings: Any,
     ) -> None:
         super().__init__()
         self.colours = Colours() if imagenet else nn.Identity()
-        self.trunk = build_trunk(variant, windows)
+        self.trunk = build_trunk(variant, windows, size)
         self.neck = build_neck(self.trunk.channel_list)
         self.channels = tuple(self.trunk.channel_list[::-1])  # of the four stages, the finest first
         ends = self.trunk.stage_ends
@@ -98,7 +106,7 @@ class Encoder(nn.Module):
         """``(N, C, H, W)`` with C = 1 or 3 -> the features F_S of the four stages, and the adapters' entropies.
 
         Returns:
-            ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and ``(N, h * w)`` of each adapter, or nothing without them.
+            ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and ``(N, h * w)`` of each adapter that made an entropy.
         """
         tokens = self.trunk.patch_embed(self.colours(frames.expand(-1, _RGB, -1, -1)))
         tokens = tokens + self.trunk._get_pos_embed(tokens.shape[1:3])  # (N, h, w, C)
@@ -106,20 +114,21 @@ class Encoder(nn.Module):
         entropies: list[Tensor] = []
         for index, block in enumerate(self.trunk.blocks):
             if index in self.adapted_blocks:
-                tokens = self._adapted(tokens, entropies)
-            tokens = block(tokens)
+                tokens = self._adapted(len(maps) - 1, tokens, entropies)
+            tokens = run_block(block, tokens)
             if index not in self.trunk.stage_ends:
                 continue
             if self.adapters is not None and not self.adapted_blocks:
-                tokens = self._adapted(tokens, entropies)
+                tokens = self._adapted(len(maps), tokens, entropies)
             maps.append(tokens.permute(0, 3, 1, 2))
         return maps, entropies
 
-    def _adapted(self, tokens: Tensor, entropies: list[Tensor]) -> Tensor:
-        """What the next adapter makes of tokens ``(N, h, w, C)``; its entropy is added to the others."""
+    def _adapted(self, index: int, tokens: Tensor, entropies: list[Tensor]) -> Tensor:
+        """What an adapter makes of tokens ``(N, h, w, C)``; its entropy is added to the others."""
         assert self.adapters is not None
-        features, entropy = self.adapters[len(entropies)](tokens.permute(0, 3, 1, 2))
-        entropies.append(entropy)
+        features, entropy = self.adapters[index](tokens.permute(0, 3, 1, 2))
+        if entropy is not None:
+            entropies.append(entropy)
         return features.permute(0, 2, 3, 1)
 
     def pyramid(self, maps: Sequence[Tensor], middle: nn.Conv2d, fine: nn.Conv2d) -> FrameFeatures:

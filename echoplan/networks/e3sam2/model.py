@@ -73,6 +73,7 @@ class E3SAM2(nn.Module):
         self.size = size[0]
         self.encoder = Encoder(
             VARIANTS[own.variant],
+            size=self.size,
             windows=own.windows,
             adapters=own.adapter_place if own.adapters else None,
             imagenet=own.standardise == "imagenet",

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 
@@ -21,6 +23,8 @@ WIDTH = 256  # channels of the image features, the tokens and the decoder
 MEMORY_WIDTH = 64  # channels of a memory
 MEMORIES = 7  # the start frame's, and six besides
 _LIGHT_WINDOWS = (8, 4, 16, 8)
+_MLP_RATIO = 4  # of the trunk's blocks
+_CACHED = 2**20  # values that a core has at hand
 _HYDRA = "hydra.core.global_hydra"
 
 
@@ -82,8 +86,11 @@ def _hydra_is_started() -> bool:
     return _HYDRA in sys.modules and sys.modules[_HYDRA].GlobalHydra.instance().is_initialized()
 
 
-def build_trunk(variant: Variant, windows: str) -> Any:
-    """The Hiera trunk; see `Variant`. "light" windows divide the grids of sizes that are multiples of 256."""
+def build_trunk(variant: Variant, windows: str, size: int) -> Any:
+    """The Hiera trunk for square images of `size` pixels; see `Variant`, and `run_block` for its blocks.
+
+    "light" windows divide the grids of sizes that are multiples of 256.
+    """
     home = torch.get_default_device()
     with torch.device("cpu"):  # the package reads a tensor's values here, which the meta device does not have
         trunk = sam2_module("modeling.backbones.hieradet").Hiera(
@@ -94,7 +101,83 @@ def build_trunk(variant: Variant, windows: str) -> Any:
             window_pos_embed_bkg_spatial_size=(variant.position_grid,) * 2,
             window_spec=_LIGHT_WINDOWS if windows == "light" else variant.windows,
         )
+        grid = size // 4
+        for block in trunk.blocks:
+            block.register_buffer("window_bias", window_bias(block, grid), persistent=False)
+            grid //= 2 if block.q_stride else 1
     return trunk.to(home)
+
+
+def window_bias(block: Any, grid: int) -> Tensor | None:
+    """What makes attention over a whole grid that of a trunk's block in its windows; None where that is no cheaper.
+
+    Where windows do not divide the grid, SAM2 pads it with zeros, of which attention sees keys and values like any
+    other. All of these are the same, and what attention finds for them is thrown away. So one more key, which counts as
+    often as a window has padding, stands for all.
+
+    Args:
+        block: the block.
+        grid: side of the grid that comes in, in tokens.
+
+    Returns:
+        ``(queries, grid^2 + 1)``: 0 within a window, -inf between windows, and for the last key, the padding's, the
+        logarithm of how many there are in the query's window.
+    """
+    side = block.window_size
+    if not side or grid % side == 0:
+        return None
+    windows, tokens, width = -(-grid // side), grid**2, block.attn.dim_out
+    padded, a_window = (windows * side) ** 2, side**2
+    maps = (
+        3 * block.dim + width
+    )  # multiply-accumulates a token and channel; attention's are two for each pair of tokens
+    if tokens * (maps + 2 * tokens) > padded * (maps + 2 * a_window):
+        return None
+    place = torch.arange(grid) // side
+    window = (windows * place[:, None] + place).flatten()
+    padding = a_window - window.bincount(minlength=windows**2)
+    asking = window.view(grid, grid)[::2, ::2].flatten() if block.q_stride else window
+    between = torch.zeros(len(asking), tokens).masked_fill_(asking[:, None] != window, -torch.inf)
+    return torch.cat([between, padding[asking, None].log()], dim=1)
+
+
+def run_block(block: Any, tokens: Tensor) -> Tensor:
+    """A block of the trunk, ``(N, h, w, C)`` -> ``(N, h', w', C')``, as the package has it but for work on padding."""
+    return in_cache(block if block.window_bias is None else partial(_without_padding, block), tokens, wider=_MLP_RATIO)
+
+
+def in_cache(work: Callable[[Tensor], Tensor], frames: Tensor, *, wider: int) -> Tensor:
+    """work(frames); without gradients on a CPU a few frames at a time, so that what lies between stays in its cache.
+
+    Args:
+        work: does the same to each frame, whatever others there are.
+        frames: ``(N, ...)``.
+        wider: how many times as large as the frames is what lies between.
+    """
+    together = max(1, _CACHED // (wider * frames[0].numel()))
+    if frames.device.type != "cpu" or torch.is_grad_enabled() or together >= len(frames):
+        return work(frames)
+    return torch.cat([work(some) for some in frames.split(together)])
+
+
+def _without_padding(block: Any, tokens: Tensor) -> Tensor:
+    normed, attention = block.norm1(tokens), block.attn
+    shortcut = tokens if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
+    q, k, v = attention.qkv(normed).flatten(1, 2).unflatten(2, (3, attention.num_heads, -1)).unbind(2)
+    if attention.q_pool is not None:
+        q = _pooled(q.reshape(*tokens.shape[:3], -1), attention.q_pool).flatten(1, 2).unflatten(2, q.shape[2:])
+    _, *padding = attention.qkv.bias.view(3, 1, 1, attention.num_heads, -1)
+    k, v = (torch.cat([each, more.to(each.dtype).expand(len(each), -1, -1, -1)], dim=1) for each, more in
+            zip((k, v), padding, strict=True))  # fmt: skip
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=block.window_bias.to(q.dtype))
+    found = attention.proj(found.transpose(1, 2).flatten(2)).view(shortcut.shape)
+    tokens = shortcut + block.drop_path(found)
+    return tokens + block.drop_path(block.mlp(block.norm2(tokens)))
+
+
+def _pooled(grid: Tensor, pool: nn.Module) -> Tensor:
+    return pool(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def build_neck(channels: list[int]) -> Any:
