@@ -13,7 +13,7 @@ from echoplan.networks.sam.settings import BOXES
 from ...evaluation import VOLUME_RULES
 from ...evaluation.metrics import summarise
 from ...training.prompts import LABEL_KINDS, without_begun
-from .networks import NATIVE_SIZE, FoundationModel
+from .networks import FOUNDATION_MODELS, FoundationModel
 from .zero_shot import run_zero_shot
 
 _PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES", "ed_es": "ED + ES"}
@@ -22,14 +22,14 @@ _METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "ass
 
 @command
 def zero_shot(arguments: Sequence[str]) -> int:
-    """echoplan_zero_shot DATASET -m sam|medsam|sam2"""
+    """echoplan_zero_shot DATASET -m sam|medsam|lite_medsam|sam2"""
     made = parser(
         "echoplan_zero_shot",
         "Segment a dataset's labelled frames with a foundation model that was not trained on it, told by the labels "
         "where the structure is: the untrained row of a comparison.",
     )
     made.add_argument("dataset", metavar="DATASET", help="a raw dataset: name, id or folder name")
-    made.add_argument("-m", dest="model", choices=("sam", "medsam", "sam2"), required=True, help="the model")
+    made.add_argument("-m", dest="model", choices=tuple(FOUNDATION_MODELS), required=True, help="the model")
     made.add_argument(
         "--prompt", choices=LABEL_KINDS, default="box", help="what the labels tell; points and masks: sam2"
     )
@@ -40,11 +40,13 @@ def zero_shot(arguments: Sequence[str]) -> int:
     made.add_argument("--variant", default="", help="sam: vit_b, vit_l, vit_h; sam2: tiny, small, base_plus, large; "
                       "the first if not given")  # fmt: skip
     made.add_argument(
-        "--size", type=int, default=NATIVE_SIZE, help="side of the model's input; less is faster and worse"
+        "--size",
+        type=int,
+        help="side of the model's input (its own is 1024, lite_medsam's 256); less is faster and worse",
     )
     made.add_argument("--shrink", type=int, default=0, metavar="SIDE",
                       help="first shrink frames to SIDE x SIDE, as 112 in Chao et al.'s study")  # fmt: skip
-    made.add_argument("--boxes", choices=BOXES, default=BOXES[0], help="sam, medsam: from a box's first to its last "
+    made.add_argument("--boxes", choices=BOXES, default=BOXES[0], help="all but sam2: from a box's first to its last "
                       "pixel's centre, or as OpenCV's boundingRect, one pixel further")  # fmt: skip
     made.add_argument("-weights", type=existing_path, metavar="FILE", help="where the usual places do not have them")
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson",

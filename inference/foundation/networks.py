@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
-from echoplan.networks.sam.settings import BOXES
+from echoplan.networks.sam.settings import BOXES, LITE_SIZE, MODELS, NATIVE_SIZE
 
 from ...training.losses import reduce_labels
 from ...training.prompts import BOX_KINDS, LABEL_KINDS, boxes_of_frames, case_draw, prompt_from_label
 
-NATIVE_SIZE = 1024  # of all three
 _BATCH = 4  # frames that SAM sees at once
 _RGB_MEAN, _RGB_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of SAM2's training images, ImageNet's
 _WHITE = 255.0
@@ -32,11 +31,11 @@ class FoundationModel:
     """Which network, and what it is told.
 
     Attributes:
-        model: "sam", "medsam" or "sam2".
+        model: "sam", "medsam", "lite_medsam" or "sam2".
         prompt: what it is told of the labels: "box" or "jittered_box" of every labelled frame (SAM, MedSAM), or a
             "point", "jittered", "box", "jittered_box" or "mask" of the first one (SAM2).
         variant: of its trunk; empty is the usual one.
-        size: the side that images are resized to.
+        size: the side that images are resized to; None is the model's own, 1024 or LiteMedSAM's 256.
         shrink: the side of the square that frames are shrunk to before that, as Chao et al. did with all data (112); 0:
             they are not.
         boxes: how SAM and MedSAM are told of a box, see `SAMSettings`.
@@ -46,18 +45,20 @@ class FoundationModel:
     model: str
     prompt: str = "box"
     variant: str = ""
-    size: int = NATIVE_SIZE
+    size: int | None = None
     weights: Path | None = None
     shrink: int = 0
     boxes: str = BOXES[0]
 
     def __post_init__(self) -> None:
-        if self.model not in _VARIANTS:
-            raise EchoPlanError(f"there is no model {self.model!r}", remedy=f"choose one of {', '.join(_VARIANTS)}")
+        if self.model not in FOUNDATION_MODELS:
+            raise EchoPlanError(
+                f"there is no model {self.model!r}", remedy=f"choose one of {', '.join(FOUNDATION_MODELS)}"
+            )
         kinds = LABEL_KINDS if self.model == "sam2" else BOX_KINDS
         for setting, value, choices in (
             ("prompt", self.prompt, kinds),
-            ("variant", self.variant, ("", *_VARIANTS[self.model])),
+            ("variant", self.variant, ("", *FOUNDATION_MODELS[self.model])),
             ("boxes", self.boxes, BOXES[:1] if self.model == "sam2" else BOXES),
         ):
             if value not in choices:
@@ -65,9 +66,18 @@ class FoundationModel:
                 raise EchoPlanError(f"{self.model} takes no {setting} {value!r}", remedy=f"choose one of {known}")
 
     @property
+    def side(self) -> int:
+        """The side that images are resized to."""
+        return self.size or self._own_side
+
+    @property
+    def _own_side(self) -> int:
+        return LITE_SIZE if self.model == "lite_medsam" else NATIVE_SIZE
+
+    @property
     def name(self) -> str:
         """<model>_<prompt>, with what is not usual: its results' folder."""
-        size = "" if self.size == NATIVE_SIZE else str(self.size)
+        size = "" if self.side == self._own_side else str(self.side)
         shrunk = f"from{self.shrink}" if self.shrink else ""
         boxes = "" if self.boxes == BOXES[0] else self.boxes
         return "_".join(part for part in (self.model, self.variant, size, shrunk, self.prompt, boxes) if part)
@@ -78,17 +88,17 @@ class FoundationModel:
         Raises:
             EchoPlanError: a size it cannot take, or weights that cannot be had.
         """
-        variant, pretrained = self.variant or _VARIANTS[self.model][0], self.weights or True
+        variant, pretrained = self.variant or FOUNDATION_MODELS[self.model][0], self.weights or True
         settings: dict[str, Any] = {
             "model": self.model,
             "encoder": variant,
-            "encoder_size": self.size,
+            "encoder_size": self.side,
             "boxes": self.boxes,
         }
         if self.model == "sam2":
             settings = {"variant": variant, "multimask": "sam2"}
         name = "sam2" if self.model == "sam2" else "sam"
-        network = build_network(name, size=(self.size, self.size), pretrained=pretrained, **settings)
+        network = build_network(name, size=(self.side, self.side), pretrained=pretrained, **settings)
         return network.to(device).eval()
 
     @torch.inference_mode()
@@ -144,11 +154,8 @@ class FoundationModel:
         return found
 
 
-_VARIANTS = {
-    "sam": ("vit_b", "vit_l", "vit_h"),
-    "medsam": ("vit_b",),
-    "sam2": ("tiny", "small", "base_plus", "large"),
-}
+# Model -> the sizes of its trunk, the usual one first.
+FOUNDATION_MODELS = {**MODELS, "sam2": ("tiny", "small", "base_plus", "large")}
 
 
 class EnlargedFrames:

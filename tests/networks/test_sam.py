@@ -201,7 +201,7 @@ def test_weights_that_cannot_be_had_say_how(tmp_path: Path, monkeypatch: pytest.
     [
         ({"classes": 3}, "one object"),
         ({"model": "sam3"}, "model cannot be 'sam3'"),
-        ({"encoder": "vit_t"}, "encoder cannot be 'vit_t'"),
+        ({"encoder": "vit_t"}, "encoder of sam cannot be 'vit_t'"),
         ({"encoder_size": 100}, "multiple of 16"),
         ({"trainable": "neck"}, "trainable cannot be 'neck'"),
         ({"boxes": "drawn"}, "boxes cannot be 'drawn'"),

@@ -19,7 +19,7 @@ from .echonet import EchoNetMethod
 from .method import Method
 from .pkechonet import PKEchoNetMethod
 from .resunet import ResUNetMethod
-from .sam import MEDSAM_RECIPE, SAMMethod
+from .sam import LITE_MEDSAM_RECIPE, MEDSAM_RECIPE, LiteMedSAMMethod, SAMMethod
 from .unet import SpaceTimeUNetMethod, UNetMethod
 
 ENTRY_POINTS = "echoplan.trainers"
@@ -41,6 +41,7 @@ _OWN: dict[str, tuple[type[Method[Any]], Mapping[str, Any]]] = {
     "MedSAMTrainer": (SAMMethod, {"model": "medsam"}),
     "SAM1024Trainer": (SAMMethod, MEDSAM_RECIPE),
     "MedSAM1024Trainer": (SAMMethod, {**MEDSAM_RECIPE, "model": "medsam"}),
+    "LiteMedSAMTrainer": (LiteMedSAMMethod, LITE_MEDSAM_RECIPE),
 }
 
 

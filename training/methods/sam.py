@@ -1,4 +1,7 @@
-"""SAMTrainer and MedSAMTrainer of `-tr`: box-prompted models, fine-tuned (Chao et al., npj Digital Medicine 2025)."""
+"""SAMTrainer, MedSAMTrainer and LiteMedSAMTrainer of `-tr`: box-prompted models, fine-tuned.
+
+The first two as by Chao et al. (npj Digital Medicine 2025), the third by its authors' own recipe.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
-from echoplan.networks.sam.settings import SAMSettings
+from echoplan.networks.sam.settings import LITE_SIZE, SAMSettings
 
 from ..data import Batch
 from ..losses import dice_ce_loss, reduce_labels
@@ -30,6 +33,18 @@ MEDSAM_RECIPE = {
     "batch_size": 2,
     "trainable": "all_but_prompt_encoder",
     "training_boxes": "widened",
+}
+# The optimiser of LiteMedSAM's authors (github.com/bowang-lab/MedSAM, branch LiteMedSAM), and the U-Net's augmentation.
+LITE_MEDSAM_RECIPE = {
+    "model": "lite_medsam",
+    "encoder": "tiny_vit",
+    "encoder_size": LITE_SIZE,
+    "epochs": 50,
+    "optimiser": "adamw",
+    "learning_rate": 5e-5,
+    "weight_decay": 0.01,
+    "augmentation": "strong",
+    "trainable": "all_but_prompt_encoder",
 }
 
 
@@ -114,3 +129,10 @@ class SAMMethod(Method[SAMRecipe]):
         located = dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]), squared=True)
         record(loss_mask=mask, loss_locator=located)
         return mask + located
+
+
+class LiteMedSAMMethod(SAMMethod):
+    """LiteMedSAM, which nobody has published on echoes: frames as large as its encoder takes them, nothing to obey."""
+
+    requirements: ClassVar[MethodRequirements] = replace(SAMMethod.requirements, batch_size=4, paper_size=LITE_SIZE)
+    protocols: ClassVar[Mapping[str, PublishedProtocol]] = {}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
-from echoplan.networks.sam.parts import ImageEncoder, build_mask_decoder, build_prompt_encoder, decode_mask
-from echoplan.networks.sam.settings import LEARNING_PARTS, VARIANTS, SAMSettings
+from echoplan.networks.sam.parts import build_image_encoder, build_mask_decoder, build_prompt_encoder, decode_mask
+from echoplan.networks.sam.settings import LEARNING_PARTS, SAMSettings
 from echoplan.networks.weights import find_weights, load_weights
 
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
@@ -23,16 +23,17 @@ _OURS = ("locator.",)
 
 
 class SAM(nn.Module):
-    """`sam`: SAM or MedSAM, one box a frame, frame by frame.
+    """`sam`: SAM, MedSAM or LiteMedSAM, one box a frame, frame by frame.
 
-    Frames are enlarged to SAM's own 1024 by their longest side and padded to a square, as the paper and SAM's package
-    do. The box comes from outside, or from a small U-Net inside the network (`Locator`), which learns from the same
-    labels in the same steps and shares no weight with SAM. A network trained on a fold's training cases so boxes that
-    fold's validation cases by what it learned from the training cases alone. SAM segments one object a box, so
-    `classes` must be 1.
+    Frames are brought to `encoder_size` (SAM's own is 1024) by their longest side and padded to a square, as the paper
+    and SAM's package do. The box comes from outside, or from a small U-Net inside the network (`Locator`), which learns
+    from the same labels in the same steps and shares no weight with SAM. A network trained on a fold's training cases
+    so boxes that fold's validation cases by what it learned from the training cases alone. SAM segments one object a
+    box, so `classes` must be 1.
 
     SAM's pixels: a frame's darkest is taken for 0 and its brightest for 255, which undoes the standardisation of the
-    clip where the video used its full range; then SAM's own mean and deviation. MedSAM's: the same range as 0 to 1.
+    clip where the video used its full range; then SAM's own mean and deviation. MedSAM's: the same range as 0 to 1,
+    enlarged by cubic splines, LiteMedSAM's linearly.
 
     Args:
         settings: see `SAMSettings`.
@@ -72,15 +73,15 @@ class SAM(nn.Module):
         self.encoder_size = settings.encoder_size
         self.box_kind = settings.boxes
         self.box_margin = settings.box_margin
-        self.image_encoder = ImageEncoder(VARIANTS[settings.encoder])
-        self.prompt_encoder = build_prompt_encoder(settings.encoder_size)
+        self.image_encoder = build_image_encoder(settings.encoder)
+        self.prompt_encoder = build_prompt_encoder(settings.encoder_size, stride=self.image_encoder.stride)
         self.mask_decoder = build_mask_decoder()
         self.locator = Locator()
         self.register_buffer("pixel_mean", torch.tensor(_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_deviation", torch.tensor(_DEVIATION).view(-1, 1, 1), persistent=False)
         self._let_learn(settings.learning_part)
         if pretrained:
-            path = find_weights(f"{settings.model}_{settings.encoder}", path=pretrained)
+            path = find_weights(settings.weights_name, path=pretrained)
             load_weights(self, path, new=_OURS)
 
     def _let_learn(self, part: str) -> None:
@@ -107,6 +108,13 @@ class SAM(nn.Module):
             prompts.mask_downscaling,
         ):
             unused.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SAM:
+        """An image encoder that does not learn keeps the statistics of its batch normalisation, too."""
+        super().train(mode)
+        if not any(weight.requires_grad for weight in self.image_encoder.parameters()):
+            self.image_encoder.eval()
+        return self
 
     def forward(self, clip: Tensor, boxes: Tensor | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
@@ -150,8 +158,9 @@ class SAM(nn.Module):
         """Standardised frames ``(N, C, H, W)`` -> what the image encoder was trained on, ``(N, 3, S, S)``."""
         side, inner = self.encoder_size, self._enlarged(frames.shape[-2:])
         frames = frames.float()
-        if self.model == "medsam":
-            images = _unit_range(F.interpolate(frames, inner, mode="bicubic", align_corners=False, antialias=True))
+        if self.model != "sam":
+            way = "bicubic" if self.model == "medsam" else "bilinear"
+            images = _unit_range(F.interpolate(frames, inner, mode=way, align_corners=False, antialias=True))
             images = images.expand(-1, 3, -1, -1)
         else:
             resized = F.interpolate(

@@ -11,7 +11,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 from torch import Tensor, nn
 
-from echoplan.networks.sam.settings import NATIVE_SIZE, PATCH, Variant
+from echoplan.networks.sam.settings import NATIVE_SIZE, PATCH, VARIANTS, Variant
+from echoplan.networks.sam.tiny_vit import TinyViT
 
 WIDTH = 256  # channels of the image features and the prompts
 
@@ -28,6 +29,8 @@ class ImageEncoder(ImageEncoderViT):
     Args:
         variant: its size.
     """
+
+    stride = PATCH
 
     def __init__(self, variant: Variant) -> None:
         super().__init__(**vit_settings(variant))
@@ -105,9 +108,14 @@ def vit_settings(variant: Variant) -> dict[str, object]:
     }
 
 
-def build_prompt_encoder(size: int) -> PromptEncoder:
-    """The prompt encoder for square images of `size` pixels."""
-    grid = size // PATCH
+def build_image_encoder(encoder: str) -> ImageEncoder | TinyViT:
+    """The image encoder of that name in `settings.MODELS`."""
+    return TinyViT() if encoder == "tiny_vit" else ImageEncoder(VARIANTS[encoder])
+
+
+def build_prompt_encoder(size: int, *, stride: int = PATCH) -> PromptEncoder:
+    """The prompt encoder for square images of `size` pixels, `stride` of them to a place of the image features."""
+    grid = size // stride
     return PromptEncoder(
         embed_dim=WIDTH, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
     )

@@ -1,4 +1,4 @@
-"""The settings of SAM and MedSAM."""
+"""The settings of SAM, MedSAM and LiteMedSAM."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks.settings import NetworkSettings, check_choice, check_range
 
 NATIVE_SIZE = 1024  # side of the images that SAM was trained on; its position tables have this size
+LITE_SIZE = 256  # side of the images that LiteMedSAM was trained on
 PATCH = 16
-MODELS = ("sam", "medsam")
 BOXES = ("centres", "bounding_rect")
 LEARNING_PARTS = ("locator", "decoder", "all_but_prompt_encoder", "all")  # each with those before it
 
@@ -36,6 +36,8 @@ VARIANTS = {
     "vit_l": Variant(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Variant(1280, 32, 16, (7, 15, 23, 31)),
 }
+# Model -> the image encoders that weights are published of.
+MODELS = {"sam": tuple(VARIANTS), "medsam": ("vit_b",), "lite_medsam": ("tiny_vit",)}
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class SAMSettings(NetworkSettings):
     """Of `SAM`.
 
     Attributes:
-        model: "sam" or "medsam": whose weights, and so whose pixels.
-        encoder: "vit_b" (the paper's), "vit_l" or "vit_h".
-        encoder_size: the longest side that frames are enlarged to, a multiple of 16; 1024 is SAM's own and the paper's.
-            Less is faster and not SAM as it was trained: position embeddings are interpolated.
+        model: "sam", "medsam" or "lite_medsam": whose weights, and so whose pixels.
+        encoder: "vit_b" (the paper's), "vit_l" or "vit_h"; of LiteMedSAM "tiny_vit".
+        encoder_size: the longest side that frames are brought to, a multiple of 16; 1024 is SAM's own and the paper's,
+            256 LiteMedSAM's. Less is faster and not SAM as it was trained: position embeddings are interpolated.
         trainable: what learns: the "locator" alone, beside it the "decoder", "all_but_prompt_encoder" or "all"; "auto"
             is the decoder (and everything in a training that starts from random weights).
         boxes: what SAM is told of a box: "centres", from the centre of its first pixel to that of its last, or
@@ -64,14 +66,14 @@ class SAMSettings(NetworkSettings):
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, MODELS)
-        check_choice("encoder", self.encoder, VARIANTS)
+        check_choice(f"encoder of {self.model}", self.encoder, MODELS[self.model])
         check_choice("boxes", self.boxes, BOXES)
         check_choice("trainable", self.trainable, (*LEARNING_PARTS, "auto"))
         least, most = 2 * PATCH, 4 * NATIVE_SIZE
         if not least <= self.encoder_size <= most or self.encoder_size % PATCH:
             raise EchoPlanError(
                 f"encoder_size must be a multiple of {PATCH} from {least} to {most}, not {self.encoder_size}",
-                remedy=f"choose {NATIVE_SIZE}, SAM's own",
+                remedy=f"choose {NATIVE_SIZE}, SAM's own, or {LITE_SIZE}, LiteMedSAM's",
             )
         check_range("box_margin", self.box_margin, 0, 10)
 
@@ -79,3 +81,8 @@ class SAMSettings(NetworkSettings):
     def learning_part(self) -> str:
         """`trainable` with "auto" resolved."""
         return "decoder" if self.trainable == "auto" else self.trainable
+
+    @property
+    def weights_name(self) -> str:
+        """By which `echoplan.networks.weights` knows the published weights."""
+        return self.model if self.model == "lite_medsam" else f"{self.model}_{self.encoder}"
