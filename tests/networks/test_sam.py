@@ -18,6 +18,7 @@ from echoplan.networks.sam.locator import found_boxes, largest_region_box, resca
 from echoplan.networks.sam.model import SAM
 from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
+from echoplan.networks.weights import no_downloads
 
 pytestmark = pytest.mark.usefixtures("tiny_sam")
 BOX = torch.tensor([[300.0, 180.0, 700.0, 905.0]])
@@ -186,7 +187,7 @@ def test_what_learns_is_counted() -> None:
 def test_weights_that_cannot_be_had_say_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ECHOPLAN_WEIGHTS", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(EchoPlanError, match=r"no digest.*medsam_vit_b\.pth.*ECHOPLAN_WEIGHTS"):
+    with no_downloads(), pytest.raises(EchoPlanError, match=r"no weights.*medsam_vit_b\.pth.*ECHOPLAN_WEIGHTS"):
         build_network("sam", size=(64, 64), encoder_size=64, model="medsam", pretrained=True)
     sam = reference()
     state = sam.state_dict()
