@@ -214,7 +214,7 @@ def test_what_is_finished_is_kept_and_what_is_broken_named(
 
 def test_what_cannot_be_is_refused(raw: EchoDataset, folders: Folders) -> None:
     for settings, message in (
-        ({"model": "sam3"}, "no model 'sam3'.*sam, medsam, sam2"),
+        ({"model": "sam3"}, "no model 'sam3'.*sam, medsam, lite_medsam, sam2"),
         ({"model": "sam", "prompt": "point"}, "sam takes no prompt 'point'.*box, jittered_box"),
         ({"model": "medsam", "variant": "vit_h"}, "medsam takes no variant 'vit_h'.*vit_b"),
     ):

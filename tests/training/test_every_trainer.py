@@ -38,6 +38,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "UNetTrainer": {"base_features": 4},
     "UNet2DtTrainer": {"base_features": 4},
     "SAMTrainer": {"encoder_size": 32, "precision": "float32"},
+    "LiteMedSAMTrainer": {"encoder_size": 32, "precision": "float32"},
     # On toy frames its coarsest map is one pixel, which batch normalisation takes of two frames at least.
     "ResUNetTrainer": {"precision": "float32", "batch_size": 2},
     "EchoNetTrainer": {"precision": "float32", "loss_scale": 1},  # a sum over pixels would not live through 8 steps
