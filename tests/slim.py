@@ -15,6 +15,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from echoplan.networks import resnet
 from echoplan.networks.e3sam2 import sam2_parts
+from echoplan.networks.sam import tiny_vit
 
 
 class SlimResNet(ResNet):
@@ -43,3 +44,5 @@ def make_networks_slim(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torchvision.models.segmentation, "deeplabv3_resnet50", slim_deeplab)
     for name in ("tiny", "small"):
         patch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
+    for name, values in (("_WIDTHS", (8, 8, 16, 16)), ("_DEPTHS", (1,) * 4), ("_HEADS", (2,) * 4)):
+        patch.setattr(tiny_vit, name, values)
