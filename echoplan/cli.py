@@ -29,23 +29,30 @@ READER_GONE = 141  # and after SIGPIPE
 RESUMABLE = 75  # sysexits.h: a temporary failure; what was terminated can go on
 
 
-def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
+def command(*, resume: str = "") -> Callable[[Callable[[Sequence[str]], int]], Callable[..., int]]:
     """Turn `main(arguments) -> exit status` into a console script.
 
-    Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says that nothing is
-    lost; SIGTERM, a cluster's way to say that the time is up, exits with 75.
-    """
+    Users' errors become one line on standard error and exit status 1; Ctrl-C exits with 130 and says how to go on;
+    SIGTERM, a cluster's way to say that the time is up, exits with 75.
 
+    Args:
+        resume: the option with which the command goes on where it stopped, if it needs one.
+    """
+    return lambda main: _run(main, resume)
+
+
+def _run(main: Callable[[Sequence[str]], int], resume: str) -> Callable[..., int]:
     @wraps(main)
-    def run(arguments: Sequence[str] | None = None) -> int:
+    def run(given: Sequence[str] | None = None) -> int:
+        arguments = sys.argv[1:] if given is None else list(given)
         _show_text()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         try:
             with naming_full_disk():  # of logs and temporary files; results name theirs
-                return main(sys.argv[1:] if arguments is None else list(arguments))
+                return main(arguments)
         except EchoPlanError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}{f' {_how_to_go_on(arguments, resume)}' if error.fatal else ''}", file=sys.stderr)
             return 1
         except BrokenPipeError:  # what reads our output (head, less) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
@@ -60,13 +67,24 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
             )
             return 1
         except KeyboardInterrupt:
-            print("stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+            print(f"stopped. {_how_to_go_on(arguments, resume)}", file=sys.stderr)
             return INTERRUPTED
         except Terminated:
-            print("terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+            print(f"terminated. {_how_to_go_on(arguments, resume)}", file=sys.stderr)
             return RESUMABLE
 
     return run
+
+
+def _how_to_go_on(arguments: Sequence[str], resume: str) -> str:
+    """What to type, so that neither a second --overwrite nor a missing option costs what was done."""
+    needs = resume if resume not in arguments else ""
+    spoils = "--overwrite" if "--overwrite" in arguments else ""
+    if needs and spoils:
+        how = f"with {needs} instead of {spoils}"
+    else:
+        how = f"with {needs}" if needs else f"without {spoils}" if spoils else "again"
+    return f"What is finished is kept; run the same command {how} to go on."
 
 
 class _Printable(logging.Formatter):
@@ -96,7 +114,7 @@ def script(target: str) -> Callable[..., int]:
     Importing PyTorch takes seconds; Ctrl-C in them is met like Ctrl-C later on.
     """
 
-    @command
+    @command()
     def run(arguments: Sequence[str]) -> int:
         module, _, function = target.partition(":")
         return getattr(import_module(module), function)(arguments)

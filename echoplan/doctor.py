@@ -30,7 +30,7 @@ _OPTIONAL = {
 _LOW_DISK_GB = 10
 
 
-@command
+@command()
 def doctor(arguments: Sequence[str]) -> int:
     """echoplan_doctor"""
     parser("echoplan_doctor", "Print folders, versions, device, free disk, and what is missing.").parse_args(arguments)

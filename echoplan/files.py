@@ -47,7 +47,7 @@ def naming_full_disk(path: str | os.PathLike[str] | None = None) -> Iterator[Non
         raise EchoPlanError(
             problem,
             file=path or error.filename,
-            remedy=f"{remedy}, and run the same command again; what is finished is kept",
+            remedy=remedy,
             fatal=True,
         ) from error
 

@@ -68,6 +68,16 @@ def fold_folder(fold: int) -> str:
     return f"fold_{fold}"
 
 
+def lock_file(fold: int) -> str:
+    """In a model's folder: held by the process that trains the fold; what is in it is nobody's."""
+    return f".{fold_folder(fold)}.lock"
+
+
+def lock_holder_file(fold: int) -> str:
+    """Beside it, who holds it, in words for others."""
+    return f".{fold_folder(fold)}.training.json"
+
+
 def checkpoint_file(kind: str) -> str:
     """A checkpoint in a fold's folder: "latest", "best" or "final"."""
     return f"checkpoint_{kind}.pth"

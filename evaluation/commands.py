@@ -30,7 +30,7 @@ from .report.thumbnails import Picture, picture_of
 from .ventricle.volumes import VOLUME_RULES, VolumeRule
 
 
-@command
+@command()
 def evaluate_folder_command(arguments: Sequence[str]) -> int:
     """Compare predicted with reference masks."""
     options = parser("echoplan_evaluate_folder", "Dice, IoU, HD95 and ASSD of predicted masks, frame by frame.")
@@ -74,7 +74,7 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     return report_failures(missing | summary["failures"], work="evaluation")
 
 
-@command
+@command()
 def report_command(arguments: Sequence[str]) -> int:
     """Make ef_report and report.html anew, as after masks were corrected by hand."""
     options = parser("echoplan_report", "Measures volumes and ejection fractions in masks, and writes the reports.")
@@ -132,7 +132,7 @@ def report_command(arguments: Sequence[str]) -> int:
     return report_failures(results.failures | unmeasured, work="report")
 
 
-@command
+@command()
 def compare_command(arguments: Sequence[str]) -> int:
     """Compare methods on the same cases."""
     options = _compare_parser()

@@ -33,7 +33,7 @@ from .splits import Splits, joint_splits, paper_split, write_fixed_splits, write
 logger = logging.getLogger(__name__)
 
 
-@command
+@command()
 def extract_fingerprint(arguments: Sequence[str]) -> int:
     """Measure datasets."""
     options = parser("echoplan_extract_fingerprint", "Measure datasets: spacings, shapes, sectors, phases, labels.")
@@ -46,7 +46,7 @@ def extract_fingerprint(arguments: Sequence[str]) -> int:
     )
 
 
-@command
+@command()
 def plan_experiment(arguments: Sequence[str]) -> int:
     """Plan datasets whose fingerprint is there."""
     options = parser("echoplan_plan_experiment", "Plan datasets from their fingerprints, and say why.")
@@ -56,7 +56,7 @@ def plan_experiment(arguments: Sequence[str]) -> int:
     return max(_plan(folders(), name, chosen) for name in chosen.dataset)
 
 
-@command
+@command()
 def plan_and_preprocess(arguments: Sequence[str]) -> int:
     """Fingerprint, plan and preprocessing in one go."""
     return planned_and_preprocessed(arguments)

@@ -39,7 +39,7 @@ from .predictor import EchoPredictor
 from .ray_engine import RayEngine
 
 
-@command
+@command(resume="--continue_prediction")
 def predict(arguments: Sequence[str]) -> int:
     """echoplan_predict -i IN -o OUT"""
     options = _predict_parser().parse_args(arguments)
@@ -192,7 +192,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     return made
 
 
-@command
+@command()
 def find_best_configuration_command(arguments: Sequence[str]) -> int:
     """echoplan_find_best_configuration DATASET"""
     made = parser(
@@ -218,7 +218,7 @@ def find_best_configuration_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-@command
+@command()
 def ensemble(arguments: Sequence[str]) -> int:
     """echoplan_ensemble -i FOLDER1 FOLDER2 ... -o OUT"""
     made = parser("echoplan_ensemble", "Average the probabilities of several predictions of the same clips.")
@@ -235,7 +235,7 @@ def ensemble(arguments: Sequence[str]) -> int:
     return report_failures(results.failures, work="averaging")
 
 
-@command
+@command()
 def apply_postprocessing_command(arguments: Sequence[str]) -> int:
     """echoplan_apply_postprocessing -i MASKS -o OUT --pp postprocessing.json"""
     made = parser("echoplan_apply_postprocessing", "Apply postprocessing steps to a folder of masks.")

@@ -17,7 +17,7 @@ from echoplan.plans import Plan
 from .dataset import preprocess_dataset
 
 
-@command
+@command()
 def preprocess(arguments: Sequence[str]) -> int:
     """Crop, resample and store the clips of planned datasets."""
     options = parser("echoplan_preprocess", "Crop, resample and store the clips of datasets that have a plan.")

@@ -31,7 +31,7 @@ def script(name):
 
 
 def raising(error):
-    @cli.command
+    @cli.command()
     def main(arguments):
         raise error
 
@@ -57,6 +57,25 @@ def test_ctrl_c_is_exit_130_without_a_traceback(capsys):
     assert "Traceback" not in shown.err and "run the same command again" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("resume", "arguments", "how"),
+    [
+        ("", ["-d", "A"], "again"),
+        ("", ["--overwrite"], "without --overwrite"),
+        ("--c", ["A", "0"], "with --c"),
+        ("--c", ["A", "0", "--overwrite"], "with --c instead of --overwrite"),
+        ("--c", ["A", "0", "--c"], "again"),
+    ],
+)
+def test_a_command_says_how_it_goes_on(resume, arguments, how, capsys):
+    @cli.command(resume=resume)
+    def main(_):
+        raise KeyboardInterrupt
+
+    assert main(arguments) == 130
+    assert f"run the same command {how} to go on." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_may_not_be_written_is_named(number, capsys):
     assert raising(OSError(number, os.strerror(number), "/results/x"))([]) == 1
@@ -72,7 +91,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 def test_a_command_hands_its_arguments_and_status_on(monkeypatch):
     seen = []
 
-    @cli.command
+    @cli.command()
     def main(arguments):
         seen.append(arguments)
         return 3
@@ -159,7 +178,7 @@ def test_every_command_refuses_an_unknown_or_shortened_option(name, capsys):
 def test_a_reader_that_has_seen_enough_is_no_error():
     """echoplan_... | head -1"""
     program = (
-        "from echoplan import cli\nimport sys\n@cli.command\ndef main(_):\n    print('x' * 1_000_000)\n    return 0\n"
+        "from echoplan import cli\nimport sys\n@cli.command()\ndef main(_):\n    print('x' * 1_000_000)\n    return 0\n"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", program + "sys.exit(main([]))"],

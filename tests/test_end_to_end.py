@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_the_finished_epochs_and_c_goes_on(trained: Any) -> None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
-        assert process.returncode == 130 and "run the same command again" in told
+        assert process.returncode == 130 and "run the same command with --c to go on" in told
         before = finished_epochs(fold)
         assert 2 <= before < 50
         refused = trained.run("echoplan_train", "Phantom", 1, "-tr", "UNetTrainer", *long, "--seed", 7, status=1)

@@ -37,7 +37,7 @@ from .train_fold import FoldJob, dice_by_dataset, train_fold, validation_dice
 from .validation import validate_fold
 
 
-@command
+@command(resume="--c")
 def train(arguments: Sequence[str]) -> int:
     """echoplan_train DATASET FOLD -tr TRAINER"""
     options = _parser().parse_args(arguments)
@@ -70,7 +70,7 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-@command
+@command()
 def compare_prompts(arguments: Sequence[str]) -> int:
     """echoplan_compare_prompts DATASET FOLD -tr TRAINER"""
     made = parser(
@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--augmentation", default=None, metavar="POLICY",
                       help="generic (the method's own), ultrasound, none, or parts joined by +")  # fmt: skip
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--c", action="store_true", help="resume after the last whole epoch")
+    made.add_argument("--seed", type=int, help="of weights, order and augmentation; 0 if not given")
+    made.add_argument("--c", action="store_true", help="go on where the training stopped, with its settings")
     made.add_argument("--val", action="store_true", help="only validate a finished training again")
     made.add_argument("--overwrite", action="store_true", help="throw away a training that is there and start again")
     made.add_argument(

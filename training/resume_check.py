@@ -13,6 +13,7 @@ from echoplan.plans import ResolvedPlan
 
 from .checkpoint import ModelState, TrainingState, plain_settings
 from .fold import FoldSetup
+from .methods.method import Method
 from .recipe import Recipe
 
 # Of the plan's decisions those that change a training, with the words for them.
@@ -73,6 +74,37 @@ def training_basis(setup: FoldSetup, recipe: Recipe) -> dict[str, Any]:
     )
 
 
+def as_started(file: Path, method: Method[Any], named: Mapping[str, Any], seed: int | None) -> tuple[Method[Any], int]:
+    """The method and the seed of a fold's training as it was started, so that nobody need name its settings again.
+
+    Args:
+        file: a checkpoint of the training.
+        method: of its trainer; its settings do not matter.
+        named: settings that the user names all the same.
+        seed: the same; None names none.
+
+    Raises:
+        EchoPlanError: what is named is not what the training was started with; each is told with both values.
+    """
+    state = ModelState.read(file, mapped=True)
+    started = method.with_settings(method.defaults.complete(state.settings))
+    changed = _settings_changes(started.recipe.to_dict(), started.with_settings(named).recipe.to_dict())
+    if seed not in (None, state.seed):
+        changed.append(f"seed {state.seed} then, {seed} now")
+    if changed:
+        raise EchoPlanError(
+            f"this training was started with other settings: {', '.join(changed)}",
+            file=file.parent,
+            remedy="--c needs no settings: it takes those of the start; --overwrite starts again with others",
+        )
+    return started, state.seed
+
+
+def _settings_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    was, asked = plain_settings(before), plain_settings(now)
+    return [f"{name} {_difference(was[name], value)}" for name, value in asked.items() if was[name] != value]
+
+
 def check_resume(
     state: TrainingState, setup: FoldSetup, recipe: Recipe, *, defaults: Recipe, seed: int, processes: int
 ) -> None:
@@ -86,15 +118,15 @@ def check_resume(
     Raises:
         EchoPlanError: something differs; it is named.
     """
-    now, before = plain_settings(recipe.to_dict()), plain_settings(defaults.complete(state.settings))
-    changed = [name for name, value in now.items() if before[name] != value]
-    changed += ["seed"] if state.seed != seed else []
-    changed += ["number of processes (torchrun)"] if len(state.random) != processes else []
+    changed = _settings_changes(defaults.complete(state.settings), recipe.to_dict())
+    changed += [f"seed {state.seed} then, {seed} now"] if state.seed != seed else []
+    if len(state.random) != processes:
+        changed.append(f"number of processes (torchrun) {len(state.random)} then, {processes} now")
     if changed:
         raise EchoPlanError(
             f"the training to resume was started with other settings: {', '.join(changed)}",
             file=setup.folder,
-            remedy="resume with the same --set, --epochs, --seed and processes, or start again with --overwrite",
+            remedy="resume with the same settings, seed and processes, or start again with --overwrite",
         )
     if changed := basis_changes(state, training_basis(setup, recipe)):
         raise EchoPlanError(

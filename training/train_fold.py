@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from echoplan import layout
 from echoplan.errors import EchoPlanError
-from echoplan.files import partial_prefix, read_json, sweep_partial_files
+from echoplan.files import partial_prefix, read_json, sweep_partial_files, write_json
 from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 
@@ -21,8 +27,12 @@ from .distributed import World
 from .fold import FoldSetup, fold_numbers, prepare_fold, read_splits
 from .methods import Method, find_method, method_registry
 from .model_folder import ModelFolder
+from .resume_check import as_started
 from .trainer import Trainer
 from .validation import judge_sampled, validate_fold
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,9 +43,9 @@ class FoldJob:
         dataset: name, id or folder name.
         fold: its number.
         trainer: as `-tr` names it.
-        settings: changed settings of the recipe.
+        settings: changed settings of the recipe. A training that goes on has those that it was started with.
         plans_name: the plan's file name without its ending.
-        seed: of the weights, the order and the augmentation.
+        seed: of the weights, the order and the augmentation; None: that of the training that goes on, or 0.
         processes: data-loading workers.
         weights: a file with weights to start from.
     """
@@ -45,7 +55,7 @@ class FoldJob:
     trainer: str = "UNetTrainer"
     settings: Mapping[str, Any] = field(default_factory=dict)
     plans_name: str = "EchoPlans"
-    seed: int = 0
+    seed: int | None = None
     processes: int = 0
     weights: Path | None = None
 
@@ -113,38 +123,84 @@ def train_fold(
         validation/summary.json of the fold; where a paper's split has test cases, test/summary.json lies beside it.
 
     Raises:
-        EchoPlanError: something is there, and nothing was said of what to do with it; or the method cannot train on
-            this dataset.
+        EchoPlanError: something is there, and nothing was said of what to do with it; it was started with other
+            settings than the job's; another process trains the fold just now; or the method cannot train on this
+            dataset.
         Terminated: SIGTERM came; what was done is saved.
     """
-    world, method = world or World(), job.method(setup.plan)
+    world, method, seed = world or World(), job.method(setup.plan), job.seed or 0
     method.check_dataset(setup.description)
-    # Asked before anybody writes: what a process finds must not depend on how fast the others are.
-    finished, started = world.broadcast(fold_progress(setup, overwrite=overwrite) if world.is_main else None)
-    check_progress(setup, finished, started, resume=resume, validate=validate)
-    if not finished:
-        trainer = Trainer(
-            method,
-            setup,
-            device=device,
-            seed=job.seed,
-            processes=job.processes,
-            weights=job.weights,
-            source=job.trainer,
-            world=world,
-            resume=started,
-        )
-        trainer.run_training()
-    if world.is_main and (validate or not setup.summary.exists()):
-        network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device, trust_code=True)
-        prompt = method.prompt_of_cases(network, setup)
-        if setup.test:
-            judge_sampled(network, setup, setup.test, setup.folder / layout.TEST, prompt=prompt)
-        if setup.plan.judging == "sampled":
-            judge_sampled(network, setup, setup.val, setup.summary.parent, prompt=prompt)
-        else:
-            validate_fold(network, setup, prompt=prompt)
+    with fold_lock(setup) if world.is_main else nullcontext():
+        # Asked before anybody writes: what a process finds must not depend on how fast the others are.
+        finished, started = world.broadcast(fold_progress(setup, overwrite=overwrite) if world.is_main else None)
+        check_progress(setup, finished, started, resume=resume, validate=validate)
+        if finished or started:
+            checkpoint = setup.folder / layout.checkpoint_file("final" if finished else "latest")
+            method, seed = as_started(checkpoint, method, job.settings, job.seed)
+        if not finished:
+            trainer = Trainer(
+                method,
+                setup,
+                device=device,
+                seed=seed,
+                processes=job.processes,
+                weights=job.weights,
+                source=job.trainer,
+                world=world,
+                resume=started,
+            )
+            trainer.run_training()
+        if world.is_main and (validate or not setup.summary.exists()):
+            _validate(method, setup, device)
     return setup.summary
+
+
+def _validate(method: Method[Any], setup: FoldSetup, device: torch.device | str) -> None:
+    network = ModelFolder.read(setup.model_folder).load_network(setup.fold, device=device, trust_code=True)
+    prompt = method.prompt_of_cases(network, setup)
+    if setup.test:
+        judge_sampled(network, setup, setup.test, setup.folder / layout.TEST, prompt=prompt)
+    if setup.plan.judging == "sampled":
+        judge_sampled(network, setup, setup.val, setup.summary.parent, prompt=prompt)
+    else:
+        validate_fold(network, setup, prompt=prompt)
+
+
+@contextmanager
+def fold_lock(setup: FoldSetup) -> Iterator[None]:
+    """Hold a fold as long as this lasts, so that no second training writes into its folder.
+
+    The system lets go of it when the process ends, however it ends. On a network drive it keeps processes of several
+    machines apart where the drive has locks.
+
+    Raises:
+        EchoPlanError: another process trains the fold; its machine, number and start are named.
+    """
+    holder = setup.model_folder / layout.lock_holder_file(setup.fold)
+    holder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(holder.with_name(layout.lock_file(setup.fold)))
+    try:
+        # Not at once: workers of a killed training live, and hold on to it, a moment longer.
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout as error:
+        about = read_json(holder) if holder.exists() else {}
+        who = ", ".join(f"{what} {about[what]}" for what in ("process", "machine", "since") if what in about)
+        raise EchoPlanError(
+            f"fold {setup.fold} is being trained just now{f' ({who})' if who else ''}",
+            file=setup.folder,
+            remedy="wait for it, or stop it and go on with --c",
+        ) from error
+    except (OSError, NotImplementedError):
+        _log.warning("%s is on a drive without locks: two trainings of one fold would not notice each other", holder)
+        yield
+        return
+    try:
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        write_json(holder, {"process": os.getpid(), "machine": socket.gethostname(), "since": since})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def validation_dice(summary: Path, target: str) -> float:

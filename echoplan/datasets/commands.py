@@ -22,7 +22,7 @@ CONVERTERS: dict[str, Callable[..., EchoDataset]] = {
 }  # fmt: skip
 
 
-@cli.command
+@cli.command()
 def convert_dataset(arguments: Sequence[str]) -> int:
     """Convert a dataset into the raw format; broken cases are named at the end."""
     options = _parser().parse_args(arguments)
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@cli.command
+@cli.command()
 def make_phantom(arguments: Sequence[str]) -> int:
     """Make a dataset of simulated patients of known volume; returns 0, or 1 if a patient failed."""
     options = cli.parser("echoplan_make_phantom", "Make a dataset of simulated echocardiograms with known volumes.")

@@ -20,7 +20,7 @@ from .manifest import Manifest
 from .published import install_published
 
 
-@command
+@command()
 def export_model_command(arguments: Sequence[str]) -> int:
     """echoplan_export_model DATASET -o model.zip"""
     made = parser(
@@ -44,7 +44,7 @@ def export_model_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-@command
+@command()
 def install_model_command(arguments: Sequence[str]) -> int:
     """echoplan_install_model model.zip"""
     made = parser(

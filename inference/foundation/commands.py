@@ -20,7 +20,7 @@ _PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES", "ed_es": "ED
 _METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "assd": "ASSD"}
 
 
-@command
+@command(resume="--continue_prediction")
 def zero_shot(arguments: Sequence[str]) -> int:
     """echoplan_zero_shot DATASET -m sam|medsam|lite_medsam|sam2"""
     made = parser(

@@ -41,7 +41,7 @@ from .study import Study, plan_study
 _QUIET = "echoplan.training"  # each training's own lines are in its folder's log
 
 
-@command
+@command()
 def study(arguments: Sequence[str]) -> int:
     """echoplan_study DATASET -tr TRAINER ..."""
     options = _parser().parse_args(arguments)
@@ -61,7 +61,7 @@ def study(arguments: Sequence[str]) -> int:
     return report_failures(outcome.failures, work="study")
 
 
-@command
+@command()
 def reproduce(arguments: Sequence[str]) -> int:
     """echoplan_reproduce PAPER -d DATASET ..."""
     options = _reproduce_parser().parse_args(arguments)

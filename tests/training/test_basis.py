@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 from echoplan.errors import EchoPlanError
 from echoplan.files import partial_prefix, read_json, write_json
 from echoplan.plans import Decision
+from echoplan.training import train_fold as train_fold_module
 from echoplan.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.model_folder import ModelFolder, write_model_files
-from echoplan.training.resume_check import basis_changes, training_basis
-from echoplan.training.train_fold import fold_progress
+from echoplan.training.resume_check import as_started, basis_changes, training_basis
+from echoplan.training.train_fold import FoldJob, fold_lock, fold_progress, train_fold
 from echoplan.training.trainer import Trainer
 
 from .conftest import make_setup
@@ -89,6 +91,19 @@ def test_a_training_is_not_resumed_on_other_cases(kept: FoldSetup) -> None:
     with pytest.raises(EchoPlanError) as raised:
         make_trainer(exchanged, resume=True).run_training()
     assert "the training cases (1 new, p3_A4C; 1 gone, p0_A4C), the validation cases" in str(raised.value)
+
+
+def test_a_training_goes_on_with_its_own_settings_and_none_need_be_named(kept: FoldSetup) -> None:
+    final, method = kept.folder / "checkpoint_final.pth", find_method("UNetTrainer")
+    own, seed = as_started(final, method, {}, None)
+    assert (own.recipe, seed) == (method.with_settings(SETTINGS).recipe, 1)
+    assert as_started(final, method, {"base_features": 4}, 1)[0].recipe == own.recipe
+    for named, other, said in (
+        ({"epochs": 10}, None, "epochs 1 then, 10 now"),
+        ({"epochs": 1, "optimiser": "adam"}, 2, "optimiser sgd then, adam now, seed 1 then, 2 now"),
+    ):
+        with pytest.raises(EchoPlanError, match=rf"started with other settings: {said} .*--overwrite"):
+            as_started(final, method, named, other)
 
 
 def test_what_has_no_part_in_a_training_may_change(kept: FoldSetup) -> None:
@@ -197,6 +212,25 @@ def test_a_plan_is_replaced_whole_or_not_at_all(started: FoldSetup, monkeypatch:
 
 
 # Overwriting --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fold_is_trained_by_one_process_at_a_time(frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_fold_module, "_PATIENCE", 0)
+    with fold_lock(frame_setup):
+        with fold_lock(replace(frame_setup, fold=1)):
+            pass
+        with pytest.raises(EchoPlanError, match=rf"fold 0 is being .*\(process {os.getpid()}, machine .*, since 2"):
+            train_fold(FoldJob("Toy", 0, settings=SETTINGS), frame_setup, overwrite=True)
+    ended = os.fork()
+    if not ended:  # a training that is killed
+        held = fold_lock(frame_setup)
+        held.__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(ended, 0)
+    assert frame_setup.model_folder.joinpath(".fold_0.training.json").exists()
+    with fold_lock(frame_setup):
+        pass
+    assert not frame_setup.model_folder.joinpath(".fold_0.training.json").exists()
 
 
 def test_a_fold_whose_overwriting_is_killed_counts_as_not_started(

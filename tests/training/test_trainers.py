@@ -55,7 +55,7 @@ def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: Fol
 
 def test_resuming_with_other_settings_is_refused(frame_setup: FoldSetup) -> None:
     make_trainer("UNetTrainer", frame_setup, epochs=1).run_training()
-    with pytest.raises(EchoPlanError, match=r"other settings: epochs"):
+    with pytest.raises(EchoPlanError, match=r"other settings: epochs 1 then, 2 now"):
         make_trainer("UNetTrainer", frame_setup, resume=True, epochs=2).run_training()
 
 
