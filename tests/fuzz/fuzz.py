@@ -5,7 +5,7 @@ Each input is made from a good file (seeds.py, mutators.py) by its number alone,
 for each; when it dies or hangs, another goes on behind the input that did it. What must not happen, and ends with exit
 code 1:
 
-    death     the process ends            hang      10 seconds are over
+    death     the process ends            hang      10 seconds of computing, or 60 of waiting, are over
     untyped   an exception that is no EchoPlanError, or one that names no file
     quotes    a message repeats what stands in a header
     outside   a file outside the clip's folder is read, or any file is written
@@ -40,7 +40,7 @@ from seeds import SECRET, Seed, make_seeds
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask
 
-MEMORY, SECONDS = 4 * 2**30, 10
+MEMORY, SECONDS, WAITING = 4 * 2**30, 10, 60
 _FORK = multiprocessing.get_context("fork")
 _NO_COUNT = (".mkv", ".webm", ".wmv", ".mpg")  # containers that tell no number of frames
 _OUTSIDE_VALUE = 0xA7  # all pixels of the file that must not be read
@@ -129,6 +129,15 @@ class _Reader:
     inputs: range
     at: int
     since: float
+    spent: float = 0.0  # of CPU, before the input it is at
+
+    def cpu(self) -> float:
+        """Seconds that the process has computed; on a busy machine far fewer than have passed."""
+        try:
+            ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:  # it has ended
+            return 0.0
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def run(numbers: range, workers: int, everything: tuple[list[Seed], Path, dict]) -> Iterator[tuple[int, str, str]]:
@@ -150,17 +159,17 @@ def run(numbers: range, workers: int, everything: tuple[list[Seed], Path, dict])
             if reader.line in ready:
                 try:
                     reader.at, findings = reader.line.recv()
-                    reader.since = time.monotonic()
+                    reader.since, reader.spent = time.monotonic(), reader.cpu()
                     yield from ((reader.at, *finding) for finding in findings)
                     continue
                 except (EOFError, OSError):
                     reader.process.join()
                     if reader.process.exitcode:
                         yield reader.at, "death", f"exit code {reader.process.exitcode}"
-            elif time.monotonic() - reader.since > SECONDS:
+            elif time.monotonic() - reader.since > WAITING or reader.cpu() - reader.spent > SECONDS:
                 reader.process.kill()
                 reader.process.join()
-                yield reader.at, "hang", f"{SECONDS} seconds are over"
+                yield reader.at, "hang", f"{SECONDS} seconds of computing, or {WAITING} of waiting, are over"
             else:
                 continue
             readers.remove(reader)

@@ -91,7 +91,7 @@ def test_the_fuzzer_finds_what_it_looks_for(fuzz, tmp_path, monkeypatch, reader,
     monkeypatch.setattr(fuzz, "read_clip", reader)
     monkeypatch.setattr(fuzz, "probe_clip", refuse)
     monkeypatch.setattr(fuzz, "read_mask", refuse)
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "WAITING", 1)
     (tmp_path / "empty").mkdir()
     content = b"0123456789" * 9
     seed = fuzz.Seed("a", {"a.nii": content}, guarded=(0, len(content)))
