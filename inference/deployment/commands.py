@@ -15,7 +15,7 @@ from ..commands import add_model_options, models_of
 from .export import FrameSize, export_onnx
 
 
-@command
+@command()
 def export_onnx_command(arguments: Sequence[str]) -> int:
     """echoplan_export_onnx DATASET -o FOLDER"""
     made = parser(
