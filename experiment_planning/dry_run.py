@@ -74,7 +74,8 @@ def prepare_step(
         channels_last(network)
 
     def loss(batch: Batch) -> Tensor:
-        return method.loss(method.forward(network, batch), batch, epoch=0, record=lambda **_: None)
+        method.epoch = method.recipe.epochs - 1  # when all terms count
+        return method.loss(method.forward(network, batch), batch, epoch=method.epoch, record=lambda **_: None)
 
     step = TrainStep(
         network,

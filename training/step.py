@@ -38,6 +38,7 @@ class TrainStep:
     Attributes:
         iteration: steps taken so far.
         accumulation: in how many parts a batch is taken.
+        trying: whether steps are taken within `trial`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class TrainStep:
         self.optimizer = _build_optimizer(_parameter_groups(network, recipe.rate_factors()), recipe, learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._autocast = autocast
-        self._trial = False
+        self.trying = False
 
     def __call__(self, batch: Batch, share: float = 1.0) -> float:
         """Move the weights by one batch.
@@ -91,7 +92,7 @@ class TrainStep:
         loss: Tensor | None = None
         try:
             for number, (share_of_part, part) in enumerate(parts, 1):
-                with nullcontext() if number == len(parts) and not self._trial else silent(self.model):
+                with nullcontext() if number == len(parts) and not self.trying else silent(self.model):
                     with self.autocast():
                         # Gradients are averaged over the processes: times their number, the loss is the batch's mean.
                         loss = self.loss(part) * (share * share_of_part * self.world.size)
@@ -144,11 +145,11 @@ class TrainStep:
     @contextmanager
     def trial(self) -> Iterator[None]:
         """Within it steps keep their gradients at home, so that several processes can halve their batches together."""
-        self._trial = True
+        self.trying = True
         try:
             yield
         finally:
-            self._trial = False
+            self.trying = False
 
     def _must_halve(self, batch: Batch, shortage: bool) -> bool:
         """Whether the batch is to be taken again in two parts, for this process or another one had too little memory.
@@ -157,7 +158,7 @@ class TrainStep:
         gradients.
         """
         samples = len(batch["case"])
-        if self.world.size > 1 and not self._trial:
+        if self.world.size > 1 and not self.trying:
             if shortage:
                 raise EchoPlanError(
                     f"the GPU's memory was large enough for {samples} samples when the training began, and no longer "

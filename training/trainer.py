@@ -195,8 +195,10 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch or a part of one."""
+        # Room is tried as in the last epoch, for methods have terms that begin to count later.
+        self.method.epoch = self.recipe.epochs - 1 if self.step.trying else self.epoch
         output = self.method.forward(self.model, batch)
-        return self.method.loss(output, batch, epoch=self.epoch, record=self.metrics.add)
+        return self.method.loss(output, batch, epoch=self.method.epoch, record=self.metrics.add)
 
     @torch.inference_mode()
     def validate_epoch(self) -> float | None:

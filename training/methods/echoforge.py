@@ -94,11 +94,15 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
         return self.recipe.schedule()
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
-        """In training, labelled frames with their masks may serve as reference, so the network gets them too."""
-        output: ClipOutput = network(batch["clip"], batch["labels"])
-        if self.previous is not None:
+        """In training, labelled frames with their masks may serve as reference, so the network gets them too.
+
+        Pseudo-labels are made where they teach: not before the rise, and by one of the two networks.
+        """
+        wanted, clip, labels = self.schedule.weight_at(self.epoch + 1) > 0, batch["clip"], batch["labels"]
+        output: ClipOutput = network(clip, labels, with_pseudo=wanted and self.previous is None)
+        if wanted and self.previous is not None:
             with torch.no_grad():
-                output.auxiliary["pseudo"] = self.previous(batch["clip"], batch["labels"]).auxiliary["pseudo"]
+                output.auxiliary["pseudo"] = self.previous(clip, labels).auxiliary["pseudo"]
         return output
 
     def begin_epoch(self, network: nn.Module) -> None:
@@ -147,15 +151,17 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
     def _unsupervised(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor | float:
         """lambda(e) L_U: the answer against the confident pixels of the reforged masks."""
         weight, threshold = self.schedule.weight_at(epoch + 1), self.schedule.threshold_at(epoch + 1)
+        record(**{"lambda": weight, "tau": threshold})
+        if "hidden" in batch:
+            record(hidden_dice=hidden_dice(output.logits.detach().sigmoid(), batch["hidden"]))
+        if not weight:
+            return 0.0
         probabilities = output.auxiliary["pseudo"]
         pseudo = pseudo_labels(probabilities, batch["labels"], threshold=threshold)
-        share = confident_share(pseudo, batch["labels"])
-        record(**{"lambda": weight, "tau": threshold}, confident_share=share)
+        record(confident_share=confident_share(pseudo, batch["labels"]))
         if "hidden" in batch:
-            reforged = hidden_dice(probabilities, batch["hidden"])
-            answered = hidden_dice(output.logits.detach().sigmoid(), batch["hidden"])
-            record(pseudo_label_dice=reforged, hidden_dice=answered)
-        return weight * dice_ce_loss(output.logits, pseudo) if weight else 0.0
+            record(pseudo_label_dice=hidden_dice(probabilities, batch["hidden"]))
+        return weight * dice_ce_loss(output.logits, pseudo)
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:

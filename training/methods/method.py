@@ -49,6 +49,7 @@ class Method(ABC, Generic[RecipeT]):
         published: how the authors' own network saw its frames, where they published one that predicts by itself.
         recipe_class: of its settings.
         network_name: what `echoplan.networks.build_network` calls its network.
+        epoch: that is being trained, from 0, for `forward`; the trainer sets it.
     """
 
     configuration: ClassVar[str] = "frame"
@@ -57,6 +58,7 @@ class Method(ABC, Generic[RecipeT]):
     published: ClassVar[PublishedNetwork | None] = None
     recipe_class: type[RecipeT] = cast("type[RecipeT]", Recipe)
     network_name: ClassVar[str] = ""
+    epoch: int = 0
 
     def __init__(
         self, recipe: RecipeT | None = None, *, name: str | None = None, defaults: RecipeT | None = None

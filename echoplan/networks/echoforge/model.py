@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.interface import ClipOutput, StreamedFrames, check_multiple
 
 _STRIDE = 32
-_CHUNK = 8  # frames that a stream encodes at once
+_CHUNK = 8  # frames that are encoded at once in evaluation
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class _Features:
 class EchoForge(nn.Module):
     """`echoforge`: anchors, a memory of semantic tokens, and reforged pseudo-labels for frames without labels.
 
-    In evaluation mode it goes through each clip frame by frame from the first one, with a memory of fixed size; labels
-    never enter, and clips do not meet. In training mode it may be given the labels: the reference of a frame then is
-    at random another, labelled frame with its mask, or earlier frames with their own predictions, as at inference.
+    In evaluation mode it goes through the clips of a batch abreast, frame by frame from the first one, each with a
+    memory of fixed size; labels never enter, and clips do not meet. In training mode it may be given the labels: the
+    reference of a frame then is at random another, labelled frame with its mask, or earlier frames with their own
+    predictions, as at inference.
 
     Args:
         settings: see `EchoForgeSettings`.
@@ -79,21 +80,23 @@ class EchoForge(nn.Module):
         self.reforging = Reforging(channels) if settings.reforging else None
         self._initialise()
 
-    def forward(self, clip: Tensor, labels: Tensor | None = None) -> Tensor | ClipOutput:
+    def forward(self, clip: Tensor, labels: Tensor | None = None, *, with_pseudo: bool = True) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` -> logits ``(B, T, 1, H, W)``; in training mode a `ClipOutput`.
 
         Its auxiliary part: "deep_supervision", logits ``(B, T, 1, H / 4, W / 4)`` of the query layers but the last,
         the latest first; "anchors", the anchors' logits ``(B, T, 1, H / 8, W / 8)``; and with reforging "reforged",
         logits ``(B, 2, 1, H / 4, W / 4)`` of the two labelled frames "reforged_frames" ``(B, 2)``, each reforged from
-        the other, and "pseudo", detached probabilities ``(B, T, 1, H, W)`` of all frames, reforged from those two.
+        the other, and `with_pseudo` "pseudo", detached probabilities ``(B, T, 1, H, W)`` of all frames, reforged from
+        those two.
 
         Args:
             clip: the frames; H and W are multiples of 32.
             labels: ``(B, T, H, W)``, 255 where there are none; without effect in evaluation mode.
+            with_pseudo: whether pseudo-labels are wanted; of the two labelled frames, masks are reforged anyway.
         """
         check_multiple("EchoForge", clip.shape[-2:], _STRIDE)
         if not self.training:
-            return torch.stack([torch.stack([logits for _, logits in self.stream(frames)]) for frames in clip])
+            return torch.stack(list(self._walk(clip.split(max(1, _CHUNK // len(clip)), dim=1))), dim=1)
         if labels is None:
             labels = torch.full((*clip.shape[:2], *clip.shape[3:]), IGNORE, dtype=torch.uint8, device=clip.device)
         features = self._encode(clip)
@@ -102,18 +105,26 @@ class EchoForge(nn.Module):
         *earlier, last = masks
         auxiliary = {"deep_supervision": earlier[::-1], "anchors": features.foreground}
         if self.reforging is not None:
-            auxiliary |= _reforge(self.reforging, pixels, ends, clip.shape[-2:])
+            auxiliary |= _reforge_labelled(self.reforging, pixels, ends)
+            if with_pseudo:
+                auxiliary["pseudo"] = _pseudo_labels(self.reforging, pixels, ends, clip.shape[-2:])
         return ClipOutput(_enlarge_clip(last, clip.shape[-2:]), auxiliary)
 
     def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
         """See `StreamingNetwork.stream`; in order, in evaluation mode."""
         check_multiple("EchoForge", frames.shape[-2:], _STRIDE)
-        device, memory = next(self.parameters()).device, Memory(self.memory)
-        for start in range(0, len(frames), _CHUNK):
-            features = self._encode(frames[start : start + _CHUNK].to(device)[None])
-            for place in range(features.coarse.shape[1]):
+        device = next(self.parameters()).device
+        parts = (frames[start : start + _CHUNK].to(device)[None] for start in range(0, len(frames), _CHUNK))
+        yield from ((index, logits[0]) for index, logits in enumerate(self._walk(parts)))
+
+    def _walk(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Clips abreast, in consecutive parts ``(B, n, C, H, W)``: the logits ``(B, 1, H, W)`` of frame after frame."""
+        memory = Memory(self.memory)
+        for part in parts:
+            features = self._encode(part)
+            for place in range(part.shape[1]):
                 masks, _ = self._decode(_frame(features, place), memory)
-                yield start + place, enlarge(masks[-1], frames.shape[-2:])[0]
+                yield enlarge(masks[-1], part.shape[-2:])
 
     def _encode(self, clip: Tensor) -> _Features:
         coarse, fine = self.pyramid(clip.flatten(0, 1))
@@ -197,19 +208,19 @@ class _FrameDecoder(nn.Module):
         return [self.head(pixels)], pixels
 
 
-def _reforge(reforging: Reforging, pixels: Tensor, ends: LabelledEnds, size: Sequence[int]) -> dict[str, Tensor]:
-    """The labelled frames' masks, which learn from truth, and all frames' masks as targets without a gradient."""
+def _reforge_labelled(reforging: Reforging, pixels: Tensor, ends: LabelledEnds) -> dict[str, Tensor]:
+    """The labelled frames' masks, which learn from truth: each from the other, a clip's only one from itself."""
     labelled = ends.of_clip(pixels)
-    # Each from the other; a clip's only labelled frame from itself.
     reforged = reforging(labelled.flip(1).flatten(0, 1), labelled.flatten(0, 1)).unflatten(0, (-1, 2))
-    with torch.no_grad():
-        sources = labelled.flatten(0, 1)
-        pseudo = [
-            reforging(sources, frame.repeat_interleave(2, dim=0)).float().sigmoid().unflatten(0, (-1, 2))
-            for frame in pixels.unbind(1)
-        ]
-        target = _enlarge_clip(torch.stack([both.mean(dim=1) for both in pseudo], dim=1), size)
-    return {"reforged": reforged, "reforged_frames": ends.index, "pseudo": target}
+    return {"reforged": reforged, "reforged_frames": ends.index}
+
+
+@torch.no_grad()
+def _pseudo_labels(reforging: Reforging, pixels: Tensor, ends: LabelledEnds, size: Sequence[int]) -> Tensor:
+    """All frames' masks as targets: the mean of what the two labelled frames make of each, ``(B, T, 1, H, W)``."""
+    queries = reforging.queries(ends.of_clip(pixels).flatten(0, 1)).unflatten(0, (-1, 2))
+    pseudo = [reforging.masks(queries, frame).float().sigmoid().mean(dim=1) for frame in pixels.unbind(1)]
+    return _enlarge_clip(torch.stack(pseudo, dim=1), size)
 
 
 def _frame(features: _Features, place: int) -> _Features:

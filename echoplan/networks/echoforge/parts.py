@@ -96,10 +96,31 @@ class Attention(nn.Module):
             allowed: ``(B, L, M)``, True where a query may look; None lets it look everywhere.
         """
         q = self._split(self.query(query if query_position is None else query + query_position))
-        k = self._split(self.key(other if position is None else other + position))
-        v = self._split(self.value(other))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if allowed is None else allowed.unsqueeze(1))
-        return self.norm(query + self.out(mixed.transpose(1, 2).flatten(2)))
+        keys = other if position is None else other + position
+        if not self.training and self.heads * query.shape[1] < min(other.shape[1:]):
+            mixed = self._of_few(q, keys, other, allowed)
+        else:
+            k, v = self._split(self.key(keys)), self._split(self.value(other))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if allowed is None else allowed.unsqueeze(1))
+            mixed = mixed.transpose(1, 2).flatten(2)
+        return self.norm(query + self.out(mixed))
+
+    def _of_few(self, queries: Tensor, keys: Tensor, other: Tensor, allowed: Tensor | None) -> Tensor:
+        """The same for few queries ``(B, heads, L, d_h)`` that look at many tokens ``(B, M, d)``: ``(B, L, d)``.
+
+        The projections of keys and values act on the queries and on what these have gathered instead, which are fewer,
+        as queries of a single head. The keys' bias adds the same to all of a query's scores.
+        """
+        by_head = self.key.weight.unflatten(0, (self.heads, -1))  # (heads, d_h, d)
+        gathered = F.scaled_dot_product_attention(
+            (queries @ by_head).flatten(1, 2),
+            keys,
+            other,
+            attn_mask=None if allowed is None else allowed.repeat(1, self.heads, 1),
+            scale=queries.shape[-1] ** -0.5,
+        ).unflatten(1, queries.shape[1:3])
+        mixed = gathered @ self.value.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        return mixed.transpose(1, 2).flatten(2) + self.value.bias
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)

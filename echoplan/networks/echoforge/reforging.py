@@ -31,16 +31,36 @@ class Reforging(nn.Module):
 
     def forward(self, labelled: Tensor, other: Tensor) -> Tensor:
         """F_L and F_U, both ``(N, C, h, w)`` -> the mask's logits in F_U's place ``(N, 1, h, w)``."""
-        values = self.value(_flat(other))
-        rebuilt = (self.attention(labelled, other) @ values.transpose(1, 2)).view_as(other)
-        return self.head(torch.relu(other + self.align(rebuilt)))
+        return self.masks(self.queries(labelled).unsqueeze(1), other).squeeze(1)
 
-    def attention(self, labelled: Tensor, other: Tensor) -> Tensor:
-        """Equation 5, ``(N, C, C)``; rows sum to one."""
-        queries, keys = self.query(_flat(labelled)), self.key(_flat(other))
+    def queries(self, labelled: Tensor) -> Tensor:
+        """What a labelled frame asks of every other one, F_L ``(N, C, h, w)`` -> Q^T / P ``(N, C, P)``, P = h w."""
         # The mean over the pixels in place of the sum: IN takes the factor out, and half precision does not overflow.
-        scores = (queries / queries.shape[1]).transpose(1, 2) @ keys
-        return self.norm(scores.float().unsqueeze(1)).squeeze(1).softmax(dim=-1)
+        return (self.query(_flat(labelled)) / labelled[0, 0].numel()).transpose(1, 2)
+
+    def masks(self, queries: Tensor, other: Tensor) -> Tensor:
+        """The masks that S labelled frames make of each other frame.
+
+        Args:
+            queries: theirs, ``(N, S, C, P)``.
+            other: F_U ``(N, C, h, w)``.
+
+        Returns:
+            logits ``(N, S, 1, h, w)``.
+        """
+        # W_v and the alignment's convolution are as linear as A: put together, only one product is over the pixels.
+        convolution, norm = self.align
+        rebuild = convolution.weight.flatten(1) @ self.attention(queries, other) @ self.value.weight
+        aligned = norm((rebuild @ other.flatten(2).unsqueeze(1)).flatten(0, 1).unflatten(2, other.shape[2:]))
+        rebuilt = torch.relu(other.repeat_interleave(queries.shape[1], dim=0) + aligned)
+        return self.head(rebuilt).unflatten(0, queries.shape[:2])
+
+    def attention(self, queries: Tensor, other: Tensor) -> Tensor:
+        """Equation 5: queries ``(N, S, C, P)`` and F_U ``(N, C, h, w)`` -> A ``(N, S, C, C)``; rows sum to one."""
+        scores = queries @ _flat(other).unsqueeze(1) @ self.key.weight.T
+        return (
+            self.norm(scores.float().flatten(0, 1).unsqueeze(1)).squeeze(1).softmax(-1).unflatten(0, scores.shape[:2])
+        )
 
 
 def _flat(features: Tensor) -> Tensor:

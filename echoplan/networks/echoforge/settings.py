@@ -64,7 +64,7 @@ class EchoForgeSettings(NetworkSettings):
             ("channels", 8, 4096),
             ("fusion_layers", 0, 64),
             ("queries", 1, 1024),
-            ("query_layers", 1, 64),
+            ("query_layers", 0, 64),
             ("heads", 1, 512),
             ("feed_forward", 1, 65536),
             ("memory", 1, 1024),
