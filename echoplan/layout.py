@@ -21,6 +21,7 @@ FINGERPRINT_FILE = "dataset_fingerprint.json"
 SPLITS_FILE = "splits_final.json"  # the folds; a paper's own split has a file beside it, see `split_file`
 GROUND_TRUTH = "gt_segmentations"
 STORE_FILE = "store.json"
+FEATURES = "features"  # of frozen encoders
 
 # A trained model, results/<Dataset>/<Trainer>__<Plans>__<configuration>
 MODEL_PLAN_FILE = "plans.json"

@@ -24,6 +24,7 @@ from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings
 from .compilation import CompiledModel
 from .data import Batch, BatchLoader, SampleReader, build_augmentation, to_device, visible_frames
 from .distributed import World
+from .features import FeatureStore, with_features
 from .fold import FoldSetup
 from .initialization import describe_start, initial_network
 from .methods import Method
@@ -69,14 +70,11 @@ class Trainer:
         self.method, self.recipe, self.setup = method, method.recipe, setup
         self.device = torch.device(device)
         self.seed, self.processes, self.resume = seed, processes, resume
-        self.source = source or method.name
-        self.world = world or World()
+        self.source, self.world = source or method.name, world or World()
         self.classes = setup.description.classes
         self.first_epoch = self.epoch = 0
-        self.best = BestEpoch(self.recipe.keep_epoch)
-        self.progress = EpochProgress()
-        self.metrics = MetricAverager()
-        self.termination = Termination()
+        self.best, self.progress = BestEpoch(self.recipe.keep_epoch), EpochProgress()
+        self.metrics, self.termination = MetricAverager(), Termination()
         self.log = TrainingLog(setup.folder, writes=self.world.is_main)
 
         prepare_device(self.device)
@@ -105,6 +103,7 @@ class Trainer:
             say=self.log.say,
         )
         self.check_room = RoomCheck(self.step, self.metrics)
+        self.features = FeatureStore.of_training(method, self.step, setup.preprocessed)
 
     def run_training(self) -> None:
         """Train the fold from its start, or from where its last checkpoint was written."""
@@ -159,11 +158,10 @@ class Trainer:
         Raises:
             Terminated: SIGTERM came; the training is saved at the step it was at.
         """
+        batches, done = self.training_batches, self.progress.batches
+        left = len(batches) - done
         bar = progress(
-            self.training_batches.epoch(self.epoch, start=self.progress.batches),
-            description=f"epoch {self.epoch}",
-            total=len(self.training_batches) - self.progress.batches,
-            unit="batch",
+            batches.epoch(self.epoch, start=done), description=f"epoch {self.epoch}", total=left, unit="batch"
         )
         waited_since = time.perf_counter()
         for batch in bar:
@@ -195,8 +193,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch or a part of one."""
-        # Room is tried as in the last epoch, for methods have terms that begin to count later.
-        self.method.epoch = self.recipe.epochs - 1 if self.step.trying else self.epoch
+        self.method.epoch = self.recipe.epochs - 1 if self.step.trying else self.epoch  # room for all terms is tried
         output = self.method.forward(self.model, batch)
         return self.method.loss(output, batch, epoch=self.method.epoch, record=self.metrics.add)
 
@@ -384,7 +381,7 @@ class Trainer:
         return BatchLoader(
             samples,
             reader,
-            batch_size=recipe.batch_size or plan.batch_size,
+            batch_size=(recipe.batch_size or plan.batch_size) * (1 if training else self.method.validation_batches),
             batches_per_epoch=recipe.iterations_per_epoch if training else None,
             drop_last=recipe.drop_last and training,
             epochs=recipe.epochs,  # validation's workers stay from epoch to epoch, too
@@ -399,4 +396,5 @@ class Trainer:
     def on_device(self, batch: Batch, *, training: bool) -> Batch:
         """A loader's batch on the device, with "prompts" where the method tells its network any."""
         told = self.method.prompts(batch, training=training)
+        batch = with_features(batch, self.features, training=training)
         return to_device(batch if told is None else {**batch, "prompts": told}, self.device)

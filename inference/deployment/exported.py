@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from echoplan import __version__, layout
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
+from echoplan.networks.weights import weights_digest
 
 from .graphs import as_probabilities
 from .onnx_file import OPSET, Graph, write_onnx
@@ -63,13 +64,7 @@ class ExportedNetwork(nn.Module):
 
 def digest_of_weights(network: nn.Module) -> str:
     """A short name for a network's parameters and buffers, the same on every device, machine and runtime."""
-    if isinstance(network, ExportedNetwork):
-        return network.weights
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:20]
+    return network.weights if isinstance(network, ExportedNetwork) else weights_digest(network)
 
 
 def device_of(backend: str, name: str) -> torch.device:

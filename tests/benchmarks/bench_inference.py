@@ -1,13 +1,16 @@
 """Speed of prediction beside peers, and the memory that long clips need.
 
 python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
-    [--long T] [--threads N] [--repeats N] [--processor_time]
+    [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T]
 
 Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
 same network of another package where there is one, and where there is none the plain ResNet of torchvision that the
 network begins with, which is a bound and no peer. Windows have the clip's length unless that is more than `WINDOW`;
 longer clips are seen by two windows at a time. SAM's frames are enlarged to `--encoder_size` instead of 1024 on both
 sides; here its boxes come from the locator as well, there they are given. The networks are random, in float32.
+
+A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
+beside windows by themselves; and EchoForge on four clips abreast, as it validates, beside one after another.
 """
 
 from __future__ import annotations
@@ -209,6 +212,35 @@ def memory(long: int) -> None:
         print(f"{name:<22}{short:>10.0f}{lengthy:>10.0f}{own_size:>15.0f}{ratio:>8.2f}", flush=True)
 
 
+class Alone(nn.Module):
+    """A network of which nothing but its forward is known: its windows share nothing."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.network(clip)
+
+
+def shared(options: argparse.Namespace) -> None:
+    """A table of what windows share, and clips that are walked abreast."""
+    side = options.size
+    windows = build_network("pkechonet", size=(side, side), backbone="resnet50").eval()
+    streams = build_network("echoforge", size=(side, side)).eval()
+    clip, clips = torch.randn(options.shared, side, side), torch.randn(4, options.frames, 1, side, side)
+    told = {"window": WINDOW, "stride": 3, "classes": 1}
+    print(f"\nframes a second of {side} x {side}")
+    for label, given, alone, together in (
+        ("pkechonet resnet50, windows", clip,
+         lambda clip: segment_clip(Alone(windows), clip, **told), lambda clip: segment_clip(windows, clip, **told)),
+        ("echoforge, 4 clips", clips,
+         lambda clips: [streams(each) for each in clips.split(1)], streams),
+    ):  # fmt: skip
+        apart, shares = frames_per_second([alone, together], given, options)
+        print(f"{label:<32}apart {apart:>8.2f}  together {shares:>8.2f}  ratio {shares / apart:.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=[entry.name for entry in NETWORKS])
@@ -219,6 +251,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
     parser.add_argument("--processor_time", action="store_true", help="instead of the clock's, for busy machines")
+    parser.add_argument("--shared", type=int, default=60, help="frames of the clip of shared windows; 0: no such table")
     parser.add_argument("--measure", nargs=2, metavar=("NETWORK", "FRAMES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -229,6 +262,8 @@ def main() -> None:
     ratios = speed(options)
     if options.long and Path("/proc/self/status").exists():
         memory(options.long)
+    if options.shared:
+        shared(options)
     if ratios:
         worst = min(ratios, key=ratios.__getitem__)
         print(f"\nworst: {worst}, {ratios[worst]:.2f} of its peer's speed")

@@ -260,7 +260,8 @@ def test_attention_is_its_equation() -> None:
     expected = attention.norm(query + attention.out(weights @ attention.value(other)))
     torch.testing.assert_close(attention(query, other, position=position, allowed=allowed), expected)
     few, others = query[:, :1], torch.randn(2, 12, 8)  # in evaluation few queries do not project all the others
-    for attention in (attention, Attention(8, heads=4)):
+    for heads in (1, 4):
+        attention = Attention(8, heads=heads)
         for allowed in (None, torch.rand(2, 1, 12) < 0.7):
             told = {"query_position": query[0, :1], "position": others[0], "allowed": allowed}
             expected = attention.train()(few, others, **told)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
 from echoplan.networks.complexity import count_parameters
+from echoplan.networks.sam.model import SAM
+from echoplan.training.features import with_features
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.methods.sam import SAMMethod, SAMRecipe
@@ -106,7 +111,7 @@ def test_training_boxes(frame_setup: FoldSetup, kind: str) -> None:
     trainer.loss(trainer.on_device(batch, training=True)).backward()
     truth = boxes_of_labels(batch["labels"])
     if kind == "automatic":
-        assert len(told[0]) == 1
+        assert told[0][1] is None
         return
     boxes = told[0][1]
     assert boxes[0].isnan().all() and torch.equal(boxes.isnan(), truth.isnan())
@@ -140,6 +145,14 @@ def test_the_loss_is_dice_and_cross_entropy_of_mask_and_locator() -> None:
 
     torch.testing.assert_close(loss(labels), expected, atol=1e-5, rtol=1e-5)
     assert loss(torch.full_like(labels, 255)) == 0
+    # At the encoder's size: SAM's square, without the rows that pad frames of 4 x 8 to it.
+    output.auxiliary["masks"] = torch.randn(2, 1, 1, 8, 8)
+    method = SAMMethod().with_settings({"loss_size": "encoder", "encoder_size": 32})
+    whole = torch.nn.functional.interpolate(output.auxiliary["masks"][:, 0], (32, 32), mode="bilinear")[:, None, :, :16]
+    enlarged = labels[:, :, 2:6].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    expected = by_hand(whole, enlarged) + by_hand(found, labels[:, :, 2:6][..., [0, 1, 2, 3], 1::2])
+    result = method.loss(output, {"labels": labels[:, :, 2:6]}, epoch=0, record=lambda **_: None)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("tiny_sam")
@@ -164,6 +177,47 @@ def test_one_command_trains_both_stages_and_validation_needs_no_box(
     assert "parameters that learn: " in caplog.text and "image_encoder" in caplog.text
     summary = validate_fold(trainer.network.eval(), trainer.setup)  # from frames alone
     assert summary["mean"]["LV"]["all"]["dice"]["mean"] > 0.8
+
+
+@pytest.mark.usefixtures("tiny_sam")
+def test_the_frozen_encoder_sees_a_frame_once_and_all_else_is_the_same(
+    frame_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    own = SAM.embed
+    monkeypatch.setattr(SAM, "embed", lambda network, frames: encoded.append(len(frames)) or own(network, frames))
+    settings = {"trainable": "decoder", "precision": "float32"}
+
+    def kept() -> list[Path]:
+        return sorted((frame_setup.preprocessed / "features").glob("*/*.npy"))
+
+    def trained(**more: object) -> list[float]:
+        shutil.rmtree(frame_setup.model_folder.parent, ignore_errors=True)
+        encoded.clear()
+        trainer = make_trainer(frame_setup, **settings, **more)
+        trainer.run_training()
+        return [metrics[name] for metrics in read_metrics(trainer.setup.folder) for name in ("train_loss", "val_dice")]
+
+    def passes(**more: object) -> int:
+        """Through the encoder, for the training's first batch of four frames and the validation's of two."""
+        encoded.clear()
+        trainer = make_trainer(frame_setup, **settings, **more)
+        with_features(next(iter(trainer.training_batches.epoch(0))), trainer.features, training=True)
+        with_features(next(iter(trainer.validation_batches.epoch(0))), trainer.features)
+        return sum(encoded)
+
+    plain = trained(keep_embeddings=False)
+    assert sum(encoded) == 2 * 8 and not kept()
+    np.testing.assert_allclose(trained(), plain, rtol=1e-4)
+    assert sum(encoded) == 8 == len(kept())
+    assert passes() == 0
+    kept()[0].write_bytes(kept()[0].read_bytes()[:200])
+    trained()
+    assert sum(encoded) == 1  # the damaged file's frame
+    assert passes(model="medsam") == 6 and len(kept()) == 14  # another encoder's are not taken for its own
+    assert passes(augmentation="light") == 0  # only the validation's come again, and they are there
+    monkeypatch.setattr("echoplan.training.features.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    assert passes(encoder_size=48) == 6 and len(kept()) == 14  # no room
 
 
 @pytest.mark.usefixtures("tiny_sam")

@@ -86,6 +86,7 @@ class EchoForgeMethod(Method[EchoForgeRecipe]):
     }
     recipe_class = EchoForgeRecipe
     network_name: ClassVar[str] = "echoforge"
+    validation_batches: ClassVar[int] = 4  # frame by frame, a few clips are little work
     previous: nn.Module | None = None  # the network as the last epoch left it, where pseudo-labels come from that
 
     @cached_property

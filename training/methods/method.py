@@ -18,6 +18,7 @@ from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.store import StoredCase
 from ..data import Batch, Sample, planned_samples
+from ..features import FrozenEncoder
 from ..fold import FoldSetup
 from ..losses import dice_ce_loss
 from ..recipe import MethodRequirements, PublishedNetwork, PublishedProtocol, Recipe
@@ -49,6 +50,7 @@ class Method(ABC, Generic[RecipeT]):
         published: how the authors' own network saw its frames, where they published one that predicts by itself.
         recipe_class: of its settings.
         network_name: what `echoplan.networks.build_network` calls its network.
+        validation_batches: how many training batches' samples go through the network together where nothing is learnt.
         epoch: that is being trained, from 0, for `forward`; the trainer sets it.
     """
 
@@ -58,6 +60,7 @@ class Method(ABC, Generic[RecipeT]):
     published: ClassVar[PublishedNetwork | None] = None
     recipe_class: type[RecipeT] = cast("type[RecipeT]", Recipe)
     network_name: ClassVar[str] = ""
+    validation_batches: ClassVar[int] = 1
     epoch: int = 0
 
     def __init__(
@@ -128,6 +131,13 @@ class Method(ABC, Generic[RecipeT]):
         """
         output = self.answer(network, batch)
         return output if isinstance(output, ClipOutput) else ClipOutput(output, {})
+
+    def frozen_encoder(self, network: nn.Module) -> FrozenEncoder | None:
+        """The part of the network that sees frames by themselves first and never learns; None where there is none.
+
+        What it makes of frames that come again unchanged is kept, and stands in batches as "features" (B, T, ...).
+        """
+        return None
 
     def answer(self, network: Callable[..., Any], batch: Batch) -> Tensor:
         """The network's logits for a validation batch; see `forward`."""

@@ -5,21 +5,27 @@ The first two as by Chao et al. (npj Digital Medicine 2025), the third by its au
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput
-from echoplan.networks.sam.settings import LITE_SIZE, SAMSettings
+from echoplan.networks.sam.settings import LITE_SIZE, SAMSettings, enlarged_size
+from echoplan.networks.settings import check_choice
 
 from ..data import Batch
+from ..features import FrozenEncoder
 from ..losses import dice_ce_loss, reduce_labels
 from ..prompts import BOX_REACH, boxes_of_labels, jitter_boxes, widen_boxes
 from ..recipe import MethodRequirements, PublishedProtocol, Recipe
 from .method import Method, Record
+
+if TYPE_CHECKING:
+    from echoplan.networks.sam.model import SAM
 
 _RATE = 2e-5
 _BOXES = ("jittered", "widened", "truth", "automatic")
@@ -33,6 +39,7 @@ MEDSAM_RECIPE = {
     "batch_size": 2,
     "trainable": "all_but_prompt_encoder",
     "training_boxes": "widened",
+    "loss_size": "encoder",
 }
 # The optimiser of LiteMedSAM's authors (github.com/bowang-lab/MedSAM, branch LiteMedSAM), and the U-Net's augmentation.
 LITE_MEDSAM_RECIPE = {
@@ -61,6 +68,10 @@ class SAMRecipe(Recipe):
             "truth" (from labels, the paper's) or "automatic" (the locator's, as at test time).
         box_reach: of the jitter, see `training.prompts.jittered_box`.
         locator_learning_rate: of the locator, which starts from random weights; it falls in the same proportion.
+        loss_size: where the mask is compared with the label: on the "frames" as they are, or at the "encoder"'s size,
+            to which labels are enlarged by the nearest pixel, as MedSAM does.
+        keep_embeddings: whether what the frozen image encoder makes of a frame is kept on disk, for later epochs and
+            trainings.
         network: see `SAMSettings`.
     """
 
@@ -73,6 +84,8 @@ class SAMRecipe(Recipe):
     training_boxes: str = "jittered"
     box_reach: float = BOX_REACH
     locator_learning_rate: float = 1e-3
+    loss_size: str = field(default="frames", metadata={"before": "frames"})
+    keep_embeddings: bool = True
     network: SAMSettings = field(default_factory=SAMSettings)
 
     def __post_init__(self) -> None:
@@ -81,6 +94,7 @@ class SAMRecipe(Recipe):
             raise EchoPlanError(
                 f"training_boxes cannot be {self.training_boxes!r}", remedy=f"choose one of {', '.join(_BOXES)}"
             )
+        check_choice("loss_size", self.loss_size, ("frames", "encoder"))
         if not 0 <= self.box_reach < 0.5:
             raise EchoPlanError(f"box_reach must be at least 0 and less than 0.5, not {self.box_reach}")
         if self.locator_learning_rate <= 0:
@@ -118,6 +132,18 @@ class SAMMethod(Method[SAMRecipe]):
             boxes = widen_boxes(boxes, size=batch["labels"].shape[-2:])
         return boxes
 
+    def answer(self, network: Callable[..., Any], batch: Batch) -> Any:
+        """See `Method.answer`; what the frozen encoder makes of the frames may be known."""
+        return network(batch["clip"], batch.get("prompts"), batch.get("features"))
+
+    def frozen_encoder(self, network: nn.Module) -> FrozenEncoder | None:
+        """See `Method.frozen_encoder`."""
+        sam = cast("SAM", network)
+        if sam.encoder_learns or not self.recipe.keep_embeddings:
+            return None
+        settings = self.recipe.network
+        return FrozenEncoder(sam.embed, sam.image_encoder, f"{settings.model} {settings.encoder_size}")
+
     def loss(self, output: ClipOutput, batch: Batch, *, epoch: int, record: Record) -> Tensor:
         """Dice + cross-entropy of the mask, and the same of the locator, which shares no weight with SAM.
 
@@ -125,10 +151,20 @@ class SAMMethod(Method[SAMRecipe]):
         mask to learn; an unlabelled one does not count.
         """
         labels, coarse = batch["labels"], output.auxiliary["locator"]
-        mask = dice_ce_loss(output.logits, labels, squared=True)
+        if self.recipe.loss_size == "encoder":
+            mask = dice_ce_loss(*self._at_encoder_size(output.auxiliary["masks"], labels), squared=True)
+        else:
+            mask = dice_ce_loss(output.logits, labels, squared=True)
         located = dice_ce_loss(coarse, reduce_labels(labels, coarse.shape[-2:]), squared=True)
         record(loss_mask=mask, loss_locator=located)
         return mask + located
+
+    def _at_encoder_size(self, masks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, T, 1, h, w)`` and labels ``(B, T, h, w)`` of frames whose longest side is the encoder's."""
+        side = self.recipe.network.encoder_size
+        size = enlarged_size(labels.shape[-2:], side)
+        whole = F.interpolate(masks.flatten(0, 1), (side, side), mode="bilinear", align_corners=False)
+        return whole[..., : size[0], : size[1]].unflatten(0, masks.shape[:2]), reduce_labels(labels, size)
 
 
 class LiteMedSAMMethod(SAMMethod):

@@ -13,7 +13,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
 from echoplan.networks.sam.parts import build_image_encoder, build_mask_decoder, build_prompt_encoder, decode_mask
-from echoplan.networks.sam.settings import LEARNING_PARTS, SAMSettings
+from echoplan.networks.sam.settings import LEARNING_PARTS, SAMSettings, enlarged_size
 from echoplan.networks.weights import find_weights, load_weights
 
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
@@ -109,22 +109,29 @@ class SAM(nn.Module):
         ):
             unused.requires_grad_(False)
 
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether `embed` changes in training."""
+        return any(parameter.requires_grad for parameter in self.image_encoder.parameters())
+
     def train(self, mode: bool = True) -> SAM:
         """An image encoder that does not learn keeps the statistics of its batch normalisation, too."""
         super().train(mode)
-        if not any(weight.requires_grad for weight in self.image_encoder.parameters()):
+        if not self.encoder_learns:
             self.image_encoder.eval()
         return self
 
-    def forward(self, clip: Tensor, boxes: Tensor | None = None) -> Tensor | ClipOutput:
+    def forward(self, clip: Tensor, boxes: Tensor | None = None, features: Tensor | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
 
-        In training mode the auxiliary part holds "locator" ``(B, T, 1, 128, 128)``: the locator's logits.
+        In training mode the auxiliary part holds "locator" ``(B, T, 1, 128, 128)``, the locator's logits, and "masks"
+        ``(B, T, 1, S / 4, S / 4)``, the logits of the padded square of the encoder's size S.
 
         Args:
             clip: standardised frames.
             boxes: ``(B, T, 4)``, x0, y0, x1, y1 in pixel centres of the frames, as `training.prompts` makes them; NaN
                 in frames without a box, which the locator boxes. None leaves all frames to it.
+            features: ``(B, T, 256, h, w)``, what `embed` gives of the frames, where that is known.
 
         Raises:
             EchoPlanError: the boxes are not one a frame.
@@ -134,29 +141,56 @@ class SAM(nn.Module):
                 f"boxes are {tuple(boxes.shape)} where one a frame, {(*clip.shape[:2], 4)}, is expected",
                 remedy="give x0, y0, x1, y1 for every frame of every clip, NaN where there is none",
             )
+        frames, known = clip.flatten(0, 1), None if features is None else features.flatten(0, 1)
         if self.training:
             found = self.locator(clip)
             boxes = self._complete(boxes, clip, found)
-            logits = self.segment(clip.flatten(0, 1), boxes.flatten(0, 1))
-            return ClipOutput(logits.unflatten(0, clip.shape[:2]), {"locator": found})
-        boxes = self._complete(boxes, clip)
-        parts = zip(clip.flatten(0, 1).split(_CHUNK), boxes.flatten(0, 1).split(_CHUNK), strict=True)
-        return torch.cat([self.segment(*part) for part in parts]).unflatten(0, clip.shape[:2])
+            masks = self.segment(frames, boxes.flatten(0, 1), known)
+            logits = self._on_frames(masks, frames.shape[-2:]).unflatten(0, clip.shape[:2])
+            return ClipOutput(logits, {"locator": found, "masks": masks.unflatten(0, clip.shape[:2])})
+        boxes = self._complete(boxes, clip).flatten(0, 1)
+        parts = [slice(start, start + _CHUNK) for start in range(0, len(frames), _CHUNK)]
+        masks = [self.segment(frames[part], boxes[part], None if known is None else known[part]) for part in parts]
+        return self._on_frames(torch.cat(masks), clip.shape[-2:]).unflatten(0, clip.shape[:2])
 
-    def segment(self, frames: Tensor, boxes: Tensor) -> Tensor:
-        """Frames ``(N, C, H, W)`` with a box each, ``(N, 4)`` -> logits ``(N, 1, H, W)``."""
+    def embed(self, frames: Tensor) -> Tensor:
+        """Standardised frames ``(N, C, H, W)`` -> the image encoder's features ``(N, 256, h, w)``."""
+        features: Tensor = self.image_encoder(self.prepare(frames))
+        return features
+
+    def segment(self, frames: Tensor, boxes: Tensor, features: Tensor | None = None) -> Tensor:
+        """Frames ``(N, C, H, W)`` with a box each, ``(N, 4)`` -> logits ``(N, 1, S / 4, S / 4)`` of SAM's square.
+
+        `features`: see `forward`.
+        """
         size = frames.shape[-2:]
-        inner = self._enlarged(size)
-        features = self.image_encoder(self.prepare(frames))
         enlarge = rescale_boxes if self.box_kind == "centres" else rescale_as_rectangles
-        told = enlarge(boxes, old=size, new=inner)
-        masks = decode_mask(self.mask_decoder, self.prompt_encoder, features, told).float()
-        whole = F.interpolate(masks, (self.encoder_size,) * 2, mode="bilinear", align_corners=False)
-        return F.interpolate(whole[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
+        told = enlarge(boxes, old=size, new=enlarged_size(size, self.encoder_size))
+        features = self.embed(frames) if features is None else features
+        return decode_mask(self.mask_decoder, self.prompt_encoder, features, told).float()
+
+    def _on_frames(self, masks: Tensor, size: Sequence[int]) -> Tensor:
+        """SAM's square on the frames' own grid ``(N, 1, H, W)``.
+
+        SAM enlarges masks to the encoder's size, cuts the padding off, and resizes what is left. All of it is linear
+        and the same for every row, or column, so that no mask of the encoder's size has to be made.
+        """
+        rows, columns = (
+            self._way_back(masks.shape[-1], inner, goal, masks.device)
+            for inner, goal in zip(enlarged_size(size, self.encoder_size), size, strict=True)
+        )
+        with torch.autocast("cpu" if masks.is_meta else masks.device.type, enabled=False):
+            return rows @ masks @ columns.T
+
+    def _way_back(self, side: int, inner: int, goal: int, device: torch.device) -> Tensor:
+        """What becomes of one axis of a mask, ``(goal, side)``."""
+        axis = torch.eye(side, device=device).unsqueeze(0)
+        whole = F.interpolate(axis, self.encoder_size, mode="linear", align_corners=False)
+        return F.interpolate(whole[..., :inner], goal, mode="linear", align_corners=False)[0].T
 
     def prepare(self, frames: Tensor) -> Tensor:
         """Standardised frames ``(N, C, H, W)`` -> what the image encoder was trained on, ``(N, 3, S, S)``."""
-        side, inner = self.encoder_size, self._enlarged(frames.shape[-2:])
+        side, inner = self.encoder_size, enlarged_size(frames.shape[-2:], self.encoder_size)
         frames = frames.float()
         if self.model != "sam":
             way = "bicubic" if self.model == "medsam" else "bilinear"
@@ -168,11 +202,6 @@ class SAM(nn.Module):
             )
             images = (resized - self.pixel_mean) / self.pixel_deviation
         return F.pad(images, (0, side - inner[1], 0, side - inner[0]))
-
-    def _enlarged(self, size: Sequence[int]) -> tuple[int, int]:
-        """(H, W) of frames of `size` when their longest side is the encoder's."""
-        ratio = self.encoder_size / max(size)
-        return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
 
     def _complete(self, boxes: Tensor | None, clip: Tensor, found: Tensor | None = None) -> Tensor:
         """The boxes, with the locator's where there is none; `found` is its answer where that is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echoplan.errors import EchoPlanError
@@ -86,3 +87,9 @@ class SAMSettings(NetworkSettings):
     def weights_name(self) -> str:
         """By which `echoplan.networks.weights` knows the published weights."""
         return self.model if self.model == "lite_medsam" else f"{self.model}_{self.encoder}"
+
+
+def enlarged_size(size: Sequence[int], side: int) -> tuple[int, int]:
+    """(H, W) of frames of `size` when their longest side is `side`."""
+    ratio = side / max(size)
+    return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
