@@ -150,8 +150,8 @@ class SAM(nn.Module):
             return ClipOutput(logits, {"locator": found, "masks": masks.unflatten(0, clip.shape[:2])})
         boxes = self._complete(boxes, clip).flatten(0, 1)
         parts = [slice(start, start + _CHUNK) for start in range(0, len(frames), _CHUNK)]
-        masks = [self.segment(frames[part], boxes[part], None if known is None else known[part]) for part in parts]
-        return self._on_frames(torch.cat(masks), clip.shape[-2:]).unflatten(0, clip.shape[:2])
+        squares = [self.segment(frames[part], boxes[part], None if known is None else known[part]) for part in parts]
+        return self._on_frames(torch.cat(squares), clip.shape[-2:]).unflatten(0, clip.shape[:2])
 
     def embed(self, frames: Tensor) -> Tensor:
         """Standardised frames ``(N, C, H, W)`` -> the image encoder's features ``(N, 256, h, w)``."""
