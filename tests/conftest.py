@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from echoplan import scripts
 from echoplan.networks.sam.settings import VARIANTS, Variant
 
 torch.set_num_threads(1)  # tests share the machine with each other's worker processes
@@ -26,8 +30,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what 
 
 # From the longest on. They begin first, so that no worker is left with one of them when the others have ended.
 LONGEST = (
-    "test_end_to_end.py", "test_every_trainer.py", "test_nothing_lost.py", "test_ray_engine.py",
-    "test_memory.py",
+    "test_end_to_end.py", "test_every_trainer.py", "test_nothing_lost.py", "test_ray_engine.py", "test_reproduce.py",
+    "test_gpu_sizes.py", "test_e3sam2_network.py", "test_memory.py", "test_echoforge.py", "test_sam2_weights.py",
 )  # fmt: skip
 
 
@@ -69,11 +73,33 @@ class Project:
         return [str(Path(sys.executable).parent / name), *arguments]
 
     def run(self, *words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*words), env=self.environment, capture_output=True, text=True, check=False, timeout=280
-        )
-        assert done.returncode == status, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done
+        """A command, in this process: another one would import PyTorch for seconds before it began."""
+        name, *arguments = map(str, words)
+        main = getattr(scripts, name.removeprefix("echoplan_"))
+        out, told = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(told):
+            for variable in os.environ.keys() - self.environment.keys():
+                patch.delenv(variable)
+            for variable, value in self.environment.items():
+                patch.setenv(variable, value)
+            root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+            patch.setattr(root, "handlers", [])  # so that it shows its log as it does to users
+            level = root.level
+            try:
+                ended = main(arguments)
+            except SystemExit as stopped:
+                ended = stopped.code
+            finally:
+                root.setLevel(level)
+                signal.signal(signal.SIGTERM, terminate)
+        assert ended == status, f"{words}\n{out.getvalue()}\n{told.getvalue()}"
+        return subprocess.CompletedProcess(list(map(str, words)), ended, out.getvalue(), told.getvalue())
+
+    def run_installed(self, *words: object) -> str:
+        """What a console script prints that is started as users start it."""
+        return subprocess.run(
+            self.command(*words), env=self.environment, stdout=subprocess.PIPE, text=True, check=True, timeout=900
+        ).stdout
 
 
 @pytest.fixture
@@ -106,7 +132,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def _train(project: Project) -> Project:
-    project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 6, "--test_patients", 2, "--size", 96,
+    project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 6, "--test_patients", 2, "--size", 64,
                 "--labels", "ed_es", "-np", 0)  # fmt: skip
     project.run("echoplan_plan_and_preprocess", "-d", "Phantom", "--verify_dataset_integrity", "-tr", "UNetTrainer",
                 "-np", 0)  # fmt: skip

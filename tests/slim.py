@@ -15,6 +15,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from echoplan.networks import resnet
 from echoplan.networks.e3sam2 import sam2_parts
+from echoplan.networks.sam import parts as sam_parts
 from echoplan.networks.sam import tiny_vit
 
 
@@ -42,7 +43,23 @@ def make_networks_slim(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(torchvision.models, name, lambda block=block, **_: SlimResNet(block))
         patch.setitem(resnet._CHANNELS, name, tuple(width * block.expansion for width in SLIM))
     patch.setattr(torchvision.models.segmentation, "deeplabv3_resnet50", slim_deeplab)
-    for name in ("tiny", "small"):
-        patch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, (1, 1, 2, 1), (3, 3, 3)))
+    narrow_sam2(patch, blocks=(1, 1, 2, 1), global_blocks=(3, 3, 3))
+    patch.setattr(sam_parts, "FEEDFORWARD", 32)
     for name, values in (("_WIDTHS", (8, 8, 16, 16)), ("_DEPTHS", (1,) * 4), ("_HEADS", (2,) * 4)):
         patch.setattr(tiny_vit, name, values)
+
+
+def narrow_sam2(
+    patch: pytest.MonkeyPatch,
+    *,
+    blocks: tuple[int, int, int, int] = (1, 2, 7, 2),
+    global_blocks: tuple[int, int, int] = (5, 7, 9),
+) -> None:
+    """SAM2's smallest networks with few channels in the trunk and the perceptrons, and one layer that reads memories.
+
+    The blocks of the trunk are those of "tiny" unless others are asked for.
+    """
+    for name in ("tiny", "small"):
+        patch.setitem(sam2_parts.VARIANTS, name, sam2_parts.Variant(16, 1, blocks, global_blocks))
+    patch.setattr(sam2_parts, "FEEDFORWARD", 32)
+    patch.setattr(sam2_parts, "MEMORY_LAYERS", 1)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import configparser
 import csv
-import importlib
 import json
+import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +15,9 @@ import pytest
 
 from echoplan.imageio import read_clip, read_mask
 
-ROOT = Path(__file__).resolve().parent.parent
+from .running import started, told, wait_until
+
 MODEL = "UNetTrainer__EchoPlans__frame"
-
-
-def console_scripts() -> dict[str, str]:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
-    return dict(map(str.strip, line.split("=")) for line in lines)
-
-
-@pytest.mark.parametrize("name", sorted(console_scripts()))
-def test_every_command_explains_itself_and_refuses_unknown_options(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module, function = console_scripts()[name].split(":")
-    main = getattr(importlib.import_module(module), function)
-    with pytest.raises(SystemExit) as stopped:
-        main(["--no_such_option"])
-    assert stopped.value.code == 2
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0 and name in capsys.readouterr().out
 
 
 def test_what_each_step_leaves(trained: Any) -> None:
@@ -104,7 +81,7 @@ def test_find_best_predict_evaluate_and_report(trained: Any) -> None:
 
 
 def test_doctor(trained: Any) -> None:
-    told = trained.run("echoplan_doctor").stdout
+    told = trained.run_installed("echoplan_doctor")
     assert str(trained.root) in told and "torch" in told
 
 
@@ -122,9 +99,8 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
         "from echoplan.training.methods.pkechonet import PKEchoNetMethod\n\n"
         "class MyTrainer(PKEchoNetMethod):\n    '''One of a user's own.'''\n"
     )
-    small = ["--epochs", 1, "--set", "batch_size=2", "-np", 0]
-    project.run("echoplan_train", "Phantom", 0, "-tr", "UNet2DtTrainer", *small,
-                "--set", "base_features=4", "--set", "iterations_per_epoch=2")  # fmt: skip
+    small = ["--epochs", 1, "--set", "batch_size=2", "--set", "iterations_per_epoch=2", "-np", 0]
+    project.run("echoplan_train", "Phantom", 0, "-tr", "UNet2DtTrainer", *small, "--set", "base_features=4")
     project.run("echoplan_train", "Phantom", 0, "-tr", "PKEchoNetR18Trainer", f"{own}:MyTrainer", *small,
                 "--set", "pretrained=false", "--set", "backbone=resnet18")  # fmt: skip
     listed = project.run("echoplan_predict", "-i", project.raw / "imagesTs", "-o", tmp_path / "out", status=1)
@@ -137,7 +113,7 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
 def test_camus_and_echonet_layouts_are_converted(project: Any) -> None:
     sources = {"camus": project.root / "camus", "echonet_dynamic": project.root / "echonet"}
     for layout, source in sources.items():
-        project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 5, "--size", 96, "--layout", layout,
+        project.run("echoplan_make_phantom", "-d", "Phantom", "--patients", 5, "--size", 64, "--layout", layout,
                     "--out", source, "-np", 0)  # fmt: skip
         told = project.run("echoplan_convert_dataset", layout, source, "-d", layout, "-np", 0)
         assert f"{10 if layout == 'camus' else 5} cases" in told.stdout
@@ -178,22 +154,19 @@ def test_a_broken_clip_is_passed_over_named_and_fails_the_batch(trained: Any, tm
 
 def test_ctrl_c_keeps_the_finished_epochs_and_c_goes_on(trained: Any) -> None:
     long = [*trained.quick, "--epochs", 50]
-    command = trained.command("echoplan_train", "Phantom", 1, "-tr", "UNetTrainer", *long, "--seed", 7)
+    command = ("echoplan_train", "Phantom", 1, "-tr", "UNetTrainer", *long, "--seed", 7)
     fold = trained.results / MODEL / "fold_1"
     finished = trained.root / "fold_1_finished"
     shutil.move(fold, finished)
     try:
-        process = subprocess.Popen(command, env=trained.environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        latest = fold / "checkpoint_latest.pth"
-        while time.monotonic() < deadline and (finished_epochs(fold) < 2 or not latest.exists()):
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 130 and "run the same command with --c to go on" in told
+        with started(trained, *command) as training:
+            latest = fold / "checkpoint_latest.pth"
+            wait_until(lambda: finished_epochs(fold) >= 2 and latest.exists(), training)
+            os.kill(training.pid, signal.SIGINT)
+            assert "run the same command with --c to go on" in told(training, status=130)
         before = finished_epochs(fold)
         assert 2 <= before < 50
-        refused = trained.run("echoplan_train", "Phantom", 1, "-tr", "UNetTrainer", *long, "--seed", 7, status=1)
+        refused = trained.run(*command, status=1)
         assert "--c goes on" in refused.stderr
         other = trained.run("echoplan_train", "Phantom", 1, "-tr", "UNetTrainer", *trained.quick, "--c", status=1)
         assert "other settings" in other.stderr
@@ -222,19 +195,10 @@ def finished_epochs(fold: Path) -> int:
         (["echoplan_preprocess", "-d", "Nothing"], "Nothing"),
     ],
 )
-def test_mistakes_get_one_clear_message(
-    trained: Any, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ECHOPLAN_ROOT", str(trained.root))
-    module, function = console_scripts()[words[0]].split(":")
-    main = getattr(importlib.import_module(module), function)
-    try:
-        status = main(words[1:])
-    except SystemExit as stopped:
-        status = stopped.code
-    error = capsys.readouterr().err
-    assert status in (1, 2) and told in error
-    assert "Traceback" not in error
+def test_mistakes_get_one_clear_message(trained: Any, words: list[str], told: str) -> None:
+    status = 1 if told != "/nowhere" else 2
+    error = trained.run(*words, status=status).stderr
+    assert told in error and "Traceback" not in error
 
 
 def test_predicting_with_nothing_trained_says_what_to_do(trained: Any, project: Any) -> None:

@@ -35,7 +35,7 @@ class TrainingLog:
         self.folder = folder
         self.writes = writes
         self.history: list[dict[str, Any]] = []
-        self._drawn = 0.0
+        self._drawn = time.monotonic()  # the first picture of a short training is its last, too
         self._handler: logging.Handler = logging.NullHandler()
 
     def open(self, *, first_epoch: int = 0) -> None:

@@ -61,7 +61,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def opened(browser):
     """opened(file) -> the browser with that page wholly loaded, which has nothing to complain about at the end."""
-    wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait(browser, timeout=120)
+    wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait(browser, timeout=600)
 
     def get(file):
         browser.get(file.as_uri())  # returns early where the page before it is large

@@ -105,7 +105,7 @@ class Page:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
         return picture.tobytes() if picture.any() else None
 
-    def wait(self, condition, seconds=60):
+    def wait(self, condition, seconds=300):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"

@@ -1,6 +1,9 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
+from echoplan.experiment_planning import MemoryModel, commands
 from echoplan.experiment_planning.commands import extract_fingerprint, plan_and_preprocess, plan_experiment
 from echoplan.files import read_json, write_json
 from echoplan.imageio import Clip, read_mask, write_mask
@@ -17,8 +20,10 @@ def planned(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("ECHOPLAN_ROOT", str(tmp_path))
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"echoplan_{name}", raising=False)
-    only = {"UNetTrainer": method_registry()["UNetTrainer"]}  # simulating all of them takes seconds a test
-    monkeypatch.setattr("echoplan.experiment_planning.commands.method_registry", lambda: dict(only))
+    only = {"UNetTrainer": method_registry()["UNetTrainer"]}
+    monkeypatch.setattr(commands, "method_registry", lambda: dict(only))
+    unsimulated = partial(commands.make_plan, measure=lambda method, **_: MemoryModel(0.1, 0.01, "mixed"))
+    monkeypatch.setattr(commands, "make_plan", unsimulated)  # a training step takes seconds to simulate
     tiny_dataset(patients=3)
     return tmp_path / "preprocessed" / "Dataset001_TINY"
 

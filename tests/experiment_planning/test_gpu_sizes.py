@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "plans" / "gpu_sizes.json"
 GPUS_GB = (8, 11, 24, 80)
 # Of networks that differ in a setting alone one is pinned, and SAM at its own size.
-VARIANTS = ("PKEchoNetR18Trainer", "PKEchoNetR34Trainer", "E3SAM2SmallTrainer", "MedSAMTrainer", "MedSAM1024Trainer")
+VARIANTS = (
+    "PKEchoNetR18Trainer", "PKEchoNetR34Trainer", "E3SAM2SmallTrainer", "SAM2Trainer", "MedSAMTrainer",
+    "MedSAM1024Trainer",
+)  # fmt: skip
 TRAINERS = {
     name: method
     for name, method in method_registry().items()

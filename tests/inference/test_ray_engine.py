@@ -31,7 +31,7 @@ from echoplan.parallel_map import run_cases
 from .conftest import make_heart
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 200  # seconds; for machines that do much else
+PATIENCE = 500  # seconds; for machines that do much else
 IN_FLIGHT = 3  # clips of one actor
 MANY = 200
 MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")

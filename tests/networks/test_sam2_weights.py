@@ -239,4 +239,4 @@ sam2_module("modeling.memory_attention")
 assert GlobalHydra.instance().is_initialized()
 assert (logging.getLogger().handlers, logging.getLogger().level, sys.argv) == before
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

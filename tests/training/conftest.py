@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from echoplan.preprocessing.geometry import plan_geometry
 from echoplan.preprocessing.store import ClipStore, StoredCase
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import method_registry
+from echoplan.training.metrics import TrainingLog
 
 SIDE, FRAMES, LAST = 32, 6, 5
 
@@ -76,6 +78,13 @@ def toy_clip(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     labels = ((rows - row) ** 2 + (columns - column) ** 2 <= radii**2).astype(np.uint8)
     clip = 40 + 120 * labels + random.normal(0, 15, labels.shape)
     return clip.clip(1, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process, unlike a machine without power, loses nothing that it has written; pictures do not matter."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
 
 
 @pytest.fixture

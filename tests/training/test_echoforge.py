@@ -36,6 +36,9 @@ def make_trainer(setup: FoldSetup, *, seed: int = 1, **settings: object) -> Trai
     return Trainer(method, replace(setup, model_folder=folder), seed=seed)
 
 
+pytestmark = pytest.mark.usefixtures("slim_networks")
+
+
 @pytest.fixture
 def dense_setup(tmp_path: Path) -> FoldSetup:
     return make_setup(tmp_path, frames=4, batch_size=2, dense=True)

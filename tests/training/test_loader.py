@@ -184,7 +184,7 @@ def noting_loader(setup: FoldSetup, file: Path) -> BatchLoader:
 
 
 def wait_for_lines(file: Path, count: int) -> list[str]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 500
     while len(lines := file.read_text().split()) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -61,7 +61,7 @@ def train_under_torchrun(setup: FoldSetup) -> Path:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc_per_node=2"]
     command = [*launcher, str(Path(sys.executable).parent / "echoplan_train"), *words]
     done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250, check=False
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation Dice") == 1  # only one of the processes speaks

@@ -27,7 +27,7 @@ from echoplan.training.metrics import read_metrics
 from echoplan.training.ray_engine import FoldWatch, RayTraining, results_table, train_fold_on_node
 from echoplan.training.train_fold import FoldJob, validation_dice
 
-PATIENCE = 240  # seconds; for machines that do much else
+PATIENCE = 500  # seconds; for machines that do much else
 SETTINGS = (
     "--epochs", "2", "--set", "iterations_per_epoch=3", "--set", "base_features=4", "--set", "batch_size=3",
     "--set", "augmentation=light", "-np", "0", "--device", "cpu", "--seed", "5",
@@ -366,7 +366,7 @@ def test_how_torchrun_ends_is_understood(
 
 def strike_parent(*_: object) -> None:
     os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_sigterm_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -374,4 +374,4 @@ def test_sigterm_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     before, started = signal.getsignal(signal.SIGTERM), time.monotonic()
     with pytest.raises(Terminated):
         torchrun.train_together(FoldJob("Toy", 0), Folders(tmp_path, tmp_path, tmp_path), processes=1, device="cpu")
-    assert signal.getsignal(signal.SIGTERM) == before and time.monotonic() - started < 60
+    assert signal.getsignal(signal.SIGTERM) == before and time.monotonic() - started < 500

@@ -47,7 +47,7 @@ def test_the_unet_learns_and_leaves_everything_that_is_promised(frame_setup: Fol
     assert metrics[-1]["train_loss"] < 0.75 * metrics[0]["train_loss"]
     assert metrics[-1]["val_dice"] > 0.8
     assert {"data_seconds", "step_seconds", "seconds", "learning_rate", "val_dice_smooth"} <= metrics[0].keys()
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth", "progress.png", "debug.json"):
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth", "debug.json"):
         assert (folder / name).stat().st_size > 0
     assert len(list(folder.glob("training_log_*.txt"))) == 1
     assert json.loads((folder / "debug.json").read_text())["settings"]["epochs"] == 8

@@ -26,7 +26,7 @@ def in_two(work: Callable[[World], Any], folder: Path) -> list[Any]:
     pair = [fork.Process(target=one_of_two, args=(rank, port, work, folder)) for rank in range(2)]
     for process in pair:
         process.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 500
     for process in pair:
         process.join(deadline - time.monotonic())
     hanging = [process for process in pair if process.is_alive()]

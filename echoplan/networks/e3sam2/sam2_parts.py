@@ -16,11 +16,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from echoplan.errors import EchoPlanError
 
 WIDTH = 256  # channels of the image features, the tokens and the decoder
 MEMORY_WIDTH = 64  # channels of a memory
+FEEDFORWARD = 2048  # channels between the two layers of the transformers' perceptrons
+MEMORY_LAYERS = 4
 MEMORIES = 7  # the start frame's, and six besides
 _LIGHT_WINDOWS = (8, 4, 16, 8)
 _MLP_RATIO = 4  # of the trunk's blocks
@@ -86,13 +89,21 @@ def _hydra_is_started() -> bool:
     return _HYDRA in sys.modules and sys.modules[_HYDRA].GlobalHydra.instance().is_initialized()
 
 
+class _ReadableSteps(TorchFunctionMode):
+    """Even steps lie on the processor: the package reads their values, which the meta device does not have."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        placed = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **(kwargs or {}), **placed)
+
+
 def build_trunk(variant: Variant, windows: str, size: int) -> Any:
     """The Hiera trunk for square images of `size` pixels; see `Variant`, and `run_block` for its blocks.
 
     "light" windows divide the grids of sizes that are multiples of 256.
     """
     home = torch.get_default_device()
-    with torch.device("cpu"):  # the package reads a tensor's values here, which the meta device does not have
+    with _ReadableSteps() if home.type == "meta" else torch.device("cpu"):
         trunk = sam2_module("modeling.backbones.hieradet").Hiera(
             embed_dim=variant.width,
             num_heads=variant.heads,
@@ -101,6 +112,7 @@ def build_trunk(variant: Variant, windows: str, size: int) -> Any:
             window_pos_embed_bkg_spatial_size=(variant.position_grid,) * 2,
             window_spec=_LIGHT_WINDOWS if windows == "light" else variant.windows,
         )
+    with torch.device("cpu"):
         grid = size // 4
         for block in trunk.blocks:
             block.register_buffer("window_bias", window_bias(block, grid), persistent=False)
@@ -204,7 +216,7 @@ def build_prompt_encoder(size: int) -> Any:
 def build_mask_decoder(*, object_score: bool) -> Any:
     """The mask decoder: three masks, their predicted IoU and, with `object_score`, whether there is an object."""
     transformer = sam2_module("modeling.sam.transformer").TwoWayTransformer(
-        depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8
+        depth=2, embedding_dim=WIDTH, mlp_dim=FEEDFORWARD, num_heads=8
     )
     return sam2_module("modeling.sam.mask_decoder").MaskDecoder(
         num_multimask_outputs=3,
@@ -226,11 +238,11 @@ def build_pointer_head() -> Any:
 
 
 def build_memory_attention(grid: int) -> Any:
-    """Four layers that attend to the frame itself and to the memories, on a feature grid of `grid` x `grid`."""
+    """Layers that attend to the frame itself and to the memories, on a feature grid of `grid` x `grid`."""
     module = sam2_module("modeling.memory_attention")
     layer = module.MemoryAttentionLayer(
         activation="relu",
-        dim_feedforward=2048,
+        dim_feedforward=FEEDFORWARD,
         dropout=0.1,
         pos_enc_at_attn=False,
         self_attention=_rotary_attention(grid),
@@ -239,7 +251,7 @@ def build_memory_attention(grid: int) -> Any:
         pos_enc_at_cross_attn_queries=False,
         cross_attention=_rotary_attention(grid, rope_k_repeat=True, kv_in_dim=MEMORY_WIDTH),
     )
-    return module.MemoryAttention(d_model=WIDTH, pos_enc_at_input=True, layer=layer, num_layers=4)
+    return module.MemoryAttention(d_model=WIDTH, pos_enc_at_input=True, layer=layer, num_layers=MEMORY_LAYERS)
 
 
 def build_memory_encoder() -> Any:

@@ -15,6 +15,7 @@ from echoplan.networks.sam.settings import NATIVE_SIZE, PATCH, VARIANTS, Variant
 from echoplan.networks.sam.tiny_vit import TinyViT
 
 WIDTH = 256  # channels of the image features and the prompts
+FEEDFORWARD = 2048  # channels between the two layers of the decoder's perceptrons
 
 
 class ImageEncoder(ImageEncoderViT):
@@ -125,7 +126,7 @@ def build_mask_decoder() -> MaskDecoder:
     """The mask decoder: one mask for a clear prompt, three for an ambiguous one."""
     return MaskDecoder(
         num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8),
+        transformer=TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=FEEDFORWARD, num_heads=8),
         transformer_dim=WIDTH,
         iou_head_depth=3,
         iou_head_hidden_dim=256,
