@@ -84,6 +84,11 @@ def checkpoint_file(kind: str) -> str:
     return f"checkpoint_{kind}.pth"
 
 
+def step_file(name: str) -> str:
+    """A graph of an exported model that has several."""
+    return f"{name}.onnx"
+
+
 def exported_network_file(checkpoint: Path, key: str) -> Path:
     """The network of a checkpoint as ONNX, beside it; `key` tells checkpoints apart."""
     return checkpoint.with_suffix(f".{key}.onnx")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from echoplan import __version__, layout
+from echoplan.networks.steps import Graph, SteppingNetwork
 
 from ...preprocessing.clip import BACKGROUND
 from ...preprocessing.geometry import Geometry
@@ -25,6 +27,8 @@ class ExportedModel:
         geometry: of frames that do not come on the grid.
         statistics: whether the sector's mean and SD go in, too.
         checkpoint: "final" or "best".
+        walking: the network, where it goes through a clip by several files,
+        graphs: which are these.
     """
 
     predictor: EchoPredictor
@@ -33,6 +37,13 @@ class ExportedModel:
     geometry: Geometry | None
     statistics: bool
     checkpoint: str
+    walking: SteppingNetwork | None = None
+    graphs: Mapping[str, Graph] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Their names."""
+        return [layout.step_file(name) for name in self.graphs] or [layout.ONNX_FILE]
 
     @property
     def window(self) -> int:
@@ -47,7 +58,8 @@ class ExportedModel:
 
 def model_card(made: ExportedModel) -> str:
     """Markdown: the model, its data and licence, inputs and outputs, and how to run it."""
-    return "\n\n".join([_what(made), _inputs(made), _outputs(made), _program(made), _terms(made)]) + "\n"
+    inside = [_inputs(made), _outputs(made)] if made.walking is None else [_inputs(made), _steps(made)]
+    return "\n\n".join([_what(made), *inside, _program(made), _terms(made)]) + "\n"
 
 
 def _what(made: ExportedModel) -> str:
@@ -59,10 +71,11 @@ def _what(made: ExportedModel) -> str:
     averaged = sum(len(member.networks) for member in made.predictor.members)
     how = "" if averaged == 1 else " Their probabilities are averaged inside the file."
     structures = ", ".join(f"{value} {name}" for name, value in made.predictor.description.labels.items())
+    files = " and ".join(f"`{name}`" for name in made.files)
     title = f"# {made.predictor.name}"
     about = (
         f"Segments 2D echocardiograms ({structures}), frame by frame of a clip. Exported by EchoPlan {__version__} "
-        f"to `{layout.ONNX_FILE}`.{how}"
+        f"to {files}.{how}"
     )
     return f"{title}\n\n{about}\n\n" + "\n".join(lines)
 
@@ -78,7 +91,13 @@ def _inputs(made: ExportedModel) -> str:
         where = f"as they are in a clip of {height} x {width} pixels; resizing is inside"
         spacing = made.geometry.spacing_mm
         where += "" if spacing is None else "; the sizes of its pixels are those that were named at the export"
-    seen = "any number" if made.window == 1 else f"T up to {made.window}, the frames of one window"
+    seen = (
+        "any number"
+        if made.window == 1
+        else "T is 1"
+        if made.walking is not None
+        else f"T up to {made.window}, the frames of one window"
+    )
     rows = [f"| `frames` | uint8 | (T, {height}, {width}) | grey levels 0 to 255, {where}; {seen} |"]
     if made.statistics:
         rows.append(
@@ -106,6 +125,52 @@ def _outputs(made: ExportedModel) -> str:
     )
 
 
+def _steps(made: ExportedModel) -> str:
+    """The files, with what goes from one to the next."""
+    lines = ["## Files", ""]
+    for name, graph in made.graphs.items():
+        shapes = {key: str(tuple(values.shape)).replace("2", "N", 1) if key in graph.free else str(tuple(values.shape))
+                  for key, values in graph.inputs.items()}  # fmt: skip
+        into = ", ".join(f"`{key}` {shape}" for key, shape in shapes.items())
+        lines.append(f"- `{layout.step_file(name)}`: {into} -> {', '.join(f'`{key}`' for key in graph.outputs)}")
+    lines += [
+        "",
+        "`masks` are uint8 labels, `probabilities` float32, 0 to 1; all else is float32, and what a file gives under a "
+        "name is what the other takes. The program below hands the state on.",
+    ]
+    return "\n".join(lines)
+
+
+def _walk(made: ExportedModel) -> list[str]:
+    """The lines that go through a clip by several files."""
+    assert made.walking is not None
+    told = {name: "told" for name in ["statistics"] if made.statistics}
+    names = ", ".join(f'"{name}"' for name in made.graphs)
+    lines = [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f'sessions = {{name: onnxruntime.InferenceSession(f"{{name}}.onnx") for name in ({names})}}',
+        f'frames = np.load("clip.npy")  # uint8 (T, {made.frames[0]}, {made.frames[1]})',
+        *(_statistics() if told else []),
+        "",
+        "",
+        "def run(name, **inputs):",
+        *(['    told_too = {"statistics": told} if name == "encoder" else {}'] if told else []),
+        f"    return sessions[name].run(None, inputs{' | told_too' if told else ''})",
+        "",
+        "",
+    ]
+    return [*lines, *made.walking.program()]
+
+
+def _statistics() -> list[str]:
+    return [
+        f"sector = frames[:, frames.max(axis=0) > {BACKGROUND}].astype(np.float32)",
+        "told = np.array([sector.mean(), max(1, sector.std())], np.float32)",
+    ]
+
+
 def _program(made: ExportedModel) -> str:
     lines = [
         "import numpy as np",
@@ -115,7 +180,9 @@ def _program(made: ExportedModel) -> str:
         f'frames = np.load("clip.npy")  # uint8 (T, {made.frames[0]}, {made.frames[1]})',
     ]
     told = '{"frames": frames}'
-    if made.window == 1:
+    if made.walking is not None:
+        lines = _walk(made)
+    elif made.window == 1:
         if made.statistics:
             lines.append("told = np.full(2, np.nan, np.float32)  # these frames are the whole clip")
             told = '{"frames": frames, "statistics": told}'
@@ -135,10 +202,7 @@ def _windows(made: ExportedModel) -> list[str]:
     told = {"frames": "frames[seen]"}
     lines = []
     if made.statistics:
-        lines += [
-            f"sector = frames[:, frames.max(axis=0) > {BACKGROUND}].astype(np.float32)",
-            "told = np.array([sector.mean(), max(1, sector.std())], np.float32)",
-        ]
+        lines += _statistics()
         told["statistics"] = "told"
     inputs = ", ".join(f'"{name}": {value}' for name, value in told.items())
     average = "sums[0] >= 0.5 * counts[:, None, None]" if classes == 1 else "sums.argmax(axis=0)"

@@ -41,9 +41,9 @@ def export_onnx_command(arguments: Sequence[str]) -> int:
     size = (
         FrameSize(tuple(options.frame_size), options.spacing and tuple(options.spacing)) if options.frame_size else None
     )
-    export_onnx(choice, options.output, checkpoint=options.checkpoint, frame_size=size)
-    file = options.output / layout.ONNX_FILE
-    print(f"{file}, {file.stat().st_size / 1e6:.1f} MB: {choice.reason}")
+    written = export_onnx(choice, options.output, checkpoint=options.checkpoint, frame_size=size)
+    for file in (options.output / name for name in written.files):
+        print(f"{file}, {file.stat().st_size / 1e6:.1f} MB: {choice.reason}")
     print(f"what goes in and comes out, and how to run it: {options.output / layout.MODEL_CARD_FILE}")
     return 0
 

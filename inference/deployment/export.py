@@ -11,6 +11,7 @@ import torch
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_text
+from echoplan.networks.steps import Graph, SteppingNetwork
 
 from ...preprocessing.geometry import Geometry, plan_geometry
 from ...training.model_folder import normalisation_for
@@ -20,9 +21,9 @@ from ..predictor import EchoPredictor
 from .card import ExportedModel, model_card
 from .exported import TOLERANCE
 from .graphs import SegmentFrames
-from .onnx_file import Graph, require, write_onnx
+from .onnx_file import require, write_onnx
 from .runtimes import OnnxRuntime
-from .steps import check_exact
+from .steps import check_exact, deployed
 
 _STATISTICS = "zscore_sector"
 
@@ -68,6 +69,9 @@ def export_onnx(
         trust_code=choice.trust_code,
     )
     _check_exact(predictor)
+    network = predictor.members[0].networks[0]
+    if isinstance(network, SteppingNetwork):
+        return _export_steps(predictor, network, out, checkpoint, frame_size)
     geometry = None if frame_size is None else _geometry(predictor, frame_size)
     plan = predictor.members[0].model.plan
     normalisations = [normalisation_for(member.networks[0], member.model.plan) for member in predictor.members]
@@ -94,6 +98,30 @@ def export_onnx(
     about = {"echoplan": __version__, "model": predictor.name, "weights": predictor.identity}
     write_onnx(Graph(module, inputs, ["masks", "probabilities"], free), file, about)
     _compare(predictor.members, module, file, made)
+    write_text(out / layout.MODEL_CARD_FILE, model_card(made))
+    return made
+
+
+def _export_steps(
+    predictor: EchoPredictor, network: SteppingNetwork, out: Path, checkpoint: str, frame_size: FrameSize | None
+) -> ExportedModel:
+    """Write a network that walks through a clip, a file for each of its graphs."""
+    (member,) = predictor.members
+    if len(member.networks) > 1:
+        raise EchoPlanError(
+            "each fold walks through a clip with a state of its own, which one file cannot hand on",
+            remedy="export one fold, -f 0, say",
+        )
+    if frame_size is not None:
+        _geometry(predictor, frame_size)
+    size = member.model.plan.size
+    normalisation = normalisation_for(member.networks[0], member.model.plan)
+    told = {"statistics": torch.ones(2)} if normalisation == _STATISTICS else {}
+    graphs = deployed(network.graphs(size), normalisation, told)
+    made = ExportedModel(predictor, size, size, None, bool(told), checkpoint, network, graphs)
+    about = {"echoplan": __version__, "model": predictor.name, "weights": predictor.identity}
+    for name, graph in graphs.items():
+        write_onnx(graph, out / layout.step_file(name), about)
     write_text(out / layout.MODEL_CARD_FILE, model_card(made))
     return made
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from echoplan import __version__, layout
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
+from echoplan.networks.interface import StreamedFrames
+from echoplan.networks.steps import Graph, SteppingNetwork
 from echoplan.networks.weights import weights_digest
 
 from .graphs import as_probabilities
-from .onnx_file import OPSET, Graph, write_onnx
+from .onnx_file import OPSET, write_onnx
 from .runtimes import RUNTIMES, OnnxRuntime, Runtime
 from .steps import check_exact
 
@@ -62,9 +64,43 @@ class ExportedNetwork(nn.Module):
         return torch.from_numpy(self._runtime({"clip": clip.cpu().numpy()}, fast=fast)["logits"]).to(clip.device)
 
 
+class ExportedStream(nn.Module):
+    """A `SteppingNetwork` whose graphs other runtimes compute.
+
+    Args:
+        network: its rules.
+        runtimes: by graph.
+        weights: the network's `digest_of_weights`.
+
+    Attributes:
+        input_normalisation: what `normalisation_for` reads.
+    """
+
+    input_normalisation: str | None = None
+
+    def __init__(self, network: SteppingNetwork, runtimes: Mapping[str, Runtime], *, weights: str) -> None:
+        super().__init__()
+        self.weights, self._walk, self._runtimes = weights, network.walk, runtimes
+
+    def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
+        """See `StreamingNetwork.stream`."""
+        return self._walk(frames, self._run)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """``(B, T, 1, H, W)`` -> logits ``(B, T, K, H, W)``."""
+        walks = [dict(self.stream(frames)) for frames in clip]
+        return torch.stack([torch.stack([walk[index] for index in range(clip.shape[1])]) for walk in walks])
+
+    def _run(self, name: str, told: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        device = next(iter(told.values())).device
+        arrays = {key: values.cpu().numpy() for key, values in told.items()}
+        found = self._runtimes[name](arrays, fast=torch.is_autocast_enabled(device.type))
+        return tuple(torch.from_numpy(values).to(device) for values in found.values())
+
+
 def digest_of_weights(network: nn.Module) -> str:
     """A short name for a network's parameters and buffers, the same on every device, machine and runtime."""
-    return network.weights if isinstance(network, ExportedNetwork) else weights_digest(network)
+    return network.weights if isinstance(network, ExportedNetwork | ExportedStream) else weights_digest(network)
 
 
 def device_of(backend: str, name: str) -> torch.device:
@@ -102,32 +138,41 @@ def hand_over(
     if backend == TORCH:
         return network
     check_exact(network)
+    weights, code = digest_of_weights(network), _key(checkpoint, network)
 
-    def open_file(file: Path) -> ExportedNetwork:
-        exported = ExportedNetwork(
-            RUNTIMES[backend](file, device), weights=digest_of_weights(network), framewise=framewise
-        )
+    def open_files(files: Mapping[str, Path]) -> nn.Module:
+        runtimes = {name: RUNTIMES[backend](file, device) for name, file in files.items()}
+        exported: ExportedNetwork | ExportedStream
+        if isinstance(network, SteppingNetwork):
+            exported = ExportedStream(network, runtimes, weights=weights)
+        else:
+            exported = ExportedNetwork(runtimes["network"], weights=weights, framewise=framewise)
         exported.input_normalisation = getattr(network, "input_normalisation", None)
         return exported
 
-    file = layout.exported_network_file(checkpoint, _key(checkpoint, network))
-    if file.is_file():
-        return open_file(file)
-    frames, axis = (1, {0: "frames"}) if framewise else (2, {1: "frames"})
-    graph = Graph(
-        network,
-        inputs={"clip": torch.zeros(1, frames, 1, *size)},
-        outputs=["logits"],
-        free={"clip": axis, "logits": axis},
-    )
-    file = _write_beside(graph, file)
-    exported = open_file(file)
+    graphs = _graphs(network, size=size, framewise=framewise)
+    files = {name: layout.exported_network_file(checkpoint, f"{code}.{name}") for name in graphs}
+    if all(file.is_file() for file in files.values()):
+        return open_files(files)
+    logger.info("exporting %s to ONNX, once", type(network).__name__)
+    files = _write_beside(graphs, files)
+    exported = open_files(files)
     try:
         compare(network, exported, size=size, lengths=[(1, 1), (5, 1) if framewise else (1, 5)])
     except EchoPlanError:
-        file.unlink()
+        for file in files.values():
+            file.unlink()
         raise
     return exported
+
+
+def _graphs(network: nn.Module, *, size: tuple[int, int], framewise: bool) -> dict[str, Graph]:
+    """A network's own graphs, or the one that it is."""
+    if isinstance(network, SteppingNetwork):
+        return network.graphs(size)
+    frames, axis = (1, {0: "frames"}) if framewise else (2, {1: "frames"})
+    clip = torch.zeros(1, frames, 1, *size)
+    return {"network": Graph(network, {"clip": clip}, ["logits"], {"clip": axis, "logits": axis})}
 
 
 @torch.no_grad()
@@ -163,18 +208,19 @@ def _key(checkpoint: Path, network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_beside(graph: Graph, file: Path) -> Path:
-    """Write a graph, in place of those of earlier checkpoints; where none may be written, into a temporary folder."""
-    logger.info("exporting %s to ONNX, once", type(graph.module).__name__)
-    try:
-        write_onnx(graph, file, {"echoplan": __version__})
-    except OSError:
-        file = _temporary_folder() / file.name
-        write_onnx(graph, file, {"echoplan": __version__})
-    for other in layout.exported_network_files(file):
-        if other != file:
+def _write_beside(graphs: Mapping[str, Graph], files: Mapping[str, Path]) -> dict[str, Path]:
+    """Write graphs, in place of those of earlier checkpoints; where none may be written, into a temporary folder."""
+    written = dict(files)
+    for name, graph in graphs.items():
+        try:
+            write_onnx(graph, written[name], {"echoplan": __version__})
+        except OSError:
+            written[name] = _temporary_folder() / written[name].name
+            write_onnx(graph, written[name], {"echoplan": __version__})
+    for other in layout.exported_network_files(next(iter(written.values()))):
+        if other not in written.values():
             other.unlink(missing_ok=True)
-    return file
+    return written
 
 
 @cache

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
+from echoplan.networks.steps import Graph
 
 OPSET = 18
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What becomes one ONNX file.
-
-    Attributes:
-        module: computes it, on the CPU, in evaluation mode.
-        inputs: name -> an example.
-        outputs: their names.
-        free: input or output -> its axes that may have any length, with a name for each.
-    """
-
-    module: nn.Module
-    inputs: Mapping[str, Tensor]
-    outputs: Sequence[str]
-    free: Mapping[str, Mapping[int, str]]
 
 
 def require(package: str, extra: str) -> None:

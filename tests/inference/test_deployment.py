@@ -18,6 +18,8 @@ from echoplan.networks import build_network
 from echoplan.preprocessing import preprocess_clip
 from echoplan.preprocessing import sector_statistics as statistics_of
 from echoplan.preprocessing.geometry import plan_geometry
+from echoplan.training.checkpoint import plain_settings
+from echoplan.training.methods import find_method
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -148,3 +150,40 @@ def test_what_has_no_exact_form_is_refused_with_the_reason(name, why, tmp_path):
     with pytest.raises(EchoPlanError, match=why):
         hand_over(network.eval(), checkpoint, backend="onnx", device=torch.device("cpu"), size=(64, 64), framewise=True)
     assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.fixture
+def echoforge(make_model, save_unet, at, tmp_path):
+    """A model of a tiny EchoForge, whose frames read what those before left."""
+    model = make_model(at(tmp_path).results, trainer="EchoForgeTrainer", folds=(0,), frames=4)
+    change_plan(model, normalisation='"zscore_sector"')
+    method = find_method("EchoForgeTrainer").with_settings(
+        {"backbone": "resnet18", "channels": 16, "fusion_layers": 1, "query_layers": 1, "feed_forward": 32, "memory": 2}
+    )
+    torch.manual_seed(0)
+    network = method.build_network(size=(64, 64), classes=1)
+    save_unet(
+        model / "fold_0" / "checkpoint_final.pth",
+        trainer="EchoForgeTrainer",
+        trainer_source="EchoForgeTrainer",
+        settings=plain_settings(method.recipe.to_dict()),
+        network=network.state_dict(),
+    )
+    return model
+
+
+def test_a_network_with_a_memory_is_an_encoder_and_a_step_with_its_state_in_the_open(
+    echoforge, tmp_path, heart, monkeypatch
+):
+    ours, theirs = (
+        EchoPredictor.from_model_folder(echoforge, device="cpu", backend=name) for name in ("torch", "onnx")
+    )
+    expected, found = ours.predict_clip(heart.clip), theirs.predict_clip(heart.clip)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
+    assert expected.probabilities.std() > 1e-4
+    out = tmp_path / "exported"
+    assert export_onnx_command(["Phantom", "-o", str(out)]) == 0
+    frames, _ = preprocess_clip(heart.clip, size=(64, 64))
+    together = ours.segment(ours.prepare(heart.clip), keep_probabilities=np.float32).probabilities.values
+    masks = run_card(out, frames, monkeypatch)["masks"]
+    assert masks.shape == frames.shape and (masks != (together[0] >= 0.5)).mean() < 1e-3

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.echoforge.anchors import pool_anchors
-from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, image_position
+from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, image_position, reduced
 from echoplan.networks.echoforge.settings import EchoForgeSettings
 
 ROLES = 2  # the structure and the background
@@ -26,8 +25,7 @@ def semantic_tokens(features: Tensor, foreground: Tensor) -> Tensor:
     Returns:
         ``(N, 2, C)``.
     """
-    height, width = features.shape[-2:]
-    mask = F.adaptive_avg_pool2d(foreground.float(), (height, width))
+    mask = reduced(foreground.float(), features.shape[-2:])
     return pool_anchors(torch.cat([mask, 1 - mask], dim=1), features)
 
 
@@ -184,6 +182,6 @@ def own_region(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         ``(B, 2, h * w)``, bool: the structure's, the background's.
     """
-    inside = F.adaptive_avg_pool2d(logits.float().sigmoid(), size).flatten(2) >= 0.5
+    inside = reduced(logits.float().sigmoid(), size).flatten(2) >= 0.5
     allowed = torch.cat([inside, ~inside], dim=1)
     return allowed | ~allowed.any(dim=2, keepdim=True)

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
+from echoplan.networks.echoforge import steps
 from echoplan.networks.echoforge.anchors import AnchorMaps, FeatureFusion, Recalibration
 from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_tokens
 from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
 from echoplan.networks.echoforge.settings import EchoForgeSettings
 from echoplan.networks.interface import ClipOutput, StreamedFrames, check_multiple
+from echoplan.networks.steps import Graph, Run
 
 _STRIDE = 32
 _CHUNK = 8  # frames that are encoded at once in evaluation
@@ -125,6 +127,24 @@ class EchoForge(nn.Module):
             for place in range(part.shape[1]):
                 masks, _ = self._decode(_frame(features, place), memory)
                 yield enlarge(masks[-1], part.shape[-2:])
+
+    def graphs(self, size: tuple[int, int]) -> dict[str, Graph]:
+        """See `SteppingNetwork`."""
+        if self.fusion is None:
+            raise EchoPlanError(
+                "EchoForge without temporal fusion has no memory to hand on, and is not exported",
+                remedy="predict with PyTorch (--backend torch)",
+            )
+        encoder = steps.EncoderStep(self.pyramid, self.anchor_maps, self.recalibration)
+        return steps.graphs_of(encoder, steps.FrameStep(self.fusion, size))
+
+    def walk(self, frames: StreamedFrames, run: Run) -> Iterator[tuple[int, Tensor]]:
+        """See `SteppingNetwork`."""
+        return steps.walk(frames, run, remembered=self.memory)
+
+    def program(self) -> list[str]:
+        """See `SteppingNetwork`."""
+        return steps.program(self.memory)
 
     def _encode(self, clip: Tensor) -> _Features:
         coarse, fine = self.pyramid(clip.flatten(0, 1))

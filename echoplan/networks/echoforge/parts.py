@@ -70,6 +70,12 @@ def enlarge(features: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(features, size=tuple(size), mode="bilinear")
 
 
+def reduced(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """``(N, C, H, W)`` on a grid whose sides divide theirs, by area."""
+    # Numbers, of a trace too, which would pool to no size that it does not know.
+    return F.avg_pool2d(maps, [int(old) // int(new) for old, new in zip(maps.shape[-2:], size, strict=True)])
+
+
 class Attention(nn.Module):
     """LN(Q + psi_o(softmax(psi_q(Q) psi_k(K)^T / sqrt(d_h)) psi_v(V))), in several heads of d_h channels."""
 
@@ -144,8 +150,9 @@ def image_position(height: int, width: int, channels: int, *, device: torch.devi
 
     Places are shares of the image's height and width, so that they mean the same on every grid.
     """
-    quarter = channels // 4
-    waves = 2 * math.pi * 10000 ** -(torch.arange(quarter, device=device) / quarter)
+    height, width, quarter = int(height), int(width), int(channels) // 4  # numbers, of a trace too
+    base = torch.tensor(10000.0, device=device)
+    waves = 2 * math.pi * base ** -(torch.arange(quarter, device=device) / quarter)
 
     def axis(length: int) -> Tensor:
         angles = (torch.arange(length, device=device) + 0.5)[:, None] / length * waves

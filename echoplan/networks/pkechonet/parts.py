@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 
@@ -229,4 +230,4 @@ def upsample_by_affinity(coarse: Tensor, affinity: Tensor) -> Tensor:
     neighbours = F.unfold(coarse, 3, padding=1).view(*coarse.shape[:2], _NEIGHBOURS, 1, *coarse.shape[2:])
     # A sum term by term: one product over all nine would need nine times the memory of the result.
     fine = reduce(torch.add, (neighbours[:, :, i] * affinity[:, None, i] for i in range(_NEIGHBOURS)))
-    return F.pixel_shuffle(fine.flatten(1, 2), round(affinity.shape[2] ** 0.5))
+    return F.pixel_shuffle(fine.flatten(1, 2), math.isqrt(affinity.shape[2]))
