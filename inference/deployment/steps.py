@@ -21,7 +21,7 @@ def check_exact(network: nn.Module) -> None:
     """
     why = getattr(network, "why_no_graph", None)
     if why is None and isinstance(network, StreamingNetwork) and not isinstance(network, SteppingNetwork):
-        why = "it goes through a clip by rules of its own, which no single graph holds"
+        why = "its walk through a clip is not taken apart into graphs"
     if why is not None:
         raise EchoPlanError(
             f"{type(network).__name__} has no exact form in ONNX: {why}",

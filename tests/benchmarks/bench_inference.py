@@ -2,6 +2,7 @@
 
 python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
     [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T]
+    [--backends ...]
 
 Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
 same network of another package where there is one, and where there is none the plain ResNet of torchvision that the
@@ -11,6 +12,9 @@ sides; here its boxes come from the locator as well, there they are given. The n
 
 A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
 beside windows by themselves; and EchoForge on four clips abreast, as it validates, beside one after another.
+
+The U-Net is then timed in ONNX Runtime and OpenVINO, as echoplan_predict --backend runs it, in turns with PyTorch on
+the same clip; in bfloat16 too where the CPU multiplies in it.
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +38,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from echoplan.device import fast_dtype
+from echoplan.inference.deployment.exported import BACKENDS, TORCH, hand_over
 from echoplan.networks import build_network
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.networks.unet import pooling_steps
@@ -178,6 +188,32 @@ def speed(options: argparse.Namespace) -> dict[str, float]:
     return ratios
 
 
+def in_other_runtimes(options: argparse.Namespace) -> None:
+    """A table of the U-Net's frames a second by each runtime that is installed, beside PyTorch's."""
+    there = [name for name in options.backends if find_spec({"onnx": "onnxruntime"}.get(name, name))]
+    network = build_network("unet", size=(options.size, options.size)).eval()
+    clip = torch.randn(options.frames, options.size, options.size)
+    fast = fast_dtype(torch.device("cpu")) == torch.bfloat16
+    print(f"\nthe U-Net elsewhere{'' if fast else '; this CPU does not multiply in bfloat16'}")
+    print(f"{'runtime':<22}{'precision':>10}{'frames/s':>10}{'PyTorch':>10}{'ratio':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint_final.pth"
+        checkpoint.touch()
+        how = {"device": torch.device("cpu"), "size": (options.size, options.size), "framewise": True}
+        for name in there:
+            exported = hand_over(network, checkpoint, backend=name, **how)
+            for autocast in (False, True)[: 1 + fast]:
+                settings = {"window": 1, "classes": 1, "batch": BATCH, "autocast": autocast}
+                works = [partial(_segment, each, settings) for each in (exported, network)]
+                theirs, ours = frames_per_second(works, clip, options)
+                precision = "bfloat16" if autocast else "float32"
+                print(f"{name:<22}{precision:>10}{theirs:>10.2f}{ours:>10.2f}{theirs / ours:>8.2f}", flush=True)
+
+
+def _segment(network: nn.Module, settings: dict[str, Any], clip: Tensor) -> object:
+    return segment_clip(network, clip, **settings)
+
+
 def peak_mib(name: str, frames: int) -> tuple[float, float]:
     """The peak of a process of its own that predicts so many frames, and the clip and output's share of it, in MiB."""
     arguments = [sys.executable, __file__, "--measure", name, str(frames)]
@@ -243,7 +279,7 @@ def shared(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=[entry.name for entry in NETWORKS])
+    parser.add_argument("--networks", nargs="*", default=[entry.name for entry in NETWORKS])
     parser.add_argument("--frames", type=int, default=WINDOW)
     parser.add_argument("--size", type=int, default=128, help="a multiple of 32")
     parser.add_argument("--encoder_size", type=int, default=224, help="of SAM")
@@ -252,6 +288,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
     parser.add_argument("--processor_time", action="store_true", help="instead of the clock's, for busy machines")
     parser.add_argument("--shared", type=int, default=60, help="frames of the clip of shared windows; 0: no such table")
+    parser.add_argument("--backends", nargs="*", default=[name for name in BACKENDS if name != TORCH])
     parser.add_argument("--measure", nargs=2, metavar=("NETWORK", "FRAMES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -260,6 +297,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     ratios = speed(options)
+    in_other_runtimes(options)
     if options.long and Path("/proc/self/status").exists():
         memory(options.long)
     if options.shared:

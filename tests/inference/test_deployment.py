@@ -138,7 +138,7 @@ class Wandering(torch.nn.Module):
     ("name", "why"),
     [
         ("sam", "connected regions"),
-        ("sam2", "rules of its own"),
+        ("sam2", "not taken apart into graphs"),
         (None, "differ from PyTorch's"),
     ],
 )
