@@ -1,8 +1,7 @@
 """Speed of prediction beside peers, and the memory that long clips need.
 
 python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
-    [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T]
-    [--backends ...]
+    [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T] [--backends ...]
 
 Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
 same network of another package where there is one, and where there is none the plain ResNet of torchvision that the
@@ -10,11 +9,11 @@ network begins with, which is a bound and no peer. Windows have the clip's lengt
 longer clips are seen by two windows at a time. SAM's frames are enlarged to `--encoder_size` instead of 1024 on both
 sides; here its boxes come from the locator as well, there they are given. The networks are random, in float32.
 
-A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
-beside windows by themselves; and EchoForge on four clips abreast, as it validates, beside one after another.
-
 The U-Net is then timed in ONNX Runtime and OpenVINO, as echoplan_predict --backend runs it, in turns with PyTorch on
 the same clip; in bfloat16 too where the CPU multiplies in it.
+
+A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
+beside windows by themselves; and EchoForge on four clips abreast, as it validates, beside one after another.
 """
 
 from __future__ import annotations

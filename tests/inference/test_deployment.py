@@ -153,7 +153,7 @@ def test_what_has_no_exact_form_is_refused_with_the_reason(name, why, tmp_path):
 
 
 @pytest.fixture
-def echoforge(make_model, save_unet, at, tmp_path):
+def echoforge(make_model, save_unet, at, tmp_path, slim_networks):
     """A model of a tiny EchoForge, whose frames read what those before left."""
     model = make_model(at(tmp_path).results, trainer="EchoForgeTrainer", folds=(0,), frames=4)
     change_plan(model, normalisation='"zscore_sector"')
