@@ -179,7 +179,7 @@ def predict_stored_case(
         window=setup.plan.frames,
         stride=stride,
         classes=setup.description.classes,
-        batch=setup.plan.batch_size if setup.plan.frames == 1 else 1,
+        batch=setup.plan.batch_size,
         prompts=prompts,
     )
     predicted = ClipProbabilities(probabilities, stored.geometry)

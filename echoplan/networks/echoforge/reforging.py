@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +51,7 @@ class Reforging(nn.Module):
         """
         # W_v and the alignment's convolution are as linear as A: put together, only one product is over the pixels.
         convolution, norm = self.align
-        weight: Tensor = convolution.weight
-        rebuild = weight.flatten(1) @ self.attention(queries, other) @ self.value.weight
+        rebuild = cast(Tensor, convolution.weight).flatten(1) @ self.attention(queries, other) @ self.value.weight
         aligned = norm((rebuild @ other.flatten(2).unsqueeze(1)).flatten(0, 1).unflatten(2, other.shape[2:]))
         rebuilt = torch.relu(other.repeat_interleave(queries.shape[1], dim=0) + aligned)
         return self.head(rebuilt).unflatten(0, queries.shape[:2])
