@@ -81,6 +81,7 @@ SMALL = {
     "UNetTrainer": {"base_features": 8},
     "UNet2DtTrainer": {"base_features": 8},
     "SAMTrainer": {"encoder_size": 64},
+    "LiteMedSAMTrainer": {"encoder_size": 64},
     "EchoForgeTrainer": {"channels": 32, "query_layers": 1, "fusion_layers": 1},
 }
 
@@ -89,7 +90,7 @@ SMALL = {
 def test_the_forecast_agrees_with_real_tensors_with_and_without_company(name, request):
     """The same step with real tensors on the CPU, followed by the same tracker."""
     # In a slim ResUNet what convolutions need on a processor besides tensors' own bytes would weigh.
-    request.getfixturevalue("tiny_sam" if name == "ResUNetTrainer" else "slim_networks")
+    request.getfixturevalue("tiny_sam" if name in ("ResUNetTrainer", "LiteMedSAMTrainer") else "slim_networks")
     method = find_method(name).with_settings({"precision": "float32", **SMALL.get(name, {})})
     options = {"size": (64, 64), "frames": min(2, method.requirements.frames), "classes": 1}
     model = measure_memory(method, **options)
