@@ -72,6 +72,25 @@ def test_equals_the_plain_form_in_value_and_gradient(kind: str, dtype: torch.dty
         torch.testing.assert_close(ours, plain, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("kind", ["ega", "ega_query", "ega_column"])
+def test_a_map_made_once_gives_what_blocks_of_it_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module(kind, heads=2)
+    tokens = torch.randn(3, 300, 8, dtype=torch.float64)
+    in_blocks = [each.detach() for each in module(tokens)]
+    for at_once in (2**24, 2 * 300**2):  # all maps together, and two at a time
+        monkeypatch.setattr("echoplan.networks.e3sam2.attention._WHOLE_MAP", at_once)
+        with torch.no_grad():
+            torch.testing.assert_close(list(module(tokens)), in_blocks)
+
+
+def test_entropies_are_made_where_something_reads_them() -> None:
+    tokens = torch.randn(1, 20, 8)
+    for kind in ATTENTIONS:
+        module = EntropyGuidedAttention(8, attention=kind)
+        assert module(tokens)[1] is not None
+        assert (module.eval()(tokens)[1] is None) is (kind in ("self", "topk", "mask"))
+
+
 def test_entropy_and_certainty_of_rows_made_by_hand() -> None:
     tokens = 16
     even = row_entropy(torch.zeros(1, tokens, 4), torch.randn(1, tokens, 4))

@@ -15,10 +15,10 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.e3sam2.memory import ConfidentFrames, DiverseFrames, LatestFrames, MemoryBank, Remembered
+from echoplan.networks.e3sam2.memory import BANKS, ConfidentFrames, DiverseFrames, LatestFrames, MemoryBank, Remembered
 from echoplan.networks.e3sam2.model import E3SAM2
 from echoplan.networks.e3sam2.prompts import Prompting, Prompts, automatic_points, confidence
-from echoplan.networks.e3sam2.tracking import Track, visiting_order
+from echoplan.networks.e3sam2.tracking import walking_steps
 from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
 
@@ -166,13 +166,17 @@ def test_evaluation_does_what_training_without_dropout_does(deterministic: E3SAM
 
 
 @torch.inference_mode()
-def test_a_clip_gives_the_same_bytes_alone_in_a_batch_and_again(network: E3SAM2) -> None:
+def test_a_clip_gives_the_same_alone_in_a_batch_beside_longer_ones_and_again(network: E3SAM2) -> None:
     clips = clip_of(4, clips=2)
     together = network.eval()(clips)
     assert together.shape == (2, 4, 1, SIZE, SIZE)
     assert torch.equal(network(clips), together)
     for index in range(2):
-        assert torch.equal(network(clips[index : index + 1])[0], together[index])
+        torch.testing.assert_close(network(clips[index : index + 1])[0], together[index], rtol=0, atol=1e-5)
+    abreast = dict(network.streams([clip_of(7, seed=4)[0], clips[1]]))
+    assert len(abreast) == 11
+    for frame in range(4):
+        torch.testing.assert_close(abreast[1, frame], together[1, frame], rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -215,7 +219,7 @@ def test_frames_of_another_size_are_refused(network: E3SAM2) -> None:
 def test_memory_does_not_grow_with_the_clip() -> None:
     torch.manual_seed(0)
     tiny = build_narrow(size=32, memory="fifo").eval()
-    a_frame = 4 * sum(each.numel() for each in vars(tiny._encode(torch.zeros(1, 1, 32, 32), [0])[0]).values())
+    a_frame = 4 * sum(each.numel() for each in vars(tiny._encode([torch.zeros(1, 1, 32, 32)], [(0, 0)])[0, 0]).values())
     clip = torch.randn(70, 1, 32, 32)
     before = _tensor_bytes()
     held = [_tensor_bytes() - before for step, _ in enumerate(tiny.stream(clip)) if step in (0, 30, 60)]
@@ -244,22 +248,23 @@ def blob(height: int, width: int, *regions: tuple[slice, slice]) -> Tensor:
 
 def test_point_and_box_lie_about_the_region_that_hangs_together() -> None:
     large, small = (slice(4, 12), slice(2, 7)), (slice(1, 3), slice(12, 15))
-    points, labels = automatic_points(blob(16, 16, large, small), "auto")
-    assert labels == [2, 3, 1]
+    points, labels = automatic_points(torch.stack([blob(16, 16), blob(16, 16, large, small)]), "auto")
+    assert labels == (2, 3, 1)
+    points = points[1]
     left, top, right, bottom = points[:2].flatten().tolist()
     x, y = points[2].tolist()
     assert abs(x - 72) < 8
     assert abs(y - 128) < 16
     for found, wanted in ((left, 32), (top, 64), (right, 111), (bottom, 191)):
         assert abs(found - wanted) <= 8
-    assert torch.equal(automatic_points(blob(16, 16, large, small), "point")[0][0], points[2])
-    assert torch.equal(automatic_points(blob(16, 16, large, small), "box")[0], points[:2])
-    assert automatic_points(blob(16, 16, large), "none")[1] == [-1]
+    assert torch.equal(automatic_points(blob(16, 16, large, small)[None], "point")[0][0, 0], points[2])
+    assert torch.equal(automatic_points(blob(16, 16, large, small)[None], "box")[0][0], points[:2])
+    assert automatic_points(blob(16, 16, large)[None], "none")[1] == (-1,)
 
 
 def test_a_prompt_is_made_even_where_nothing_stands_out() -> None:
-    points, labels = automatic_points(blob(4, 4), "auto")
-    assert labels == [2, 3, 1]
+    points, labels = automatic_points(blob(4, 4)[None], "auto")
+    assert labels == (2, 3, 1)
     assert ((points >= 0) & (points < 64)).all()
 
 
@@ -275,7 +280,7 @@ def test_a_given_point_sets_the_start_frame_and_counts(network: E3SAM2) -> None:
     frames = clip_of(5)[0]
     network.eval()
     one, other = (Prompts.given(torch.tensor([point]), [3]) for point in ((10.0, 12.0), (50.0, 40.0)))
-    assert [index for index, _ in network.stream(frames, one)] == [3, 4, 2, 1, 0]
+    assert [index for index, _ in network.stream(frames, one)] == [3, 2, 4, 1, 0]
     assert not torch.allclose(dict(network.stream(frames, one))[3], dict(network.stream(frames, other))[3])
 
 
@@ -290,7 +295,7 @@ def test_a_given_box_and_a_given_mask_count_too(network: E3SAM2, kind: str) -> N
     make = {"box": lambda i: Prompts.given_boxes(boxes[i : i + 1], [2]),
             "mask": lambda i: Prompts.given_masks(masks[i : i + 1], [2])}[kind]  # fmt: skip
     one, other = (dict(network.stream(frames, make(index))) for index in range(2))
-    assert list(one) == [2, 3, 1, 0]
+    assert list(one) == [2, 1, 3, 0]
     assert all(not torch.allclose(one[frame], other[frame], atol=1e-4) for frame in one)
     if kind == "mask":
         assert ((one[2] > 0) == masks[0]).float().mean() > 0.98
@@ -299,13 +304,13 @@ def test_a_given_box_and_a_given_mask_count_too(network: E3SAM2, kind: str) -> N
 @torch.inference_mode()
 def test_the_coarse_heads_mask_is_shown_and_not_believed(network: E3SAM2) -> None:
     coarse = blob(SIZE // 16, SIZE // 16, (slice(1, 3), slice(0, 2)))[None]
-    start = network.prompting.found(coarse, [7], Prompts.automatic(["mask"]))
-    assert (start.frame, start.answer, start.labels.tolist()) == (7, None, [-1])
+    (start,) = network.prompting.begin([coarse], [[7]], Prompts.automatic(["mask"]))
+    assert (start.frame, start.answer, start.labels) == (7, None, (-1,))
     assert start.dense.shape == (1, SIZE // 4, SIZE // 4)
     wanted = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")[0]
     assert torch.equal(start.dense, wanted)
     _, dense = network.prompting.embed([start])
-    no_prompt = build_network("sam2", size=(SIZE, SIZE)).prompting.follow(torch.zeros(1, 256, 4, 4))[1]
+    no_prompt = build_network("sam2", size=(SIZE, SIZE)).prompting.follower()(torch.zeros(1, 256, 4, 4))[1]
     assert not torch.allclose(dense, no_prompt)
 
 
@@ -348,40 +353,40 @@ def test_prompts_that_do_not_fit_the_clips(network: E3SAM2) -> None:
 
 
 def remembered(frame: int, direction: int, confidence: float = 0.9) -> Remembered:
-    features = torch.zeros(64, 1, 1)
-    features[direction] = 1
-    number = torch.full((256,), float(frame))
-    return Remembered(frame, features, number, number, torch.tensor(confidence))
+    features = torch.zeros(1, 64, 1, 1)
+    features[0, direction] = 1
+    number = torch.full((1, 256), float(frame))
+    return Remembered(torch.tensor([frame]), features, number, number, torch.tensor([confidence]))
+
+
+def bank_of(kind: type[MemoryBank], size: int, directions: tuple[int, ...]) -> MemoryBank:
+    bank = kind(remembered(0, 0), size)
+    for frame, direction in enumerate(directions, start=1):
+        bank.add(remembered(frame, direction))
+    return bank
 
 
 def frames_in(bank: MemoryBank) -> list[int]:
-    return [int(each) for each in bank.stacked("seen")[:, 0]]
+    there = bank.frames.get("there", torch.ones(1, bank.count, dtype=torch.bool))
+    return bank.frames["seen"][there][:, 0].int().tolist()
 
 
 def test_first_in_first_out_keeps_the_start_and_the_last_six() -> None:
-    bank = LatestFrames(remembered(0, 0), 7)
-    for frame in range(1, 30):
-        assert bank.admits(torch.tensor(0.0))
-        bank.add(remembered(frame, 0))
+    bank = bank_of(LatestFrames, 7, (0,) * 29)
     assert frames_in(bank) == [0, 24, 25, 26, 27, 28, 29]
-    assert [frame for frame, _ in bank.pointers] == list(range(15, 30))
-    assert bank.shape == (7, 16)
-    assert bank.turned().shape == (1, 1)
-    assert frames_in(bank.turned()) == [0]
+    assert bank.pointers["frame"].tolist() == [[0, *range(15, 30)]]
+    assert frames_in(bank_of(LatestFrames, 1, (0, 0))) == [0]
 
 
 def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
-    def full() -> ConfidentFrames:
-        bank = ConfidentFrames(remembered(0, 0), 7)
-        for frame, direction in enumerate((1, 2, 3, 3, 4, 5), start=1):
-            bank.add(remembered(frame, direction))
-        return bank
+    def full() -> MemoryBank:
+        return bank_of(ConfidentFrames, 7, (1, 2, 3, 3, 4, 5))
 
     bank = full()
-    assert bank.admits(torch.tensor(0.7))
-    assert not bank.admits(torch.tensor(0.69))
-    bank.add(remembered(7, 6))
-    assert frames_in(bank) == [0, 1, 2, 4, 5, 6, 7]  # of the two that are alike, one went
+    bank.add(remembered(7, 6, confidence=0.69))
+    assert frames_in(bank) == [0, 1, 2, 3, 4, 5, 6]
+    bank.add(remembered(8, 6))
+    assert frames_in(bank) == [0, 1, 2, 4, 5, 6, 8]  # of the two that are alike, one went
     for like_another in (remembered(8, 3), remembered(8, 0)):
         bank = full()
         bank.add(like_another)
@@ -392,41 +397,83 @@ def test_a_full_bank_gives_up_what_is_most_like_the_rest() -> None:
     bank = full()
     bank.add(remembered(8, 6, confidence=0.79))
     assert 8 not in frames_in(bank)
+    assert bank.pointers["frame"].tolist() == [[*range(7), 8]]
 
 
-def test_without_values_a_full_bank_gives_up_the_oldest() -> None:
-    bank = ConfidentFrames(remembered(0, 0), 7)
-    for frame in range(1, 9):
-        features = torch.empty(64, 1, 1, device="meta")
-        bank.add(replace(remembered(frame, 0), features=features))
-    assert frames_in(bank) == [0, 3, 4, 5, 6, 7, 8]
+def test_frames_that_did_not_enter_are_not_read_and_go_first() -> None:
+    bank = bank_of(ConfidentFrames, 3, ())
+    for frame, sure in ((1, 0.2), (2, 0.9), (3, 0.3), (4, 0.8)):
+        bank.add(remembered(frame, frame, sure))
+    assert (bank.count, frames_in(bank)) == (3, [0, 2, 4])
+    assert bank.pointers["there"].tolist() == [[True, False, True, False, True]]
+
+
+@torch.inference_mode()
+def test_what_is_not_there_changes_nothing() -> None:
+    """A bank of confident frames reads like one that never saw the others."""
+    torch.manual_seed(0)
+    memory = build_network("sam2", size=(32, 32)).eval().memory
+    top, positions = torch.randn(1, 256, 2, 2), torch.randn(1, 256, 2, 2)
+
+    def frame(index: int, confidence: float) -> Remembered:
+        noise = torch.Generator().manual_seed(index)
+        features, pointer = torch.randn(1, 64, 2, 2, generator=noise), torch.randn(1, 256, generator=noise)
+        return Remembered(torch.tensor([index]), features, None, pointer, torch.tensor([confidence]))
+
+    def read(*seen: tuple[int, float]) -> Tensor:
+        bank = ConfidentFrames(frame(0, 0.9), 7)
+        for index, sure in seen:
+            bank.add(frame(index, sure))
+        where = {"frames": torch.tensor([5]), "lengths": torch.tensor([9])}
+        return memory.read(top, positions, bank=bank, draw=lambda weights: weights, **where)
+
+    found = read((1, 0.8), (2, 0.1), (3, 0.9), (4, 0.2))
+    torch.testing.assert_close(found, read((1, 0.8), (3, 0.9)))
+    assert not torch.allclose(found, read((1, 0.8), (2, 0.8), (3, 0.9)), atol=1e-4)
 
 
 def test_diverse_frames_let_go_of_a_twin_and_never_grow() -> None:
-    def full() -> DiverseFrames:
-        bank = DiverseFrames(remembered(0, 0), 4)
-        for frame, direction in enumerate((1, 1, 2), start=1):
-            bank.add(remembered(frame, direction))
-        return bank
+    def full() -> MemoryBank:
+        return bank_of(DiverseFrames, 4, (1, 1, 2))
 
     def mixed(frame: int, confidence: float = 0.9) -> Remembered:
         """Least like direction 1, of which there are two."""
         new = remembered(frame, 0, confidence)
-        new.features[2], new.features[5] = 1, 3
+        new.features[0, 2], new.features[0, 5] = 1, 3
         return new
 
     bank = full()
     bank.add(mixed(4))
     assert frames_in(bank) == [0, 1, 3, 4]  # of the two that are alike one went, and the new one came last
-    assert bank.turned().shape == (1, 1) and frames_in(bank.turned()) == [0]
     bank = full()
     bank.add(mixed(4, confidence=0.79))
     assert frames_in(bank) == [0, 1, 2, 3]
     bank.add(mixed(5, confidence=0.81))
     assert frames_in(bank) == [0, 1, 3, 5]
-    alone = DiverseFrames(remembered(0, 0), 1)
-    alone.add(remembered(1, 1))
-    assert alone.count == 1
+    assert frames_in(bank_of(DiverseFrames, 1, (1,))) == [0]
+
+
+@pytest.mark.parametrize("kind", BANKS.values())
+def test_walks_side_by_side_remember_what_each_would_alone(kind: type[MemoryBank]) -> None:
+    chance = torch.Generator().manual_seed(0)
+    seen = [
+        Remembered(
+            torch.full((3,), frame),
+            torch.randn(3, 64, 1, 1, generator=chance),
+            torch.full((3, 256), float(frame)),
+            torch.zeros(3, 256),
+            0.6 + 0.4 * torch.rand(3, generator=chance),
+        )
+        for frame in range(12)
+    ]
+    together, alone = kind(seen[0], 4), [kind(seen[0].of_row(row), 4) for row in range(3)]
+    for new in seen[1:]:
+        together.add(new)
+        for row, bank in enumerate(alone):
+            bank.add(new.of_row(row))
+    kept = [frames_in(bank) for bank in alone]
+    assert [frames_in(together.of_rows([row])) for row in range(3)] == kept
+    assert len({*map(tuple, kept)}) > 1 or kind is LatestFrames
 
 
 def twins(**settings: object) -> tuple[E3SAM2, E3SAM2]:
@@ -470,19 +517,18 @@ def test_clips_begin_where_they_are_told_to(network: E3SAM2) -> None:
     coarse = torch.full((3, 1, 4, 4), -9.0)
     coarse[1] = 9.0
     first = Prompting(SIZE, automatic="centre", first=True)
-    assert network.prompting.found(coarse, [0, 1, 2], None).frame == 1
-    start = first.found(coarse, [0, 1, 2], None)
-    assert (start.frame, start.points.tolist(), start.labels.tolist()) == (0, [[31.5, 31.5]], [1])
+    assert network.prompting.begin([coarse], [[0, 1, 2]], None)[0].frame == 1
+    (start,) = first.begin([coarse], [[0, 1, 2]], None)
+    assert (start.frame, start.points.tolist(), start.labels) == (0, [[31.5, 31.5]], (1,))
 
 
-def test_both_ways_are_gone_and_nothing_is_remembered_in_vain() -> None:
-    assert visiting_order(2, 5) == [2, 3, 4, 1, 0]
-    assert visiting_order(0, 1) == [0]
-    prompt = type("Start", (), {"frame": 2})()
-    assert [Track(prompt, 5).is_read(frame) for frame in range(5)] == [False, True, True, True, False]
-    prompt.frame = 0
-    assert [Track(prompt, 3).is_read(frame) for frame in range(3)] == [True, True, False]
-    assert not Track(prompt, 1).is_read(0)
+def test_both_ways_are_walked_together_and_the_longest_goes_on() -> None:
+    assert walking_steps([2], [5], both_ways=True) == [[(0, 2)], [(0, 3), (0, 1)], [(0, 4), (0, 0)]]
+    assert walking_steps([2], [4], both_ways=False) == [[(0, 2)], [(0, 3)], [(0, 1)], [(0, 0)]]
+    assert walking_steps([0], [1], both_ways=True) == [[(0, 0)]]
+    steps = walking_steps([0, 3], [2, 5], both_ways=True)
+    assert steps == [[(0, 0), (1, 3)], [(1, 2), (0, 1), (1, 4)], [(1, 1)], [(1, 0)]]
+    assert len(walking_steps([6], [12], both_ways=True)) == 7
 
 
 # Size and cost -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
-from echoplan.networks.e3sam2.sam2_parts import VARIANTS
+from echoplan.networks.e3sam2.sam2_parts import VARIANTS, Variant, build_trunk, run_block
 from echoplan.networks.e3sam2.settings import E3SAM2Settings
 from echoplan.networks.settings import setting_kinds
 from echoplan.networks.weights import SOURCES, find_weights
@@ -71,6 +71,23 @@ def test_image_features_are_the_packages_at_256_pixels(both: SimpleNamespace) ->
     assert [each.shape for each in entropies] == [(1, 4096), (1, 1024), (1, 256), (1, 64)]
     for given, wanted in zip((features.fine, features.middle, features.top), expected, strict=True):
         torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [64, 256])
+def test_blocks_of_the_trunk_are_the_packages_without_its_padding(size: int) -> None:
+    torch.manual_seed(0)
+    trunk = build_trunk(Variant(16, 1, (1, 1, 2, 2), (0, 0, 0)), "sam2", size)
+    for parameter in trunk.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    tokens = trunk.patch_embed(torch.randn(2, 3, size, size))
+    for block in trunk.blocks:
+        expected = block(tokens)
+        torch.testing.assert_close(run_block(block, tokens), expected, atol=1e-5, rtol=1e-5)
+        tokens = expected
+    # Windows of 14 and 7 tokens do not divide grids of powers of two.
+    assert [block.window_bias is not None for block in trunk.blocks] == [False, False, False, True, True, True]
+    assert all(block.window_bias is None for block in build_trunk(VARIANTS["tiny"], "light", 256).blocks)
 
 
 @torch.inference_mode()

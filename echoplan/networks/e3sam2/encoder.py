@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,15 @@ class FrameFeatures:
             torch.stack([each.fine for each in frames]),
         )
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> FrameFeatures:
+        """The same with all three levels changed alike."""
+        return FrameFeatures(change(self.top), change(self.middle), change(self.fine))
+
+    def split(self, counts: list[int]) -> list[FrameFeatures]:
+        """Lots of so many frames, one after the other."""
+        levels = (level.split(counts) for level in (self.top, self.middle, self.fine))
+        return [FrameFeatures(*lot) for lot in zip(*levels, strict=True)]
+
 
 class Colours(nn.Module):
     """Standardises images ``(N, 3, H, W)`` of 0 to 1 by ImageNet's mean and deviation of each colour."""
@@ -79,6 +88,8 @@ class Encoder(nn.Module):
         adapter_settings: of each, see there.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         variant: Variant,
@@ -93,6 +104,10 @@ class Encoder(nn.Module):
         self.colours = Colours() if imagenet else nn.Identity()
         self.trunk = build_trunk(variant, windows, size)
         self.neck = build_neck(self.trunk.channel_list)
+        grid = size // 16
+        # The sine position encoding (1, 256, H/16, W/16) of the top features.
+        positions = self.neck.position_encoding(torch.empty(1, 1, grid, grid))
+        self.register_buffer("positions", positions, persistent=False)
         self.channels = tuple(self.trunk.channel_list[::-1])  # of the four stages, the finest first
         ends = self.trunk.stage_ends
         self.adapted_blocks = [end + 1 for end in ends[:-1]] if adapters == "before" else []
@@ -150,10 +165,6 @@ class Encoder(nn.Module):
             middle=_both_projections(maps[1], medium, middle),
             fine=_both_projections(maps[0], finest, fine),
         )
-
-    def positions(self, grid: int, device: torch.device) -> Tensor:
-        """The sine position encoding ``(1, 256, grid, grid)`` of the top features."""
-        return self.neck.position_encoding(torch.empty(1, 1, grid, grid, device=device))
 
 
 def _both_projections(features: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:

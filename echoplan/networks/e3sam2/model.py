@@ -9,23 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2.edges import EdgeHead, GatedEdgeHead
 from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
-from echoplan.networks.e3sam2.memory import Memory
-from echoplan.networks.e3sam2.prompts import Prompting, Prompts, StartPrompt
+from echoplan.networks.e3sam2.memory import Memory, rows_of
+from echoplan.networks.e3sam2.prompts import GIVEN, Prompting, Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import VARIANTS
 from echoplan.networks.e3sam2.settings import LEARNING_PARTS, SAM2Settings, with_sam2s_parts
-from echoplan.networks.e3sam2.tracking import (
-    CarriedMemory,
-    Decoded,
-    Decoder,
-    Track,
-    Tracker,
-    Visit,
-    enlarge,
-    visiting_order,
-)
+from echoplan.networks.e3sam2.tracking import CarriedMemory, Decoded, Decoder, Place, Tracker, enlarge
 from echoplan.networks.e3sam2.weights import load_published_weights
 from echoplan.networks.interface import ClipOutput, StreamedFrames
 
@@ -40,8 +32,8 @@ class E3SAM2(nn.Module):
 
     A clip is begun in the frame that a coarse head is surest of, with a point and a box that it finds there (or as the
     settings `prompt` and `start_frame` say), or in a frame with a point, a box or a mask from outside (`Prompts`). From
-    there SAM2 follows the left ventricle to the end of the clip, then from the same frame back to its beginning. SAM2
-    segments one object, so `classes` must be 1.
+    there SAM2 follows the left ventricle both ways, to the end of the clip and to its beginning. SAM2 segments one
+    object, so `classes` must be 1.
 
     Args:
         settings: see `E3SAM2Settings`; with `SAM2Settings` it is SAM2 as it is (`with_sam2s_parts`). The coarse head
@@ -129,8 +121,8 @@ class E3SAM2(nn.Module):
     def forward(self, clip: Tensor, prompts: Prompts | None = None) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
 
-        In evaluation mode clips go through the network one by one, so that none depends on the others. In training mode
-        the auxiliary part holds, for S stages of N_s tokens:
+        Clips of a batch go through the network abreast, and none depends on the others. In training mode the auxiliary
+        part holds, for S stages of N_s tokens:
 
         - "masks" ``(B, T, 3, H/4, W/4)``: logits of all masks, "iou" ``(B, T, 3)``: the IoU predicted of each,
           "object_score" ``(B, T)``: logit that there is an object;
@@ -146,67 +138,119 @@ class E3SAM2(nn.Module):
         """
         _check_size(clip.shape[-2:], self.size)
         if prompts is not None:
-            prompts.check(len(clip), clip.shape[1], self.size)
+            prompts.check([clip.shape[1]] * len(clip), self.size)
         if self.training:
             return self._training_output(clip, prompts)
-        of_clip = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
-        return torch.stack([self._whole(frames, own) for frames, own in zip(clip, of_clip, strict=True)])
+        if self.carried is not None:  # what a clip leaves is read by the next one
+            told = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
+            return torch.stack([self._together(frames[None], own)[0] for frames, own in zip(clip, told, strict=True)])
+        return self._together(clip, prompts)
 
-    def _whole(self, frames: Tensor, prompts: Prompts | None) -> Tensor:
-        """Logits ``(T, 1, H, W)`` of one clip, in order."""
-        logits = dict(self.stream(frames, prompts))
-        return torch.stack([logits[frame] for frame in range(len(frames))])
+    def _together(self, clip: Tensor, prompts: Prompts | None) -> Tensor:
+        found = dict(self.streams(clip.unbind(), prompts))
+        frames = range(clip.shape[1])
+        return torch.stack([torch.stack([found[index, frame] for frame in frames]) for index in range(len(clip))])
 
     def stream(self, frames: StreamedFrames, prompts: Prompts | None = None) -> Iterator[tuple[int, Tensor]]:
         """Logits ``(1, H, W)`` of every frame of one clip, from the start frame on; see `StreamingNetwork`.
-
-        The start frame is chosen among at most 32 evenly spaced frames. Their features are kept until they are used;
-        those of the others are made a few at a time. So what is held does not depend on the clip's length.
 
         Args:
             frames: ``(T, C, H, W)``, on any device.
             prompts: of this one clip; None finds a prompt.
         """
-        _check_size(frames.shape[-2:], self.size)
-        length = len(frames)
+        for (_, frame), logits in self.streams([frames], prompts):
+            yield frame, logits
+
+    def streams(
+        self, clips: Sequence[StreamedFrames], prompts: Prompts | None = None
+    ) -> Iterator[tuple[Place, Tensor]]:
+        """The same of several clips abreast, which may differ in length; none changes another's result.
+
+        The start frame of a clip is chosen among at most 32 evenly spaced frames. Their features are kept until they
+        are used; those of the others are made a few at a time. So what is held does not depend on the clips' length.
+
+        Args:
+            clips: ``(T, C, H, W)`` each, on any device.
+            prompts: of all of them; None finds prompts.
+
+        Yields:
+            the clip's and the frame's index, and the frame's logits ``(1, H, W)``.
+        """
+        for clip in clips:
+            _check_size(clip.shape[-2:], self.size)
         if prompts is not None:
-            prompts.check(1, length, self.size)
-        prompt, kept = self._begin(frames, prompts)
-        chance = torch.Generator().manual_seed(_CHANCE) if self.settings.memory_draw else None
-        track, tracker = Track(prompt, length, chance=chance), self._tracker()
+            prompts.check([len(clip) for clip in clips], self.size)
+            prompts = prompts.to(self._device)
+        starts, kept = self._begin(clips, prompts)
+        seeds = [torch.Generator().manual_seed(_CHANCE) for _ in clips] if self.settings.memory_draw else []
+        tracker = self._tracker(starts, [len(clip) for clip in clips], seeds)
         shift = math.log(self.settings.threshold / (1 - self.settings.threshold))
-        order = visiting_order(prompt.frame, length)
-        for step, frame in enumerate(order):
-            if frame not in kept:
-                missing = [index for index in order[step : step + _CHUNK] if index not in kept]
-                kept.update(self._encode(frames, missing))
-            (answer,) = tracker.visit([Visit(track, frame, kept.pop(frame))])
-            yield frame, enlarge(answer.mask[None], self.size)[0] - shift
+        walk = tracker.walk(self._ahead(clips, tracker.steps, kept))
+        for step, answers in zip(tracker.steps, walk, strict=True):
+            yield from zip(step, enlarge(answers.mask, self.size) - shift, strict=True)
 
-    def _begin(self, frames: StreamedFrames, prompts: Prompts | None) -> tuple[StartPrompt, dict[int, FrameFeatures]]:
-        """The start prompt of a clip, and the features made to find it."""
-        kept: dict[int, FrameFeatures] = {}
-        if given := self.prompting.given(prompts):
-            return given, kept
-        count = min(len(frames), 1 if self.prompting.first else _CANDIDATES)
-        candidates = [round(index * (len(frames) - 1) / max(1, count - 1)) for index in range(count)]
-        for first in range(0, count, _CHUNK):
-            kept.update(self._encode(frames, candidates[first : first + _CHUNK]))
-        coarse = torch.cat([self.prompting.locate(kept[index].top[None]) for index in candidates])
-        return self.prompting.found(coarse, candidates, prompts), kept
+    def _begin(
+        self, clips: Sequence[StreamedFrames], prompts: Prompts | None
+    ) -> tuple[list[StartPrompt], dict[Place, FrameFeatures]]:
+        """The start prompts of clips, and the features made to find them."""
+        kept: dict[Place, FrameFeatures] = {}
+        coarse: dict[Place, Tensor] = {}
+        candidates: list[list[int]] = []
+        for index, clip in enumerate(clips):
+            given = prompts is not None and prompts.kinds[index] in GIVEN
+            count = 0 if given else min(len(clip), 1 if self.prompting.first else _CANDIDATES)
+            candidates.append([round(place * (len(clip) - 1) / max(1, count - 1)) for place in range(count)])
+        wanted = [(index, frame) for index, frames in enumerate(candidates) for frame in frames]
+        for first in range(0, len(wanted), _CHUNK):
+            made = self._encode(clips, wanted[first : first + _CHUNK])
+            kept.update(made)
+            coarse.update(
+                zip(made, self.prompting.locate(torch.stack([each.top for each in made.values()])), strict=True)
+            )
+        found = [
+            torch.stack([coarse[index, frame] for frame in frames]) if frames else None
+            for index, frames in enumerate(candidates)
+        ]
+        return self.prompting.begin(found, candidates, prompts), kept
 
-    def _encode(self, frames: StreamedFrames, indices: list[int]) -> dict[int, FrameFeatures]:
-        device = self._device
-        maps, _ = self.encoder.stages(frames[indices].to(device))
-        return dict(zip(indices, self.encoder.pyramid(maps, *self.decoder.projections).frames(), strict=True))
+    def _ahead(
+        self, clips: Sequence[StreamedFrames], steps: Sequence[Sequence[Place]], kept: dict[Place, FrameFeatures]
+    ) -> Iterator[FrameFeatures]:
+        """The features of the places of each step, made a few steps ahead."""
+        order, done = [place for step in steps for place in step], 0
+        for step in steps:
+            if any(place not in kept for place in step):
+                coming = order[done : done + max(_CHUNK, len(step))]
+                kept.update(self._encode(clips, [place for place in coming if place not in kept]))
+            yield FrameFeatures.stack([kept.pop(place) for place in step])
+            done += len(step)
 
-    def _tracker(self) -> Tracker:
+    def _encode(self, clips: Sequence[StreamedFrames], places: Sequence[Place]) -> dict[Place, FrameFeatures]:
+        wanted: dict[int, list[int]] = {}
+        for index, frame in places:
+            wanted.setdefault(index, []).append(frame)
+        frames = torch.cat([self._frames(clips[index], chosen) for index, chosen in wanted.items()])
+        maps, _ = self.encoder.stages(frames)
+        features = self.encoder.pyramid(maps, *self.decoder.projections).frames()
+        return dict(zip(((index, frame) for index in wanted for frame in wanted[index]), features, strict=True))
+
+    def _frames(self, clip: StreamedFrames, chosen: list[int]) -> Tensor:
+        # A list as an index would wait for a GPU.
+        frames = rows_of(chosen, clip) if isinstance(clip, Tensor) else clip[chosen]
+        return upload(frames, self._device)
+
+    def _tracker(
+        self, starts: Sequence[StartPrompt], lengths: Sequence[int], seeds: Sequence[torch.Generator] | None = None
+    ) -> Tracker:
         return Tracker(
             self.settings,
             prompting=self.prompting,
             memory=self.memory,
             decoder=self.decoder,
-            positions=self.encoder.positions(self.size // 16, self._device),
+            positions=self.encoder.positions,
+            starts=starts,
+            lengths=lengths,
+            chances=seeds,
             carried=self.carried,
         )
 
@@ -220,22 +264,23 @@ class E3SAM2(nn.Module):
         features = self.encoder.pyramid(maps, *self.decoder.projections)
         seen = features.top.detach() if self.settings.coarse_detached else features.top
         coarse = self.prompting.locate(seen).unflatten(0, (clips, length))
-        tracks = []
-        for index in range(clips):
-            own = None if prompts is None else prompts.of_clip(index)
-            start = self.prompting.given(own) or self.prompting.found(coarse[index], range(length), own)
-            tracks.append(Track(start, length))
-        answers = self._follow(tracks, features)
+        told = None if prompts is None else prompts.to(clip.device)
+        tracker = self._tracker(self.prompting.begin(list(coarse), [range(length)] * clips, told), [length] * clips)
+        order = [index * length + frame for step in tracker.steps for index, frame in step]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        there, back = upload(torch.tensor([order, back]), clip.device)
+        walked = features.each(lambda level: level.index_select(0, there))
+        answers = Decoded.joined(list(tracker.walk(walked.split([len(step) for step in tracker.steps]))))
         logits, masks, iou, score = (
-            torch.stack([Decoded.stack(answer, name) for answer in answers])
-            for name in ("mask", "masks", "iou", "score")
+            each.index_select(0, back).unflatten(0, (clips, length))
+            for each in (answers.mask, answers.masks, answers.iou, answers.score)
         )
         auxiliary = {
             "masks": masks,
             "iou": iou,
             "object_score": score,
             "coarse": coarse,
-            "start": torch.tensor([track.prompt.frame for track in tracks], device=clip.device),
+            "start": upload(torch.tensor([start.frame for start in tracker.starts]), clip.device),
         }
         if entropies:
             auxiliary["entropies"] = [each.unflatten(0, (clips, length)) for each in entropies]
@@ -243,21 +288,6 @@ class E3SAM2(nn.Module):
             read = (features.fine, features.top) if self.settings.edge_from == "decoder" else (maps[0], maps[2])
             auxiliary["edges"] = self.edges(*read).unflatten(0, (clips, length))
         return ClipOutput(enlarge(logits.flatten(0, 1), self.size).unflatten(0, (clips, length)), auxiliary)
-
-    def _follow(self, tracks: list[Track], features: FrameFeatures) -> list[list[Decoded]]:
-        """The decoder's answers for all frames of all clips, by clip and frame."""
-        tracker, length = self._tracker(), tracks[0].length
-        each = features.frames()
-        orders = [visiting_order(track.prompt.frame, length) for track in tracks]
-        answers: list[dict[int, Decoded]] = [{} for _ in tracks]
-        for step in range(length):
-            visits = [
-                Visit(track, order[step], each[index * length + order[step]])
-                for index, (track, order) in enumerate(zip(tracks, orders, strict=True))
-            ]
-            for index, answer in enumerate(tracker.visit(visits)):
-                answers[index][orders[index][step]] = answer
-        return [[answer[frame] for frame in range(length)] for answer in answers]
 
 
 def _check_size(size: Sequence[int], built_for: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2.sam2_parts import WIDTH, build_prompt_encoder, sam2_module
 
@@ -17,7 +18,7 @@ AUTOMATIC = ("auto", "point", "box", "mask", "centre", "none")
 GIVEN_POINT, GIVEN_BOX, GIVEN_MASK = GIVEN = ("given", "given_box", "given_mask")
 _KINDS = (*GIVEN, *AUTOMATIC)
 _STRIDE = 4  # of the map in which the coarse head's answer is searched
-_POINT, _CORNERS, _NOTHING = 1, (2, 3), -1  # SAM2's labels of prompt points
+_POINT, _CORNERS, _NOTHING = (1,), (2, 3), (-1,)  # SAM2's labels of prompt points
 _LOCATOR_WIDTH = 64
 
 
@@ -74,6 +75,15 @@ class Prompts:
             masks=_joined([part.masks for part in parts], [len(part.kinds) for part in parts]),
         )
 
+    def to(self, device: torch.device) -> Prompts:
+        """On another device."""
+        return replace(
+            self,
+            points=upload(self.points.float(), device),
+            boxes=None if self.boxes is None else upload(self.boxes.float(), device),
+            masks=None if self.masks is None else upload(self.masks.bool(), device),
+        )
+
     def within(self, frames: Sequence[int]) -> Prompts | None:
         """The prompts of one clip, for a clip of some of its frames; None where theirs is not among them."""
         (frame,) = self.frames
@@ -94,18 +104,19 @@ class Prompts:
             masks=None if self.masks is None else self.masks[clips],
         )
 
-    def check(self, clips: int, frames: int, size: int) -> None:
+    def check(self, lengths: Sequence[int], size: int) -> None:
         """Raises:
-        EchoPlanError: the prompts are not for `clips` clips of `frames` frames of `size` x `size` pixels, or of an
-            unknown kind, or what is given is no box or mask.
+        EchoPlanError: the prompts are not for clips of so many frames of `size` x `size` pixels, or of an unknown kind,
+            or what is given is no box or mask.
         """
+        clips = len(lengths)
         counts = [len(each) for each in (self.boxes, self.masks) if each is not None]
         if not len(self.kinds) == len(self.points) == len(self.frames) == clips or set(counts) - {clips}:
             raise EchoPlanError(
                 f"there are {clips} clips, but {len(self.kinds)} kinds of prompt, {len(self.points)} points and "
                 f"{len(self.frames)} frames{f', and {counts} boxes and masks' if counts else ''}"
             )
-        for index, (kind, frame) in enumerate(zip(self.kinds, self.frames, strict=True)):
+        for index, (kind, frame, frames) in enumerate(zip(self.kinds, self.frames, lengths, strict=True)):
             if kind not in _KINDS:
                 raise EchoPlanError(f"there is no kind of prompt {kind!r}", remedy=f"choose one of {', '.join(_KINDS)}")
             if kind in GIVEN and not 0 <= frame < frames:
@@ -123,14 +134,14 @@ class StartPrompt:
     Attributes:
         frame: the frame's index.
         points: ``(P, 2)``, x and y in pixels.
-        labels: ``(P,)``: 1 inside the structure, 2 and 3 the corners of a box, -1 no point.
+        labels: of the P points: 1 inside the structure, 2 and 3 the corners of a box, -1 no point.
         dense: ``(1, H/4, W/4)``, the mask as the prompt encoder reads it; None without a mask.
         answer: ``(1, H, W)`` bool, a mask that is known to be right: it is the frame's answer; else None.
     """
 
     frame: int
     points: Tensor
-    labels: Tensor
+    labels: tuple[int, ...]
     dense: Tensor | None = None
     answer: Tensor | None = None
 
@@ -198,42 +209,64 @@ class Prompting(nn.Module):
         """Top features ``(N, 256, h, w)`` -> logits of the left ventricle ``(N, 1, h, w)``, frame by frame."""
         return self.locator(top)
 
-    def given(self, prompts: Prompts | None) -> StartPrompt | None:
-        """How to begin one clip whose prompt is given; None where it has to be found.
+    def begin(
+        self, coarse: Sequence[Tensor | None], frames: Sequence[Sequence[int]], prompts: Prompts | None
+    ) -> list[StartPrompt]:
+        """How to begin some clips: as it is told or, where it is not, in the frame that the coarse head is surest of.
+
+        Args:
+            coarse: of each clip ``(n, 1, h, w)``, from `locate`, of the frames that may be the first; None where a
+                prompt is given.
+            frames: their indices in the clip.
+            prompts: of all clips, on the network's device; None is the usual kind.
+        """
+        kinds = [self.automatic] * len(coarse) if prompts is None else prompts.kinds
+        found = [index for index, kind in enumerate(kinds) if kind not in GIVEN]
+        starts: dict[int, StartPrompt] = {}
+        surest = dict(zip(found, self._surest([coarse[index] for index in found]), strict=True))
+        for kind in dict.fromkeys(kinds[index] for index in found):
+            alike = [index for index in found if kinds[index] == kind]
+            best = torch.stack([_known(coarse[index])[surest[index]] for index in alike])
+            begun = self._found(best, kind, [frames[index][surest[index]] for index in alike])
+            starts.update(zip(alike, begun, strict=True))
+        for index, kind in enumerate(kinds):
+            if kind in GIVEN and prompts is not None:
+                starts[index] = self._given(prompts, index)
+        return [starts[index] for index in range(len(kinds))]
+
+    def _surest(self, coarse: Sequence[Tensor | None]) -> list[int]:
+        """Which of each clip's frames it begins in; on the meta device, where there are no values, the first."""
+        if self.first or not coarse or _known(coarse[0]).is_meta:
+            return [0] * len(coarse)
+        return torch.stack([confidence(_known(each)).argmax() for each in coarse]).tolist()
+
+    def _given(self, prompts: Prompts, index: int) -> StartPrompt:
+        """How to begin a clip whose prompt is given.
 
         A mask that is given is believed, as SAM2 does with its `use_mask_input_as_output_without_sam`: it is the answer
         in its frame and what is remembered of it; the prompt encoder and the decoder only make the object pointer.
         """
-        if prompts is None or prompts.kinds[0] not in GIVEN:
-            return None
-        frame, device = prompts.frames[0], self.encoder.no_mask_embed.weight.device
-        if prompts.kinds[0] == GIVEN_BOX and prompts.boxes is not None:
-            corners = prompts.boxes.to(device, torch.float32).view(2, 2)
-            return StartPrompt(frame, corners, torch.tensor(_CORNERS, device=device))
-        if prompts.kinds[0] == GIVEN_MASK and prompts.masks is not None:
-            mask = prompts.masks.to(device, torch.bool)
-            return StartPrompt(frame, *_no_point(device), dense=self.shrink(mask.float()), answer=mask)
-        return StartPrompt(frame, prompts.points.to(device, torch.float32), torch.tensor([_POINT], device=device))
+        frame, points = prompts.frames[index], prompts.points[index : index + 1]
+        if prompts.kinds[index] == GIVEN_BOX and prompts.boxes is not None:
+            return StartPrompt(frame, prompts.boxes[index].view(2, 2), _CORNERS)
+        if prompts.kinds[index] == GIVEN_MASK and prompts.masks is not None:
+            mask = prompts.masks[index : index + 1]
+            return StartPrompt(frame, torch.zeros_like(points), _NOTHING, dense=self.shrink(mask.float()), answer=mask)
+        return StartPrompt(frame, points, _POINT)
 
     @torch.no_grad()
-    def found(self, coarse: Tensor, frames: Sequence[int], prompts: Prompts | None) -> StartPrompt:
-        """How to begin one clip whose prompt is not given: in the frame that the coarse head is surest of.
+    def _found(self, coarse: Tensor, kind: str, frames: Sequence[int]) -> list[StartPrompt]:
+        """Prompts of one kind from the coarse head's answers ``(n, 1, h, w)`` for the start frames of n clips.
 
         The coarse head's own mask ("mask") is not believed but shown to the prompt encoder, as SAM does with the masks
         of an earlier answer: the decoder makes a finer one of it.
-
-        Args:
-            coarse: ``(n, 1, h, w)``, from `locate`, of the frames that may be the first.
-            frames: their indices in the clip.
-            prompts: this clip's, for the kind; None is the usual one.
         """
-        best = 0 if self.first else _first_of_largest(confidence(coarse))
-        kind = self.automatic if prompts is None else prompts.kinds[0]
         if kind == "mask":
-            dense = _enlarged(coarse[best])[0]
-            return StartPrompt(frames[best], *_no_point(coarse.device), dense=dense)
-        points, labels = automatic_points(coarse[best], kind)
-        return StartPrompt(frames[best], points, torch.tensor(labels, device=coarse.device))
+            nowhere = coarse.new_zeros(1, 2, dtype=torch.float32)
+            dense = _enlarged(coarse)
+            return [StartPrompt(frame, nowhere, _NOTHING, dense=own) for frame, own in zip(frames, dense, strict=True)]
+        points, labels = automatic_points(coarse, kind)
+        return [StartPrompt(frame, own, labels) for frame, own in zip(frames, points, strict=True)]
 
     def embed(self, starts: Sequence[StartPrompt]) -> tuple[Tensor, Tensor]:
         """Tokens ``(n, P, 256)`` and the dense embedding ``(n, 256, h, w)`` for the mask decoder.
@@ -242,17 +275,22 @@ class Prompting(nn.Module):
             starts: n prompts of one `StartPrompt.group`.
         """
         points = torch.stack([start.points for start in starts])
-        labels = torch.stack([start.labels for start in starts])
+        labels = upload(torch.tensor([start.labels for start in starts]), points.device)
         given = [start.dense for start in starts if start.dense is not None]
         return self.encoder(points=(points, labels), boxes=None, masks=torch.stack(given) if given else None)
 
-    def follow(self, top: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for n frames after the first, of their top features ``(n, 256, h, w)`` that have read the memory."""
+    def follower(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Makes the same of the top features ``(n, 256, h, w)`` of frames after the first, which have read the memory.
+
+        What does not depend on the frames is made once.
+        """
         if self.later is not None:
-            return top.new_zeros(len(top), 0, WIDTH), self.later(top)
+            later = self.later
+            return lambda top: (top.new_zeros(len(top), 0, WIDTH), later(top))
         weight = self.encoder.no_mask_embed.weight
-        labels = torch.full((len(top), 1), _NOTHING, device=weight.device)
-        return self.encoder(points=(weight.new_zeros(len(top), 1, 2), labels), boxes=None, masks=None)
+        nowhere = weight.new_zeros(1, 1, 2), torch.full((1, 1), *_NOTHING, device=weight.device)
+        sparse, dense = self.encoder(points=nowhere, boxes=None, masks=None)
+        return lambda top: (sparse.expand(len(top), -1, -1), dense.expand(len(top), -1, -1, -1))
 
     def positions(self) -> Tensor:
         """The position encoding ``(1, 256, h, w)`` of the decoder's image tokens."""
@@ -272,47 +310,52 @@ def confidence(coarse: Tensor) -> Tensor:
     return probability.square().sum(dim=1) / probability.sum(dim=1)
 
 
-def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, list[int]]:
-    """A point and a box from the coarse head's answer for one frame.
+def automatic_points(coarse: Tensor, kind: str) -> tuple[Tensor, tuple[int, ...]]:
+    """A point and a box from the coarse head's answers, each for one frame.
 
     The point lies deepest inside: where means of the probability over ever wider neighbourhoods add up to the most.
     The box is that of the region that hangs together around the point, where the probability is at least one half (or
     the point's own, where that is less).
 
     Args:
-        coarse: logits ``(1, h, w)``.
+        coarse: logits ``(n, 1, h, w)``.
         kind: "auto" (both), "point", "box", "centre" or "none".
 
     Returns:
-        ``(P, 2)`` x and y in pixels, the box's corners first; and SAM2's labels of the P points.
+        ``(n, P, 2)`` x and y in pixels, the box's corners first; and SAM2's labels of the P points.
     """
     if kind == "none":
-        return coarse.new_zeros(1, 2, dtype=torch.float32), [_NOTHING]
-    probability = _enlarged(coarse).sigmoid()  # (1, 1, H/4, W/4)
+        return coarse.new_zeros(len(coarse), 1, 2, dtype=torch.float32), _NOTHING
+    probability = _enlarged(coarse).sigmoid()  # (n, 1, H/4, W/4)
     side = probability.shape[-1]
     if kind == "centre":
-        return coarse.new_full((1, 2), (_STRIDE * side - 1) / 2, dtype=torch.float32), [_POINT]
+        return coarse.new_full((len(coarse), 1, 2), (_STRIDE * side - 1) / 2, dtype=torch.float32), _POINT
     widths = [width for width in (1, 3, 7, 15, 31) if width <= side]
     depth = reduce(torch.add, (F.avg_pool2d(probability, width, stride=1, padding=width // 2) for width in widths))
-    seed = F.one_hot(depth.flatten().argmax(), depth.numel()).view_as(depth).float()
+    seed = F.one_hot(depth.flatten(1).argmax(dim=1), side * side).view_as(depth).float()
     region = _region_around(seed, probability)
-    across, down = (region.amax(dim=axis).flatten() for axis in (-2, -1))  # which columns and rows it takes
+    across, down = (region.amax(dim=axis).flatten(1) for axis in (-2, -1))  # which columns and rows it takes
     places = torch.arange(side, device=coarse.device)
-    column, row = ((seed.amax(dim=axis).flatten() * places).sum() for axis in (-2, -1))
-    point = _centre(torch.stack([column, row]))
-    first = torch.stack([side - (taken * (side - places)).amax() for taken in (across, down)])
-    last = torch.stack([(taken * places).amax() for taken in (across, down)])
+    column, row = ((seed.amax(dim=axis).flatten(1) * places).sum(dim=1) for axis in (-2, -1))
+    point = _centre(torch.stack([column, row], dim=1))
+    first = torch.stack([side - (taken * (side - places)).amax(dim=1) for taken in (across, down)], dim=1)
+    last = torch.stack([(taken * places).amax(dim=1) for taken in (across, down)], dim=1)
     corners = [_centre(first) - (_STRIDE - 1) / 2, _centre(last) + (_STRIDE - 1) / 2]
     if kind == "point":
-        return point[None], [_POINT]
+        return point.unsqueeze(1), _POINT
     if kind == "box":
-        return torch.stack(corners), [*_CORNERS]
-    return torch.stack([*corners, point]), [*_CORNERS, _POINT]
+        return torch.stack(corners, dim=1), _CORNERS
+    return torch.stack([*corners, point], dim=1), (*_CORNERS, *_POINT)
 
 
 def _enlarged(coarse: Tensor) -> Tensor:
-    """Logits ``(1, h, w)`` of the coarse head on the prompt encoder's grid, ``(1, 1, H/4, W/4)`` in float32."""
-    return F.interpolate(coarse.float()[None], scale_factor=16 // _STRIDE, mode="bilinear")
+    """Logits ``(n, 1, h, w)`` of the coarse head on the prompt encoder's grid, ``(n, 1, H/4, W/4)`` in float32."""
+    return F.interpolate(coarse.float(), scale_factor=16 // _STRIDE, mode="bilinear")
+
+
+def _known(coarse: Tensor | None) -> Tensor:
+    assert coarse is not None
+    return coarse
 
 
 def _dense_prompt() -> nn.Sequential:
@@ -327,13 +370,10 @@ def _dense_prompt() -> nn.Sequential:
     )
 
 
-def _no_point(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.zeros(1, 2, device=device), torch.full((1,), _NOTHING, device=device)
-
-
 def _region_around(seed: Tensor, probability: Tensor) -> Tensor:
-    """The connected region of high probability that holds the seed: the seed, grown a pixel at a time."""
-    allowed = (probability >= (probability * seed).sum().clamp(max=0.5)).float()
+    """The connected regions of high probability that hold the seeds: the seeds, grown a pixel at a time."""
+    own = (probability * seed).sum(dim=(1, 2, 3), keepdim=True)
+    allowed = (probability >= own.clamp(max=0.5)).float()
     region = seed
     for _ in range(probability.shape[-1]):
         region = F.max_pool2d(region, 3, stride=1, padding=1) * allowed
@@ -343,8 +383,3 @@ def _region_around(seed: Tensor, probability: Tensor) -> Tensor:
 def _centre(cells: Tensor) -> Tensor:
     """Pixel coordinates of the middle of cells of the stride-4 grid."""
     return cells * _STRIDE + (_STRIDE - 1) / 2
-
-
-def _first_of_largest(values: Tensor) -> int:
-    """The index of the largest value; on the meta device, where there are no values, the first."""
-    return 0 if values.is_meta else int(values.argmax())

@@ -155,7 +155,8 @@ def window_bias(block: Any, grid: int) -> Tensor | None:
 
 def run_block(block: Any, tokens: Tensor) -> Tensor:
     """A block of the trunk, ``(N, h, w, C)`` -> ``(N, h', w', C')``, as the package has it but for work on padding."""
-    return in_cache(block if block.window_bias is None else partial(_without_padding, block), tokens, wider=_MLP_RATIO)
+    fits = block.window_bias is not None and block.window_bias.shape[1] == tokens.shape[1] * tokens.shape[2] + 1
+    return in_cache(partial(_without_padding, block) if fits else block, tokens, wider=_MLP_RATIO)
 
 
 def in_cache(work: Callable[[Tensor], Tensor], frames: Tensor, *, wider: int) -> Tensor:

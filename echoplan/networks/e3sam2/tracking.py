@@ -1,16 +1,19 @@
-"""The mask decoder, and clips segmented by it: from the start frame to the end, then back to the beginning."""
+"""The mask decoder, and clips segmented by it: from the start frame both ways, to the end and to the beginning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoplan.device import upload
 from echoplan.networks.e3sam2.encoder import FrameFeatures
-from echoplan.networks.e3sam2.memory import BANKS, Memory, MemoryBank, Remembered
+from echoplan.networks.e3sam2.memory import BANKS, Memory, MemoryBank, Remembered, rows_of
 from echoplan.networks.e3sam2.prompts import Prompting, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import build_mask_decoder, build_pointer_head
 from echoplan.networks.e3sam2.settings import E3SAM2Settings
@@ -19,10 +22,12 @@ _MASKS = 3  # for an ambiguous prompt
 _BELIEVED_SCALE, _BELIEVED_BIAS = 20.0, -10.0
 _STRIDE = 16  # of the top features
 
+Place = tuple[int, int]  # a clip and a frame of it
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """The decoder's answer for N frames (or for one, without the first axis).
+    """The decoder's answer for N frames.
 
     Attributes:
         mask: ``(N, 1, H/4, W/4)`` logits, the best of `masks`, in float32.
@@ -40,21 +45,20 @@ class Decoded:
     score: Tensor
     pointer: Tensor
 
-    def frames(self) -> list[Decoded]:
-        """The answers of each frame alone."""
-        parts = (self.mask, self.masks, self.iou, self.confidence, self.score, self.pointer)
-        return [Decoded(*each) for each in zip(*(part.unbind() for part in parts), strict=True)]
-
     def believing(self, masks: Tensor) -> Decoded:
         """The same with masks ``(N, 1, H, W)`` bool that are known to be right, as SAM2 makes logits of them."""
         logits = masks * _BELIEVED_SCALE + _BELIEVED_BIAS
         mask = F.interpolate(logits, size=self.mask.shape[-2:], mode="bilinear", antialias=True)
         return replace(self, mask=mask, confidence=torch.ones_like(self.confidence))
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Decoded:
+        """The same with every attribute changed alike."""
+        return Decoded(*(change(getattr(self, field.name)) for field in fields(self)))
+
     @staticmethod
-    def stack(frames: Sequence[Decoded], name: str) -> Tensor:
-        """One attribute of many frames, along a new first axis."""
-        return torch.stack([getattr(each, name) for each in frames])
+    def joined(parts: Sequence[Decoded]) -> Decoded:
+        """The answers for several lots of frames as those for one."""
+        return Decoded(*(torch.cat([getattr(each, field.name) for each in parts]) for field in fields(Decoded)))
 
 
 class Decoder(nn.Module):
@@ -123,35 +127,25 @@ class Decoder(nn.Module):
         )
 
 
-def visiting_order(start: int, length: int) -> list[int]:
-    """Frame indices in the order in which they are segmented."""
-    return [*range(start, length), *range(start - 1, -1, -1)]
+def walking_steps(starts: Sequence[int], lengths: Sequence[int], *, both_ways: bool) -> list[list[Place]]:
+    """Which frames of some clips are segmented together, step by step.
 
+    First come all start frames, in the clips' order. The walks of a later step are the first of those of the step
+    before: those that go on longest come first.
 
-@dataclass
-class Track:
-    """One clip on its way.
-
-    Attributes:
-        prompt: what it is begun with.
-        length: frames in the clip.
-        bank: what is remembered; None before the start frame, unless an earlier clip left something.
-        chance: for what is drawn from the memory; None takes PyTorch's own.
+    Args:
+        starts: the clips' start frames.
+        lengths: their frames.
+        both_ways: the way to the end and the way back are walked together; else one after the other.
     """
-
-    prompt: StartPrompt
-    length: int
-    bank: MemoryBank | None = None
-    chance: torch.Generator | None = None
-
-    def group(self, frame: int) -> tuple[int, ...]:
-        """Tracks of one group have equally long sequences to attend to, and may go through the network together."""
-        begun = self.prompt.group() if frame == self.prompt.frame else ()
-        return (*begun, *(() if self.bank is None else self.bank.shape))
-
-    def is_read(self, frame: int) -> bool:
-        """Whether another frame comes after this one that could read the memory of it."""
-        return self.length > 1 if frame == self.prompt.frame else 0 < frame < self.length - 1
+    walks: list[list[Place]] = []
+    for clip, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        onwards, back = range(start + 1, length), range(start - 1, -1, -1)
+        ways = (onwards, back) if both_ways else ([*onwards, *back],)
+        walks += [[(clip, frame) for frame in way] for way in ways]
+    walks.sort(key=len, reverse=True)
+    later = [[walk[step] for walk in walks if step < len(walk)] for step in range(len(walks[0]))]
+    return [[*enumerate(starts)], *later]
 
 
 @dataclass
@@ -161,25 +155,21 @@ class CarriedMemory:
     bank: MemoryBank | None = None
 
 
-@dataclass(frozen=True)
-class Visit:
-    """A frame of one clip, about to be segmented."""
-
-    track: Track
-    frame: int
-    features: FrameFeatures
-
-
 class Tracker:
-    """Prompting, memory and decoder at work on any number of clips.
+    """Prompting, memory and decoder at work on some clips.
 
     The way back from the start frame does not read what was remembered on the way to the end: it has the start frame
     alone, as the way to the end had. (SAM2's predictor reads there the frames that follow, which the way forward made.)
+    So both are walked together, unless a carried memory makes one wait for the other.
 
     Args:
         settings: of the network.
         prompting, memory, decoder: the network's parts.
         positions: the position encoding ``(1, 256, h, w)`` of the top features.
+        starts: what the clips are begun with.
+        lengths: frames of the clips.
+        chances: of each clip, for what is drawn from the memory, an entry a frame; None draws by PyTorch's own chance
+            as many entries as there are clips.
         carried: the one memory of all clips; None: each has its own.
     """
 
@@ -191,93 +181,119 @@ class Tracker:
         memory: Memory,
         decoder: Decoder,
         positions: Tensor,
+        starts: Sequence[StartPrompt],
+        lengths: Sequence[int],
+        chances: Sequence[torch.Generator] | None = None,
         carried: CarriedMemory | None = None,
     ) -> None:
         self.settings, self.carried = settings, carried
         self.prompting, self.memory, self.decoder = prompting, memory, decoder
-        self.positions = positions
-        self._decoder_positions = prompting.positions()
+        self.positions, self.starts, self.lengths, self.chances = positions, starts, lengths, chances
+        self.steps = walking_steps([start.frame for start in starts], lengths, both_ways=carried is None)
 
-    def visit(self, visits: Sequence[Visit]) -> list[Decoded]:
-        """Segment one frame of each clip, and remember it where it is worth it."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, visit in enumerate(visits):
-            track = visit.track
+    def walk(self, features: Iterable[FrameFeatures]) -> Iterator[Decoded]:
+        """The decoder's answers for the places of each of `steps`.
+
+        Args:
+            features: of these places, step by step.
+        """
+        decode = partial(self.decoder, positions=self.prompting.positions())
+        follow = self.prompting.follower()
+        places = [(frame, self.lengths[clip]) for step in self.steps for clip, frame in step]
+        indices = upload(torch.tensor(places), self.positions.device)
+        bank: MemoryBank | None = None
+        walked = zip(self.steps, features, indices.split([len(step) for step in self.steps]), strict=True)
+        for number, (step, seen, where) in enumerate(walked):
             if self.carried is not None:
-                track.bank = self.carried.bank
-            elif track.bank is not None and visit.frame == track.prompt.frame - 1:
-                track.bank = track.bank.turned()
-            groups.setdefault(track.group(visit.frame), []).append(index)
-        answers: dict[int, Decoded] = {}
+                bank = self.carried.bank
+            elif bank is not None and number == 1:
+                bank = bank.of_rows([clip for clip, _ in step])  # both ways from a start frame begin with it
+            top = self._read(step, seen.top, bank, where)
+            if number == 0:
+                decoded = self._begin(decode, seen, top)
+            else:
+                decoded = decode(top, seen, prompt=follow(top), single=self.settings.multimask == "never")
+            following = len(self.steps[number + 1]) if number + 1 < len(self.steps) else 0
+            if following or self.carried is not None:
+                rows = slice(len(step) if number == 0 or self.carried is not None else following)
+                if bank is not None and self.carried is None:
+                    bank = bank.of_rows(rows)
+                kept = decoded.each(itemgetter(rows))
+                bank = self._remember(bank, where[rows, 0], seen.top[rows], top[rows], kept)
+            yield decoded
+
+    def _begin(self, decode: Callable[..., Decoded], seen: FrameFeatures, top: Tensor) -> Decoded:
+        """The start frames; those whose prompts are alike go through the decoder together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, start in enumerate(self.starts):
+            groups.setdefault(start.group(), []).append(index)
+        parts = []
         for members in groups.values():
-            answers.update(zip(members, self._visit_alike([visits[i] for i in members]), strict=True))
-        return [answers[index] for index in range(len(visits))]
+            starts = [self.starts[index] for index in members]
+            answers = [start.answer for start in starts if start.answer is not None]
+            of_members = partial(rows_of, members)
+            own, read = (seen, top) if len(groups) == 1 else (seen.each(of_members), of_members(top))
+            decoded = decode(
+                # What SAM2 believes it reads with no mark of a frame without memories.
+                own.top if answers else read,
+                own,
+                prompt=self.prompting.embed(starts),
+                single=bool(answers) or self._is_single(starts[0]),
+            )
+            parts.append(decoded.believing(torch.stack(answers)) if answers else decoded)
+        if len(parts) == 1:
+            return parts[0]
+        order = [index for members in groups.values() for index in members]
+        return Decoded.joined(parts).each(partial(rows_of, [order.index(index) for index in range(len(order))]))
 
-    def _visit_alike(self, visits: Sequence[Visit]) -> list[Decoded]:
-        """Frames of one `Track.group`: all are their clips' first ones, or none is."""
-        features = FrameFeatures.stack([visit.features for visit in visits])
-        top = self._read(visits, features.top)
-        starts = [visit.track.prompt for visit in visits if visit.frame == visit.track.prompt.frame]
-        answers = [start.answer for start in starts if start.answer is not None]
-        decoded = self.decoder(
-            # What SAM2 believes it reads with no mark of a frame without memories.
-            features.top if answers else top,
-            features,
-            prompt=self.prompting.embed(starts) if starts else self.prompting.follow(top),
-            positions=self._decoder_positions,
-            single=bool(answers) or self._is_single(starts),
-        )
-        if answers:
-            decoded = decoded.believing(torch.stack(answers))
-        self._remember(visits, features.top, top, decoded)
-        return decoded.frames()
+    def _is_single(self, start: StartPrompt) -> bool:
+        return start.has_box if self.settings.multimask == "sam2" else self.settings.multimask == "never"
 
-    def _is_single(self, starts: Sequence[StartPrompt]) -> bool:
-        if self.settings.multimask == "sam2":
-            return bool(starts) and starts[0].has_box
-        return self.settings.multimask == "never"
-
-    def _read(self, visits: Sequence[Visit], top: Tensor) -> Tensor:
-        banks = [visit.track.bank for visit in visits if visit.track.bank is not None]
-        if not banks:
-            return self.memory.without(top)
-        return self.memory.read(
-            top,
-            self.positions,
-            banks=banks,
-            frames=[visit.frame for visit in visits],
-            length=visits[0].track.length,
-            chances=[visit.track.chance for visit in visits],
-        )
-
-    def _remember(self, visits: Sequence[Visit], unread: Tensor, top: Tensor, decoded: Decoded) -> None:
-        """Keep what is worth it of frames whose features are `unread` before and `top` after the memory was read."""
-        wanted = [
-            index
-            for index, visit in enumerate(visits)
-            if (self.carried is not None or visit.track.is_read(visit.frame))
-            and (visit.track.bank is None or visit.track.bank.admits(decoded.confidence[index]))
-        ]
-        if not wanted:
-            return
-        masks = enlarge(decoded.mask[wanted], size=_STRIDE * self.positions.shape[-1])
-        written = self.memory.write((unread if self.settings.memory_written == "before" else top)[wanted], masks)
-        if self.settings.memory_detached or self.carried is not None:
-            written = written.detach()
-        for index, features in zip(wanted, written, strict=True):
-            self._keep(visits[index], features, top[index].detach(), decoded.pointer[index], decoded.confidence[index])
-
-    def _keep(self, visit: Visit, features: Tensor, seen: Tensor, pointer: Tensor, confidence: Tensor) -> None:
-        own_pointer = pointer if self.decoder.pointer is not None else None
-        new = Remembered(visit.frame, features, seen, own_pointer, confidence.detach())
-        bank = visit.track.bank if self.carried is None else self.carried.bank
+    def _read(self, step: Sequence[Place], top: Tensor, bank: MemoryBank | None, where: Tensor) -> Tensor:
         if bank is None:
-            bank = BANKS[self.settings.memory](new, self.settings.memory_frames)
-        else:
+            return self.memory.without(top)
+        draw = partial(self._draw, [clip for clip, _ in step])
+        return self.memory.read(top, self.positions, bank=bank, frames=where[:, 0], lengths=where[:, 1], draw=draw)
+
+    def _draw(self, clips: Sequence[int], weights: Tensor) -> Tensor:
+        """What `torch.multinomial` draws on the CPU by weights ``(n, m)``, which stay where they are."""
+        count = 1 if self.chances is not None else len(self.starts)
+        entries = weights.shape[1]
+        if count > 1:
+            drawn = torch.rand(len(clips), count, dtype=torch.float64, device="cpu").float()
+            reached = weights.cumsum(dim=1)
+            drawn = upload(drawn, weights.device)
+            return torch.searchsorted(reached / reached[:, -1:], drawn).clamp_max(entries - 1)
+        chances = [None if self.chances is None else self.chances[clip] for clip in clips]
+        waits = [torch.empty(entries, device="cpu").exponential_(generator=chance) for chance in chances]
+        return (weights / upload(torch.stack(waits), weights.device)).argmax(dim=1, keepdim=True)
+
+    def _remember(
+        self, bank: MemoryBank | None, frames: Tensor, unread: Tensor, top: Tensor, decoded: Decoded
+    ) -> MemoryBank | None:
+        """Keep frames whose features are `unread` before and `top` after the memory was read."""
+        masks = enlarge(decoded.mask, size=_STRIDE * self.positions.shape[-1])
+        written = self.memory.write(unread if self.settings.memory_written == "before" else top, masks)
+        new = Remembered(
+            frames,
+            written.detach() if self.settings.memory_detached or self.carried is not None else written,
+            top.detach() if self.settings.memory_draw else None,
+            decoded.pointer if self.decoder.pointer is not None else None,
+            decoded.confidence.detach(),
+        )
+        make = partial(BANKS[self.settings.memory], size=self.settings.memory_frames)
+        if self.carried is None:
+            if bank is None:
+                return make(new)
             bank.add(new)
-        visit.track.bank = bank
-        if self.carried is not None:
-            self.carried.bank = bank
+            return bank
+        for row in range(len(frames)):
+            one = new.of_row(row)
+            if self.carried.bank is None:
+                self.carried.bank = make(one)
+            else:
+                self.carried.bank.add(one)
+        return self.carried.bank
 
 
 def enlarge(masks: Tensor, size: int) -> Tensor:
