@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.networks.e3sam2.adapters import BlockAdapter, GlobalLocalAdapter
-from echoplan.networks.e3sam2.sam2_parts import Variant, build_neck, build_trunk, run_block
+from echoplan.networks.e3sam2.sam2_parts import WIDTH, Variant, build_neck, build_trunk, run_block, sine_positions
 
 _RGB = 3
 
@@ -104,10 +104,8 @@ class Encoder(nn.Module):
         self.colours = Colours() if imagenet else nn.Identity()
         self.trunk = build_trunk(variant, windows, size)
         self.neck = build_neck(self.trunk.channel_list)
-        grid = size // 16
-        # The sine position encoding (1, 256, H/16, W/16) of the top features.
-        positions = self.neck.position_encoding(torch.empty(1, 1, grid, grid))
-        self.register_buffer("positions", positions, persistent=False)
+        # Of the top features, (1, 256, H/16, W/16).
+        self.register_buffer("positions", sine_positions(WIDTH, size // 16), persistent=False)
         self.channels = tuple(self.trunk.channel_list[::-1])  # of the four stages, the finest first
         ends = self.trunk.stage_ends
         self.adapted_blocks = [end + 1 for end in ends[:-1]] if adapters == "before" else []

@@ -20,6 +20,7 @@ from echoplan.networks.e3sam2.sam2_parts import (
     build_memory_attention,
     build_memory_encoder,
     sam2_module,
+    sine_positions,
 )
 
 _MOST_POINTERS = 16  # object pointers that are kept, the start frame's included
@@ -234,7 +235,7 @@ class Memory(nn.Module):
         self.drawn = drawn
         self.attention = build_memory_attention(grid)
         self.encoder = build_memory_encoder()
-        places = self.encoder.position_encoding(torch.empty(1, 1, grid, grid))
+        places = sine_positions(MEMORY_WIDTH, grid)
         self.register_buffer("places", places.flatten(2).transpose(1, 2), persistent=False)  # (1, h * w, 64)
         self.has_marks = tokens == "sam2"
         if self.has_marks:

@@ -196,7 +196,7 @@ def _pooled(grid: Tensor, pool: nn.Module) -> Tensor:
 def build_neck(channels: list[int]) -> Any:
     """The feature pyramid over the trunk's stages, the coarsest of which comes first in `channels`."""
     return sam2_module("modeling.backbones.image_encoder").FpnNeck(
-        position_encoding=_position_encoding(WIDTH),
+        position_encoding=nn.Identity(),
         d_model=WIDTH,
         backbone_channel_list=channels,
         fpn_top_down_levels=[2, 3],
@@ -261,7 +261,7 @@ def build_memory_encoder() -> Any:
     block = module.CXBlock(dim=WIDTH, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
     return module.MemoryEncoder(
         out_dim=MEMORY_WIDTH,
-        position_encoding=_position_encoding(MEMORY_WIDTH),
+        position_encoding=nn.Identity(),  # `sine_positions` are made once
         mask_downsampler=module.MaskDownSampler(kernel_size=3, stride=2, padding=1),
         fuser=module.Fuser(block, num_layers=2),
     )
@@ -282,7 +282,9 @@ def _rotary_attention(grid: int, *, rope_k_repeat: bool = False, **settings: Any
     return attention
 
 
-def _position_encoding(channels: int) -> nn.Module:
-    return sam2_module("modeling.position_encoding").PositionEmbeddingSine(
+def sine_positions(channels: int, grid: int) -> Tensor:
+    """SAM2's sine position encoding of a square grid, ``(1, channels, grid, grid)``."""
+    encoding = sam2_module("modeling.position_encoding").PositionEmbeddingSine(
         num_pos_feats=channels, normalize=True, scale=None, temperature=10000, warmup_cache=False
     )
+    return encoding(torch.empty(1, 1, grid, grid))
