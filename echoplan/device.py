@@ -81,16 +81,17 @@ def _described(device: torch.device) -> str:
 def prepare_device(device: torch.device) -> None:
     """Have this process use a GPU as EchoPlan does; nothing for other devices. To be called before its first kernel.
 
-    The GPU becomes the current one, whose random numbers checkpoints keep. cuBLAS gets the workspaces in which it
-    computes the same in every run. Attention leaves cuDNN aside, which builds a plan for each new shape.
+    A GPU that is named, or the process's own under torchrun, becomes the current one, whose random numbers checkpoints
+    keep. cuBLAS gets the workspaces in which it computes the same in every run. Attention leaves cuDNN aside, which
+    builds a plan for each new shape.
     """
     if device.type != "cuda":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cuda.enable_cudnn_sdp(False)
-    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
-    if index < torch.cuda.device_count():
-        torch.cuda.set_device(index)
+    index = os.environ.get("LOCAL_RANK") if device.index is None else device.index
+    if index is not None and int(index) < torch.cuda.device_count():
+        torch.cuda.set_device(int(index))
 
 
 @contextmanager

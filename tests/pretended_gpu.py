@@ -145,10 +145,10 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors: list[Tensor] = []
     inner_args, inner_kwargs = _unwrapped(args, tensors), _unwrapped(kwargs, tensors)
     ours = any(isinstance(tensor, OnGPU) for tensor in tensors)
-    asked = kwargs.get("device")
-    on_gpu = ours or (asked is not None and torch.device(asked).type == "cuda")
-    # What autograd makes from nothing, it makes where the gradients are.
-    on_gpu = on_gpu or (not tensors and torch._C._current_graph_task_id() != -1)
+    asked = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
+    # What autograd makes from nothing, it makes where C++ believes that the gradients are.
+    made_by_autograd = not tensors and asked == "cpu" and torch._C._current_graph_task_id() != -1
+    on_gpu = ours or asked == "cuda" or made_by_autograd
     if ours:
         _check(func, args, tensors)
     if on_gpu and func in _COPIES:
@@ -159,7 +159,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         else:
             WAITS.add("copied from the GPU")
             on_gpu = False
-    if asked is not None and torch.device(asked).type == "cuda":
+    if asked == "cuda":
         inner_kwargs["device"] = _CPU
     inner_kwargs.pop("pin_memory", None)
     result = func(*inner_args, **inner_kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -40,12 +40,9 @@ def test_without_a_gpu_it_says_so_in_a_line(
 @pytest.mark.usefixtures("slim_networks")
 def test_all_its_tables_are_made(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     patches = {
-        "is_available": lambda: True,
-        "is_current_stream_capturing": lambda: False,
         "device_count": lambda: 1,
         "set_device": lambda _: None,
         "get_device_name": lambda _: "Pretended",
-        "get_device_properties": lambda _: SimpleNamespace(name="Pretended", major=9, minor=0),
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
         "mem_get_info": lambda: (79 * GB, 80 * GB),
@@ -57,6 +54,7 @@ def test_all_its_tables_are_made(benchmark: ModuleType, monkeypatch: pytest.Monk
     for name, patch in patches.items():
         monkeypatch.setattr(torch.cuda, name, patch)
     monkeypatch.setattr(gpu_check, "_DEVICE", GPU)
+    monkeypatch.setattr(benchmark, "choose_device", torch.device)
     monkeypatch.setattr(benchmark, "LOADED", ("ResUNetTrainer",))
     good, broken = "ResUNetTrainer", "PKEchoNetR18Trainer"
 

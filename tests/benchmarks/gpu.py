@@ -125,7 +125,7 @@ class Report:
         except Exception as error:  # one that fails keeps the others from nothing
             reason = (str(error).strip() or "-").splitlines()[0]
             self.failures.append(f"{name}: {type(error).__name__}: {reason}")
-            self.say(f"| {name} | failed |")
+            self.say(f"| {name} | failed: {type(error).__name__} |")
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -195,7 +195,7 @@ def prediction(report: Report, cases: Sequence[Case], *, small: bool) -> None:
         def measured(case: Case = case) -> Sequence[object]:
             network = case.prepare(report.device, 1).step.network.eval()
             clip = torch.randint(0, 255, (12 if small else FRAMES, *case.size), dtype=torch.uint8)
-            windows = max(1, WINDOWS // (case.frames * case.size[0] * case.size[1]))
+            windows = 2 if small else max(1, WINDOWS // (case.frames * case.size[0] * case.size[1]))
             how = {"window": case.frames, "classes": 1, "batch": windows, "autocast": True}
             ours = len(clip) / report.seconds(lambda: segment_clip(network, clip, **how))
             alone: object = "-"
