@@ -397,4 +397,5 @@ class Trainer:
         """A loader's batch on the device, with "prompts" where the method tells its network any."""
         told = self.method.prompts(batch, training=training)
         batch = with_features(batch, self.features, training=training)
-        return to_device(batch if told is None else {**batch, "prompts": told}, self.device)
+        batch = to_device(batch, self.device)
+        return batch if told is None else {**batch, "prompts": told}

@@ -23,8 +23,9 @@ WAITS = (1, 1, 2)
 MORE = {
     "E3SAM2Trainer": (10, 10, 12),
     "EchoNetTrainer": (1, 2, 2),
+    "LiteMedSAMTrainer": (1, 3, 3),  # the box of what the locator found is made by the CPU, once for some frames
     "SAM2Trainer": (19, 13, 19),
-    "SAMTrainer": (3, 15, 9),
+    "SAMTrainer": (1, 3, 3),
 }
 
 

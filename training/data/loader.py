@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from echoplan.device import send
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import undisturbed
@@ -217,14 +218,8 @@ def split_batch(batch: Batch, parts: int) -> list[tuple[float, Batch]]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with its tensors on a device; from pinned memory, so that a GPU is not waited for."""
-    pinned = device.type == "cuda"
-    return {
-        name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in batch.items()
-    }
+    """A batch with its tensors on a device."""
+    return {name: send(value, device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

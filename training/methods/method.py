@@ -147,7 +147,8 @@ class Method(ABC, Generic[RecipeT]):
         """What a promptable network is told of a batch, made of its labels; None tells it nothing.
 
         It is asked for while the batch is in ordinary memory, for reading labels on a GPU would have to wait for all
-        that the GPU is at. What it gives is the batch's "prompts" from then on, and can be taken in parts by slices.
+        that the GPU is at. What it gives is the batch's "prompts" from then on, stays there, and can be taken in parts
+        by slices.
 
         Args:
             batch: as the loader gives it.

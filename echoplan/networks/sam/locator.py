@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
+from echoplan.device import send
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.unet import FrameUNet, UNetSettings
 
@@ -49,20 +50,20 @@ def found_boxes(logits: Tensor, *, size: Sequence[int], margin: float) -> Tensor
         ``(B, T, 4)``: x0, y0, x1, y1 in pixel centres of the frames.
     """
     height, width = size
-    whole = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0], device=logits.device)
+    whole = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0])
     boxes = whole.expand(*logits.shape[:2], 4)
     if logits.is_meta:  # planning's dry run, where logits have no values
-        return boxes
+        return boxes.to(logits.device)
     grid = logits.shape[-2:]
     regions = [largest_region_box(frame) for frame in (logits.float() >= 0).flatten(0, 2).cpu().numpy()]
-    known = torch.tensor([region is not None for region in regions], device=logits.device)
-    corners = torch.tensor([region or (0.0,) * 4 for region in regions], device=logits.device)
+    known = torch.tensor([region is not None for region in regions])
+    corners = torch.tensor([region or (0.0,) * 4 for region in regions])
     corners = rescale_boxes(corners, old=grid, new=size)
     extent = (corners[:, 2:] - corners[:, :2]) * margin
     widened = (
         torch.cat([corners[:, :2] - extent, corners[:, 2:] + extent], dim=1).clamp_min(0).minimum(whole[[2, 3] * 2])
     )
-    return torch.where(known[:, None], widened, boxes.flatten(0, 1)).view_as(boxes)
+    return send(torch.where(known[:, None], widened, boxes.flatten(0, 1)).view_as(boxes), logits.device)
 
 
 def largest_region_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:
@@ -77,11 +78,15 @@ def largest_region_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, fl
 
 def rescale_boxes(boxes: Tensor, *, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Boxes ``(..., 4)`` in pixel centres of an image of `old` (H, W), when it is resized to `new`."""
-    ratio = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
-    return (boxes + 0.5) * ratio - 0.5
+    return _scaled(boxes + 0.5, old, new) - 0.5
 
 
 def rescale_as_rectangles(boxes: Tensor, *, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """The same as OpenCV's rectangles (x, y, x + w, y + h), of which SAM's ResizeLongestSide scales the corners."""
-    ratio = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
-    return (boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])) * ratio
+    return _scaled(torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1), old, new)
+
+
+def _scaled(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """By numbers, not by a tensor of them, which would have to be brought to the boxes' device."""
+    x, y = boxes[..., 0::2], boxes[..., 1::2]
+    return torch.stack([x * (new[1] / old[1]), y * (new[0] / old[0])], dim=-1).flatten(-2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoplan.device import send
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
@@ -206,10 +207,13 @@ class SAM(nn.Module):
     def _complete(self, boxes: Tensor | None, clip: Tensor, found: Tensor | None = None) -> Tensor:
         """The boxes, with the locator's where there is none; `found` is its answer where that is known."""
         if boxes is not None and not boxes.is_meta and not bool(boxes.isnan().any()):
-            return boxes
+            return send(boxes, clip.device)
         found = self.locator(clip) if found is None else found
         own = found_boxes(found, size=clip.shape[-2:], margin=self.box_margin)
-        return own if boxes is None else torch.where(boxes.isnan(), own, boxes.to(own))
+        if boxes is None:
+            return own
+        boxes = send(boxes, clip.device)
+        return torch.where(boxes.isnan(), own, boxes.to(own))
 
 
 def _unit_range(frames: Tensor) -> Tensor:
