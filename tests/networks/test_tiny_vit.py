@@ -64,7 +64,7 @@ def test_an_encoder_that_rests_keeps_its_statistics() -> None:
     boxes = torch.tensor([4.0, 4.0, 20.0, 20.0]).expand(1, 2, 4)
     for part, moves in (("decoder", False), ("all_but_prompt_encoder", True)):
         network = build_network("sam", size=(32, 32), trainable=part, **LITE).train()
-        statistics = network.image_encoder.patch_embed.seq[0].bn.running_mean
+        statistics = network.image_encoder.patch_embed["seq"][0].bn.running_mean
         before = statistics.clone()
         network(frames, boxes)
         assert torch.equal(statistics, before) is not moves

@@ -102,6 +102,7 @@ class EntropyGuidedAttention(nn.Module):
             local: features of the same shape that the output map fuses with the attended ones: their sum goes in.
         """
         q, k, v = (self._split(each) for each in self.query_key_value(tokens).chunk(3, dim=2))
+        entropy: Tensor | None
         if self.kind in _GUIDED:
             mixed, entropy = self._guided(q, k, v)
         else:
@@ -233,7 +234,7 @@ class _MapStatistics(torch.autograd.Function):
             torch.exp(logarithm, out=spare)
             down = to_entropy[batch, rows].unsqueeze(2)
             slope = logarithm.add_(entropy[batch, rows].unsqueeze(2))
-            if weight is None:
+            if weight is None or steepness is None:
                 slope.mul_(-down)
             else:
                 own, mean = weight[batch, rows].unsqueeze(2), spare @ to_sums[batch]

@@ -24,8 +24,8 @@ class TinyViT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first = _WIDTHS[0]
-        self.patch_embed = nn.Module()
-        self.patch_embed.seq = nn.Sequential(_NormedConv(3, first // 2), nn.GELU(), _NormedConv(first // 2, first))
+        embedding = nn.Sequential(_NormedConv(3, first // 2), nn.GELU(), _NormedConv(first // 2, first))
+        self.patch_embed = nn.ModuleDict({"seq": embedding})
         self.layers = nn.ModuleList(_Stage(index) for index in range(len(_WIDTHS)))
         self.neck = nn.Sequential(
             nn.Conv2d(_WIDTHS[-1], _FEATURES, 1, bias=False),
@@ -36,7 +36,7 @@ class TinyViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, 3, H, W)``, edges multiples of 4 -> features ``(N, 256, H/4, W/4)``."""
-        features = self.patch_embed.seq(images)
+        features = self.patch_embed["seq"](images)
         for stage in self.layers:
             features = stage(features)
         return self.neck(features)
@@ -104,15 +104,14 @@ class _AttentionBlock(nn.Module):
         super().__init__()
         self.attn = _WindowAttention(width, heads, window)
         self.local_conv = _NormedConv(width, width, kernel=3, groups=width)
-        self.mlp = nn.Module()
-        self.mlp.norm = nn.LayerNorm(width)
-        self.mlp.fc1 = nn.Linear(width, width * _EXPANSION)
-        self.mlp.fc2 = nn.Linear(width * _EXPANSION, width)
+        wide = width * _EXPANSION
+        layers = {"norm": nn.LayerNorm(width), "fc1": nn.Linear(width, wide), "fc2": nn.Linear(wide, width)}
+        self.mlp = nn.ModuleDict(layers)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.local_conv(features + self.attn(features))
         tokens = features.permute(0, 2, 3, 1)
-        inner = self.mlp.fc2(F.gelu(self.mlp.fc1(self.mlp.norm(tokens))))
+        inner = self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.mlp["norm"](tokens))))
         return features + inner.permute(0, 3, 1, 2)
 
 
