@@ -19,7 +19,7 @@ from ...training.model_folder import normalisation_for
 from ..model_selection import ModelChoice
 from ..predictor import EchoPredictor
 from .card import ExportedModel, model_card
-from .exported import TOLERANCE
+from .exported import TOLERANCE, not_run
 from .graphs import SegmentFrames
 from .onnx_file import require, write_onnx
 from .runtimes import OnnxRuntime
@@ -183,6 +183,14 @@ def _write(graph: Graph, file: Path, about: Mapping[str, str], lengths: Sequence
         lengths: of the axes that may have any.
     """
     write_onnx(graph, file, about)
+    try:
+        _compare(graph, file, lengths)
+    except Exception as error:  # the runtime raises its own kinds
+        file.unlink(missing_ok=True)
+        raise error if isinstance(error, EchoPlanError) else not_run("ONNX Runtime", error) from error
+
+
+def _compare(graph: Graph, file: Path, lengths: Sequence[int]) -> None:
     runtime = OnnxRuntime(file, torch.device("cpu"))
     chance = torch.Generator().manual_seed(0)
     for length in lengths:
@@ -198,7 +206,6 @@ def _write(graph: Graph, file: Path, about: Mapping[str, str], lengths: Sequence
         for name in (name for name, values in expected.items() if values.is_floating_point()):
             difference = float(np.abs(found[name] - expected[name].numpy()).max())
             if not difference <= TOLERANCE * max(1.0, float(expected[name].abs().max())):
-                file.unlink()
                 raise EchoPlanError(
                     f"ONNX Runtime's {name} differ from PyTorch's by up to {difference:.2g} at a length of {length}",
                     remedy="predict with PyTorch",

@@ -156,13 +156,13 @@ def hand_over(
         return open_files(files)
     logger.info("exporting %s to ONNX, once", type(network).__name__)
     files = _write_beside(graphs, files)
-    exported = open_files(files)
     try:
+        exported = open_files(files)
         compare(network, exported, size=size, lengths=[(1, 1), (5, 1) if framewise else (1, 5)])
-    except EchoPlanError:
+    except Exception as error:  # runtimes raise their own kinds; what failed must not lie there for the next run
         for file in files.values():
-            file.unlink()
-        raise
+            file.unlink(missing_ok=True)
+        raise error if isinstance(error, EchoPlanError) else not_run(backend, error) from error
     return exported
 
 
@@ -173,6 +173,12 @@ def _graphs(network: nn.Module, *, size: tuple[int, int], framewise: bool) -> di
     frames, axis = (1, {0: "frames"}) if framewise else (2, {1: "frames"})
     clip = torch.zeros(1, frames, 1, *size)
     return {"network": Graph(network, {"clip": clip}, ["logits"], {"clip": axis, "logits": axis})}
+
+
+def not_run(backend: str, error: Exception) -> EchoPlanError:
+    """What a runtime's own error means."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return EchoPlanError(f"{backend} cannot run the exported network: {reason}", remedy="predict with PyTorch")
 
 
 @torch.no_grad()

@@ -138,6 +138,7 @@ class Wandering(torch.nn.Module):
     ("name", "why"),
     [
         ("sam", "connected regions"),
+        ("pkechonet", "a set of kernels a frame"),
         ("sam2", "not taken apart into graphs"),
         (None, "differ from PyTorch's"),
     ],

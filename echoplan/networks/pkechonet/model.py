@@ -35,6 +35,9 @@ class PKEchoNet(nn.Module):
         EchoPlanError: a size it cannot take, or weights that cannot be had.
     """
 
+    # Says what asks for a graph of the network, see `inference.deployment`.
+    why_no_graph = "it has a set of kernels a frame, and the exporter fixes for how many frames"
+
     def __init__(
         self,
         settings: PKEchoNetSettings,
