@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +19,7 @@ from echoplan import layout
 from echoplan.case_warnings import CaseWarnings, held_back, lines_of
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
+from echoplan.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 _STARTING_SECONDS = 8.0  # each worker imports PyTorch first
@@ -70,8 +66,7 @@ def run_cases(
             them at once.
 
     Raises:
-        EchoPlanError: an error that no case can escape (a full disk), or a worker process that died; the message names
-            the cases it was working on.
+        EchoPlanError: an error that no case can escape (a full disk). A worker process that dies fails its case alone.
     """
     results = CaseResults()
     waiting = dict(arguments)
@@ -140,81 +135,19 @@ def _run_in_pool(
     results: CaseResults,
     bar: tqdm[Any],
 ) -> None:
-    waiting = list(arguments.items())[::-1]
-    running: dict[Future[Any], str] = {}
-    # Spawned, not forked: a fork of a process that runs threads (torch, blosc2) can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_obey_parent)
-    try:
-        while waiting or running:
-            # No more in flight than workers, so that a dead worker's cases can be named.
-            while waiting and len(running) < processes:
-                case, values = waiting.pop()
-                with undisturbed():
-                    running[pool.submit(_attempt_in_worker, function, *values)] = case
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                outcome = attempt(future.result)  # what cannot be sent is a failure, too
-                record(results, running[future], *((outcome, ()) if isinstance(outcome, Failure) else outcome))
-                del running[future]
-                bar.update()
-    except BaseException as error:
-        cut_off = [case for future, case in running.items() if not future.done() or future.exception() is not None]
-        for worker in list((pool._processes or {}).values()):
-            worker.terminate()  # do not let a long case hold up Ctrl-C
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise _worker_died(cut_off) from error
-        raise
-    pool.shutdown()
+    with closing(WorkerPool(processes)) as pool:
+        running = {
+            pool.submit(case, attempt_quietly, function, *values): case for case, values in arguments.items()
+        }
+        for future in as_completed(running):
+            record(results, running[future], *outcome_of(future))
+            bar.update()
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold SIGTERM and Ctrl-C back inside the block: a worker that is only half started could not be ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number)) or signal.SIG_DFL
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for missed in came:
-            signal.raise_signal(missed)
-
-
-def _obey_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and when it ends a worker, half-written files are removed.
-
-    A worker ends with its parent too: one whose parent was killed would wait for work for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(*_: Any) -> None:
-    raise SystemExit(1)
-
-
-def _attempt_in_worker(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
-    try:
-        return attempt_quietly(function, *values)
-    except SystemExit:
-        os._exit(1)  # the executor would go on with this worker
+def outcome_of(future: Future[tuple[Any, CaseWarnings]]) -> tuple[Any, CaseWarnings]:
+    """What a worker's `attempt_quietly` made of a case; a dead worker, and what cannot be sent, are failures, too."""
+    outcome = attempt(future.result)
+    return (outcome, ()) if isinstance(outcome, Failure) else outcome
 
 
 def attempt_quietly(function: Callable[..., Any], *values: Any) -> tuple[Any, CaseWarnings]:
@@ -228,8 +161,6 @@ def attempt(function: Callable[..., Any], *values: Any) -> Any:
     """The function's value or a `Failure`: not every exception can be sent from a worker, but its text always can."""
     try:
         return function(*values)
-    except BrokenProcessPool:
-        raise
     except EchoPlanError as error:
         if error.fatal:
             raise
@@ -248,11 +179,3 @@ def record(results: CaseResults, case: str, outcome: Any, said: CaseWarnings = (
     results.failures[case] = outcome.reason
     if outcome.traceback:
         logger.debug("case %s\n%s", case, outcome.traceback)
-
-
-def _worker_died(cases: Iterable[str]) -> EchoPlanError:
-    return EchoPlanError(
-        f"a worker process died while working on {', '.join(sorted(cases))}",
-        remedy="it may have run out of memory: run the same command again with fewer workers (-np); what is finished "
-        "is kept",
-    )

@@ -1,9 +1,11 @@
-"""A cluster's SIGTERM, met between two steps of a training instead of in the middle of one."""
+"""SIGTERM and Ctrl-C, met where nothing is lost by them."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,7 +13,7 @@ from echoplan.errors import Terminated
 
 
 class Termination:
-    """Inside the block SIGTERM is only noted; the training asks `requested` when it can stop without loss.
+    """Inside the block SIGTERM is only noted; a training asks `requested` when it can stop without loss.
 
     Raises:
         Terminated: at the block's end, where SIGTERM came and nobody asked any more.
@@ -37,3 +39,23 @@ class Termination:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold SIGTERM and Ctrl-C back inside the block: a worker that is only half started could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number)) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for missed in came:
+            signal.raise_signal(missed)

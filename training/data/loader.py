@@ -14,7 +14,7 @@ import torch
 from echoplan.device import send
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.parallel_map import undisturbed
+from echoplan.termination import undisturbed
 from echoplan.plans import ResolvedPlan
 
 from ...preprocessing.clip import normalise

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.parallel_map import undisturbed
+from echoplan.termination import undisturbed
+from echoplan.workers import how_it_ended
 
 HANGS_AFTER_SECONDS = 300.0  # without a batch
 _AHEAD = 2  # batches that a worker may have ready
@@ -72,9 +73,7 @@ class Workers:
 
     def _told(self, worker: _Worker, why: str = "") -> EchoPlanError:
         worker.process.join(_END_SECONDS)
-        status = worker.process.exitcode
-        if status is not None:
-            why = f"exit status {status}" if status >= 0 else signal.strsignal(-status) or why
+        why = how_it_ended(worker.process) or why
         sample = worker.at.value
         return EchoPlanError(
             f"a data-loading worker died or hangs{f' while reading {self._name(sample)}' if sample >= 0 else ''}: "
