@@ -136,9 +136,7 @@ def _run_in_pool(
     bar: tqdm[Any],
 ) -> None:
     with closing(WorkerPool(processes)) as pool:
-        running = {
-            pool.submit(case, attempt_quietly, function, *values): case for case, values in arguments.items()
-        }
+        running = {pool.submit(case, attempt_quietly, function, *values): case for case, values in arguments.items()}
         for future in as_completed(running):
             record(results, running[future], *outcome_of(future))
             bar.update()

@@ -92,7 +92,9 @@ class WorkerPool:
             return EchoPlanError("the work was given up", fatal=True)
         why = how_it_ended(worker.process)
         if not worker.ready:
-            return EchoPlanError(f"a worker process ended while it started: {why}", remedy="work without (-np 0)", fatal=True)
+            return EchoPlanError(
+                f"a worker process ended while it started: {why}", remedy="work without (-np 0)", fatal=True
+            )
         self._start()
         message = f"a worker process died while working on {name}: {why}"
         logger.warning("%s", message)

@@ -6,7 +6,7 @@ A long clip's probabilities are never all in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
 from echoplan.networks.interface import StreamingNetwork, labels_from_probabilities
-from echoplan.networks.sliding_window import FrameSums, segment_parts
+from echoplan.networks.sliding_window import BatchSize, FrameSums, device_of, segment_parts
 from echoplan.plans import ResolvedPlan
 
-from ..preprocessing.clip import normaliser, preprocess_clip, sector_statistics
+from ..preprocessing.clip import NormalisedFrames, preprocess_clip, sector_statistics
 from ..preprocessing.geometry import Geometry
-from ..preprocessing.probabilities import ClipProbabilities, average
+from ..preprocessing.probabilities import ClipProbabilities, native_geometry
 from ..training.model_folder import ModelFolder, normalisation_for
 from .deployment.exported import TORCH, digest_of_weights, hand_over
 from .nearest_dataset import plan_for_clip
@@ -33,13 +34,15 @@ from .uncertainty import ClipEvidence
 # Of a plan, what a clip meets on its way to the mask and back.
 _DECISIONS = ("size", "protocol", "crop", "normalisation", "frames", "frame_stride", "mirror_axes")
 _PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
+_SHARED_ON_CPU = 8  # a CPU is as quick with so small a part of a batch: more clips together would only end later
+_NATIVE_FRAMES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class PreparedClip:
     """A clip on a network's grid, (T, h, w) uint8, its mean and SD, where the grid lies, and the plan."""
 
-    frames: torch.Tensor
+    frames: np.ndarray
     statistics: tuple[float, float]
     geometry: Geometry
     plan: ResolvedPlan
@@ -47,11 +50,16 @@ class PreparedClip:
 
 @dataclass(frozen=True)
 class PredictorMember:
-    """One model of an ensemble: a model folder and the networks of some of its folds."""
+    """One model of an ensemble: a model folder and the networks of some of its folds.
+
+    Attributes:
+        batches: windows that go through a network together, by the pixels of one; fewer where memory was too small.
+    """
 
     model: ModelFolder
     folds: tuple[int, ...]
     networks: tuple[nn.Module, ...]
+    batches: dict[int, BatchSize] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -99,7 +107,7 @@ class PredictorMember:
         """The clip on the networks' grid, and the plan as it holds for the clip."""
         plan = plan_for_clip(self.model.plan, clip, like)
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
-        return PreparedClip(torch.from_numpy(frames), sector_statistics(frames), geometry, plan)
+        return PreparedClip(frames, sector_statistics(frames), geometry, plan)
 
     def identity(self) -> dict[str, Any]:
         """What a mask depends on beside its clip: the weights, and the plan's decisions for each dataset."""
@@ -110,25 +118,60 @@ class PredictorMember:
             "weights": [digest_of_weights(network) for network in self.networks],
         }
 
+    def share_batches(self, one: PreparedClip, other: PreparedClip) -> bool:
+        """Whether windows of two clips can go through the networks together, for a network walks none of them."""
+        first, second = one.plan, other.plan
+        return (
+            one.frames.shape[1:] == other.frames.shape[1:]
+            and (first.frames, first.window_stride, first.mirror_axes, first.normalisation)
+            == (second.frames, second.window_stride, second.mirror_axes, second.normalisation)
+            and not any(isinstance(network, StreamingNetwork) for network in self.networks)
+        )
+
+    @property
+    def pixels_at_once(self) -> int:
+        """Of how many pixels clips are joined to share batches."""
+        on_cpu = device_of(self.networks[0]).type == "cpu"
+        return _PIXELS_AT_ONCE // _SHARED_ON_CPU if on_cpu else _PIXELS_AT_ONCE
+
+    def as_seen(self, clips: Sequence[PreparedClip]) -> NormalisedFrames:
+        """Clips that this member prepared, one behind the other, on the networks' device."""
+        network = self.networks[0]
+        return NormalisedFrames(
+            [clip.frames for clip in clips],
+            [clip.statistics for clip in clips],
+            normalisation_for(network, clips[0].plan),
+            device_of(network),
+        )
+
     def probabilities(
-        self, network: nn.Module, clip: PreparedClip, *, mirroring: bool, autocast: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self,
+        network: nn.Module,
+        frames: NormalisedFrames,
+        clips: Sequence[PreparedClip],
+        *,
+        mirroring: bool,
+        autocast: bool | None,
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Frames (n,) and the probabilities (K, n, h, w) that one of the networks gives them, part by part.
 
         Args:
             network: one of this member's.
-            clip: what this member prepared.
+            frames: of `as_seen`, the clips one behind the other.
+            clips: what this member prepared; of several, windows share batches.
             mirroring, autocast: as in `EchoPredictor`.
         """
-        plan = clip.plan
+        plan = clips[0].plan
+        pixels = plan.frames * plan.size[0] * plan.size[1]
+        batch = self.batches.setdefault(pixels, BatchSize(max(1, _PIXELS_AT_ONCE // pixels)))
         return segment_parts(
             network,
-            clip.frames,
-            normalise=normaliser(*clip.statistics, normalisation_for(network, plan)),
+            frames,
+            clips=[len(clip.frames) for clip in clips],
             window=plan.frames,
             stride=plan.window_stride,
             classes=self.model.description.classes,
-            batch=max(1, _PIXELS_AT_ONCE // (plan.frames * plan.size[0] * plan.size[1])),
+            batch=batch,
             mirror_axes=plan.mirror_axes if mirroring else (),
             autocast=autocast,
         )
@@ -168,97 +211,130 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class FrameProbabilities:
-    """What is found in some frames (n,), by one fold's networks alone or, where `fold` is None, by all together."""
+    """What is found in some frames of a clip, by one fold's networks alone or by all together.
 
+    Attributes:
+        clip: its number among those that went through the networks together.
+        fold: None: all together.
+        frames: (n,).
+        values: (K, n, h, w), on the networks' device.
+        geometry: how that grid lies on the clip's native grid.
+    """
+
+    clip: int
     fold: int | None
     frames: np.ndarray
-    probabilities: ClipProbabilities
+    values: Tensor
+    geometry: Geometry
 
 
 def run_networks(
     members: Sequence[PredictorMember],
-    clips: Sequence[PreparedClip],
+    clips: Sequence[Sequence[PreparedClip]],
     folds: Sequence[int],
     *,
     mirroring: bool,
-    autocast: bool,
+    autocast: bool | None,
 ) -> Iterator[FrameProbabilities]:
-    """Run all networks over a clip side by side; no network runs twice.
+    """Run all networks over a clip, or several that share batches, side by side; no network runs twice.
 
     Probabilities are averaged over a member's networks, then over the members: on the network's grid where all members
     share one, else on the native grid.
 
     Args:
         members: the models.
-        clips: the clip as each of them sees it.
+        clips: each clip as each of the members sees it.
         folds: numbers of the networks where all members have the same ones, to hear of each fold alone; else empty.
         mirroring, autocast: as in `EchoPredictor`.
 
     Yields:
         each frame once for each of the folds, and once for all together.
     """
-    length, grids = len(clips[0].frames), [clip.geometry for clip in clips]
-    alone = [_Meeting(grids) for _ in folds]
-    totals = [FrameSums(np.full(length, len(member.networks))) for member in members]
-    together = _Meeting(grids)
+    ends = np.cumsum([len(clip[0].frames) for clip in clips])
+    alone, together = (
+        [_Meeting([of.geometry for of in clip]) for clip in clips for _ in range(n)] for n in (len(folds), 1)
+    )
+    totals = [FrameSums(np.full(ends[-1], len(member.networks))) for member in members]
+    by_member = [[clip[number] for clip in clips] for number in range(len(members))]
+    seen = [member.as_seen(own) for member, own in zip(members, by_member, strict=True)]
     for running in _running_together(members):
         streams = {
             (index, number): members[number].probabilities(
-                members[number].networks[index], clips[number], mirroring=mirroring, autocast=autocast
+                members[number].networks[index],
+                seen[number],
+                by_member[number],
+                mirroring=mirroring,
+                autocast=autocast,
             )
             for index, number in running
         }
         for (index, number), frames, found in _abreast(streams):
-            if folds and (met := alone[index].add(number, frames, found)) is not None:
-                yield FrameProbabilities(folds[index], *met)
+            for clip, own, values in _by_clip(frames, found, ends) if folds else ():
+                yield from alone[clip * len(folds) + index].add(clip, folds[index], number, own, values)
             totals[number].add(frames, found)
             if (finished := totals[number].take()) is not None:
                 frames, total = finished
-                np.divide(total, np.float32(len(members[number].networks)), out=total)
-                if (met := together.add(number, frames, total)) is not None:
-                    yield FrameProbabilities(None, *met)
+                for clip, own, values in _by_clip(frames, total / len(members[number].networks), ends):
+                    yield from together[clip].add(clip, None, number, own, values)
+
+
+def _by_clip(frames: np.ndarray, values: Tensor, ends: np.ndarray) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """What was found in frames (n,), ascending, of clips one behind the other: a clip's number, its frames, values."""
+    of_clip = np.searchsorted(ends, frames, side="right")
+    for clip in np.unique(of_clip).tolist():
+        first, end = np.searchsorted(of_clip, (clip, clip + 1)).tolist()
+        yield clip, frames[first:end] - (ends[clip - 1] if clip else 0), values[:, first:end]
 
 
 class ClipLabels:
-    """What all parts amount to: labels on the clip's own grid, every opinion's on the network's, in little memory.
+    """What all parts amount to: every opinion's labels, a bit a pixel, in little memory.
 
     Args:
         shape: (T, H, W) of the clip.
+        classes: K of the probabilities.
         keep_probabilities: their type, or None where they are not wanted.
 
     Attributes:
-        labels: (T, H, W) uint8, of all networks together.
+        labels: (T, H, W) on the clip's own grid, of all networks together.
         on_grid: fold -> what its networks find, on the network's grid; None -> what all find together.
-        geometry: of that grid, once something is found.
+        geometry: of that grid.
+        probabilities: of all networks together, where they were to be kept.
     """
 
     geometry: Geometry
 
-    def __init__(self, shape: tuple[int, int, int], keep_probabilities: DTypeLike | None) -> None:
-        self.labels = np.zeros(shape, np.uint8)
+    def __init__(self, shape: tuple[int, int, int], classes: int, keep_probabilities: DTypeLike | None) -> None:
+        self.labels = PackedLabels(shape, classes)
         self.on_grid: dict[int | None, PackedLabels] = {}
         self._kept_type = keep_probabilities
         self._kept: np.ndarray | None = None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        labels = (self.labels, *self.on_grid.values())
+        return sum(each.nbytes for each in labels) + (0 if self._kept is None else self._kept.nbytes)
+
+    @property
     def probabilities(self) -> ClipProbabilities | None:
-        """Those of all networks together, where they were to be kept."""
         return None if self._kept is None else ClipProbabilities(self._kept, self.geometry)
 
     def add(self, part: FrameProbabilities) -> None:
         """Take what is found in some frames."""
-        values, self.geometry = part.probabilities.values, part.probabilities.geometry
-        shape = (len(self.labels), *values.shape[2:])
+        values, self.geometry = part.values, part.geometry
+        shape = (self.labels.shape[0], *values.shape[2:])
         if part.fold not in self.on_grid:
             self.on_grid[part.fold] = PackedLabels(shape, len(values))
         self.on_grid[part.fold].put(part.frames, labels_from_probabilities(values))
         if part.fold is not None:
             return
-        self.labels[part.frames] = part.probabilities.labels()
+        for first in range(0, len(part.frames), _NATIVE_FRAMES_AT_ONCE):
+            some = slice(first, first + _NATIVE_FRAMES_AT_ONCE)
+            self.labels.put(part.frames[some], labels_from_probabilities(_native(values[:, some], part.geometry)))
         if self._kept_type is not None:
             if self._kept is None:
                 self._kept = np.zeros((len(values), *shape), self._kept_type)
-            self._kept[:, part.frames] = values
+            self._kept[:, part.frames] = values.cpu().numpy()
 
 
 class PackedLabels:
@@ -270,46 +346,74 @@ class PackedLabels:
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
-        self._shape = shape
+        self.shape = shape
         planes = max(1, (classes - 1).bit_length())
         self._bits = np.zeros((planes, shape[0], -(-shape[1] * shape[2] // 8)), np.uint8)
 
-    def put(self, frames: np.ndarray, labels: np.ndarray) -> None:
-        """Keep the labels (n, h, w) uint8 of some frames (n,)."""
-        flat = labels.reshape(len(labels), -1)
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self._bits.nbytes
+
+    def put(self, frames: np.ndarray, labels: Tensor) -> None:
+        """Keep the labels (n, h, w) uint8 of some frames (n,); from a GPU come bits alone."""
+        flat = labels.flatten(1)
         for number, plane in enumerate(self._bits):
-            plane[frames] = np.packbits(flat >> number & 1, axis=1)
+            bits = flat >> number & 1
+            if bits.device.type == "cpu":
+                plane[frames] = np.packbits(bits.numpy(), axis=1)
+            else:
+                eights = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+                places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+                plane[frames] = (eights * places).sum(2, dtype=torch.uint8).cpu().numpy()
 
     def unpacked(self) -> np.ndarray:
         """(T, h, w) uint8."""
-        labels = np.zeros((self._shape[0], self._shape[1] * self._shape[2]), np.uint8)
+        labels = np.zeros((self.shape[0], self.shape[1] * self.shape[2]), np.uint8)
         for number, plane in enumerate(self._bits):
             for row, bits in zip(labels, plane, strict=True):
                 row |= np.unpackbits(bits, count=len(row)) << number
-        return labels.reshape(self._shape)
+        return labels.reshape(self.shape)
 
 
 class _Meeting:
-    """Averages members' probabilities, on grids (M,), frame by frame as all members have come to a frame."""
+    """Averages members' probabilities of a clip, on grids (M,), frame by frame as all have come to a frame."""
 
     def __init__(self, grids: Sequence[Geometry]) -> None:
         self._grids = grids
-        self._waiting: dict[int, dict[int, np.ndarray]] = {}
+        self._waiting: dict[int, dict[int, Tensor]] = {}
 
-    def add(self, number: int, frames: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ClipProbabilities] | None:
-        """Take the (K, n, h, w) of one member; give back the frames at which it was the last, and the averages."""
+    def add(
+        self, clip: int, fold: int | None, number: int, frames: np.ndarray, values: Tensor
+    ) -> Iterator[FrameProbabilities]:
+        """Take the (K, n, h, w) of one member; yield the averages in the frames at which it was the last, if any."""
         if len(self._grids) == 1:
-            return frames, ClipProbabilities(values, self._grids[0])
-        for place, frame in enumerate(frames.tolist()):
-            self._waiting.setdefault(frame, {})[number] = values[:, place]
+            yield FrameProbabilities(clip, fold, frames, values, self._grids[0])
+            return
+        for frame, found in zip(frames.tolist(), values.unbind(1), strict=True):
+            self._waiting.setdefault(frame, {})[number] = found
         met = [frame for frame in frames.tolist() if len(self._waiting[frame]) == len(self._grids)]
-        if not met:
-            return None
-        found = [self._waiting.pop(frame) for frame in met]
-        return np.array(met), average(
-            ClipProbabilities(np.stack([by_member[number] for by_member in found], axis=1), grid)
-            for number, grid in enumerate(self._grids)
-        )
+        if met:
+            found = [self._waiting.pop(frame) for frame in met]
+            of_members = [torch.stack([values[index] for values in found], 1) for index in range(len(self._grids))]
+            yield FrameProbabilities(clip, fold, np.array(met), *_average(of_members, self._grids))
+
+
+def _average(values: Sequence[Tensor], grids: Sequence[Geometry]) -> tuple[Tensor, Geometry]:
+    """The mean of several models' probabilities on their common grid, else on the native one; as `average` has it."""
+    grid = grids[0]
+    if any(other != grid for other in grids):
+        values = [_native(of, own) for of, own in zip(values, grids, strict=True)]
+        grid = native_geometry(grid.native_shape, grid.native_spacing_mm)
+    total = values[0]
+    for other in values[1:]:
+        total = total + other
+    return total / len(values), grid
+
+
+def _native(values: Tensor, geometry: Geometry) -> Tensor:
+    """(K, n, H, W) on the clip's own grid."""
+    return values if geometry.is_native else geometry.tensor_to_native(values)
 
 
 def _running_together(members: Sequence[PredictorMember]) -> list[list[tuple[int, int]]]:
@@ -326,8 +430,8 @@ def _running_together(members: Sequence[PredictorMember]) -> list[list[tuple[int
 
 
 def _abreast(
-    streams: Mapping[tuple[int, int], Iterator[tuple[np.ndarray, np.ndarray]]],
-) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
+    streams: Mapping[tuple[int, int], Iterator[tuple[np.ndarray, Tensor]]],
+) -> Iterator[tuple[tuple[int, int], np.ndarray, Tensor]]:
     """All parts of all streams with their names; the next comes from the one that is furthest behind."""
     behind = dict.fromkeys(streams, 0)
     while behind:

@@ -81,7 +81,7 @@ def _ensemble_case(files: tuple[Path, ...], out: Path, keep_probabilities: bool)
     first = find_mask(files[0].parent, case)  # the probabilities know neither frame time nor place
     known = probe_clip(first) if first.is_file() else None
     time, space = (known.frame_time_ms, known.space) if known else (None, None)
-    like = Clip(mask, mean.native_spacing_mm, time, space=space)
+    like = Clip(mask, mean.geometry.native_spacing_mm, time, space=space)
     save_mask(out, case, mask, like=like)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,21 +15,18 @@ import numpy as np
 import torch
 
 from echoplan import __version__, layout
-from echoplan.case_warnings import held_back
 from echoplan.errors import EchoPlanError
 from echoplan.files import sweep_partial_files, write_json
-from echoplan.imageio import Clip
-from echoplan.inputs import InputClip, digest, find_inputs
-from echoplan.masks import find_mask, save_mask
-from echoplan.parallel_map import CaseResults, run_cases, write_warnings
+from echoplan.inputs import InputClip, find_inputs
+from echoplan.masks import find_mask
+from echoplan.parallel_map import CaseResults, write_warnings
 
 from ..evaluation import PatientRow
 from ..evaluation.ventricle.volumes import VolumeRule
-from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
 from .dicom_output import require_highdicom, write_dicom
-from .ensemble import PreparedInput, Segmentation
+from .pipeline import Helpers, Pipeline, origin
 from .predictor import EchoPredictor
-from .reporting import write_reports
+from .reporting import EarlyMeasurements, write_reports
 from .uncertainty import ClipEvidence
 
 logger = logging.getLogger(__name__)
@@ -121,7 +118,7 @@ def predict_folder(
         ef_method: the volume rule, "simpson" or "camus".
         dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
-        processes: worker processes for the measurements; 0: none.
+        processes: worker processes that read, write and measure clips beside the networks; 0: none.
         part: the share of the clips to predict, none of which is then measured; None: all.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
@@ -136,33 +133,45 @@ def predict_folder(
     """
     if dicom:
         require_highdicom()
-    source, out, engine = Path(source), Path(out), engine or _Here(predictor)
+    source, out = Path(source), Path(out)
     inputs = _inputs_beside(source, out, part)
-    run = _predict_rest(inputs, source, out, predictor, engine, overwrite, continue_prediction, keep_probabilities)
+    sweep_results(out)
+    todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
+    waiting = {item.name for item in todo}
+    kept = [item for item in inputs if item.name not in waiting]
+    with closing(Helpers(min(processes, len(todo)) if engine is None and len(todo) > 1 else 0)) as helpers:
+        early = None
+        if helpers.processes and part is None:
+            early = EarlyMeasurements(inputs, helpers.work, out, predictor.target, ef_method, predictor.trust)
+            for item in kept:
+                early.settle(item, find_mask(out, item.name))
+        engine = engine or Pipeline(predictor, helpers, early)
+        results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
+        write_warnings(out, results)
+        finished = {*results.done, *(item.name for item in kept)}
+        masks = {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
+        run = PredictionRun(list(results.done), [item.name for item in kept], results.failures, masks)
+        if part is None:
+            run.rows = write_reports(
+                out, inputs, masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
+                trust=predictor.trust, overlays=overlays, processes=processes, early=early)  # fmt: skip
+    if part is None and dicom:
+        what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
+        run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
     file = layout.ARGUMENTS_FILE if part is None else layout.part_arguments_file(part.number, part.count)
-    if part is None:
-        run.rows = write_reports(
-            out, inputs, run.masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
-            trust=predictor.trust, overlays=overlays, processes=processes)  # fmt: skip
-        if dicom:
-            what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
-            run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
     write_json(out / file, prediction_record(predictor, inputs, run, {**(details or {}), "ef_method": ef_method}))
     return run
 
 
-def _predict_rest(
+def _todo(
     inputs: Sequence[InputClip],
-    source: Path,
     out: Path,
     predictor: EchoPredictor,
-    engine: Engine,
     overwrite: bool,
     continue_prediction: bool,
     keep_probabilities: bool,
-) -> PredictionRun:
-    """Predict what has no result yet, or one of another model or of a clip that has changed since; or everything."""
-    sweep_results(out)
+) -> list[InputClip]:
+    """The clips without a result, or with one of another model or of a clip that has changed since; or all."""
     if not (overwrite or continue_prediction):
         _check_no_results(inputs, out)
     todo = [
@@ -173,29 +182,7 @@ def _predict_rest(
     stale = sum(find_mask(out, item.name).is_file() for item in todo)
     if stale and not overwrite:
         logger.warning("%d results are of another model, or their clips have changed: predicted again", stale)
-    waiting = {item.name for item in todo}
-    results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
-    write_warnings(out, results)
-    kept = [item.name for item in inputs if item.name not in waiting]
-    finished = {*results.done, *kept}
-    masks = {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
-    return PredictionRun(list(results.done), kept, results.failures, masks)
-
-
-@dataclass(frozen=True)
-class _Here:
-    """Predicts in this process."""
-
-    predictor: EchoPredictor
-
-    def predict(self, todo: Sequence[InputClip], source: Path, out: Path, *, keep_probabilities: bool) -> CaseResults:
-        with _ReadAhead(todo) as reader:
-            return run_cases(
-                _predict_case,
-                {item.name: (item, reader, self.predictor, out, keep_probabilities) for item in todo},
-                processes=0,  # one network on one device
-                description="predicting",
-            )
+    return todo
 
 
 def prediction_record(
@@ -224,54 +211,6 @@ def prediction_record(
         ],
         "failures": dict(run.failures),
     }
-
-
-class _ReadAhead:
-    """Decodes the next clip in a thread while the network works on this one."""
-
-    def __init__(self, items: Iterable[InputClip]) -> None:
-        self._items = iter(items)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._coming: Future[tuple[Clip, list[logging.LogRecord]]] | None = None
-
-    def __enter__(self) -> _ReadAhead:
-        self._submit()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def next(self) -> Clip:
-        """The next clip in order; raises what reading it raised."""
-        coming = self._coming
-        if coming is None:
-            raise ValueError("no clip is left to read")
-        self._submit()
-        clip, warnings = coming.result()
-        for record in warnings:  # of this case, not of the one that was worked on meanwhile
-            logging.getLogger(record.name).handle(record)
-        return clip
-
-    def _submit(self) -> None:
-        item = next(self._items, None)
-        self._coming = None if item is None else self._thread.submit(_read_quietly, item)
-
-
-def _read_quietly(item: InputClip) -> tuple[Clip, list[logging.LogRecord]]:
-    with held_back() as warnings:
-        return item.read(), warnings
-
-
-def _predict_case(
-    item: InputClip, reader: _ReadAhead, predictor: EchoPredictor, out: Path, keep_probabilities: bool
-) -> None:
-    # Nothing of this has a name: the clip leaves the memory when it is prepared, and so on.
-    write_result(
-        item,
-        predictor,
-        segment_input(item, predictor.prepare(reader.next()), predictor, keep_probabilities=keep_probabilities),
-        out,
-    )
 
 
 def _inputs_beside(source: Path, out: Path, part: Part | None) -> tuple[InputClip, ...]:
@@ -307,11 +246,6 @@ def sweep_results(out: Path) -> None:
         sweep_partial_files(folder, below=False)
 
 
-def origin(item: InputClip, predictor: EchoPredictor) -> str:
-    """Which model makes a clip's result, and of what: another where either has changed."""
-    return f"{predictor.identity} {digest(item.content())}"
-
-
 def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_probabilities: bool) -> bool:
     """Whether everything asked for is there, made by this model of this very clip."""
     probabilities = out / layout.probabilities_file(item.name)
@@ -322,43 +256,3 @@ def has_result(out: Path, item: InputClip, predictor: EchoPredictor, *, keep_pro
         return ClipEvidence.read_origin(evidence) == origin(item, predictor)
     except EchoPlanError:  # the clip is gone, of which reading it tells
         return False
-
-
-def segment_input(
-    item: InputClip, prepared: PreparedInput, predictor: EchoPredictor, *, keep_probabilities: bool
-) -> Segmentation:
-    """What the networks find in a clip.
-
-    Raises:
-        EchoPlanError: the GPU's memory is too small for it.
-    """
-    case, _ = item.case.with_phases_in(prepared.clip.shape[0])
-    ed_frame, es_frame = case.ed_frame, case.es_frame
-    try:
-        return predictor.segment(
-            prepared,
-            phases=None if ed_frame is None or es_frame is None else (ed_frame, es_frame),
-            keep_probabilities=SAVED_TYPE if keep_probabilities else None,
-        )
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EchoPlanError(
-            "the GPU ran out of memory", file=item.path, remedy="predict this clip again with --device cpu"
-        ) from error
-
-
-def write_result(item: InputClip, predictor: EchoPredictor, found: Segmentation, out: Path) -> None:
-    """Write the evidence, the probabilities if they were kept, and at last the mask: it says that the clip is finished.
-
-    An older mask goes first, or a process killed in between would leave it beside evidence of another model.
-    """
-    evidence = replace(found.evidence, origin=origin(item, predictor))
-    find_mask(out, item.name).unlink(missing_ok=True)
-    evidence.write(out / layout.EVIDENCE / layout.probabilities_file(item.name))
-    if found.probabilities is not None:
-        save_probabilities(out / layout.probabilities_file(item.name), found.probabilities)
-    clip, mask = found.clip, found.mask
-    del found  # what is written is in memory beside its copies in the file's own form
-    mask = mask if clip.crop is None else clip.crop.to_file(mask)  # on the file's own grid, as other programs expect
-    like = Clip(mask, clip.spacing_mm, clip.frame_time_ms, space=clip.space)
-    save_mask(out, item.name, mask, like=like)

@@ -6,7 +6,8 @@ Starts no process, reads no environment, prints nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class EchoPredictor:
         members: the models; their probabilities are averaged, each model counting alike.
         postprocessing: steps applied to the masks.
         mirroring: also average over the flips that the plan allows; slower.
-        autocast: mixed precision; faster on most devices, probabilities differ in the third digit.
+        autocast: mixed precision; faster on most devices, probabilities differ in the third digit. None: on GPUs that
+            have bfloat16.
         like: of several datasets trained on, the one as whose clips all clips are treated; None: each as those it
             resembles most.
         trust: the calibration and the coverage of intervals; None: no intervals, the fixed limits of quality.
@@ -122,7 +124,7 @@ class EchoPredictor:
         *,
         postprocessing: Iterable[str | Step] = (),
         mirroring: bool = False,
-        autocast: bool = False,
+        autocast: bool | None = None,
         like: str | None = None,
         trust: TrustSettings | None = None,
     ) -> None:
@@ -242,6 +244,7 @@ class EchoPredictor:
         members = [member.identity() for member in self.members]
         names = ("labels", "target", "postprocessing", "like", "mirroring", "autocast")
         settings = self.to_dict()
+        settings["autocast"] = bool(self.autocast)  # what is left to the device makes no other result
         return digest({"members": members, **{name: settings[name] for name in names}})
 
     def predict(
@@ -290,18 +293,41 @@ class EchoPredictor:
             keep_probabilities: their type where the probabilities are wanted too, on the network's grid where all
                 members share one, else on the native grid; None: they are not.
         """
-        clip = prepared.clip
-        found = ClipLabels(clip.shape, keep_probabilities)
+        (found,) = self.find([prepared], keep_probabilities=keep_probabilities)
+        return self.judge(prepared, found, phases=phases)
+
+    def find(
+        self, prepared: Sequence[PreparedInput], *, keep_probabilities: DTypeLike | None = None
+    ) -> list[ClipLabels]:
+        """What the networks find in clips, of which several must `share_batches`: the first part of `segment`."""
+        classes = self.description.classes
+        found = [ClipLabels(item.clip.shape, classes, keep_probabilities) for item in prepared]
         alone = self.folds if len(self.folds) > 1 else ()  # one fold's own opinion is that of all together
-        for part in run_networks(
-            self.members, prepared.on_grids, alone, mirroring=self.mirroring, autocast=self.autocast
-        ):
-            found.add(part)
+        on_grids = [item.on_grids for item in prepared]
+        for part in run_networks(self.members, on_grids, alone, mirroring=self.mirroring, autocast=self.autocast):
+            found[part.clip].add(part)
+        return found
+
+    @property
+    def pixels_at_once(self) -> int:
+        """Of how many pixels of the first member's grid clips are joined to share batches."""
+        return self.members[0].pixels_at_once
+
+    def share_batches(self, one: PreparedInput, other: PreparedInput) -> bool:
+        """Whether two clips can go through the networks together."""
+        grids = zip(self.members, one.on_grids, other.on_grids, strict=True)
+        return all(member.share_batches(first, second) for member, first, second in grids)
+
+    def judge(
+        self, prepared: PreparedInput, found: ClipLabels, *, phases: tuple[int, int] | None = None
+    ) -> Segmentation:
+        """The mask and the evidence that `found`, which is used up, amounts to: the part of `segment` without networks."""
+        clip = prepared.clip
         together = self._opinion(found.on_grid.pop(None), clip, phases)
         folds = [fold for fold in found.on_grid if fold is not None]
         by_fold = {fold: self._opinion(found.on_grid.pop(fold), clip, phases) for fold in folds}
         mask = apply_postprocessing(
-            found.labels,
+            found.labels.unpacked(),
             self.postprocessing,
             self.description.structures,
             frame_time_ms=clip.frame_time_ms,
@@ -314,6 +340,13 @@ class EchoPredictor:
             edge_share(prepared.sector, mask, self.target),
         )
         return Segmentation(clip, mask, evidence, found.probabilities)
+
+    def without_networks(self) -> EchoPredictor:
+        """What prepares clips and judges what was found in them, small enough for other processes."""
+        light = copy(self)
+        light.identity  # noqa: B018  # kept, since it cannot be worked out without the weights
+        light.members = tuple(replace(member, networks=()) for member in self.members)
+        return light
 
     def _opinion(self, labels: PackedLabels, clip: ClipInfo, phases: tuple[int, int] | None) -> Opinion:
         return make_opinion(

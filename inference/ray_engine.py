@@ -19,7 +19,8 @@ from echoplan.cluster_map import ClusterMap
 from echoplan.inputs import InputClip
 from echoplan.parallel_map import CaseResults
 
-from .predict_folder import segment_input, sweep_results, write_result
+from .pipeline import find_in_clips, finish_clip, prepare_clip
+from .predict_folder import sweep_results
 from .predictor import EchoPredictor
 
 _CLIPS_AT_ONCE = 3  # in a worker: one is decoded, one is in the network, one is written
@@ -44,10 +45,10 @@ class ClipWorker:
     def __call__(self, item: InputClip) -> None:
         """Predict a clip and write what comes of it."""
         try:
-            prepared = self.predictor.prepare(item.read())
+            prepared = prepare_clip(item, self.predictor)
             with self.network:
-                found = segment_input(item, prepared, self.predictor, keep_probabilities=self.keep_probabilities)
-            write_result(item, self.predictor, found, self.out)
+                (found,) = find_in_clips([(item, prepared)], self.predictor, self.keep_probabilities)
+            finish_clip(item, self.predictor, prepared, found, self.out)
         except Exception:
             _leave_if_gpu_is_lost(self.device)
             raise

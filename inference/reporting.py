@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from echoplan import layout
 from echoplan.inputs import InputClip
-from echoplan.parallel_map import run_cases
+from echoplan.parallel_map import CaseResults, log_warnings, outcome_of, record, run_cases
 
 from ..evaluation import CaseMeasurement, Film, PatientRow, measure_patients, write_ef_report, write_report
 from ..evaluation.quality import with_quality
@@ -18,6 +20,54 @@ from ..evaluation.report.overlays import write_overlays
 from ..evaluation.report.thumbnails import Picture, picture_of
 from ..evaluation.ventricle.volumes import VolumeRule
 from .uncertainty import Assessment, ClipEvidence, TrustSettings, assess_patient
+
+_Usable = list[tuple[InputClip, Path, Picture]]
+
+
+class EarlyMeasurements:
+    """Measures patients while other clips are still predicted, each as soon as it is known which clips it has.
+
+    Args:
+        inputs: all clips, in the order of the report.
+        begin: has a function called elsewhere: a name, the function, its arguments.
+        out, target, ef_method, trust: as `write_reports` takes them.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[InputClip],
+        begin: Callable[..., Future[Any]],
+        out: Path,
+        target: int,
+        ef_method: VolumeRule,
+        trust: TrustSettings,
+    ) -> None:
+        self._coming = list(inputs)[::-1]
+        self._begin = begin
+        self._how = (target, ef_method, out / layout.EVIDENCE, trust)
+        self._masks: dict[str, Path | None] = {}
+        self._usable: dict[str, _Usable] = {item.case.patient: [] for item in inputs}
+        self._left = Counter(item.case.patient for item in inputs)
+        self._shown = 0
+        self._begun: dict[str, Future[Any]] = {}
+
+    def settle(self, item: InputClip, mask: Path | None) -> None:
+        """A clip's mask is written, or there will be none."""
+        self._masks[item.name] = mask
+        # In the report's order, since a clip's place there decides which pictures it gets.
+        while self._coming and self._coming[-1].name in self._masks:
+            item = self._coming.pop()
+            patient, mask = item.case.patient, self._masks[item.name]
+            if mask is not None:
+                self._usable[patient].append((item, mask, picture_of(self._shown)))
+                self._shown += 1
+            self._left[patient] -= 1
+            if not self._left[patient] and self._usable[patient]:
+                self._begun[patient] = self._begin(patient, _measure_patient, self._usable[patient], *self._how)
+
+    def take(self, patient: str, usable: _Usable) -> Future[Any] | None:
+        """The measurement of a patient with these clips, where it has begun."""
+        return self._begun.pop(patient, None) if self._usable.get(patient) == usable else None
 
 
 @dataclass
@@ -41,6 +91,7 @@ def write_reports(
     trust: TrustSettings | None = None,
     overlays: bool = False,
     processes: int = 0,
+    early: EarlyMeasurements | None = None,
 ) -> list[PatientRow]:
     """Measure masks and write ef_report.csv, ef_report.json and report.html, and videos where they are asked for.
 
@@ -57,12 +108,13 @@ def write_reports(
         trust: what intervals and the quality flag are made with; None: no intervals, the fixed limits.
         overlays: also write a video of each clip with its outline, out/overlays/<case>.mp4.
         processes: worker processes; 0: none.
+        early: what is measured already, by the same settings.
 
     Returns:
         the report's rows, one a patient.
     """
     trust = trust or TrustSettings()
-    found = _measure_all(inputs, masks, failures, (target, ef_method, out / layout.EVIDENCE, trust), processes)
+    found = _measure_all(inputs, masks, failures, (target, ef_method, out / layout.EVIDENCE, trust), processes, early)
     rows = [item.row for patient in found for item in patient.assessments]
     measurements = [measured for patient in found for measured in patient.measurements]
     details = {"model": title, "trust": _trust(trust, found), "cases": _cases(found)}
@@ -88,6 +140,7 @@ def _measure_all(
     failures: MutableMapping[str, str],
     how: tuple[int, VolumeRule, Path, TrustSettings],
     processes: int,
+    early: EarlyMeasurements | None,
 ) -> list[_Patient]:
     """Every patient measured, one at a time in memory; `how` is target, rule, folder of the evidence, trust."""
     patients: dict[str, list[InputClip]] = {}
@@ -95,19 +148,23 @@ def _measure_all(
         patients.setdefault(item.case.patient, []).append(item)
     shown = [item.name for item in inputs if item.name in masks]
     picture = {case: picture_of(number) for number, case in enumerate(shown)}
-    arguments = {}
+    arguments, begun = {}, CaseResults()
     for name, items in patients.items():
         usable = [(item, masks[item.name], picture[item.name]) for item in items if item.name in masks]
-        if usable:
+        if early is not None and (future := early.take(name, usable)) is not None:
+            record(begun, name, *outcome_of(future))
+        elif usable:
             arguments[name] = (usable, *how)
+    log_warnings(begun, of=len(patients))
     results = run_cases(_measure_patient, arguments, processes=processes, description="measuring")
-    for name, reason in results.failures.items():
+    for name, reason in (begun.failures | results.failures).items():
         failures[f"measuring {name}"] = reason
-    return [results.done.get(name) or _without_mask(name, items, failures, how[1]) for name, items in patients.items()]
+    done = begun.done | results.done
+    return [done.get(name) or _without_mask(name, items, failures, how[1]) for name, items in patients.items()]
 
 
 def _measure_patient(
-    usable: Sequence[tuple[InputClip, Path, Picture]],
+    usable: _Usable,
     target: int,
     ef_method: VolumeRule,
     evidence_folder: Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.labels import IGNORE
+from echoplan.networks.interface import FrameIndices
 from echoplan.sector import Box, detect_sector
 
 from .geometry import Geometry, plan_geometry
@@ -132,12 +133,59 @@ def normalise(frames: np.ndarray, mean: float, std: float, normalisation: str = 
         return frames.astype(np.float32) / np.float32(255)
     if normalisation == "grey":
         return frames.astype(np.float32)
-    raise EchoPlanError(f"unknown normalisation {normalisation!r}", remedy=f"choose one of {', '.join(NORMALISATIONS)}")
+    raise _unknown(normalisation)
 
 
-def normaliser(mean: float, std: float, normalisation: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`normalise` as `segment_parts` takes it: of some frames at a time, uint8 to float32."""
-    return lambda frames: torch.from_numpy(normalise(frames.numpy(), mean, std, normalisation))
+class NormalisedFrames:
+    """Clips on a network's grid, one behind the other, whose frames are normalised as they are asked for.
+
+    A long clip's bytes need not all be floats at once. On a GPU they lie as bytes, brought there once.
+
+    Args:
+        clips: (T, h, w) uint8 of each clip.
+        statistics: (mean, std) of each clip, from `sector_statistics`.
+        normalisation: as `normalise` takes it; its results are the same to the bit on a CPU.
+        device: where the frames are wanted.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[np.ndarray],
+        statistics: Sequence[tuple[float, float]],
+        normalisation: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if normalisation not in NORMALISATIONS:
+            raise _unknown(normalisation)
+        self._normalisation = normalisation
+        joined = torch.from_numpy(clips[0] if len(clips) == 1 else np.concatenate(clips))
+        lengths = [len(clip) for clip in clips]
+        of_frames = torch.tensor(np.repeat(np.array(statistics, np.float32), lengths, axis=0))
+        pinned = torch.device(device).type == "cuda"
+        self._frames, self._statistics = (
+            (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True) for tensor in (joined, of_frames)
+        )
+        self.shape = joined.shape
+        self.device = self._frames.device
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, indices: FrameIndices) -> torch.Tensor:
+        """The frames of some indices (...,), float32 (..., h, w)."""
+        frames = self._frames[indices].float()
+        if self._normalisation == "grey":
+            return frames
+        if self._normalisation == "unit":
+            return frames / 255
+        mean, std = self._statistics[indices][..., None, None].unbind(-3)
+        return (frames - mean) / std
+
+
+def _unknown(normalisation: str) -> EchoPlanError:
+    return EchoPlanError(
+        f"unknown normalisation {normalisation!r}", remedy=f"choose one of {', '.join(NORMALISATIONS)}"
+    )
 
 
 def labelled_frames(mask: np.ndarray) -> list[int]:

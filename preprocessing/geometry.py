@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from echoplan.errors import EchoPlanError
@@ -48,6 +49,21 @@ class Geometry:
         """(h, w) of the network's grid."""
         top, bottom, left, right = self.padding
         return self.resized_shape[0] + top + bottom, self.resized_shape[1] + left + right
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the grid is the clip's own."""
+        height, width = self.native_shape
+        return self.crop_box == (0, height, 0, width) and self.resized_shape == self.native_shape == self.size
+
+    @property
+    def native_spacing_mm(self) -> tuple[float, float] | None:
+        """(row, column) spacing of the native grid, None where unknown."""
+        if self.spacing_mm is None:
+            return None
+        r0, r1, c0, c1 = self.crop_box
+        (height, width), (row, column) = self.resized_shape, self.spacing_mm
+        return row * height / (r1 - r0), column * width / (c1 - c0)
 
     @property
     def apex(self) -> tuple[float, float]:
@@ -113,15 +129,19 @@ class Geometry:
         Returns:
             float32, (T, H, W) or (K, T, H, W).
         """
+        return self.tensor_to_native(torch.from_numpy(np.ascontiguousarray(probabilities))).numpy()
+
+    def tensor_to_native(self, probabilities: Tensor) -> Tensor:
+        """`to_native` of a tensor, on its device."""
         if tuple(probabilities.shape[-2:]) != self.size:
             raise ValueError(f"expected maps of {self.size}, got {tuple(probabilities.shape[-2:])}")
         leading = probabilities.shape[:-2]
         maps = probabilities.reshape(-1, *self.size)[self._inner]
-        native = np.zeros((len(maps), *self.native_shape), dtype=np.float32)
+        native = torch.zeros((len(maps), *self.native_shape), device=maps.device)
         r0, r1, c0, c1 = self.crop_box
         for first in range(0, len(maps), _FRAMES_AT_ONCE):
             part = slice(first, first + _FRAMES_AT_ONCE)
-            native[part, r0:r1, c0:c1] = _resize(maps[part], (r1 - r0, c1 - c0))
+            native[part, r0:r1, c0:c1] = _resize_tensor(maps[part].float().contiguous(), (r1 - r0, c1 - c0))
         return native.reshape(*leading, *self.native_shape)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,12 +232,15 @@ def plan_geometry(
 
 def _resize(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(N, H, W) -> float32 (N, *shape), linear; antialiased along an axis that shrinks."""
-    tensor = torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32))
-    if tuple(tensor.shape[1:]) == tuple(shape):
-        return tensor.numpy()
+    return _resize_tensor(torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32)), shape).numpy()
+
+
+def _resize_tensor(frames: Tensor, shape: tuple[int, int]) -> Tensor:
+    if tuple(frames.shape[1:]) == tuple(shape):
+        return frames
     # Without gradients and one channel at a time: the fast path of the antialiased filter.
     with torch.no_grad():
-        return interpolate(tensor[:, None], size=shape, mode="bilinear", antialias=True)[:, 0].numpy()
+        return interpolate(frames[:, None], size=shape, mode="bilinear", antialias=True)[:, 0]
 
 
 def _resize_bytes(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -32,19 +32,10 @@ class ClipProbabilities:
     values: np.ndarray
     geometry: Geometry
 
-    @property
-    def native_spacing_mm(self) -> tuple[float, float] | None:
-        """(row, column) spacing of the native grid, None where unknown."""
-        if self.geometry.spacing_mm is None:
-            return None
-        r0, r1, c0, c1 = self.geometry.crop_box
-        (height, width), (row, column) = self.geometry.resized_shape, self.geometry.spacing_mm
-        return row * height / (r1 - r0), column * width / (c1 - c0)
-
     def native(self, frames: np.ndarray | None = None) -> np.ndarray:
         """(K, T, H, W) float32 on the native grid; only the frames with these indices where they are given."""
         values = self.values if frames is None else self.values[:, frames]
-        if self.geometry == native_geometry(self.geometry.native_shape, self.geometry.spacing_mm):
+        if self.geometry.is_native:
             return values.astype(np.float32)
         return self.geometry.to_native(values)
 
@@ -99,7 +90,7 @@ def average(members: Iterable[ClipProbabilities]) -> ClipProbabilities:
 
 
 def _on_native_grid(probabilities: ClipProbabilities) -> ClipProbabilities:
-    geometry = native_geometry(probabilities.geometry.native_shape, probabilities.native_spacing_mm)
+    geometry = native_geometry(probabilities.geometry.native_shape, probabilities.geometry.native_spacing_mm)
     return ClipProbabilities(probabilities.native(), geometry)
 
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
 from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.interface import labels_from_probabilities
-from echoplan.networks.sliding_window import segment_clip
+from echoplan.networks.sliding_window import device_of, segment_clip
 from echoplan.parallel_map import progress
 
 from ..evaluation import evaluate_cases
 from ..evaluation.metrics import summarise
-from ..preprocessing.clip import normaliser
+from ..preprocessing.clip import NormalisedFrames
 from ..preprocessing.probabilities import ClipProbabilities, save_probabilities
 from ..preprocessing.store import StoredCase
 from .data.sampling import clip_samples
@@ -104,8 +104,7 @@ def judge_sampled(
             frames = clip_samples([stored], plan.frames)[0].frames
         probabilities = segment_clip(
             network,
-            torch.from_numpy(setup.store.frames(name, frames)),
-            normalise=normaliser(stored.mean, stored.std, normalisation_for(network, plan)),
+            _as_seen(network, setup, stored, setup.store.frames(name, frames)),
             window=plan.frames,
             classes=description.classes,
             batch=plan.batch_size if plan.frames == 1 else 1,
@@ -125,6 +124,12 @@ def judge_sampled(
         labels=description.structures,
         target=description.target,
     ).write(folder, patients=patients, views=views)
+
+
+def _as_seen(network: nn.Module, setup: FoldSetup, stored: StoredCase, frames: np.ndarray) -> NormalisedFrames:
+    """Some frames of a case as a network sees them."""
+    normalisation = normalisation_for(network, setup.plan)
+    return NormalisedFrames([frames], [(stored.mean, stored.std)], normalisation, device_of(network))
 
 
 def _told(prompts: Prompts | Tensor | None, frames: Sequence[int]) -> Prompts | Tensor | None:
@@ -174,8 +179,7 @@ def predict_stored_case(
     case = stored.case
     probabilities = segment_clip(
         network,
-        torch.from_numpy(setup.store.frames(case)),
-        normalise=normaliser(stored.mean, stored.std, normalisation_for(network, setup.plan)),
+        _as_seen(network, setup, stored, setup.store.frames(case)),
         window=setup.plan.frames,
         stride=stride,
         classes=setup.description.classes,

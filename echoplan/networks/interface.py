@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from echoplan.errors import EchoPlanError
+
+Maps = TypeVar("Maps", np.ndarray, Tensor)
+FrameIndices = int | slice | list[int] | Tensor
 
 
 @dataclass
@@ -35,6 +39,28 @@ class ClipOutput:
 
     logits: Tensor
     auxiliary: dict[str, Any] = field(default_factory=dict)
+
+
+class ClipFrames(Protocol):
+    """Frames as `segment_parts` reads them: a Tensor (T, h, w) of floats, or what makes parts of one when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, h, w)"""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frames lie; indices are asked for there."""
+        ...
+
+    def __len__(self) -> int:
+        """T"""
+        ...
+
+    def __getitem__(self, indices: FrameIndices) -> Tensor:
+        """(n, h, w) of n indices."""
+        ...
 
 
 class StreamedFrames(Protocol):
@@ -85,8 +111,8 @@ class FrameEncodingNetwork(Protocol):
         ...
 
 
-def labels_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """The most probable label of every pixel.
+def labels_from_probabilities(probabilities: Maps) -> Maps:
+    """The most probable label of every pixel, of an array or of a tensor where it lies.
 
     Args:
         probabilities: (K, ...) in [0, 1]. K = 1: one structure, taken where it reaches 0.5; else one map a label, the
@@ -95,6 +121,9 @@ def labels_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
     Returns:
         (...) uint8 labels.
     """
+    if isinstance(probabilities, Tensor):
+        labels = probabilities[0] >= 0.5 if len(probabilities) == 1 else probabilities.argmax(dim=0)
+        return labels.to(torch.uint8)
     if len(probabilities) == 1:
         return (probabilities[0] >= 0.5).astype(np.uint8)
     return probabilities.argmax(axis=0).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
@@ -12,15 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echoplan.device import fast_dtype
+from echoplan.device import fast_dtype, is_out_of_memory
 from echoplan.errors import EchoPlanError
-from echoplan.networks.interface import FrameEncodingNetwork, StreamingNetwork
+from echoplan.networks.interface import ClipFrames, FrameEncodingNetwork, FrameIndices, StreamingNetwork
 
 _FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}
 
 
-def segment_clip(network: nn.Module, frames: Tensor, *, classes: int, **options: Any) -> np.ndarray:
+@dataclass
+class BatchSize:
+    """How many windows go through a network together, as many as planned until the GPU's memory is too small for them.
+
+    Attributes:
+        windows: at a time; fewer after a lack of memory, for all that share this object.
+    """
+
+    windows: int
+
+
+def segment_clip(network: nn.Module, frames: ClipFrames, *, classes: int, **options: Any) -> np.ndarray:
     """The class probabilities of every frame of a clip of any length, (K, T, h, w) float32 in [0, 1].
 
     Beside `frames`, the returned array is the only thing that grows with the clip's length.
@@ -34,24 +45,24 @@ def segment_clip(network: nn.Module, frames: Tensor, *, classes: int, **options:
     parts = segment_parts(network, frames, classes=classes, **options)
     output = np.empty((classes, *frames.shape), np.float32)
     for indices, probabilities in parts:
-        output[:, indices] = probabilities
+        output[:, indices] = probabilities.cpu().numpy()
     return output
 
 
 def segment_parts(
     network: nn.Module,
-    frames: Tensor,
+    frames: ClipFrames,
     *,
     window: int,
     classes: int,
-    normalise: Callable[[Tensor], Tensor] = Tensor.float,
+    clips: Sequence[int] = (),
     stride: int = 1,
     overlap: float = 0.5,
-    batch: int = 1,
+    batch: int | BatchSize = 1,
     mirror_axes: Sequence[str] = (),
-    autocast: bool = False,
+    autocast: bool | None = None,
     prompts: Any = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The class probabilities of a clip of any length, part by part: memory does not grow with the clip.
 
     Windows of `window` frames are taken every `stride` frames, from each of the `stride` starting phases, so that a
@@ -62,35 +73,45 @@ def segment_parts(
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
-        frames: (T, h, w), on any device; float32 and normalised, unless `normalise` does that.
+        frames: (T, h, w) float32 and normalised, on any device.
         window: frames in a window; 1 for networks that see one frame at a time.
         classes: K; 1 means a sigmoid, more a softmax.
-        normalise: makes some frames what the network sees, float32; a long clip's bytes need not all be floats at once.
+        clips: the lengths of several clips that follow each other in `frames`, whose windows share batches; empty: it
+            is one clip. A `StreamingNetwork` takes one.
         stride: frame step inside a window. It shrinks for clips that are shorter than one full window.
         overlap: share of a window that the next one sees again, in [0, 1).
-        batch: windows of equal length that go through the network together.
+        batch: windows of equal length that go through the network together; half as many where a GPU's memory is too
+            small for them.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
-        autocast: mixed precision, where the device computes faster in it.
+        autocast: mixed precision, where the device computes faster in it; None: on GPUs that have bfloat16.
         prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
             frame, (T, ...); without flips. Never given but to compare prompts.
 
     Yields:
-        indices (n,) of frames, ascending, and their probabilities (K, n, h, w) float32 in [0, 1]. Each frame comes
-        once, as soon as no window will touch it again; windows move from the first frame to the last.
+        indices (n,) of frames, ascending, and their probabilities (K, n, h, w) float32 in [0, 1], on the network's
+        device. Each frame comes once, as soon as no window will touch it again; windows move from the first frame to
+        the last.
 
     Raises:
         ValueError: an argument is out of its range.
         EchoPlanError: the network's output has another shape than it must have.
     """
-    if frames.ndim != 3 or not len(frames):
+    if len(frames.shape) != 3 or not len(frames):
         raise ValueError(f"frames must be (T, h, w) with T > 0, not {tuple(frames.shape)}")
+    clips = clips or [len(frames)]
+    if sum(clips) != len(frames) or (len(clips) > 1 and isinstance(network, StreamingNetwork)):
+        raise ValueError(f"{len(frames)} frames are no clips of {clips} frames that this network can take together")
     flips = _flips(mirror_axes)
     if prompts is not None and len(flips) > 1:
         raise ValueError("prompts are for frames as they are, not for flipped ones")
-    run = _Run(network, frames, normalise, classes, flips, prompts, autocast)
+    run = _Run(network, frames, classes, flips, prompts, autocast)
     if isinstance(network, StreamingNetwork):
         return run.of_streams(network)
-    return run.of_windows(time_windows(len(frames), window=window, stride=stride, overlap=overlap), batch)
+    windows, first = [], 0
+    for length in clips:
+        windows += [first + indices for indices in time_windows(length, window=window, stride=stride, overlap=overlap)]
+        first += length
+    return run.of_windows(windows, BatchSize(batch) if isinstance(batch, int) else batch)
 
 
 class FrameSums:
@@ -102,7 +123,7 @@ class FrameSums:
 
     def __init__(self, additions: np.ndarray) -> None:
         self._missing = additions.copy()
-        self._sums: dict[int, np.ndarray] = {}
+        self._sums: dict[int, Tensor] = {}
         self._finished: list[int] = []
 
     @property
@@ -110,18 +131,17 @@ class FrameSums:
         """How many frames something is still to be added to."""
         return int(np.count_nonzero(self._missing))
 
-    def add(self, frames: np.ndarray, values: np.ndarray) -> None:
-        """Add `values` (K, n, h, w) to the frames (n,), none of them twice; they belong to the sums from then on."""
-        for place, frame in enumerate(frames.tolist()):
-            found = values[:, place]
+    def add(self, frames: np.ndarray, values: Tensor) -> None:
+        """Add `values` (K, n, h, w) to the frames (n,), none of them twice."""
+        for frame, found in zip(frames.tolist(), values.unbind(1), strict=True):
             self._sums[frame] = self._sums[frame] + found if frame in self._sums else found
         self._missing[frames] -= 1
         self._finished += frames[self._missing[frames] == 0].tolist()
 
-    def take(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def take(self) -> tuple[np.ndarray, Tensor] | None:
         """Hand out what is finished: frames (n,), ascending, and their sums (K, n, h, w); None where nothing is."""
         frames, self._finished = sorted(self._finished), []
-        return (np.array(frames), np.stack([self._sums.pop(frame) for frame in frames], axis=1)) if frames else None
+        return (np.array(frames), torch.stack([self._sums.pop(frame) for frame in frames], dim=1)) if frames else None
 
 
 def time_windows(length: int, *, window: int, stride: int = 1, overlap: float = 0.5) -> list[np.ndarray]:
@@ -160,14 +180,13 @@ class _Run:
     """One network on one clip, as `segment_parts` was told."""
 
     network: nn.Module
-    frames: Tensor
-    normalise: Callable[[Tensor], Tensor]
+    frames: ClipFrames
     classes: int
     flips: Sequence[tuple[int, ...]]
     prompts: Any
-    autocast: bool
+    autocast: bool | None
 
-    def of_windows(self, windows: Sequence[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def of_windows(self, windows: Sequence[np.ndarray], batch: BatchSize) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Windows averaged where they overlap and over the flips."""
         windows = sorted(windows, key=lambda window: window[0])  # so that frames are soon finished
         weights = time_weights(windows, len(self.frames))
@@ -176,19 +195,24 @@ class _Run:
         encoded = [_EncodedFrames(additions) for _ in self.flips]
         with _evaluation(self.network):
             for group in _batches(windows, batch):
-                found = self._probabilities([windows[i] for i in group], encoded)
-                for i, prediction in zip(group, found, strict=True):
-                    sums.add(windows[i], weights[i][None, :, None, None] * prediction.swapaxes(0, 1))
+                found = self._in_memory([windows[i] for i in group], encoded, batch)
+                if len(windows[group[0]]) == 1:  # of a single frame a window is the whole truth
+                    sums.add(np.concatenate([windows[i] for i in group]), found[:, 0].swapaxes(0, 1))
+                else:
+                    shares = torch.from_numpy(np.stack([weights[i] for i in group])).to(found.device)
+                    found = shares[:, :, None, None, None] * found
+                    for i, prediction in zip(group, found, strict=True):
+                        sums.add(windows[i], prediction.swapaxes(0, 1))
                 if (part := sums.take()) is not None:
                     yield part
 
-    def of_streams(self, network: StreamingNetwork) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def of_streams(self, network: StreamingNetwork) -> Iterator[tuple[np.ndarray, Tensor]]:
         """The network's streams, one for each of the flips, averaged."""
         told = () if self.prompts is None else (self.prompts,)
         sums = FrameSums(np.full(len(self.frames), len(self.flips)))
         with _evaluation(self.network):
             # A stream's body begins to run with its first frame, and so within `computing`.
-            streams = [network.stream(_Normalised(self.frames, self.normalise, axes), *told) for axes in self.flips]
+            streams = [network.stream(_Streamed(self.frames, axes), *told) for axes in self.flips]
             while sums.unfinished:
                 for axes, stream in zip(self.flips, streams, strict=True):
                     with self._computing():
@@ -198,7 +222,22 @@ class _Run:
                 if (part := sums.take()) is not None:
                     yield part
 
-    def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames]) -> np.ndarray:
+    def _in_memory(
+        self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames], batch: BatchSize
+    ) -> Tensor:
+        """`_probabilities` of windows; half as many at a time, from then on, where a GPU's memory is too small."""
+        try:
+            return self._probabilities(windows, encoded)
+        except RuntimeError as error:
+            if len(windows) < 2 or not is_out_of_memory(error):
+                raise
+        # The error, which is gone here, holds on to the tensors that filled the memory.
+        torch.cuda.empty_cache()
+        half = -(-len(windows) // 2)
+        batch.windows = min(batch.windows, half)
+        return torch.cat([self._in_memory(part, encoded, batch) for part in (windows[:half], windows[half:])])
+
+    def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames]) -> Tensor:
         """(B, T, K, h, w) float32 of windows of one length, averaged over the flips."""
         shape = (len(windows), len(windows[0]), self.classes, *self.frames.shape[1:])
         with self._computing():
@@ -208,7 +247,9 @@ class _Run:
                 self._check_shape(logits, shape)
                 probabilities = self._as_probabilities(logits, axis=2)
                 mean += (probabilities.flip(axes) if axes else probabilities) / len(self.flips)
-            return mean.cpu().numpy()
+        for known in encoded:
+            known.let_go(windows)
+        return mean
 
     def _logits(self, windows: Sequence[np.ndarray], axes: tuple[int, ...], known: _EncodedFrames) -> Tensor:
         """What the network makes of windows, flipped along some axes."""
@@ -222,20 +263,20 @@ class _Run:
 
     def _seen(self, windows: Sequence[np.ndarray], axes: tuple[int, ...]) -> Tensor:
         """Windows (B, T, 1, h, w) as the network sees them."""
-        seen = [self.normalise(self.frames[torch.as_tensor(w, device=self.frames.device)]) for w in windows]
-        clips = torch.stack(seen).unsqueeze(2).to(self._device, torch.float32)
+        seen = self.frames[torch.from_numpy(np.stack(windows)).to(self.frames.device)]
+        clips = seen.unsqueeze(2).to(self._device, torch.float32)
         return clips.flip(axes) if axes else clips
 
-    def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:
         """Some frames of a stream, and their share (K, n, h, w) of the average over the flips."""
         probabilities = self._as_probabilities(torch.stack([logits for _, logits in walked], dim=1), axis=0)
         if axes:
             probabilities = probabilities.flip(axes)
-        return np.array([index for index, _ in walked]), probabilities.cpu().numpy() / len(self.flips)
+        return np.array([index for index, _ in walked]), probabilities / len(self.flips)
 
     @property
     def _device(self) -> torch.device:
-        return next(chain(self.network.parameters(), self.network.buffers()), self.frames).device
+        return device_of(self.network, self.frames.device)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -286,33 +327,42 @@ class _EncodedFrames:
         """The features of windows of one length, each (B, T, ...)."""
         seen = np.stack(windows)
         rows = [self._features[frame] for frame in seen.ravel().tolist()]
-        for frame in seen.ravel().tolist():
-            self._to_come[frame] -= 1
-            if not self._to_come[frame]:
-                del self._features[frame]
         return [torch.stack(values).unflatten(0, seen.shape) for values in zip(*rows, strict=True)]
 
+    def let_go(self, windows: Sequence[np.ndarray]) -> None:
+        """Note that windows have been decoded."""
+        for frame in np.concatenate(windows).tolist():
+            self._to_come[frame] -= 1
+            if not self._to_come[frame]:
+                self._features.pop(frame, None)
 
-class _Normalised:
-    """`StreamedFrames` (T, 1, h, w) of a clip, normalised and flipped as they are asked for."""
 
-    def __init__(self, frames: Tensor, normalise: Callable[[Tensor], Tensor], axes: tuple[int, ...]) -> None:
-        self._frames, self._normalise, self._axes = frames, normalise, axes
+class _Streamed:
+    """`StreamedFrames` (T, 1, h, w) of a clip, flipped, as they are asked for."""
+
+    def __init__(self, frames: ClipFrames, axes: tuple[int, ...]) -> None:
+        self._frames, self._axes = frames, axes
         self.shape = (len(frames), 1, *frames.shape[1:])
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def __getitem__(self, indices: int | slice | list[int]) -> Tensor:
-        seen = self._normalise(self._frames[indices]).unsqueeze(-3)
+    def __getitem__(self, indices: FrameIndices) -> Tensor:
+        seen = self._frames[indices].unsqueeze(-3)
         return seen.flip(self._axes) if self._axes else seen
 
 
-def _batches(windows: Sequence[np.ndarray], batch: int) -> Iterator[list[int]]:
-    """Runs of at most `batch` neighbouring windows with the same number of frames."""
+def device_of(network: nn.Module, default: torch.device | str = "cpu") -> torch.device:
+    """Where a network is; `default` for one without tensors."""
+    tensor = next(chain(network.parameters(), network.buffers()), None)
+    return torch.device(default) if tensor is None else tensor.device
+
+
+def _batches(windows: Sequence[np.ndarray], batch: BatchSize) -> Iterator[list[int]]:
+    """Runs of at most `batch.windows` neighbouring windows with the same number of frames."""
     group: list[int] = []
     for i, indices in enumerate(windows):
-        if group and (len(group) >= max(1, batch) or len(windows[group[0]]) != len(indices)):
+        if group and (len(group) >= max(1, batch.windows) or len(windows[group[0]]) != len(indices)):
             yield group
             group = []
         group.append(i)
@@ -338,6 +388,8 @@ def _evaluation(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def _autocast(device: torch.device, wanted: bool) -> torch.autocast:
+def _autocast(device: torch.device, wanted: bool | None) -> torch.autocast:
     dtype = fast_dtype(device)
+    if wanted is None:
+        wanted = device.type == "cuda" and dtype == torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=wanted and dtype != torch.float32)

@@ -75,7 +75,7 @@ def make_members(folders, make_model):
 
 def whole(member: PredictorMember, network: nn.Module, clip) -> ClipProbabilities:
     """One network's probabilities, all at once."""
-    frames = torch.from_numpy(normalise(clip.frames.numpy(), *clip.statistics, clip.plan.normalisation))
+    frames = torch.from_numpy(normalise(clip.frames, *clip.statistics, clip.plan.normalisation))
     found = segment_clip(network, frames, classes=1, window=clip.plan.frames, stride=clip.plan.window_stride)
     return ClipProbabilities(found, clip.geometry)
 
@@ -85,10 +85,10 @@ def test_parts_are_the_averages_of_whole_clips(make_members, make_long_heart, ki
     members = make_members(kinds)
     clips = [member.prepare(make_long_heart(FRAMES), None) for member in members]
     found: dict[int | None, dict[int, np.ndarray]] = {}
-    for part in run_networks(members, clips, (4, 5, 6), mirroring=False, autocast=False):
+    for part in run_networks(members, [clips], (4, 5, 6), mirroring=False, autocast=False):
         for place, frame in enumerate(part.frames):
             assert frame not in found.setdefault(part.fold, {})  # each comes once
-            found[part.fold][frame] = part.probabilities.values[:, place]
+            found[part.fold][frame] = part.values[:, place].numpy()
     assert all(network.seen for member in members for network in member.networks)
     walked = [network.seen for member in members for network in member.networks if isinstance(network, Walking)]
     assert set(walked) <= {1}
@@ -146,7 +146,7 @@ def test_packed_labels_come_back(classes):
     labels = np.random.default_rng(classes).integers(0, max(2, classes), (7, 5, 9)).astype(np.uint8)
     packed = PackedLabels(labels.shape, classes)
     for frames in ([3, 0], [1, 2, 4], [6, 5]):
-        packed.put(np.array(frames), labels[frames])
+        packed.put(np.array(frames), torch.from_numpy(labels[frames]))
     np.testing.assert_array_equal(packed.unpacked(), labels)
 
 

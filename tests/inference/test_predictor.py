@@ -245,7 +245,7 @@ def test_probabilities_survive_the_disk_and_know_their_spacing(tmp_path):
     save_probabilities(tmp_path / "a.npz", ClipProbabilities(values, geometry))
     again = load_probabilities(tmp_path / "a.npz")
     np.testing.assert_array_equal(again.values, values)
-    assert again.geometry == geometry and again.native_spacing_mm == pytest.approx((0.3, 0.6))
+    assert again.geometry == geometry and again.geometry.native_spacing_mm == pytest.approx((0.3, 0.6))
     np.testing.assert_allclose(again.native(np.array([2])), geometry.to_native(values)[:, 2:], atol=1e-6)
     (tmp_path / "b.npz").write_bytes(b"nothing")
     with pytest.raises(EchoPlanError, match=r"b\.npz"):
@@ -260,7 +260,7 @@ def test_averages_are_on_the_common_grid_or_the_native_one():
     np.testing.assert_allclose(one.values, 0.25)  # the members stay as they are
     coarse = plan_geometry((20, 20), (1.0, 2.0), None, (10, 20))
     mixed = average([one, ClipProbabilities(np.full((1, 2, 10, 20), 0.75, np.float32), coarse)])
-    assert mixed.values.shape == (1, 2, 20, 20) and mixed.native_spacing_mm == pytest.approx((1.0, 2.0))
+    assert mixed.values.shape == (1, 2, 20, 20) and mixed.geometry.native_spacing_mm == pytest.approx((1.0, 2.0))
     np.testing.assert_allclose(mixed.values, 0.5, atol=1e-6)
     with pytest.raises(EchoPlanError, match="shapes"):
         average([one, ClipProbabilities(np.zeros((3, 2, 20, 20)), geometry)])

@@ -136,7 +136,7 @@ def test_no_old_mask_is_left_beside_evidence_of_another_model(tmp_path, folders,
     )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            import_module("echoplan.inference.predict_folder"),
+            import_module("echoplan.inference.pipeline"),
             "save_mask",
             lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )

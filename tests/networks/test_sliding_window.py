@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from echoplan.errors import EchoPlanError
-from echoplan.networks.sliding_window import segment_clip, segment_parts, time_weights, time_windows
+from echoplan.networks.sliding_window import BatchSize, segment_clip, segment_parts, time_weights, time_windows
+from echoplan.preprocessing.clip import NormalisedFrames
 
 
 class Threshold(nn.Module):
@@ -160,14 +161,46 @@ def test_a_stream_that_leaves_out_frames_is_named():
 def test_a_stream_sees_normalised_frames_a_few_at_a_time():
     asked = []
 
-    def normalise(frames):
-        asked.append(frames.numel() // 16)
-        return frames.float() / 255
+    class Frames(NormalisedFrames):
+        def __getitem__(self, indices):
+            asked.append(super().__getitem__(indices).numel() // 16)
+            return super().__getitem__(indices)
 
-    frames = torch.randint(0, 256, (40, 4, 4), dtype=torch.uint8)
-    found = segment_clip(Walker(), frames, window=1, classes=1, normalise=normalise)
-    np.testing.assert_array_equal(found, segment_clip(Walker(), frames / 255, window=1, classes=1))
+    frames = np.random.default_rng(0).integers(0, 256, (40, 4, 4)).astype(np.uint8)
+    found = segment_clip(Walker(), Frames([frames], [(0.0, 1.0)], "unit"), window=1, classes=1)
+    np.testing.assert_array_equal(found, segment_clip(Walker(), torch.from_numpy(frames) / 255, window=1, classes=1))
     assert max(asked) == 1
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (5, 2)])
+def test_clips_that_share_batches_are_found_as_if_alone(window, stride):
+    network, clips = TimeMean(), [torch.randn(length, 4, 4) for length in (7, 3, 12)]
+    options = {"window": window, "stride": stride, "classes": 1, "batch": 16}
+    together = segment_clip(network, torch.cat(clips), clips=[7, 3, 12], **options)
+    alone = [segment_clip(network, clip, **options) for clip in clips]
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")]
+)
+def test_a_batch_that_memory_is_too_small_for_is_halved_from_then_on(error):
+    class Large(Threshold):
+        most = 3
+
+        def forward(self, clip):
+            logits = super().forward(clip)
+            if len(clip) > self.most:
+                raise error
+            return logits
+
+    network, frames, batch = Large(), torch.randn(20, 4, 4), BatchSize(8)
+    found = segment_clip(network, frames, window=1, classes=1, batch=batch)
+    np.testing.assert_array_equal(found, frames.sigmoid()[None])
+    assert [shape[0] for shape in network.calls] == [8, 4, 2, 2, 4, 2, 2, *[2] * 6] and batch.windows == 2
+    with pytest.raises(RuntimeError, match=str(error)):  # a single window is too large
+        Large.most = 0
+        segment_clip(network, frames, window=1, classes=1)
 
 
 def test_a_network_with_the_wrong_output_is_named():

@@ -14,8 +14,8 @@ import torch
 from echoplan.device import send
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
-from echoplan.termination import undisturbed
 from echoplan.plans import ResolvedPlan
+from echoplan.termination import undisturbed
 
 from ...preprocessing.clip import normalise
 from ...preprocessing.store import ClipStore
