@@ -177,6 +177,19 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def mixed_precision(device: torch.device, wanted: bool | None = None) -> torch.autocast:
+    """The context for networks that are not trained there: in `fast_dtype`, or as they are where that is float32.
+
+    Args:
+        device: where they are.
+        wanted: whether that is asked for; None: where the device is a GPU that has bfloat16.
+    """
+    dtype = fast_dtype(device)
+    if wanted is None:
+        wanted = device.type == "cuda" and dtype == torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=wanted and dtype != torch.float32)
+
+
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16; older PyTorch cannot tell and says no."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

@@ -172,7 +172,9 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--overlays", action="store_true", help="also write OUT/overlays/<case>.mp4 with the outline")
     made.add_argument("--no_postprocessing", action="store_true", help="leave the masks as the network made them")
     made.add_argument("--mirroring", action="store_true", help="average over the flips the plan allows; slower")
-    made.add_argument("--mixed_precision", action="store_true", help="faster, with slightly different probabilities")
+    made.add_argument("--mixed_precision", action=argparse.BooleanOptionalAction,
+                      help="faster, with other probabilities in the third digit; on GPUs with bfloat16 if not given",
+                      )  # fmt: skip
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
     made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
                       help="how often the intervals of EF and volumes hold the reference")  # fmt: skip

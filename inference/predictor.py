@@ -321,7 +321,7 @@ class EchoPredictor:
     def judge(
         self, prepared: PreparedInput, found: ClipLabels, *, phases: tuple[int, int] | None = None
     ) -> Segmentation:
-        """The mask and the evidence that `found`, which is used up, amounts to: the part of `segment` without networks."""
+        """Mask and evidence that `found`, which is used up, amounts to: the part of `segment` without networks."""
         clip = prepared.clip
         together = self._opinion(found.on_grid.pop(None), clip, phases)
         folds = [fold for fold in found.on_grid if fold is not None]

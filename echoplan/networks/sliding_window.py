@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echoplan.device import fast_dtype, is_out_of_memory
+from echoplan.device import is_out_of_memory, mixed_precision
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipFrames, FrameEncodingNetwork, FrameIndices, StreamingNetwork
 
@@ -83,7 +83,7 @@ def segment_parts(
         batch: windows of equal length that go through the network together; half as many where a GPU's memory is too
             small for them.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
-        autocast: mixed precision, where the device computes faster in it; None: on GPUs that have bfloat16.
+        autocast: as `mixed_precision` takes it.
         prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
             frame, (T, ...); without flips. Never given but to compare prompts.
 
@@ -222,9 +222,7 @@ class _Run:
                 if (part := sums.take()) is not None:
                     yield part
 
-    def _in_memory(
-        self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames], batch: BatchSize
-    ) -> Tensor:
+    def _in_memory(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames], batch: BatchSize) -> Tensor:
         """`_probabilities` of windows; half as many at a time, from then on, where a GPU's memory is too small."""
         try:
             return self._probabilities(windows, encoded)
@@ -281,7 +279,7 @@ class _Run:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Without gradients and in the precision asked for; never left open while the caller has a part."""
-        with torch.inference_mode(), _autocast(self._device, self.autocast):
+        with torch.inference_mode(), mixed_precision(self._device, self.autocast):
             yield
 
     def _check_walk(self, walked: Sequence[tuple[int, Tensor]], missing: int) -> None:
@@ -386,10 +384,3 @@ def _evaluation(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(was_training)
-
-
-def _autocast(device: torch.device, wanted: bool | None) -> torch.autocast:
-    dtype = fast_dtype(device)
-    if wanted is None:
-        wanted = device.type == "cuda" and dtype == torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=wanted and dtype != torch.float32)

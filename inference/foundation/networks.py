@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from echoplan.device import mixed_precision
 from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
@@ -120,6 +121,12 @@ class FoundationModel:
         Returns:
             (T, H, W) bool. Frames that the labels say nothing of stay empty, also where no structure is to be told of.
         """
+        with mixed_precision(next(network.parameters()).device):
+            return self._shrunk_answer(network, frames, masks, case)
+
+    def _shrunk_answer(
+        self, network: Any, frames: NDArray[np.uint8], masks: Mapping[int, NDArray[np.bool_]], case: str
+    ) -> NDArray:
         if not self.shrink:
             return self._answer(network, frames, masks, case)
         size = self.shrink, self.shrink
@@ -149,7 +156,7 @@ class FoundationModel:
         told = prompt_from_label(masks[shown[0]], kind=self.prompt, frame=shown[0] - first, draw=case_draw(case))
         seen = EnlargedFrames(frames[first : last + 1], network.size)
         for index, logits in network.stream(seen, rescale_prompts(told, frames.shape[1:], network.size)):
-            native = F.interpolate(logits[None], size=frames.shape[1:], mode="bilinear")
+            native = F.interpolate(logits[None].float(), size=frames.shape[1:], mode="bilinear")
             found[first + index] = (native[0, 0] > 0).cpu().numpy()
         return found
 

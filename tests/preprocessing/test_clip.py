@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.preprocessing import normalise, preprocess_clip, sector_statistics, to_uint8
+from echoplan.preprocessing.clip import NormalisedFrames
 from echoplan.sector import detect_sector
 
 
@@ -68,3 +70,15 @@ def test_normalise_by_name():
     assert sector_statistics(np.zeros((1, 4, 4), np.uint8)) == (0.0, 1.0)
     with pytest.raises(EchoPlanError, match="zscore_sector"):
         normalise(frames, 0.0, 1.0, "minmax")
+
+
+@pytest.mark.parametrize("normalisation", ["zscore_sector", "unit", "grey"])
+def test_frames_normalised_as_they_are_asked_for_are_the_same_to_the_bit(normalisation):
+    clips = [np.arange(256, dtype=np.uint8).reshape(4, 8, 8), np.full((2, 8, 8), 7, np.uint8)]
+    statistics = [(123.456, 7.7), (0.1, 3.3)]
+    frames = NormalisedFrames(clips, statistics, normalisation)
+    expected = [normalise(clip, *of, normalisation) for clip, of in zip(clips, statistics, strict=True)]
+    expected = np.concatenate(expected)
+    assert len(frames) == 6 and frames.shape == (6, 8, 8)
+    for indices in (slice(1, 5), [5, 0], 3, torch.tensor([[0, 4], [5, 1]])):
+        np.testing.assert_array_equal(frames[indices].numpy(), expected[indices])
