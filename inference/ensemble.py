@@ -394,8 +394,8 @@ class _Meeting:
             self._waiting.setdefault(frame, {})[number] = found
         met = [frame for frame in frames.tolist() if len(self._waiting[frame]) == len(self._grids)]
         if met:
-            found = [self._waiting.pop(frame) for frame in met]
-            of_members = [torch.stack([values[index] for values in found], 1) for index in range(len(self._grids))]
+            of_frames = [self._waiting.pop(frame) for frame in met]
+            of_members = [torch.stack([found[index] for found in of_frames], 1) for index in range(len(self._grids))]
             yield FrameProbabilities(clip, fold, np.array(met), *_average(of_members, self._grids))
 
 

@@ -124,7 +124,8 @@ class FrameSums:
     def __init__(self, additions: np.ndarray) -> None:
         self._missing = additions.copy()
         self._sums: dict[int, Tensor] = {}
-        self._finished: list[int] = []
+        self._blocks: dict[tuple[int, ...], Tensor] = {}  # of frames that have always come together
+        self._finished: list[tuple[np.ndarray, Tensor]] = []
 
     @property
     def unfinished(self) -> int:
@@ -133,15 +134,40 @@ class FrameSums:
 
     def add(self, frames: np.ndarray, values: Tensor) -> None:
         """Add `values` (K, n, h, w) to the frames (n,), none of them twice."""
-        for frame, found in zip(frames.tolist(), values.unbind(1), strict=True):
-            self._sums[frame] = self._sums[frame] + found if frame in self._sums else found
         self._missing[frames] -= 1
-        self._finished += frames[self._missing[frames] == 0].tolist()
+        block, missing = tuple(frames.tolist()), self._missing[frames]
+        if block in self._blocks:
+            values = self._blocks.pop(block) + values
+        elif self._holds(block) or (missing.any() and not missing.all()):
+            self._add_one_by_one(block, values)
+            return
+        if missing.any():
+            self._blocks[block] = values
+        else:
+            self._finished.append((frames, values))
 
     def take(self) -> tuple[np.ndarray, Tensor] | None:
         """Hand out what is finished: frames (n,), ascending, and their sums (K, n, h, w); None where nothing is."""
-        frames, self._finished = sorted(self._finished), []
-        return (np.array(frames), torch.stack([self._sums.pop(frame) for frame in frames], dim=1)) if frames else None
+        finished, self._finished = self._finished, []
+        if len(finished) < 2:
+            return finished[0] if finished else None
+        frames = np.concatenate([frames for frames, _ in finished])
+        order = np.argsort(frames)
+        return frames[order], torch.cat([values for _, values in finished], dim=1)[:, order]
+
+    def _holds(self, frames: Sequence[int]) -> bool:
+        """Whether something has come of any of the frames."""
+        held = self._sums.keys() | {frame for block in self._blocks for frame in block}
+        return not held.isdisjoint(frames)
+
+    def _add_one_by_one(self, frames: Sequence[int], values: Tensor) -> None:
+        for block in list(self._blocks):
+            self._sums.update(zip(block, self._blocks.pop(block).unbind(1), strict=True))
+        for frame, found in zip(frames, values.unbind(1), strict=True):
+            self._sums[frame] = self._sums[frame] + found if frame in self._sums else found
+        done = [frame for frame in sorted(self._sums) if not self._missing[frame]]
+        if done:
+            self._finished.append((np.array(done), torch.stack([self._sums.pop(frame) for frame in done], dim=1)))
 
 
 def time_windows(length: int, *, window: int, stride: int = 1, overlap: float = 0.5) -> list[np.ndarray]:
