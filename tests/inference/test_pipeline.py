@@ -16,7 +16,7 @@ from .conftest import make_heart
 
 DEADLY = """
 import os, signal
-from echoplan.inference.inputs import InputClip
+from echoplan.inputs import InputClip
 
 class DeadlyClip(InputClip):
     def read(self):
