@@ -2,6 +2,7 @@
 
 python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
     [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T] [--backends ...]
+    [--clips N] [--features N] [--beside CHECKOUT]
 
 Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
 same network of another package where there is one, and where there is none the plain ResNet of torchvision that the
@@ -19,6 +20,7 @@ beside windows by themselves; and EchoForge on four clips abreast, as it validat
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +48,7 @@ from echoplan.networks.unet import pooling_steps
 TARGET = 1.3  # the memory of a clip ten times as long, its output apart
 SHORTER, LONG_SIZE = 10, 64
 WINDOW = 10
+VIDEO = 180, 112  # frames and pixels a side: EchoNet-Dynamic's
 BATCH = 8  # frames that frame networks take together
 Predict = Callable[[Tensor], object]
 MakePeer = Callable[[argparse.Namespace], Predict]
@@ -276,6 +279,94 @@ def shared(options: argparse.Namespace) -> None:
         print(f"{label:<32}apart {apart:>8.2f}  together {shares:>8.2f}  ratio {shares / apart:.2f}", flush=True)
 
 
+PREDICT = """
+import resource, sys, time
+from echoplan.inference import EchoPredictor, predict_folder
+
+if __name__ == "__main__":
+    model, clips, out, processes = sys.argv[1:]
+    predictor = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True)
+
+    def used():
+        both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in both)
+
+    start, before = time.perf_counter(), used()
+    run = predict_folder(clips, out, predictor, processes=int(processes))
+    print(len(run.predicted), time.perf_counter() - start, used() - before)
+"""
+
+
+def many_clips(options: argparse.Namespace) -> None:
+    """Tables of the stages of a clip, and of whole folders."""
+    from bench_ray import make_clips, make_model
+
+    from echoplan.imageio import read_clip, write_clip
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_model(folder, VIDEO[1], options.features)
+        for number, file in enumerate(sorted(make_clips(folder / "made", 2, *VIDEO).iterdir())):
+            write_clip(folder / "clips" / f"{number:05}.avi", read_clip(file))
+        videos = sorted((folder / "clips").iterdir())
+        for number in range(len(videos), options.clips):
+            (folder / "clips" / f"{number:05}.avi").hardlink_to(videos[number % len(videos)])
+        stages = stages_of_a_clip(model, folder / "clips", folder / "stages")
+        print(
+            f"\none of {options.clips} videos of {VIDEO[0]} frames of {VIDEO[1]} x {VIDEO[1]}, {options.features} features"
+        )
+        print(f"{'stage':<24}{'CPU s':>8}{'clock s':>9}")
+        for stage, (processor, clock) in stages.items():
+            print(f"{stage:<24}{processor:>8.3f}{clock:>9.3f}")
+        network = [value * options.clips for value in stages["network"]]
+        here = Path(__file__).resolve().parents[2]
+        print(f"\n{'folder':<24}{'CPU s':>8}{'clock s':>9}{'network, % of CPU':>19}{'of the clock':>14}")
+        for checkout, processes in [*((place, 2) for place in (here, *options.beside)), (here, 0)]:
+            out = folder / f"out_{checkout.name}_{processes}"
+            words = [sys.executable, "-c", PREDICT, str(model), str(folder / "clips"), str(out), str(processes)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+            ran = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+            count, clock, processor = map(float, ran.stdout.split())
+            assert count == options.clips
+            shares = f"{100 * network[0] / processor:>19.0f}{100 * network[1] / clock:>14.0f}"
+            print(f"{f'{checkout.name}, -np {processes}':<24}{processor:>8.1f}{clock:>9.1f}{shares}", flush=True)
+
+
+def stages_of_a_clip(model: Path, clips: Path, out: Path) -> dict[str, tuple[float, float]]:
+    """Seconds of the processor and of the clock that each stage of the folder's first clip takes, the lesser of two."""
+    from echoplan.evaluation.report.clips import report_clip
+    from echoplan.inference import EchoPredictor, find_inputs
+    from echoplan.inference.pipeline import find_in_clips, finish_clip
+    from echoplan.masks import find_mask
+
+    predictor, item = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True), find_inputs(clips)[0]
+    mask, taken = find_mask(out, item.name), {}
+
+    def timed(stage: str, work: Callable[[], object]) -> Any:
+        before = time.process_time(), time.perf_counter()
+        result = work()
+        seconds = time.process_time() - before[0], time.perf_counter() - before[1]
+        taken[stage] = min(seconds, taken.get(stage, seconds))
+        return result
+
+    for _ in range(2):
+        clip = timed("read", item.read)
+        prepared = timed("to the grid", lambda clip=clip: predictor.prepare(clip))
+        (grid,), (member,) = prepared.on_grids, predictor.members
+
+        def bare(grid: Any = grid, member: Any = member) -> None:
+            frames = member.as_seen([grid])
+            for _ in member.probabilities(member.networks[0], frames, [grid], mirroring=False, autocast=False):
+                pass
+
+        timed("network", bare)
+        found = timed("network and labels", lambda p=prepared: find_in_clips([(item, p)], predictor, False))[0]
+        timed("judge and write", lambda p=prepared, f=found: finish_clip(item, predictor, p, f, out))
+        for picture in ("none", "stills", "player"):
+            timed(f"measure, {picture}", lambda p=picture: report_clip(item.case, item.path, mask, 1, picture=p))
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=[entry.name for entry in NETWORKS])
@@ -289,6 +380,9 @@ def main() -> None:
     parser.add_argument("--shared", type=int, default=60, help="frames of the clip of shared windows; 0: no such table")
     parser.add_argument("--backends", nargs="*", default=[name for name in BACKENDS if name != TORCH])
     parser.add_argument("--measure", nargs=2, metavar=("NETWORK", "FRAMES"), help=argparse.SUPPRESS)
+    parser.add_argument("--clips", type=int, default=12, help="of the folder; 0: no such table")
+    parser.add_argument("--features", type=int, default=8, help="of the first stage of that folder's U-Net")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other checkouts")
     options = parser.parse_args()
     if options.measure:
         measure(options.measure[0], int(options.measure[1]))
@@ -301,6 +395,11 @@ def main() -> None:
         memory(options.long)
     if options.shared:
         shared(options)
+    ratios = speed(options) if options.networks else {}
+    if options.long and Path("/proc/self/status").exists():
+        memory(options.long)
+    if options.clips:
+        many_clips(options)
     if ratios:
         worst = min(ratios, key=ratios.__getitem__)
         print(f"\nworst: {worst}, {ratios[worst]:.2f} of its peer's speed")
