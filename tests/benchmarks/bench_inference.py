@@ -312,9 +312,8 @@ def many_clips(options: argparse.Namespace) -> None:
         for number in range(len(videos), options.clips):
             (folder / "clips" / f"{number:05}.avi").hardlink_to(videos[number % len(videos)])
         stages = stages_of_a_clip(model, folder / "clips", folder / "stages")
-        print(
-            f"\none of {options.clips} videos of {VIDEO[0]} frames of {VIDEO[1]} x {VIDEO[1]}, {options.features} features"
-        )
+        frames, side = VIDEO
+        print(f"\none of {options.clips} videos of {frames} frames of {side} x {side}, {options.features} features")
         print(f"{'stage':<24}{'CPU s':>8}{'clock s':>9}")
         for stage, (processor, clock) in stages.items():
             print(f"{stage:<24}{processor:>8.3f}{clock:>9.3f}")
