@@ -145,6 +145,7 @@ class _Worker:
 def _work(connection: Connection) -> None:
     """What a worker does: task after task, till its parent closes the pipe."""
     _obey_parent()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the first task has PyTorch imported: there are others
     with suppress(EOFError, ConnectionError):  # the parent is gone
         send(connection, "ready")
         while True:

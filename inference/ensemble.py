@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
 from echoplan.networks.interface import StreamingNetwork, labels_from_probabilities
-from echoplan.networks.sliding_window import BatchSize, FrameSums, device_of, segment_parts
+from echoplan.networks.sliding_window import BatchSize, FrameSums, network_device, segment_parts
 from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.clip import NormalisedFrames, preprocess_clip, sector_statistics
@@ -33,8 +33,7 @@ from .uncertainty import ClipEvidence
 
 # Of a plan, what a clip meets on its way to the mask and back.
 _DECISIONS = ("size", "protocol", "crop", "normalisation", "frames", "frame_stride", "mirror_axes")
-_PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
-_SHARED_ON_CPU = 8  # a CPU is as quick with so small a part of a batch: more clips together would only end later
+PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
 _NATIVE_FRAMES_AT_ONCE = 32
 
 
@@ -128,12 +127,6 @@ class PredictorMember:
             and not any(isinstance(network, StreamingNetwork) for network in self.networks)
         )
 
-    @property
-    def pixels_at_once(self) -> int:
-        """Of how many pixels clips are joined to share batches."""
-        on_cpu = device_of(self.networks[0]).type == "cpu"
-        return _PIXELS_AT_ONCE // _SHARED_ON_CPU if on_cpu else _PIXELS_AT_ONCE
-
     def as_seen(self, clips: Sequence[PreparedClip]) -> NormalisedFrames:
         """Clips that this member prepared, one behind the other, on the networks' device."""
         network = self.networks[0]
@@ -141,7 +134,7 @@ class PredictorMember:
             [clip.frames for clip in clips],
             [clip.statistics for clip in clips],
             normalisation_for(network, clips[0].plan),
-            device_of(network),
+            network_device(network),
         )
 
     def probabilities(
@@ -163,7 +156,7 @@ class PredictorMember:
         """
         plan = clips[0].plan
         pixels = plan.frames * plan.size[0] * plan.size[1]
-        batch = self.batches.setdefault(pixels, BatchSize(max(1, _PIXELS_AT_ONCE // pixels)))
+        batch = self.batches.setdefault(pixels, BatchSize(max(1, PIXELS_AT_ONCE // pixels)))
         return segment_parts(
             network,
             frames,

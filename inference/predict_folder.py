@@ -118,7 +118,8 @@ def predict_folder(
         ef_method: the volume rule, "simpson" or "camus".
         dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
-        processes: worker processes that read, write and measure clips beside the networks; 0: none.
+        processes: worker processes that read, write and measure clips beside the networks, one where those are on a
+            CPU; 0: none.
         part: the share of the clips to predict, none of which is then measured; None: all.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
@@ -139,7 +140,10 @@ def predict_folder(
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
     waiting = {item.name for item in todo}
     kept = [item for item in inputs if item.name not in waiting]
-    with closing(Helpers(min(processes, len(todo)) if engine is None and len(todo) > 1 else 0)) as helpers:
+    helping = min(processes, len(todo)) if engine is None and len(todo) > 1 else 0
+    if predictor.device.type == "cpu":
+        helping = min(helping, 1)  # one keeps up with networks there, and each takes seconds to start
+    with closing(Helpers(helping)) as helpers:
         early = None
         if helpers.processes and part is None:
             early = EarlyMeasurements(inputs, helpers.work, out, predictor.target, ef_method, predictor.trust)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike
 
 from echoplan import layout
@@ -20,12 +21,21 @@ from echoplan.dataset import Case, DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
 from echoplan.inputs import clip_from_array, digest
+from echoplan.networks.sliding_window import network_device
 
 from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
 from .deployment.exported import TORCH, device_of
-from .ensemble import ClipLabels, PackedLabels, PredictorMember, PreparedInput, Segmentation, run_networks
+from .ensemble import (
+    PIXELS_AT_ONCE,
+    ClipLabels,
+    PackedLabels,
+    PredictorMember,
+    PreparedInput,
+    Segmentation,
+    run_networks,
+)
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .uncertainty import (
@@ -38,6 +48,8 @@ from .uncertainty import (
     image_sector,
     make_opinion,
 )
+
+_SHARED_ON_CPU = 8  # a CPU is as quick with so small a part of a batch: more clips together would only end later
 
 
 @dataclass(frozen=True)
@@ -309,9 +321,14 @@ class EchoPredictor:
         return found
 
     @property
+    def device(self) -> torch.device:
+        """Where the first network is."""
+        return network_device(self.members[0].networks[0])
+
+    @property
     def pixels_at_once(self) -> int:
         """Of how many pixels of the first member's grid clips are joined to share batches."""
-        return self.members[0].pixels_at_once
+        return PIXELS_AT_ONCE // _SHARED_ON_CPU if self.device.type == "cpu" else PIXELS_AT_ONCE
 
     def share_batches(self, one: PreparedInput, other: PreparedInput) -> bool:
         """Whether two clips can go through the networks together."""

@@ -14,7 +14,7 @@ from echoplan import layout
 from echoplan.imageio import Clip, write_mask
 from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.interface import labels_from_probabilities
-from echoplan.networks.sliding_window import device_of, segment_clip
+from echoplan.networks.sliding_window import network_device, segment_clip
 from echoplan.parallel_map import progress
 
 from ..evaluation import evaluate_cases
@@ -129,7 +129,7 @@ def judge_sampled(
 def _as_seen(network: nn.Module, setup: FoldSetup, stored: StoredCase, frames: np.ndarray) -> NormalisedFrames:
     """Some frames of a case as a network sees them."""
     normalisation = normalisation_for(network, setup.plan)
-    return NormalisedFrames([frames], [(stored.mean, stored.std)], normalisation, device_of(network))
+    return NormalisedFrames([frames], [(stored.mean, stored.std)], normalisation, network_device(network))
 
 
 def _told(prompts: Prompts | Tensor | None, frames: Sequence[int]) -> Prompts | Tensor | None:

@@ -300,7 +300,7 @@ class _Run:
 
     @property
     def _device(self) -> torch.device:
-        return device_of(self.network, self.frames.device)
+        return network_device(self.network, self.frames.device)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -376,7 +376,7 @@ class _Streamed:
         return seen.flip(self._axes) if self._axes else seen
 
 
-def device_of(network: nn.Module, default: torch.device | str = "cpu") -> torch.device:
+def network_device(network: nn.Module, default: torch.device | str = "cpu") -> torch.device:
     """Where a network is; `default` for one without tensors."""
     tensor = next(chain(network.parameters(), network.buffers()), None)
     return torch.device(default) if tensor is None else tensor.device

@@ -119,7 +119,7 @@ def make_long_heart(heart):
 
 @pytest.mark.parametrize("kind", [InWindows, Walking])
 def test_memory_hardly_grows_with_the_clip(make_members, make_long_heart, kind, monkeypatch):
-    monkeypatch.setattr("echoplan.inference.ensemble._PIXELS_AT_ONCE", 8 * 64 * 80)  # so that 36 frames are many
+    monkeypatch.setattr("echoplan.inference.ensemble.PIXELS_AT_ONCE", 8 * 64 * 80)  # so that 36 frames are many
     predictor = EchoPredictor(make_members([(kind, (64, 80))]))
     for network in predictor.members[0].networks:
         nn.init.constant_(network.shift, 0.3)  # all that walk begin in one frame
