@@ -147,18 +147,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU's memory is too small: PyTorch's own, or that of CUDA, cuBLAS, cuDNN or MPS.
-
-    Example:
-        >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-        True
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
-
-
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The floating type in which a device computes fastest without a loss that matters.
 
