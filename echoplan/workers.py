@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from echoplan.errors import EchoPlanError
@@ -166,24 +167,24 @@ def send(connection: Connection, content: Any) -> None:
 
 def receive(connection: Connection) -> Any:
     """What `send` sent at the pipe's other end; EOFError or OSError if that breaks off."""
-    head, sizes = pickle.loads(connection.recv_bytes())
+    head, sizes = connection.recv()
     buffers = [bytearray(size) for size in sizes]
     for buffer in buffers:
         view = memoryview(buffer)
         for first in range(0, len(buffer), _CHUNK):
             connection.recv_bytes_into(view[first : first + _CHUNK])
-    return pickle.loads(head, buffers=buffers)
+    return ForkingPickler.loads(head, buffers=buffers)
 
 
 def _packed(content: Any) -> tuple[bytes, list[memoryview]]:
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-    return head, [buffer.raw() for buffer in buffers]
+    head, buffers = io.BytesIO(), []
+    ForkingPickler(head, 5, True, buffers.append).dump(content)
+    return head.getvalue(), [buffer.raw() for buffer in buffers]
 
 
 def _send_packed(connection: Connection, packed: tuple[bytes, list[memoryview]]) -> None:
     head, views = packed
-    connection.send_bytes(pickle.dumps((head, [view.nbytes for view in views])))
+    connection.send((head, [view.nbytes for view in views]))
     for view in views:
         for first in range(0, view.nbytes, _CHUNK):
             connection.send_bytes(view[first : first + _CHUNK])

@@ -7,7 +7,8 @@ from .ensemble import PredictorMember
 from .model_selection import ModelChoice, choose_models
 from .postprocessing import apply_postprocessing
 from .predict_folder import PredictionRun, predict_folder
-from .predictor import EchoPredictor, Prediction
+from .prediction import Prediction
+from .predictor import EchoPredictor
 
 __all__ = [
     "BestConfiguration",

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
-from echoplan.networks.interface import StreamingNetwork, labels_from_probabilities
-from echoplan.networks.sliding_window import BatchSize, FrameSums, network_device, segment_parts
+from echoplan.networks.held_frames import FrameSums
+from echoplan.networks.interface import StreamingNetwork
+from echoplan.networks.sliding_window import BatchSize, network_device, segment_parts
 from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.clip import NormalisedFrames, preprocess_clip, sector_statistics
@@ -34,7 +33,6 @@ from .uncertainty import ClipEvidence
 # Of a plan, what a clip meets on its way to the mask and back.
 _DECISIONS = ("size", "protocol", "crop", "normalisation", "frames", "frame_stride", "mirror_axes")
 PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
-_NATIVE_FRAMES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -279,96 +277,6 @@ def _by_clip(frames: np.ndarray, values: Tensor, ends: np.ndarray) -> Iterator[t
         yield clip, frames[first:end] - (ends[clip - 1] if clip else 0), values[:, first:end]
 
 
-class ClipLabels:
-    """What all parts amount to: every opinion's labels, a bit a pixel, in little memory.
-
-    Args:
-        shape: (T, H, W) of the clip.
-        classes: K of the probabilities.
-        keep_probabilities: their type, or None where they are not wanted.
-
-    Attributes:
-        labels: (T, H, W) on the clip's own grid, of all networks together.
-        on_grid: fold -> what its networks find, on the network's grid; None -> what all find together.
-        geometry: of that grid.
-        probabilities: of all networks together, where they were to be kept.
-    """
-
-    geometry: Geometry
-
-    def __init__(self, shape: tuple[int, int, int], classes: int, keep_probabilities: DTypeLike | None) -> None:
-        self.labels = PackedLabels(shape, classes)
-        self.on_grid: dict[int | None, PackedLabels] = {}
-        self._kept_type = keep_probabilities
-        self._kept: np.ndarray | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        labels = (self.labels, *self.on_grid.values())
-        return sum(each.nbytes for each in labels) + (0 if self._kept is None else self._kept.nbytes)
-
-    @property
-    def probabilities(self) -> ClipProbabilities | None:
-        return None if self._kept is None else ClipProbabilities(self._kept, self.geometry)
-
-    def add(self, part: FrameProbabilities) -> None:
-        """Take what is found in some frames."""
-        values, self.geometry = part.values, part.geometry
-        shape = (self.labels.shape[0], *values.shape[2:])
-        if part.fold not in self.on_grid:
-            self.on_grid[part.fold] = PackedLabels(shape, len(values))
-        self.on_grid[part.fold].put(part.frames, labels_from_probabilities(values))
-        if part.fold is not None:
-            return
-        for first in range(0, len(part.frames), _NATIVE_FRAMES_AT_ONCE):
-            some = slice(first, first + _NATIVE_FRAMES_AT_ONCE)
-            self.labels.put(part.frames[some], labels_from_probabilities(_native(values[:, some], part.geometry)))
-        if self._kept_type is not None:
-            if self._kept is None:
-                self._kept = np.zeros((len(values), *shape), self._kept_type)
-            self._kept[:, part.frames] = values.cpu().numpy()
-
-
-class PackedLabels:
-    """Label maps of a whole clip, a bit a pixel where there is one structure: each network has an opinion of its own.
-
-    Args:
-        shape: (T, h, w).
-        classes: K of the probabilities.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
-        self.shape = shape
-        planes = max(1, (classes - 1).bit_length())
-        self._bits = np.zeros((planes, shape[0], -(-shape[1] * shape[2] // 8)), np.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self._bits.nbytes
-
-    def put(self, frames: np.ndarray, labels: Tensor) -> None:
-        """Keep the labels (n, h, w) uint8 of some frames (n,); from a GPU come bits alone."""
-        flat = labels.flatten(1)
-        for number, plane in enumerate(self._bits):
-            bits = flat >> number & 1
-            if bits.device.type == "cpu":
-                plane[frames] = np.packbits(bits.numpy(), axis=1)
-            else:
-                eights = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
-                places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-                plane[frames] = (eights * places).sum(2, dtype=torch.uint8).cpu().numpy()
-
-    def unpacked(self) -> np.ndarray:
-        """(T, h, w) uint8."""
-        labels = np.zeros((self.shape[0], self.shape[1] * self.shape[2]), np.uint8)
-        for number, plane in enumerate(self._bits):
-            for row, bits in zip(labels, plane, strict=True):
-                row |= np.unpackbits(bits, count=len(row)) << number
-        return labels.reshape(self.shape)
-
-
 class _Meeting:
     """Averages members' probabilities of a clip, on grids (M,), frame by frame as all have come to a frame."""
 
@@ -396,7 +304,7 @@ def _average(values: Sequence[Tensor], grids: Sequence[Geometry]) -> tuple[Tenso
     """The mean of several models' probabilities on their common grid, else on the native one; as `average` has it."""
     grid = grids[0]
     if any(other != grid for other in grids):
-        values = [_native(of, own) for of, own in zip(values, grids, strict=True)]
+        values = [on_native_grid(of, own) for of, own in zip(values, grids, strict=True)]
         grid = native_geometry(grid.native_shape, grid.native_spacing_mm)
     total = values[0]
     for other in values[1:]:
@@ -404,9 +312,9 @@ def _average(values: Sequence[Tensor], grids: Sequence[Geometry]) -> tuple[Tenso
     return total / len(values), grid
 
 
-def _native(values: Tensor, geometry: Geometry) -> Tensor:
+def on_native_grid(values: Tensor, geometry: Geometry) -> Tensor:
     """(K, n, H, W) on the clip's own grid."""
-    return values if geometry.is_native else geometry.tensor_to_native(values)
+    return values if geometry.is_native else geometry.tensor_toon_native_grid(values)
 
 
 def _running_together(members: Sequence[PredictorMember]) -> list[list[tuple[int, int]]]:

@@ -22,7 +22,8 @@ from echoplan.parallel_map import CaseResults, Failure, attempt_quietly, log_war
 from echoplan.workers import WorkerPool
 
 from ..preprocessing.probabilities import SAVED_TYPE, save_probabilities
-from .ensemble import ClipLabels, PreparedInput, Segmentation
+from .clip_labels import ClipLabels
+from .ensemble import PreparedInput, Segmentation
 from .predictor import EchoPredictor
 from .reporting import EarlyMeasurements
 

@@ -140,24 +140,17 @@ def predict_folder(
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
     waiting = {item.name for item in todo}
     kept = [item for item in inputs if item.name not in waiting]
-    helping = min(processes, len(todo)) if engine is None and len(todo) > 1 else 0
-    if predictor.device.type == "cpu":
-        helping = min(helping, 1)  # one keeps up with networks there, and each takes seconds to start
-    with closing(Helpers(helping)) as helpers:
+    with closing(Helpers(_helping(processes, todo, predictor) if engine is None else 0)) as helpers:
         early = None
         if helpers.processes and part is None:
             early = EarlyMeasurements(inputs, helpers.work, out, predictor.target, ef_method, predictor.trust)
-            for item in kept:
-                early.settle(item, find_mask(out, item.name))
+            early.settle_all(kept, out)
         engine = engine or Pipeline(predictor, helpers, early)
         results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
-        write_warnings(out, results)
-        finished = {*results.done, *(item.name for item in kept)}
-        masks = {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
-        run = PredictionRun(list(results.done), [item.name for item in kept], results.failures, masks)
+        run = _what_is_left(inputs, kept, results, out)
         if part is None:
             run.rows = write_reports(
-                out, inputs, masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
+                out, inputs, run.masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
                 trust=predictor.trust, overlays=overlays, processes=processes, early=early)  # fmt: skip
     if part is None and dicom:
         what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
@@ -165,6 +158,22 @@ def predict_folder(
     file = layout.ARGUMENTS_FILE if part is None else layout.part_arguments_file(part.number, part.count)
     write_json(out / file, prediction_record(predictor, inputs, run, {**(details or {}), "ef_method": ef_method}))
     return run
+
+
+def _what_is_left(
+    inputs: Sequence[InputClip], kept: Sequence[InputClip], results: CaseResults, out: Path
+) -> PredictionRun:
+    write_warnings(out, results)
+    finished = {*results.done, *(item.name for item in kept)}
+    masks = {item.name: find_mask(out, item.name) for item in inputs if item.name in finished}
+    return PredictionRun(list(results.done), [item.name for item in kept], results.failures, masks)
+
+
+def _helping(processes: int, todo: Sequence[InputClip], predictor: EchoPredictor) -> int:
+    """The processes that are worth the seconds in which they start: beside networks on a CPU one keeps up."""
+    if len(todo) < 2:
+        return 0
+    return min(processes, len(todo), 1) if predictor.device.type == "cpu" else min(processes, len(todo))
 
 
 def _todo(

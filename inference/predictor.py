@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,12 @@ from echoplan.networks.sliding_window import network_device
 from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
+from .clip_labels import ClipLabels, PackedLabels
 from .deployment.exported import TORCH, device_of
-from .ensemble import (
-    PIXELS_AT_ONCE,
-    ClipLabels,
-    PackedLabels,
-    PredictorMember,
-    PreparedInput,
-    Segmentation,
-    run_networks,
-)
+from .ensemble import PIXELS_AT_ONCE, PredictorMember, PreparedInput, Segmentation, run_networks
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
+from .prediction import Prediction
 from .uncertainty import (
     ClipEvidence,
     Opinion,
@@ -50,41 +44,6 @@ from .uncertainty import (
 )
 
 _SHARED_ON_CPU = 8  # a CPU is as quick with so small a part of a batch: more clips together would only end later
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a predictor finds in one clip.
-
-    Attributes:
-        mask: (T, H, W) uint8 labels on the clip's own grid, after postprocessing.
-        probabilities: (T, H, W) float32, of the target structure, before postprocessing.
-        area_mm2: (T,) area of the target in the mask; None where the spacing is unknown.
-        ed_frame, es_frame: end-diastole and end-systole, found on the area curve; None where there is no cavity.
-        ef_percent: single-plane ejection fraction; None where it cannot be measured.
-        note: why something is missing or doubtful; empty if nothing is.
-        ef_low_percent, ef_high_percent: the reference EF lies between; None where there is no interval.
-        interval_coverage_percent: how often it does, in percent; None where there is no interval.
-        interval_note: why there is no interval; empty if there is one.
-        ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
-        quality: "good", "check" or, with one fold, "not assessed"; "" where it was not asked for.
-        quality_reasons: why to check, in words.
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray
-    area_mm2: np.ndarray | None
-    ed_frame: int | None
-    es_frame: int | None
-    ef_percent: float | None
-    note: str = ""
-    ef_low_percent: float | None = None
-    ef_high_percent: float | None = None
-    interval_coverage_percent: float | None = None
-    interval_note: str = ""
-    ef_fold_sd_percent: float | None = None
-    quality: str = ""
-    quality_reasons: tuple[str, ...] = ()
 
 
 class EchoPredictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.inputs import InputClip
+from echoplan.masks import find_mask
 from echoplan.parallel_map import CaseResults, log_warnings, outcome_of, record, run_cases
 
 from ..evaluation import CaseMeasurement, Film, PatientRow, measure_patients, write_ef_report, write_report
@@ -64,6 +65,11 @@ class EarlyMeasurements:
             self._left[patient] -= 1
             if not self._left[patient] and self._usable[patient]:
                 self._begun[patient] = self._begin(patient, _measure_patient, self._usable[patient], *self._how)
+
+    def settle_all(self, items: Iterable[InputClip], out: Path) -> None:
+        """The masks of some clips are there already."""
+        for item in items:
+            self.settle(item, find_mask(out, item.name))
 
     def take(self, patient: str, usable: _Usable) -> Future[Any] | None:
         """The measurement of a patient with these clips, where it has begun."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from echoplan.device import is_out_of_memory, mixed_precision
 from echoplan.errors import EchoPlanError
+from echoplan.networks.held_frames import EncodedFrames, FrameSums
 from echoplan.networks.interface import ClipFrames, FrameEncodingNetwork, FrameIndices, StreamingNetwork
 
 _FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
@@ -80,8 +81,7 @@ def segment_parts(
             is one clip. A `StreamingNetwork` takes one.
         stride: frame step inside a window. It shrinks for clips that are shorter than one full window.
         overlap: share of a window that the next one sees again, in [0, 1).
-        batch: windows of equal length that go through the network together; half as many where a GPU's memory is too
-            small for them.
+        batch: windows of equal length that go through the network together, fewer where a GPU has too little memory.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
         autocast: as `mixed_precision` takes it.
         prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
@@ -107,67 +107,15 @@ def segment_parts(
     run = _Run(network, frames, classes, flips, prompts, autocast)
     if isinstance(network, StreamingNetwork):
         return run.of_streams(network)
-    windows, first = [], 0
-    for length in clips:
-        windows += [first + indices for indices in time_windows(length, window=window, stride=stride, overlap=overlap)]
-        first += length
+    windows = _windows_of_clips(clips, window=window, stride=stride, overlap=overlap)
     return run.of_windows(windows, BatchSize(batch) if isinstance(batch, int) else batch)
 
 
-class FrameSums:
-    """Sums of what is found in a clip's frames; a frame is held until all that is to be added to it has been.
-
-    Args:
-        additions: (T,), how many there are to each frame.
-    """
-
-    def __init__(self, additions: np.ndarray) -> None:
-        self._missing = additions.copy()
-        self._sums: dict[int, Tensor] = {}
-        self._blocks: dict[tuple[int, ...], Tensor] = {}  # of frames that have always come together
-        self._finished: list[tuple[np.ndarray, Tensor]] = []
-
-    @property
-    def unfinished(self) -> int:
-        """How many frames something is still to be added to."""
-        return int(np.count_nonzero(self._missing))
-
-    def add(self, frames: np.ndarray, values: Tensor) -> None:
-        """Add `values` (K, n, h, w) to the frames (n,), none of them twice."""
-        self._missing[frames] -= 1
-        block, missing = tuple(frames.tolist()), self._missing[frames]
-        if block in self._blocks:
-            values = self._blocks.pop(block) + values
-        elif self._holds(block) or (missing.any() and not missing.all()):
-            self._add_one_by_one(block, values)
-            return
-        if missing.any():
-            self._blocks[block] = values
-        else:
-            self._finished.append((frames, values))
-
-    def take(self) -> tuple[np.ndarray, Tensor] | None:
-        """Hand out what is finished: frames (n,), ascending, and their sums (K, n, h, w); None where nothing is."""
-        finished, self._finished = self._finished, []
-        if len(finished) < 2:
-            return finished[0] if finished else None
-        frames = np.concatenate([frames for frames, _ in finished])
-        order = np.argsort(frames)
-        return frames[order], torch.cat([values for _, values in finished], dim=1)[:, order]
-
-    def _holds(self, frames: Sequence[int]) -> bool:
-        """Whether something has come of any of the frames."""
-        held = self._sums.keys() | {frame for block in self._blocks for frame in block}
-        return not held.isdisjoint(frames)
-
-    def _add_one_by_one(self, frames: Sequence[int], values: Tensor) -> None:
-        for block in list(self._blocks):
-            self._sums.update(zip(block, self._blocks.pop(block).unbind(1), strict=True))
-        for frame, found in zip(frames, values.unbind(1), strict=True):
-            self._sums[frame] = self._sums[frame] + found if frame in self._sums else found
-        done = [frame for frame in sorted(self._sums) if not self._missing[frame]]
-        if done:
-            self._finished.append((np.array(done), torch.stack([self._sums.pop(frame) for frame in done], dim=1)))
+def _windows_of_clips(clips: Sequence[int], **laid: Any) -> list[np.ndarray]:
+    starts = np.cumsum([0, *clips[:-1]]).tolist()
+    return [
+        first + indices for first, length in zip(starts, clips, strict=True) for indices in time_windows(length, **laid)
+    ]
 
 
 def time_windows(length: int, *, window: int, stride: int = 1, overlap: float = 0.5) -> list[np.ndarray]:
@@ -218,7 +166,7 @@ class _Run:
         weights = time_weights(windows, len(self.frames))
         additions = np.bincount(np.concatenate(windows), minlength=len(self.frames))
         sums = FrameSums(additions)
-        encoded = [_EncodedFrames(additions) for _ in self.flips]
+        encoded = [EncodedFrames(additions) for _ in self.flips]
         with _evaluation(self.network):
             for group in _batches(windows, batch):
                 found = self._in_memory([windows[i] for i in group], encoded, batch)
@@ -248,7 +196,7 @@ class _Run:
                 if (part := sums.take()) is not None:
                     yield part
 
-    def _in_memory(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames], batch: BatchSize) -> Tensor:
+    def _in_memory(self, windows: Sequence[np.ndarray], encoded: Sequence[EncodedFrames], batch: BatchSize) -> Tensor:
         """`_probabilities` of windows; half as many at a time, from then on, where a GPU's memory is too small."""
         try:
             return self._probabilities(windows, encoded)
@@ -261,7 +209,7 @@ class _Run:
         batch.windows = min(batch.windows, half)
         return torch.cat([self._in_memory(part, encoded, batch) for part in (windows[:half], windows[half:])])
 
-    def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[_EncodedFrames]) -> Tensor:
+    def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[EncodedFrames]) -> Tensor:
         """(B, T, K, h, w) float32 of windows of one length, averaged over the flips."""
         shape = (len(windows), len(windows[0]), self.classes, *self.frames.shape[1:])
         with self._computing():
@@ -275,7 +223,7 @@ class _Run:
             known.let_go(windows)
         return mean
 
-    def _logits(self, windows: Sequence[np.ndarray], axes: tuple[int, ...], known: _EncodedFrames) -> Tensor:
+    def _logits(self, windows: Sequence[np.ndarray], axes: tuple[int, ...], known: EncodedFrames) -> Tensor:
         """What the network makes of windows, flipped along some axes."""
         if self.prompts is None and isinstance(self.network, FrameEncodingNetwork):
             if new := known.missing(windows):
@@ -325,40 +273,6 @@ class _Run:
     def _as_probabilities(self, logits: Tensor, *, axis: int) -> Tensor:
         logits = logits.float()
         return logits.sigmoid() if self.classes == 1 else logits.softmax(dim=axis)
-
-
-class _EncodedFrames:
-    """What a `FrameEncodingNetwork` made of frames, each held until the last window that sees it has been decoded.
-
-    Args:
-        windows: (T,), how many windows see each frame.
-    """
-
-    def __init__(self, windows: np.ndarray) -> None:
-        self._to_come = windows.copy()
-        self._features: dict[int, list[Tensor]] = {}
-
-    def missing(self, windows: Sequence[np.ndarray]) -> list[int]:
-        """The windows' frames that are not encoded yet, ascending."""
-        return [frame for frame in np.unique(np.concatenate(windows)).tolist() if frame not in self._features]
-
-    def add(self, frames: Sequence[int], features: Sequence[Tensor]) -> None:
-        """Take the features of frames, each (1, n, ...)."""
-        for place, frame in enumerate(frames):
-            self._features[frame] = [values[0, place] for values in features]
-
-    def of(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
-        """The features of windows of one length, each (B, T, ...)."""
-        seen = np.stack(windows)
-        rows = [self._features[frame] for frame in seen.ravel().tolist()]
-        return [torch.stack(values).unflatten(0, seen.shape) for values in zip(*rows, strict=True)]
-
-    def let_go(self, windows: Sequence[np.ndarray]) -> None:
-        """Note that windows have been decoded."""
-        for frame in np.concatenate(windows).tolist():
-            self._to_come[frame] -= 1
-            if not self._to_come[frame]:
-                self._features.pop(frame, None)
 
 
 class _Streamed:

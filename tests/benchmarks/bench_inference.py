@@ -388,15 +388,14 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    ratios = speed(options)
-    in_other_runtimes(options)
+    ratios = {}
+    if options.networks:
+        ratios = speed(options)
+        in_other_runtimes(options)
     if options.long and Path("/proc/self/status").exists():
         memory(options.long)
     if options.shared:
         shared(options)
-    ratios = speed(options) if options.networks else {}
-    if options.long and Path("/proc/self/status").exists():
-        memory(options.long)
     if options.clips:
         many_clips(options)
     if ratios:

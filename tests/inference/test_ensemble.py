@@ -12,7 +12,8 @@ from torch import nn
 
 from echoplan.experiment_planning.memory import MemoryTracker
 from echoplan.inference import EchoPredictor
-from echoplan.inference.ensemble import PackedLabels, PredictorMember, run_networks
+from echoplan.inference.clip_labels import PackedLabels
+from echoplan.inference.ensemble import PredictorMember, run_networks
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import normalise
 from echoplan.preprocessing.probabilities import ClipProbabilities, average
