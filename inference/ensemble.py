@@ -314,7 +314,7 @@ def _average(values: Sequence[Tensor], grids: Sequence[Geometry]) -> tuple[Tenso
 
 def on_native_grid(values: Tensor, geometry: Geometry) -> Tensor:
     """(K, n, H, W) on the clip's own grid."""
-    return values if geometry.is_native else geometry.tensor_toon_native_grid(values)
+    return values if geometry.is_native else geometry.tensor_to_native(values)
 
 
 def _running_together(members: Sequence[PredictorMember]) -> list[list[tuple[int, int]]]:

@@ -138,25 +138,43 @@ def predict_folder(
     inputs = _inputs_beside(source, out, part)
     sweep_results(out)
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
-    waiting = {item.name for item in todo}
-    kept = [item for item in inputs if item.name not in waiting]
-    with closing(Helpers(_helping(processes, todo, predictor) if engine is None else 0)) as helpers:
-        early = None
-        if helpers.processes and part is None:
-            early = EarlyMeasurements(inputs, helpers.work, out, predictor.target, ef_method, predictor.trust)
-            early.settle_all(kept, out)
-        engine = engine or Pipeline(predictor, helpers, early)
-        results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
-        run = _what_is_left(inputs, kept, results, out)
-        if part is None:
-            run.rows = write_reports(
-                out, inputs, run.masks, run.failures, target=predictor.target, ef_method=ef_method, title=predictor.name,
-                trust=predictor.trust, overlays=overlays, processes=processes, early=early)  # fmt: skip
+    helpers = Helpers(_helping(processes, todo, predictor) if engine is None else 0)
+    how = {"ef_method": ef_method, "overlays": overlays, "processes": processes}
+    with closing(helpers):
+        run = _predict(inputs, todo, source, out, predictor, engine, helpers, keep_probabilities, part, how)
     if part is None and dicom:
         what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
         run.dicom_files = write_dicom(*what, doubtful=dicom_doubtful)
     file = layout.ARGUMENTS_FILE if part is None else layout.part_arguments_file(part.number, part.count)
     write_json(out / file, prediction_record(predictor, inputs, run, {**(details or {}), "ef_method": ef_method}))
+    return run
+
+
+def _predict(
+    inputs: Sequence[InputClip],
+    todo: Sequence[InputClip],
+    source: Path,
+    out: Path,
+    predictor: EchoPredictor,
+    engine: Engine | None,
+    helpers: Helpers,
+    keep_probabilities: bool,
+    part: Part | None,
+    how: Mapping[str, Any],
+) -> PredictionRun:
+    """Predict some of the clips, the others have results, and report on all where they are no part; `how` that goes."""
+    waiting = {item.name for item in todo}
+    kept = [item for item in inputs if item.name not in waiting]
+    early = None
+    if helpers.processes and part is None:
+        early = EarlyMeasurements(inputs, helpers.work, out, predictor.target, how["ef_method"], predictor.trust)
+        early.settle_all(kept, out)
+    engine = engine or Pipeline(predictor, helpers, early)
+    results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
+    run = _what_is_left(inputs, kept, results, out)
+    if part is None:
+        about = {"target": predictor.target, "title": predictor.name, "trust": predictor.trust}
+        run.rows = write_reports(out, inputs, run.masks, run.failures, early=early, **about, **how)
     return run
 
 
