@@ -118,8 +118,7 @@ def predict_folder(
         ef_method: the volume rule, "simpson" or "camus".
         dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
-        processes: worker processes that read, write and measure clips beside the networks, one where those are on a
-            CPU; 0: none.
+        processes: that read, write and measure beside the networks, at most one beside those on a CPU; 0: none.
         part: the share of the clips to predict, none of which is then measured; None: all.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
         details: more for prediction_args.json (the command line's choices).
@@ -136,11 +135,9 @@ def predict_folder(
         require_highdicom()
     source, out = Path(source), Path(out)
     inputs = _inputs_beside(source, out, part)
-    sweep_results(out)
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
-    helpers = Helpers(_helping(processes, todo, predictor) if engine is None else 0)
     how = {"ef_method": ef_method, "overlays": overlays, "processes": processes}
-    with closing(helpers):
+    with closing(Helpers(_helping(processes, todo, predictor) if engine is None else 0)) as helpers:
         run = _predict(inputs, todo, source, out, predictor, engine, helpers, keep_probabilities, part, how)
     if part is None and dicom:
         what = out / layout.DICOM, inputs, run.masks, run.rows, run.failures, predictor.description, predictor.name
@@ -203,6 +200,7 @@ def _todo(
     keep_probabilities: bool,
 ) -> list[InputClip]:
     """The clips without a result, or with one of another model or of a clip that has changed since; or all."""
+    sweep_results(out)
     if not (overwrite or continue_prediction):
         _check_no_results(inputs, out)
     todo = [
