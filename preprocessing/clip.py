@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from echoplan.dataset import Case
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip
 from echoplan.labels import IGNORE
@@ -161,10 +162,7 @@ class NormalisedFrames:
         joined = torch.from_numpy(clips[0] if len(clips) == 1 else np.concatenate(clips))
         lengths = [len(clip) for clip in clips]
         of_frames = torch.tensor(np.repeat(np.array(statistics, np.float32), lengths, axis=0))
-        pinned = torch.device(device).type == "cuda"
-        self._frames, self._statistics = (
-            (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True) for tensor in (joined, of_frames)
-        )
+        self._frames, self._statistics = (upload(tensor, torch.device(device)) for tensor in (joined, of_frames))
         self.shape = joined.shape
         self.device = self._frames.device
 
