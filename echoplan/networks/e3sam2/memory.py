@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class Remembered:
 
     def of_row(self, row: int) -> Remembered:
         """The frame of one walk."""
-        return Remembered(*(None if value is None else value[row : row + 1] for value in vars(self).values()))
+        found = {name: value[row : row + 1] for name, value in vars(self).items() if value is not None}
+        return replace(self, **found)
 
     def entries(self, *names: str) -> dict[str, Tensor]:
         """What there is of some attributes, each ``(n, 1, ...)``."""
