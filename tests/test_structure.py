@@ -105,7 +105,8 @@ def test_the_checks_below_see_the_code():
 
 def test_every_import_of_our_own_is_there():
     """An older install beside the checkout would serve modules that are gone."""
-    tests = {str(path): path for path in (ROOT / "tests").rglob("*.py")}
+    files = (ROOT / "tests").rglob("*.py")
+    tests = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
     gone = [
         f"{where(path, line)}: {target}"
         for name, path in (modules() | tests).items()

@@ -396,6 +396,5 @@ class Trainer:
     def on_device(self, batch: Batch, *, training: bool) -> Batch:
         """A loader's batch on the device, with "prompts" where the method tells its network any."""
         told = self.method.prompts(batch, training=training)
-        batch = with_features(batch, self.features, training=training)
-        batch = to_device(batch, self.device)
+        batch = to_device(with_features(batch, self.features, training=training), self.device)
         return batch if told is None else {**batch, "prompts": told}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,36 @@ _METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "ass
 @command(resume="--continue_prediction")
 def zero_shot(arguments: Sequence[str]) -> int:
     """echoplan_zero_shot DATASET -m sam|medsam|lite_medsam|sam2"""
+    options = _parser().parse_args(arguments)
+    chosen = FoundationModel(
+        options.model, options.prompt, options.variant, options.size, options.weights, options.shrink, options.boxes
+    )
+    where = folders()
+    run = run_zero_shot(
+        where,
+        options.dataset,
+        chosen,
+        split=options.split,
+        folds=options.folds,
+        device=choose_device(options.device),
+        overwrite=options.overwrite,
+        continue_run=options.continue_prediction,
+        processes=options.np,
+    )
+    if run.summary:
+        target = EchoDataset.read(where.find_raw(options.dataset)).description.target
+        kept = f", {len(run.kept)} of them finished before" if run.kept else ""
+        print(f"{chosen.name}, {target}: {run.summary['cases']} cases{kept}; each frame's mean ± SD")
+        print("\n".join(_table(_judged(run.summary, target, chosen.prompt), target)))
+        if run.evaluation is not None:
+            print("\n".join(run.evaluation.ef_lines(options.ef_method)))
+        if chosen.prompt == "mask":
+            print("The mask is the answer in the frame that it is given in; these frames are left out here.")
+        print(f"written: {run.folder}")
+    return report_failures(run.failures, work="segmenting")
+
+
+def _parser() -> argparse.ArgumentParser:
     made = parser(
         "echoplan_zero_shot",
         "Segment a dataset's labelled frames with a foundation model that was not trained on it, told by the labels "
@@ -55,33 +86,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
     made.add_argument("--overwrite", action="store_true", help="do again what is there already")
     add_processes(made)
     add_device(made)
-    options = made.parse_args(arguments)
-    chosen = FoundationModel(
-        options.model, options.prompt, options.variant, options.size, options.weights, options.shrink, options.boxes
-    )
-    where = folders()
-    run = run_zero_shot(
-        where,
-        options.dataset,
-        chosen,
-        split=options.split,
-        folds=options.folds,
-        device=choose_device(options.device),
-        overwrite=options.overwrite,
-        continue_run=options.continue_prediction,
-        processes=options.np,
-    )
-    if run.summary:
-        target = EchoDataset.read(where.find_raw(options.dataset)).description.target
-        kept = f", {len(run.kept)} of them finished before" if run.kept else ""
-        print(f"{chosen.name}, {target}: {run.summary['cases']} cases{kept}; each frame's mean ± SD")
-        print("\n".join(_table(_judged(run.summary, target, chosen.prompt), target)))
-        if run.evaluation is not None:
-            print("\n".join(run.evaluation.ef_lines(options.ef_method)))
-        if chosen.prompt == "mask":
-            print("The mask is the answer in the frame that it is given in; these frames are left out here.")
-        print(f"written: {run.folder}")
-    return report_failures(run.failures, work="segmenting")
+    return made
 
 
 def _judged(summary: Mapping[str, Any], target: str, prompt: str) -> Mapping[str, Any]:
