@@ -15,6 +15,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from pickle import PickleBuffer
 from typing import Any
 
 from echoplan.errors import EchoPlanError
@@ -101,8 +102,8 @@ class WorkerPool:
         logger.warning("%s", message)
         return EchoPlanError(
             message,
-            remedy="it may have run out of memory, or the file breaks the library that reads it: run the same command "
-            "again with fewer workers (-np); what is finished is kept",
+            remedy="it may have run out of memory, or the file breaks the library that reads it: go on with fewer "
+            "workers (-np); what is finished is kept",
         )
 
 
@@ -177,7 +178,8 @@ def receive(connection: Connection) -> Any:
 
 
 def _packed(content: Any) -> tuple[bytes, list[memoryview]]:
-    head, buffers = io.BytesIO(), []
+    head = io.BytesIO()
+    buffers: list[PickleBuffer] = []
     ForkingPickler(head, 5, True, buffers.append).dump(content)
     return head.getvalue(), [buffer.raw() for buffer in buffers]
 

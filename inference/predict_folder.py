@@ -136,7 +136,7 @@ def predict_folder(
     source, out = Path(source), Path(out)
     inputs = _inputs_beside(source, out, part)
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
-    how = {"ef_method": ef_method, "overlays": overlays, "processes": processes}
+    how: dict[str, Any] = {"ef_method": ef_method, "overlays": overlays, "processes": processes}
     with closing(Helpers(_helping(processes, todo, predictor) if engine is None else 0)) as helpers:
         run = _predict(inputs, todo, source, out, predictor, engine, helpers, keep_probabilities, part, how)
     if part is None and dicom:
@@ -170,7 +170,7 @@ def _predict(
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
     run = _what_is_left(inputs, kept, results, out)
     if part is None:
-        about = {"target": predictor.target, "title": predictor.name, "trust": predictor.trust}
+        about: dict[str, Any] = {"target": predictor.target, "title": predictor.name, "trust": predictor.trust}
         run.rows = write_reports(out, inputs, run.masks, run.failures, early=early, **about, **how)
     return run
 
