@@ -41,7 +41,7 @@ class WorkerPool:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="echoplan-worker")
         self._workers: list[_Worker] = []
-        self._ending = False
+        self._ending = self._proven = False  # proven: that workers start here
         with undisturbed():
             for _ in range(count):
                 self._start()
@@ -84,6 +84,7 @@ class WorkerPool:
             worker.process.join(_END_SECONDS)
             self._workers.remove(worker)
             raise self._died(worker, name) from error
+        self._proven = True
         self._idle.put(worker)
         if done:
             return value
@@ -93,7 +94,7 @@ class WorkerPool:
         if self._ending:
             return EchoPlanError("the work was given up", fatal=True)
         why = how_it_ended(worker.process)
-        if not worker.ready:
+        if not (worker.ready or self._proven):
             return EchoPlanError(
                 f"a worker process ended while it started: {why}", remedy="work without (-np 0)", fatal=True
             )

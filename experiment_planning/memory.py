@@ -130,7 +130,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention" and not _learns_mask(*args, **kwargs):
             return _fused_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -138,6 +138,11 @@ class _FusedAttention(TorchFunctionMode):
     def forward_pass(self) -> Iterator[None]:
         """What is remembered for the length of a forward pass."""
         yield
+
+
+def _learns_mask(query: Any, key: Any, value: Any, attn_mask: torch.Tensor | None = None, *_: Any, **__: Any) -> bool:
+    """Whether the mask is a bias that learns, of which not every fused kernel has the gradient: the map is built."""
+    return attn_mask is not None and attn_mask.requires_grad
 
 
 def _fused_attention(
@@ -169,7 +174,8 @@ class _MixedPrecision(_FusedAttention):
 
     def __init__(self) -> None:
         super().__init__()
-        self._weights: dict[int, torch.Tensor] = {}  # autocast too casts a weight once for a forward pass
+        # Autocast too casts a weight once for a forward pass.
+        self._weights: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
@@ -191,9 +197,11 @@ class _MixedPrecision(_FusedAttention):
                 return value
             if not (value.is_leaf and value.requires_grad):
                 return value.to(dtype)
-            if id(value) not in self._weights:
-                self._weights[id(value)] = value.to(dtype)
-            return self._weights[id(value)]
+            whose, cast = self._weights.get(id(value), (None, value))
+            if whose is None or whose() is not value:  # a leaf that is gone may leave its number to another
+                cast = value.to(dtype)
+                self._weights[id(value)] = weakref.ref(value), cast
+            return cast
         if isinstance(value, dict):
             return {key: self._cast(item, dtype) for key, item in value.items()}
         if type(value) in (list, tuple):

@@ -180,6 +180,8 @@ def test_a_killed_preprocessing_worker_is_named_with_its_case(half_done: Any) ->
     project, _ = half_done
     with started(project, "echoplan_preprocess", "-d", "Phantom", "-np", 2) as command:
         worker, _ = with_workers(command, project)
+        begun = len(finished(project))
+        wait_until(lambda: len(finished(project)) > begun, command)  # workers do start here
         kill_and_hear(worker, command, "a worker process died")
         said = told(command, status=1)
         assert "a worker process died while working on case0" in said and "what is finished is kept" in said
