@@ -18,13 +18,15 @@ from echoplan.paths import Folders
 
 _LIBRARIES = (
     "torch", "torchvision", "SimpleITK", "batchgenerators", "acvl-utils", "numpy", "pandas", "scipy",
-    "scikit-image", "tqdm", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
+    "scikit-image", "tqdm", "filelock", "matplotlib", "jinja2", "markupsafe", "pillow", "pydicom", "pylibjpeg",
     "pylibjpeg-openjpeg", "pyjpegls", "blosc2", "av", "sam2", "segment-anything",
 )  # fmt: skip
 # Library: (extra, what needs it)
 _OPTIONAL = {
     "highdicom": ("dicom", "echoplan_predict --dicom"),
     "ray": ("ray", "--engine ray"),
+    "onnxruntime": ("onnx", "--backend onnx"),
+    "openvino": ("openvino", "--backend openvino"),
     "pylibjpeg-libjpeg": ("gpl", "lossless JPEG of 16 bits in DICOM"),
 }
 _LOW_DISK_GB = 10

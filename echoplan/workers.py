@@ -15,7 +15,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from pickle import PickleBuffer
 from typing import Any
 
 from echoplan.errors import EchoPlanError
@@ -180,7 +179,7 @@ def receive(connection: Connection) -> Any:
 
 def _packed(content: Any) -> tuple[bytes, list[memoryview]]:
     head = io.BytesIO()
-    buffers: list[PickleBuffer] = []
+    buffers: list[Any] = []
     ForkingPickler(head, 5, True, buffers.append).dump(content)
     return head.getvalue(), [buffer.raw() for buffer in buffers]
 

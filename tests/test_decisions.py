@@ -115,7 +115,8 @@ def effects(folders: Folders, dataset: MultiDataset, name: str, plan: ResolvedPl
             clip = source.raw.load_clip(source.raw.cases[0])
             clip = replace(clip, frames=clip.frames[:5])
             prepared = member.prepare(clip, None)
-            parts = member.probabilities(trainer.network, prepared, mirroring=True, autocast=False)
+            seen = member.as_seen([prepared])
+            parts = member.probabilities(trainer.network, seen, [prepared], mirroring=True, autocast=False)
             predicted.append((prepared.geometry, digest(*(values for _, values in parts))))
     return {
         "store": digest(*(store.frames(case) for case in cases)),

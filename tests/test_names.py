@@ -140,7 +140,7 @@ def test_paths_that_are_no_utf8_are_written_and_read_back(tmp_path):
 
 
 def test_names_do_not_steer_the_terminal(tmp_path, capsys):
-    @command
+    @command()
     def fail(arguments):
         print(os.fsdecode(b"M\xfcller"))
         raise EchoPlanError("this is \x1b[2J no clip", file=os.fsdecode(b"M\xfc\x9b\nller.avi"), remedy="a\n  b")

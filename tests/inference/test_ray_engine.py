@@ -182,6 +182,7 @@ def start_nodes(folder: str, tries: int = 3) -> Any:
     """The two nodes; Ray gives a node 30 s to start, which a machine that does much else may not keep."""
     from ray.cluster_utils import Cluster as LocalNodes
 
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the head's address, and which it takes to be there
     found = LocalNodes()
     common = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     try:

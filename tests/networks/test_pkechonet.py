@@ -250,7 +250,7 @@ def test_the_ablations_run(settings: dict) -> None:
         ({"grouping": "max"}, "mean, sum"),
         ({"position": "none"}, "attention, kernels"),
         ({"proxy_interval": 5}, "from 1 to 4, not 5"),
-        ({"stages": -1}, "0 or more, not -1"),
+        ({"stages": -1}, "from 0 to 32, not -1"),
         ({"head_channels": 12}, "must divide"),
     ],
 )
