@@ -129,12 +129,6 @@ def reproducible(device: torch.device, *, exact: bool = False) -> Iterator[None]
         attention.enable_mem_efficient_sdp(efficient)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; on the way to a GPU by pinned memory, so that the program does not wait for either."""
-    here = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
-    return here.to(device, non_blocking=True)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's memory is too small: PyTorch's own, or that of CUDA, cuBLAS, cuDNN or MPS.
 

@@ -171,6 +171,8 @@ class NormalisedFrames:
 
     def __getitem__(self, indices: FrameIndices) -> torch.Tensor:
         """The frames of some indices (...,), float32 (..., h, w)."""
+        if isinstance(indices, list):  # which would wait for a GPU
+            indices = upload(torch.tensor(indices), self.device)
         frames = self._frames[indices].float()
         if self._normalisation == "grey":
             return frames

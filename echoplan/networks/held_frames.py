@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from echoplan.device import upload
+
 
 class FrameSums:
     """Sums of what is found in a clip's frames; a frame is held until all that is to be added to it has been.
@@ -46,9 +48,9 @@ class FrameSums:
         finished, self._finished = self._finished, []
         if len(finished) < 2:
             return finished[0] if finished else None
-        frames = np.concatenate([frames for frames, _ in finished])
+        frames, values = np.concatenate([frames for frames, _ in finished]), torch.cat([v for _, v in finished], dim=1)
         order = np.argsort(frames)
-        return frames[order], torch.cat([values for _, values in finished], dim=1)[:, order]
+        return frames[order], values.index_select(1, upload(torch.from_numpy(order), values.device))
 
     def _holds(self, frames: Sequence[int]) -> bool:
         """Whether something has come of any of the frames."""

@@ -42,7 +42,7 @@ class ClipOutput:
 
 
 class ClipFrames(Protocol):
-    """Frames as `segment_parts` reads them: a Tensor (T, h, w) of floats, or what makes parts of one when asked."""
+    """Frames as `segment_parts` reads them: a Tensor (T, h, w) float32, or what makes parts of one when asked."""
 
     @property
     def shape(self) -> tuple[int, ...]:

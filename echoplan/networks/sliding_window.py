@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echoplan.device import is_out_of_memory, mixed_precision
+from echoplan.device import is_out_of_memory, mixed_precision, upload
 from echoplan.errors import EchoPlanError
 from echoplan.networks.held_frames import EncodedFrames, FrameSums
 from echoplan.networks.interface import ClipFrames, FrameEncodingNetwork, FrameIndices, StreamingNetwork
@@ -163,7 +163,7 @@ class _Run:
     def of_windows(self, windows: Sequence[np.ndarray], batch: BatchSize) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Windows averaged where they overlap and over the flips."""
         windows = sorted(windows, key=lambda window: window[0])  # so that frames are soon finished
-        weights = time_weights(windows, len(self.frames))
+        shares = self._shares(windows)
         additions = np.bincount(np.concatenate(windows), minlength=len(self.frames))
         sums = FrameSums(additions)
         encoded = [EncodedFrames(additions) for _ in self.flips]
@@ -173,8 +173,7 @@ class _Run:
                 if len(windows[group[0]]) == 1:  # of a single frame a window is the whole truth
                     sums.add(np.concatenate([windows[i] for i in group]), found[:, 0].swapaxes(0, 1))
                 else:
-                    shares = torch.from_numpy(np.stack([weights[i] for i in group])).to(found.device)
-                    found = shares[:, :, None, None, None] * found
+                    found = torch.stack([shares[i] for i in group])[:, :, None, None, None] * found
                     for i, prediction in zip(group, found, strict=True):
                         sums.add(windows[i], prediction.swapaxes(0, 1))
                 if (part := sums.take()) is not None:
@@ -195,6 +194,12 @@ class _Run:
                         sums.add(*self._of_walk(walked, axes))
                 if (part := sums.take()) is not None:
                     yield part
+
+    def _shares(self, windows: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+        """`time_weights` of all windows, brought to the network's device together."""
+        weights = time_weights(windows, len(self.frames))
+        together = upload(torch.from_numpy(np.concatenate(weights)), self._device)
+        return together.split([len(of_window) for of_window in weights])
 
     def _in_memory(self, windows: Sequence[np.ndarray], encoded: Sequence[EncodedFrames], batch: BatchSize) -> Tensor:
         """`_probabilities` of windows; half as many at a time, from then on, where a GPU's memory is too small."""
@@ -229,14 +234,14 @@ class _Run:
             if new := known.missing(windows):
                 known.add(new, self.network.encode_frames(self._seen([np.array(new)], axes)))
             return self.network.decode_window(known.of(windows))
-        told = [] if self.prompts is None else [torch.stack([self.prompts[w] for w in windows]).to(self._device)]
+        told = [] if self.prompts is None else [upload(torch.stack([self.prompts[w] for w in windows]), self._device)]
         logits: Tensor = self.network(self._seen(windows, axes), *told)
         return logits
 
     def _seen(self, windows: Sequence[np.ndarray], axes: tuple[int, ...]) -> Tensor:
         """Windows (B, T, 1, h, w) as the network sees them."""
-        seen = self.frames[torch.from_numpy(np.stack(windows)).to(self.frames.device)]
-        clips = seen.unsqueeze(2).to(self._device, torch.float32)
+        seen = self.frames[upload(torch.from_numpy(np.stack(windows)), self.frames.device)]
+        clips = upload(seen, self._device).unsqueeze(2)
         return clips.flip(axes) if axes else clips
 
     def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from echoplan.device import send
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.labels import IGNORE
 from echoplan.plans import ResolvedPlan
@@ -219,7 +219,7 @@ def split_batch(batch: Batch, parts: int) -> list[tuple[float, Batch]]:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with its tensors on a device."""
-    return {name: send(value, device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return {name: upload(value, device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

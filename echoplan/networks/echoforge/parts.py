@@ -151,7 +151,7 @@ def image_position(height: int, width: int, channels: int, *, device: torch.devi
     Places are shares of the image's height and width, so that they mean the same on every grid.
     """
     height, width, quarter = int(height), int(width), int(channels) // 4  # numbers, of a trace too
-    base = torch.tensor(10000.0, device=device)
+    base = torch.full((), 10000.0, device=device)  # made there: `torch.tensor` would wait for a GPU
     waves = 2 * math.pi * base ** -(torch.arange(quarter, device=device) / quarter)
 
     def axis(length: int) -> Tensor:

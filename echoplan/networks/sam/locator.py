@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from echoplan.device import send
+from echoplan.device import upload
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.unet import FrameUNet, UNetSettings
 
@@ -63,7 +63,7 @@ def found_boxes(logits: Tensor, *, size: Sequence[int], margin: float) -> Tensor
     widened = (
         torch.cat([corners[:, :2] - extent, corners[:, 2:] + extent], dim=1).clamp_min(0).minimum(whole[[2, 3] * 2])
     )
-    return send(torch.where(known[:, None], widened, boxes.flatten(0, 1)).view_as(boxes), logits.device)
+    return upload(torch.where(known[:, None], widened, boxes.flatten(0, 1)).view_as(boxes), logits.device)
 
 
 def largest_region_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoplan.device import send
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
@@ -207,12 +207,12 @@ class SAM(nn.Module):
     def _complete(self, boxes: Tensor | None, clip: Tensor, found: Tensor | None = None) -> Tensor:
         """The boxes, with the locator's where there is none; `found` is its answer where that is known."""
         if boxes is not None and not boxes.is_meta and not bool(boxes.isnan().any()):
-            return send(boxes, clip.device)
+            return upload(boxes, clip.device)
         found = self.locator(clip) if found is None else found
         own = found_boxes(found, size=clip.shape[-2:], margin=self.box_margin)
         if boxes is None:
             return own
-        boxes = send(boxes, clip.device)
+        boxes = upload(boxes, clip.device)
         return torch.where(boxes.isnan(), own, boxes.to(own))
 
 
