@@ -18,6 +18,8 @@ from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import normalise
 from echoplan.preprocessing.probabilities import ClipProbabilities, average
 
+from ..pretended_gpu import GPU, pretended_gpu
+
 FRAMES = 23
 
 
@@ -27,6 +29,7 @@ class InWindows(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.tensor(0.1 * seed))
+        self.start = 7 * seed
         self.seen = 0
 
     def forward(self, clip):
@@ -39,7 +42,7 @@ class Walking(InWindows):
 
     def stream(self, frames):
         self.seen += 1
-        start, memory = int(70 * self.shift) % len(frames), 0.0
+        start, memory = self.start % len(frames), 0.0
         for index in (*range(start, len(frames)), *reversed(range(start))):
             memory = 0.2 * memory + 0.8 * frames[[index]][0]
             yield index, 6 * (memory - self.shift)
@@ -106,6 +109,19 @@ def test_parts_are_the_averages_of_whole_clips(make_members, make_long_heart, ki
         together = np.stack([found[fold][frame] for frame in range(FRAMES)], axis=1)
         np.testing.assert_allclose(together, probabilities.values, atol=2e-6)
         assert together.std() > 0.02
+
+
+@pytest.mark.parametrize("kinds", ENSEMBLES.values(), ids=ENSEMBLES)
+def test_no_window_and_no_frame_waits_for_a_gpu(make_members, make_long_heart, kinds, monkeypatch):
+    monkeypatch.setattr("echoplan.inference.ensemble.PIXELS_AT_ONCE", 1)  # so that windows come one by one
+    members = make_members(kinds, folds=1)
+    clips = [member.prepare(make_long_heart(FRAMES), None) for member in members]
+    with pretended_gpu() as waits:
+        members = [replace(member, networks=tuple(each.to(GPU) for each in member.networks)) for member in members]
+        waits.clear()
+        parts = list(run_networks(members, [clips], (), mirroring=True, autocast=None))
+        assert not waits
+    assert sum(len(part.frames) for part in parts) == FRAMES and all(part.values.is_cuda for part in parts)
 
 
 @pytest.fixture
