@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.imageio import read_mask
 
-OLD = Path("/work/shared/data/camus_mhd")
+from ..real_data import REAL_DATA
+
+OLD = REAL_DATA / "camus_mhd"
 FRAMES, ROWS, COLUMNS = 6, 20, 16
 ED, ES = 1, 4  # from 0
 

@@ -13,10 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import half_ellipsoids
 
+from ..real_data import REAL_DATA
+
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
          "disable-component-update", "disable-sync", "window-size=1280,900",
          "force-prefers-reduced-motion")  # a smooth scroll would carry what is to be clicked away  # fmt: skip
-CAMUS = Path("/work/shared/data/camus_mhd")
+CAMUS = REAL_DATA / "camus_mhd"
 
 
 @pytest.fixture(scope="session")

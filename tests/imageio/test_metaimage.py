@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,9 @@ import SimpleITK as sitk
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip, write_mask
 
-REAL = Path("/work/shared/data/camus_mhd/patient0001")
+from ..real_data import REAL_DATA
+
+REAL = REAL_DATA / "camus_mhd" / "patient0001"
 
 
 def pair(folder, array, *, name="a", spacing="0.308 0.154 1.54", data=None):

@@ -10,7 +10,9 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.deeplabv3 import DeepLabV3
 
-SHARED = Path("/work/shared/data/weights/resnet50_imagenet_fp16.pth")
+from ..real_data import REAL_DATA
+
+SHARED = REAL_DATA / "weights" / "resnet50_imagenet_fp16.pth"
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +11,9 @@ from echoplan.networks import build_network
 from echoplan.networks.complexity import count_parameters
 from echoplan.networks.sam.tiny_vit import TinyViT, _WindowAttention
 
-PUBLISHED = Path("/work/shared/data/weights/lite_medsam.pth")
+from ..real_data import REAL_DATA
+
+PUBLISHED = REAL_DATA / "weights" / "lite_medsam.pth"
 LITE = {"model": "lite_medsam", "encoder": "tiny_vit", "encoder_size": 32}
 
 

@@ -12,7 +12,9 @@ from echoplan.networks import build_network
 from echoplan.networks.resnet import ResNetBackbone
 from echoplan.networks.weights import SOURCES, find_weights, load_weights
 
-SHARED = Path("/work/shared/data/weights/resnet50_imagenet_fp16.pth")
+from ..real_data import REAL_DATA
+
+SHARED = REAL_DATA / "weights" / "resnet50_imagenet_fp16.pth"
 
 
 @pytest.fixture
