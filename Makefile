@@ -26,11 +26,12 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)  ## the main job on phantom data: train five folds, predict held-out patients, report
 	$(BIN)/python tests/demo.py --root $(DEMO)
 
+# One worker more than there are cores: what runs on Ray waits a good deal.
 test: $(INSTALLED)  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 coverage: $(INSTALLED)  ## the test suite, slower, with the lines that it runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(INSTALLED) types  ## ruff and mypy
 	$(BIN)/python -m ruff check .
