@@ -47,6 +47,7 @@ from echoplan.experiment_planning.gpu_check import measured_step
 from echoplan.experiment_planning.memory import CONTEXT_GB, measure_memory
 from echoplan.networks.interface import StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
+from echoplan.preprocessing.clip import NormalisedFrames
 from echoplan.training.distributed import World, joined
 from echoplan.training.methods import Method, find_method
 from echoplan.training.trainer import Trainer
@@ -197,7 +198,12 @@ def prediction(report: Report, cases: Sequence[Case], *, small: bool) -> None:
             clip = torch.randint(0, 255, (12 if small else FRAMES, *case.size), dtype=torch.uint8)
             windows = 2 if small else max(1, WINDOWS // (case.frames * case.size[0] * case.size[1]))
             how = {"window": case.frames, "classes": 1, "batch": windows, "autocast": True}
-            ours = len(clip) / report.seconds(lambda: segment_clip(network, clip, **how))
+
+            def predicted() -> object:
+                seen = NormalisedFrames([clip.numpy()], [(127.0, 74.0)], "zscore_sector", report.device)
+                return segment_clip(network, seen, **how)
+
+            ours = len(clip) / report.seconds(predicted)
             alone: object = "-"
             if not isinstance(network, StreamingNetwork):
                 inputs = torch.randn(windows, case.frames, 1, *case.size, device=report.device)
