@@ -88,9 +88,8 @@ def as_started(file: Path, method: Method[Any], named: Mapping[str, Any], seed: 
     """
     state = ModelState.read(file, mapped=True)
     started = method.with_settings(method.defaults.complete(state.settings))
-    changed = _settings_changes(started.recipe.to_dict(), started.with_settings(named).recipe.to_dict())
-    if seed not in (None, state.seed):
-        changed.append(f"seed {state.seed} then, {seed} now")
+    seeds = state.seed, state.seed if seed is None else seed
+    changed = _settings_changes(started.recipe.to_dict(), started.with_settings(named).recipe.to_dict(), seeds)
     if changed:
         raise EchoPlanError(
             f"this training was started with other settings: {', '.join(changed)}",
@@ -100,8 +99,8 @@ def as_started(file: Path, method: Method[Any], named: Mapping[str, Any], seed: 
     return started, state.seed
 
 
-def _settings_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    was, asked = plain_settings(before), plain_settings(now)
+def _settings_changes(before: Mapping[str, Any], now: Mapping[str, Any], seeds: tuple[int, int]) -> list[str]:
+    was, asked = plain_settings({**before, "seed": seeds[0]}), plain_settings({**now, "seed": seeds[1]})
     return [f"{name} {_difference(was[name], value)}" for name, value in asked.items() if was[name] != value]
 
 
@@ -118,8 +117,7 @@ def check_resume(
     Raises:
         EchoPlanError: something differs; it is named.
     """
-    changed = _settings_changes(defaults.complete(state.settings), recipe.to_dict())
-    changed += [f"seed {state.seed} then, {seed} now"] if state.seed != seed else []
+    changed = _settings_changes(defaults.complete(state.settings), recipe.to_dict(), (state.seed, seed))
     if len(state.random) != processes:
         changed.append(f"number of processes (torchrun) {len(state.random)} then, {processes} now")
     if changed:
