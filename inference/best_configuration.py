@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from echoplan import layout
-from echoplan.case_warnings import log_failures
+from echoplan.case_warnings import few, log_failures
 from echoplan.errors import EchoPlanError
-from echoplan.files import sweep_partial_files, write_json
+from echoplan.files import read_json, sweep_partial_files, write_json
 from echoplan.imageio import Clip, write_mask
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders, dataset_name
@@ -31,6 +31,7 @@ from .postprocessing import (
     determine_postprocessing,
     read_postprocessing,
 )
+from .trained_weights import Weights, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def find_best_configuration(
     trainers: Sequence[str] | None = None,
     folds: Sequence[int] | None = None,
     ensembles: bool = True,
+    overwrite: bool = False,
     processes: int = 0,
 ) -> BestConfiguration:
     """Compare all trained models of a dataset, and pairs of them, and choose the best and its postprocessing.
@@ -93,7 +95,7 @@ def find_best_configuration(
     Every case is judged by the fold in which it is validation only. The score is the mean Dice over structures and
     labelled frames. Written: crossval_results/summary.json of every candidate (before postprocessing); the best one's
     postprocessing.json, and its postprocessed masks and ef.csv in crossval_results/; the calibration.json of every
-    model and of the best ensemble, there too; best_configuration.json.
+    model and of the best ensemble, there too; best_configuration.json. The last two name the weights they are of.
 
     Args:
         folders: where the dataset lies.
@@ -101,19 +103,19 @@ def find_best_configuration(
         trainers: only these; then all of them must be complete. None: all that are complete.
         folds: only these, for those who do not train all; None: all.
         ensembles: whether pairs are tried.
+        overwrite: whether a choice among more folds, models or ensembles may be replaced by one among fewer.
         processes: worker processes; 0: none.
 
     Raises:
-        EchoPlanError: a trainer or fold is missing (the message has the commands that train it).
+        EchoPlanError: a trainer or fold is missing (the message has the commands that train it), or what is there was
+            chosen among more.
 
     Example:
-        >>> from pathlib import Path
         >>> from echoplan.errors import EchoPlanError
         >>> from echoplan.paths import Folders
         >>> from echoplan.inference import find_best_configuration
-        >>> folders = Folders(Path("raw"), Path("preprocessed"), Path("results"))
         >>> try:
-        ...     find_best_configuration(folders, "Phantom")
+        ...     find_best_configuration(Folders.from_environment({"ECHOPLAN_ROOT": "nowhere"}), "Phantom")
         ... except EchoPlanError as error:
         ...     print(error.problem)
         there is no dataset 'Phantom' here
@@ -122,28 +124,62 @@ def find_best_configuration(
     sweep_partial_files(crossval.results)
     models, left_out = _complete_models(crossval, trainers)
     candidates = [Candidate((model,)) for model in models]
-    if ensembles:
-        candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)]
+    candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)] if ensembles else []
+    if not overwrite and not (folds is trainers is None and ensembles):
+        _keep_wider_choice(crossval, candidates)
     structures, target, dataset_of = _common_labels(crossval, models)
     of_frames = score_candidates(crossval, candidates, structures, processes=processes)
     scores = {name: summarise(name, found, target, dataset_of) for name, found in of_frames.items()}
+    _write_summaries(crossval, candidates, scores, of_frames)
+    best = _choose(candidates, scores)
+    postprocessing = _postprocess_best(crossval, best, structures, processes)
+    weights = weights_of(models, crossval.folds)
+    for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
+        _write_calibration(crossval, candidate, weights, structures, structures[target], processes)
+    table = sorted(scores.values(), key=lambda score: -score.mean_dice)
+    file = _write_best(crossval, best, weights, table, postprocessing, left_out)
+    return BestConfiguration(best, table, postprocessing, left_out, file)
+
+
+def _write_summaries(
+    crossval: CrossValidation,
+    candidates: Sequence[Candidate],
+    scores: Mapping[str, CandidateScore],
+    of_frames: Mapping[str, Sequence[FrameScore]],
+) -> None:
+    """Write every candidate's crossval_results/summary.json."""
     for candidate in candidates:
         means = {key: value for key, value in scores[candidate.name].to_row().items() if key != "name"}
         per_frame = [score.to_row() for score in of_frames[candidate.name]]
         content = {"folds": list(crossval.folds), **means, "per_frame": per_frame}
         write_json(candidate.home / layout.CROSS_VALIDATION / layout.SUMMARY_FILE, content)
-    best = _choose(candidates, scores)
-    postprocessing = _postprocess_best(crossval, best, structures, processes)
-    for candidate in {best, *(item for item in candidates if len(item.models) == 1)}:
-        _write_calibration(crossval, candidate, structures, structures[target], processes)
-    table = sorted(scores.values(), key=lambda score: -score.mean_dice)
-    file = _write_best(crossval, best, table, postprocessing, left_out)
-    return BestConfiguration(best, table, postprocessing, left_out, file)
+
+
+def _keep_wider_choice(crossval: CrossValidation, candidates: Sequence[Candidate]) -> None:
+    """Raise an EchoPlanError where the choice that is there was made among more than these."""
+    file = crossval.results / layout.BEST_CONFIGURATION_FILE
+    if not file.is_file():
+        return
+    try:
+        before = read_json(file)
+        folds = {fold for member in before["members"] for fold in member["folds"]}
+        names = {score["name"] for score in before["scores"]}
+    except (EchoPlanError, KeyError, TypeError):
+        return  # what nothing can predict with need not be kept
+    lacking = [f"fold {fold}" for fold in sorted(folds - {*crossval.folds})]
+    lacking += sorted(names - {candidate.name for candidate in candidates})
+    if lacking:
+        raise EchoPlanError(
+            f"the best configuration that is there was chosen among more: {few(lacking)} would take no part now",
+            file=file,
+            remedy="compare all again, without -f, -tr and --disable_ensembling, or replace it with --overwrite",
+        )
 
 
 def _write_best(
     crossval: CrossValidation,
     best: Candidate,
+    weights: Weights,
     table: Sequence[CandidateScore],
     postprocessing: Mapping[str, Any],
     left_out: Mapping[str, str],
@@ -153,7 +189,10 @@ def _write_best(
     content = {
         "dataset": crossval.results.name,
         "name": best.name,
-        "members": [{"model": model.name, "folds": list(crossval.folds)} for model in best.models],
+        "members": [
+            {"model": model.name, "folds": list(crossval.folds), "weights": weights[model.name]}
+            for model in best.models
+        ],
         "postprocessing": postprocessing,
         "calibration": best.calibration.relative_to(crossval.results).as_posix(),
         "score": "mean Dice over structures and labelled frames; each case judged by the fold that validates it",
@@ -307,14 +346,20 @@ def _postprocess_best(
 
 
 def _write_calibration(
-    crossval: CrossValidation, candidate: Candidate, structures: Mapping[str, int], target: int, processes: int
+    crossval: CrossValidation,
+    candidate: Candidate,
+    weights: Weights,
+    structures: Mapping[str, int],
+    target: int,
+    processes: int,
 ) -> None:
     """Calibrate a model, or the best ensemble, with the postprocessing that it predicts with when told nothing else."""
     own = candidate.home / layout.POSTPROCESSING_FILE
     steps = read_postprocessing(own) if own.is_file() else ()
     store = ClipStore(crossval.preprocessed / ModelFolder.read(candidate.models[0]).plan.store)
     calibration = calibrate(crossval, candidate, store, steps, structures, target, processes=processes)
-    calibration.write(candidate.calibration)
+    own_weights = {model.name: weights[model.name] for model in candidate.models}
+    replace(calibration, weights=own_weights).write(candidate.calibration)
 
 
 def _write_final_mask(

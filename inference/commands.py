@@ -37,6 +37,7 @@ from .postprocessing import read_postprocessing
 from .predict_folder import Part, PredictionRun, predict_folder
 from .predictor import EchoPredictor
 from .ray_engine import RayEngine
+from .trained_weights import UNKNOWN_WEIGHTS
 
 
 @command(resume="--continue_prediction")
@@ -82,10 +83,17 @@ def predict(arguments: Sequence[str]) -> int:
         continue_prediction=options.continue_prediction,
         keep_probabilities=options.save_probabilities,
         engine=_engine(options, models),
-        details={name: value for name, value in vars(options).items() if name not in ("input", "output")},
+        details=_settings(options, choice),
     )
     _tell_run(run, part, predictor, options)
     return report_failures(run.failures, work="predicting")
+
+
+def _settings(options: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
+    """What prediction_args.json holds of the command line, and of why these models predict."""
+    return {name: value for name, value in vars(options).items() if name not in ("input", "output")} | {
+        "models_chosen": choice.reason
+    }
 
 
 def _part(options: argparse.Namespace) -> Part | None:
@@ -127,6 +135,8 @@ def _tell_run(run: PredictionRun, part: Part | None, predictor: EchoPredictor, o
         print(f"{doubtful} of {len(run.rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
     if predictor.trust.calibration is None:
         print(f"no intervals of EF and volumes: {predictor.trust.why_none}")
+    elif not predictor.trust.calibration.weights:
+        print(f"{predictor.trust.file} {UNKNOWN_WEIGHTS}")
     unmeasured = sum(row.ef_percent is None for row in run.rows)
     if unmeasured:
         print(f"{unmeasured} of {len(run.rows)} patients have no EF; the column failure of ef_report.csv says why")
@@ -205,6 +215,8 @@ def find_best_configuration_command(arguments: Sequence[str]) -> int:
     made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="only these trainers")
     add_folds(made, "-f", "--folds", help="only these folds, where not all are trained")
     made.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
+    made.add_argument("--overwrite", action="store_true",
+                      help="replace a choice that was made among more folds, trainers or ensembles")  # fmt: skip
     add_processes(made)
     options = made.parse_args(arguments)
     found = find_best_configuration(
@@ -213,6 +225,7 @@ def find_best_configuration_command(arguments: Sequence[str]) -> int:
         trainers=options.trainers,
         folds=options.folds,
         ensembles=not options.disable_ensembling,
+        overwrite=options.overwrite,
         processes=options.np,
     )
     print(_table(found.scores))

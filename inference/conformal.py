@@ -30,6 +30,7 @@ from ..evaluation.ventricle.volumes import VolumeRule
 from ..preprocessing.store import ClipStore
 from .cross_validation import Candidate, CrossValidation, load_labelled
 from .postprocessing import Step, apply_postprocessing
+from .trained_weights import Weights, read_weights, trained_again
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +90,21 @@ class Calibration:
         postprocessing: the steps applied before measuring.
         groups: the errors.
         limits: of the quality flag.
+        weights: of the models that made the errors; empty in a file of an earlier EchoPlan, which did not say.
     """
 
     models: tuple[str, ...]
     postprocessing: tuple[dict[str, Any], ...]
     groups: tuple[Group, ...]
     limits: Mapping[str, Limit]
+    weights: Weights = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As calibration.json holds it."""
         return {
             "errors": _ERRORS,
             "models": list(self.models),
+            "weights": self.weights,
             "postprocessing": list(self.postprocessing),
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
             "groups": [asdict(group) | {"patients": len(group.folds)} for group in self.groups],
@@ -126,20 +130,29 @@ class Calibration:
                 groups.append(Group(**known | numbers))
             limits = {name: Limit(float(item["value"]), item["source"]) for name, item in content["limits"].items()}
             models, steps = tuple(content["models"]), tuple(content["postprocessing"])
+            weights = read_weights(content.get("weights", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EchoPlanError(
                 f"this is no calibration: {error!r}", file=path, remedy="run echoplan_find_best_configuration again"
             ) from error
-        return cls(models, steps, tuple(groups), default_limits() | limits)
+        return cls(models, steps, tuple(groups), default_limits() | limits, weights)
 
-    def mismatch(self, *, models: Sequence[str], postprocessing: Sequence[Mapping[str, Any]], checkpoint: str) -> str:
-        """Why the calibration does not hold for a predictor; empty where it does."""
-        if set(models) != set(self.models):
+    def mismatch(self, *, weights: Weights, postprocessing: Sequence[Mapping[str, Any]], checkpoint: str) -> str:
+        """Why the calibration does not hold for a predictor; empty where it does.
+
+        Args:
+            weights: of each of its models the folds that it predicts with.
+            postprocessing: its steps.
+            checkpoint: "final" or "best".
+        """
+        if set(weights) != set(self.models):
             return f"the calibration is that of {' + '.join(self.models)}"
         if checkpoint != "final":
             return f"the calibration is that of the final checkpoints, not of the {checkpoint} ones"
         if list(postprocessing) != list(self.postprocessing):
             return "the calibration was made with other postprocessing"
+        if others := trained_again(self.weights, weights):
+            return f"the calibration is that of other weights: {others}"
         return ""
 
     def group(self, quantity: str, *, method: str, volume_rule: str, phases: str) -> Group:

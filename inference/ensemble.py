@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,18 @@ class PredictorMember:
         frames, geometry = preprocess_clip(clip, size=plan.size, protocol=plan.protocol, crop=plan.crop)
         return PreparedClip(frames, sector_statistics(frames), geometry, plan)
 
+    @cached_property
+    def weights(self) -> dict[int, str]:
+        """fold -> the digest of its network's weights."""
+        return {fold: digest_of_weights(network) for fold, network in zip(self.folds, self.networks, strict=True)}
+
     def identity(self) -> dict[str, Any]:
         """What a mask depends on beside its clip: the weights, and the plan's decisions for each dataset."""
         plans = self.model.plan.each()
         return {
             "trainer": self.model.trainer,
             "plan": {str(name): {key: plan.value(key) for key in _DECISIONS} for name, plan in plans.items()},
-            "weights": [digest_of_weights(network) for network in self.networks],
+            "weights": list(self.weights.values()),
         }
 
     def share_batches(self, one: PreparedClip, other: PreparedClip) -> bool:

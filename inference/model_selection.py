@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from echoplan.paths import Folders, dataset_folders, dataset_name
 
 from ..training.model_folder import ModelFolder
 from .postprocessing import check_steps
+from .trained_weights import UNKNOWN_WEIGHTS, Weights, read_weights, trained_again, weights_of
+
+logger = logging.getLogger(__name__)
 
 BY_EXPORT = "export"  # its "chosen_by", where no cross-validation chose but who exported the models together
 
@@ -28,6 +32,7 @@ class ModelChoice:
         reason: why these, in words.
         calibration: the calibration.json of the whole; None: a single model's own.
         best: the best_configuration.json that says so; None where no such file had a part in it.
+        weights: those that it was written for; empty where it does not say.
         trust_code: whether users' own trainers may run: those of the results folder, and those that the user trusts.
     """
 
@@ -36,6 +41,7 @@ class ModelChoice:
     reason: str
     calibration: Path | None = None
     best: Path | None = None
+    weights: Weights = field(default_factory=dict)
     trust_code: bool = True
 
 
@@ -125,6 +131,8 @@ def _only_dataset(folders: Folders) -> Path:
 def read_best(file: Path, folds: tuple[int, ...] | None = None) -> ModelChoice:
     """What a best_configuration.json says, with other folds if they are given.
 
+    Where folds were trained again since it was written, the reason says so, and no longer that it is the best.
+
     Raises:
         EchoPlanError: it is none.
     """
@@ -132,15 +140,32 @@ def read_best(file: Path, folds: tuple[int, ...] | None = None) -> ModelChoice:
     try:
         members = tuple((file.parent / item["model"], folds or tuple(item["folds"])) for item in content["members"])
         steps = check_steps(content["postprocessing"]["steps"])
-    except (KeyError, TypeError) as error:
+        weights = read_weights({item["model"]: item["weights"] for item in content["members"] if "weights" in item})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EchoPlanError(
             f"this is no best configuration: {error!r}", file=file, remedy="run echoplan_find_best_configuration again"
         ) from error
     exported = content.get("chosen_by") == BY_EXPORT
     found = "the ensemble that was exported" if exported else "the best configuration that cross-validation found"
+    reason = f"{found}, {content.get('name', '')}"
     calibration = content.get("calibration")
     calibration = None if calibration is None else file.parent / calibration
-    return ModelChoice(members, steps, f"{found}, {content.get('name', '')}", calibration, file)
+    if others := _trained_since(members, weights):
+        logger.warning(
+            "%s was written for other weights: %s. What it says of them, Dice, postprocessing "
+            "and intervals, holds no longer; run echoplan_find_best_configuration %s again",
+            file, others, dataset_name(file.parent),
+        )  # fmt: skip
+        reason = f"the models of {file.name}, of which {others} it was written"
+    elif not weights and (calibration is None or not calibration.is_file()):  # which else says so for both
+        logger.warning("%s %s", file, UNKNOWN_WEIGHTS)
+    return ModelChoice(members, steps, reason, calibration, file, weights)
+
+
+def _trained_since(members: Sequence[tuple[Path, Sequence[int]]], weights: Weights) -> str:
+    """The folds among `members` that have other weights now, in words."""
+    known = [(model, folds) for model, folds in members if model.name in weights and model.is_dir()]
+    return trained_again(weights, {name: own for one, folds in known for name, own in weights_of([one], folds).items()})
 
 
 def _lines(dataset: str, models: Sequence[Path]) -> str:

@@ -179,6 +179,7 @@ class EchoPredictor:
         steps = check_steps(postprocessing)
         trust = TrustSettings.find(
             [member.model.path for member in members],
+            weights={member.model.path.resolve().name: member.weights for member in members},
             file=calibration,
             postprocessing=steps,
             checkpoint=checkpoint,

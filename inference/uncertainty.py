@@ -33,6 +33,7 @@ from ..preprocessing import to_uint8
 from ..preprocessing.geometry import Geometry
 from .conformal import NONE_WRITTEN, Calibration, with_intervals
 from .postprocessing import Step, apply_postprocessing
+from .trained_weights import Weights
 
 _DAMAGED = (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile)  # what reading a broken .npz raises
 _AVERAGE = -1  # in the file, the number of the opinion of all folds together
@@ -218,6 +219,7 @@ class TrustSettings:
         cls,
         models: Sequence[Path],
         *,
+        weights: Weights,
         file: Path | None,
         postprocessing: Sequence[Step],
         checkpoint: str,
@@ -227,6 +229,7 @@ class TrustSettings:
 
         Args:
             models: the model folders.
+            weights: of each of them the folds that the predictor has.
             file: the calibration; None takes a single model's own, crossval_results/calibration.json.
             postprocessing, checkpoint: those of the predictor.
             coverage: between 0 and 1.
@@ -242,9 +245,7 @@ class TrustSettings:
         if not file.is_file():
             return cls(None, NONE_WRITTEN, coverage)
         calibration = Calibration.read(file)
-        reason = calibration.mismatch(
-            models=[model.resolve().name for model in models], postprocessing=postprocessing, checkpoint=checkpoint
-        )
+        reason = calibration.mismatch(weights=weights, postprocessing=postprocessing, checkpoint=checkpoint)
         return cls(None, reason, coverage, file) if reason else cls(calibration, "", coverage, file)
 
     @property

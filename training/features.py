@@ -58,7 +58,7 @@ class FeatureStore:
 
     def __init__(self, encoder: FrozenEncoder, folder: Path, step: TrainStep, *, augmented: bool) -> None:
         self.encoder, self.step, self.augmented = encoder, step, augmented
-        weights = weights_digest(encoder.module)
+        weights = weights_digest(encoder.module.state_dict())
         parts = (weights, encoder.settings, step.dtype, step.device.type, __version__, torch.__version__)
         name = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:20]
         self.folder = folder / layout.FEATURES / name

@@ -15,6 +15,7 @@ from echoplan.dataset import DatasetDescription
 from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, read_json, write_json
+from echoplan.networks.weights import weights_digest
 from echoplan.plans import Plan, ResolvedPlan
 
 from .checkpoint import ModelState
@@ -84,6 +85,14 @@ class ModelFolder:
     def checkpoint(self, fold: int, kind: str = "final") -> Path:
         """A fold's checkpoint: "final", "best" or "latest"."""
         return self.path / layout.fold_folder(fold) / layout.checkpoint_file(kind)
+
+    def weights_digest(self, fold: int, kind: str = "final") -> str:
+        """The digest of a fold's weights, which is that of the network that they make; no code runs.
+
+        Raises:
+            EchoPlanError: the checkpoint is missing or damaged.
+        """
+        return weights_digest(ModelState.read(self.checkpoint(fold, kind), mapped=True).network)
 
     def trainer_source(self, state: ModelState) -> str:
         """How `find_method` finds the method that a checkpoint was trained by.

@@ -295,10 +295,10 @@ def _some(keys: Sequence[str], most: int = 5) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def weights_digest(network: nn.Module) -> str:
-    """A short name for a network's parameters and buffers, the same on every device and machine."""
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A short name for the parameters and buffers of a network's state, the same on every device and machine."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
+    for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:20]

@@ -27,6 +27,7 @@ from ..conformal import Calibration
 from ..model_selection import BY_EXPORT, ModelChoice
 from ..postprocessing import read_postprocessing
 from ..predictor import EchoPredictor
+from ..trained_weights import Weights
 from .install import is_model_archive
 from .manifest import CALIBRATION, Manifest
 
@@ -70,6 +71,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         trust_code=choice.trust_code,
     )
     members = [(member.model, member.folds) for member in predictor.members]
+    weights = {member.model.path.resolve().name: member.weights for member in predictor.members}
     steps, trust, data = predictor.postprocessing, predictor.trust, predictor.description
     del predictor  # its networks
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -77,7 +79,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         try:
             packages = {model.path.resolve().name: export.add_model(model, folds) for model, folds in members}
             chosen = dict(zip(packages, (folds for _, folds in members), strict=True))
-            export.add_choice(choice, dataset, chosen, steps, trust.calibration)
+            export.add_choice(choice, dataset, chosen, weights, steps, trust.calibration)
             manifest = Manifest(dataset, data.licence, data.reference, checkpoint, packages, dict(export.files))
         except ValueError as error:
             raise EchoPlanError(f"this cannot be installed elsewhere: {error}", remedy="rename it") from error
@@ -200,10 +202,15 @@ class _Export:
         choice: ModelChoice,
         dataset: str,
         members: Mapping[str, tuple[int, ...]],
+        weights: Weights,
         steps: Sequence[Mapping[str, Any]],
         calibration: Calibration | None,
     ) -> None:
-        """What holds for all models together: calibration, and the best configuration, or that they are an ensemble."""
+        """What holds for all models together: calibration, and the best configuration, or that they are an ensemble.
+
+        The choice keeps the weights it was written for, so that folds trained again are seen there, too; one of other
+        checkpoints gets those, the exported `weights`.
+        """
         folders = [*members]
         name, file = layout.together(folders), f"{layout.home_of(folders)}/{CALIBRATION}"
         if calibration is not None:
@@ -213,10 +220,15 @@ class _Export:
         by_export: dict[str, Any] = {"chosen_by": BY_EXPORT}
         best = by_export if choice.best is None else read_json(choice.best)
         scores = [row for row in best.get("scores", ()) if row.get("name") == name]
+        written_for = weights if choice.best is None or self.checkpoint != "final" else choice.weights
         content = {
             "dataset": dataset,
             "name": name,
-            "members": [{"model": folder, "folds": list(folds)} for folder, folds in members.items()],
+            "members": [
+                {"model": folder, "folds": list(folds)}
+                | ({"weights": written_for[folder]} if folder in written_for else {})
+                for folder, folds in members.items()
+            ],
             "postprocessing": {"steps": list(steps)},
             "calibration": None if calibration is None else file,
             **{key: best[key] for key in ("score", "chosen_by") if key in best},

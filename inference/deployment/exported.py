@@ -100,7 +100,8 @@ class ExportedStream(nn.Module):
 
 def digest_of_weights(network: nn.Module) -> str:
     """A short name for a network's parameters and buffers, the same on every device, machine and runtime."""
-    return network.weights if isinstance(network, ExportedNetwork | ExportedStream) else weights_digest(network)
+    exported = isinstance(network, ExportedNetwork | ExportedStream)
+    return network.weights if exported else weights_digest(network.state_dict())
 
 
 def device_of(backend: str, name: str) -> torch.device:

@@ -47,7 +47,9 @@ def test_the_better_model_wins_and_is_predicted_with(folders, make_crossval, hea
     assert [row["dice"] for row in rows if row["case"] == "patient0_A4C"] == pytest.approx(own)
     assert dice[good.name] == pytest.approx(np.mean([row["dice"] for row in rows])) and len(rows) == 12
     content = recorded(found.file)
-    assert content["members"] == [{"model": good.name, "folds": [0, 1]}] and len(content["scores"]) == 3
+    (member,) = content["members"]
+    assert (member["model"], member["folds"], [*member["weights"]]) == (good.name, [0, 1], ["0", "1"])
+    assert len(content["scores"]) == 3
     choice = choose_models(folders)
     prediction = EchoPredictor.from_model_folders(
         choice.members, device="cpu", postprocessing=choice.postprocessing, trust_code=True
@@ -63,7 +65,9 @@ def test_two_models_that_complete_each_other_make_an_ensemble(folders, make_cros
     assert len(found.best.models) == 2 and found.scores[0].name == found.best.name
     home = folders.results / "Dataset001_Phantom" / "ensembles" / found.best.name
     assert (home / "postprocessing.json").is_file() and (home / "crossval_results" / "patient5_A4C.nii.gz").is_file()
-    single = find_best_configuration(folders, "1", ensembles=False)
+    with pytest.raises(EchoPlanError, match=f"{found.best.name} would take no part"):
+        find_best_configuration(folders, "1", ensembles=False)
+    single = find_best_configuration(folders, "1", ensembles=False, overwrite=True)
     assert len(single.best.models) == 1 and len(single.scores) == 2
 
 
@@ -127,7 +131,23 @@ def test_folds_of_two_plans_are_no_model(folders, make_crossval):
     assert found.left_out[dim.name].startswith("fold 1: trained on another plan, the input size (H, W) ([32, 32] then")
     with pytest.raises(EchoPlanError, match=r"echoplan_train Phantom 1 -tr DimTrainer --overwrite"):
         find_best_configuration(folders, "Phantom", trainers=["BrightTrainer", "DimTrainer"])
-    assert find_best_configuration(folders, "Phantom", trainers=["DimTrainer"], folds=[0]).left_out == {}
+    narrow = find_best_configuration(folders, "Phantom", trainers=["DimTrainer"], folds=[0], overwrite=True)
+    assert narrow.left_out == {}
+
+
+def test_a_choice_among_all_is_not_lost_to_one_among_some(folders, make_crossval):
+    bright = make_crossval()
+    file = find_best_configuration(folders, "Phantom").file
+    make_crossval("DimTrainer")
+    before = {path: path.read_bytes() for path in folders.results.rglob("*") if path.is_file()}
+    for narrow, lacking in (({"folds": [0]}, "fold 1"), ({"trainers": ["DimTrainer"]}, bright.name)):
+        with pytest.raises(EchoPlanError, match=f"chosen among more: {lacking} would take no part now.*--overwrite"):
+            find_best_configuration(folders, "Phantom", **narrow)
+    assert {path: path.read_bytes() for path in folders.results.rglob("*") if path.is_file()} == before
+    assert len(find_best_configuration(folders, "Phantom", trainers=["BrightTrainer"]).scores) == 1  # as before
+    find_best_configuration(folders, "Phantom", folds=[0], overwrite=True)
+    assert recorded(file)["members"][0]["folds"] == [0]
+    assert len(find_best_configuration(folders, "Phantom").scores) == 3  # more never asks
 
 
 def test_models_without_probabilities_join_no_ensemble(folders, make_crossval):

@@ -16,6 +16,7 @@ from echoplan.files import read_json, write_json
 from echoplan.inference import EchoPredictor, choose_models, find_best_configuration, predict_folder
 from echoplan.inference.commands import predict
 from echoplan.inference.conformal import Calibration, Group, with_intervals
+from echoplan.inference.trained_weights import weights_of
 from echoplan.inference.uncertainty import TrustSettings
 
 
@@ -199,21 +200,23 @@ def test_a_calibration_holds_for_its_own_model_alone(folders, make_crossval):
     model, other = make_crossval(), make_crossval("DimTrainer")
     find_best_configuration(folders, "Phantom")
     file = model / "crossval_results" / "calibration.json"
+    weights = {folder.name: weights_of([folder])[folder.name] for folder in (model, other)}
     same = {"file": None, "postprocessing": (), "checkpoint": "final", "coverage": 0.9}
-    assert TrustSettings.find([model], **same).calibration is not None
+    assert TrustSettings.find([model], weights={model.name: weights[model.name]}, **same).calibration is not None
     for models, changes, reason in (
         ([other], {"file": file}, "is that of BrightTrainer"),
         ([model], {"checkpoint": "best"}, "final checkpoints"),
         ([model], {"postprocessing": ({"name": "fill_holes"},)}, "other postprocessing"),
         ([model, other], {}, "not the best configuration"),
     ):
-        found = TrustSettings.find(models, **same | changes)
+        own = {folder.name: weights[folder.name] for folder in models}
+        found = TrustSettings.find(models, weights=own, **same | changes)
         assert found.calibration is None and reason in found.why_none
     with pytest.raises(EchoPlanError, match="coverage"):
-        TrustSettings.find([model], **same | {"coverage": 1.5})
+        TrustSettings.find([model], weights=weights, **same | {"coverage": 1.5})
     file.write_text(json.dumps({"groups": [{}]}))
     with pytest.raises(EchoPlanError, match="no calibration"):
-        TrustSettings.find([model], **same)
+        TrustSettings.find([model], weights=weights, **same)
 
 
 def test_an_ensembles_calibration_is_found_through_the_best_configuration(folders, make_crossval, heart):
@@ -235,7 +238,7 @@ def test_an_ensembles_calibration_is_found_through_the_best_configuration(folder
 
 def test_a_calibration_survives_the_disk(tmp_path):
     group = Group("edv_ml", "biplane", "simpson", "given", "masks", "for the test", (0, 1), (-0.1, 0.0), (0.1, 0.2))
-    made = Calibration(("a",), ({"name": "fill_holes"},), (group,), default_limits())
+    made = Calibration(("a",), ({"name": "fill_holes"},), (group,), default_limits(), {"a": {0: "x", 1: "y"}})
     made.write(tmp_path / "calibration.json")
     assert Calibration.read(tmp_path / "calibration.json") == made
     assert group.errors == [(0, -0.1, 0.1), (1, 0.0, 0.2)]

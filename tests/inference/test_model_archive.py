@@ -74,9 +74,9 @@ def test_the_best_ensemble_predicts_elsewhere_as_at_home(
 ):
     for trainer, spoil in (("BrightTrainer", upper_half_missing), ("DimTrainer", lower_half_missing)):
         make_crossval(trainer, spoil=spoil)
+    make_model(folders.results, trainer="DimTrainer", thresholds=(0.2, 0.7))
     best = find_best_configuration(folders, "Phantom")
     assert best.best.name == BOTH and best.postprocessing["steps"]
-    make_model(folders.results, trainer="DimTrainer", thresholds=(0.2, 0.7))
     at_home = predicted(clips, tmp_path / "home", "--coverage", "0.8", status=1)
     rows = csv.DictReader(at_home["ef_report.csv"].decode().splitlines())
     assert any(row["ef_low_percent"] for row in rows)
