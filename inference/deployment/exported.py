@@ -139,7 +139,7 @@ def hand_over(
     if backend == TORCH:
         return network
     check_exact(network)
-    weights, code = digest_of_weights(network), _key(checkpoint, network)
+    weights = digest_of_weights(network)
 
     def open_files(files: Mapping[str, Path]) -> nn.Module:
         runtimes = {name: RUNTIMES[backend](file, device) for name, file in files.items()}
@@ -152,6 +152,7 @@ def hand_over(
         return exported
 
     graphs = _graphs(network, size=size, framewise=framewise)
+    code = _key(checkpoint, graphs)
     files = {name: layout.exported_network_file(checkpoint, f"{code}.{name}") for name in graphs}
     if all(file.is_file() for file in files.values()):
         return open_files(files)
@@ -204,15 +205,22 @@ def compare(
             )
 
 
-def _key(checkpoint: Path, network: nn.Module) -> str:
-    """Of a checkpoint and of what makes a graph of it."""
+def _key(checkpoint: Path, graphs: Mapping[str, Graph]) -> str:
+    """Of a checkpoint and of what makes graphs of it: the files of all modules in them."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {OPSET}".encode())
     digest.update(checkpoint.read_bytes())
-    try:
-        digest.update(Path(inspect.getfile(type(network))).read_bytes())
-    except (TypeError, OSError):  # a class without a file
-        digest.update(type(network).__qualname__.encode())
+    kinds = {type(module) for graph in graphs.values() for module in graph.module.modules()}
+    for code in sorted({_code_of(kind) for kind in kinds}):
+        digest.update(code)
     return digest.hexdigest()[:16]
+
+
+def _code_of(kind: type) -> bytes:
+    """What stands in a class's file, or its name where it has none."""
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (TypeError, OSError):
+        return kind.__qualname__.encode()
 
 
 def _write_beside(graphs: Mapping[str, Graph], files: Mapping[str, Path]) -> dict[str, Path]:

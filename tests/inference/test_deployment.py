@@ -43,10 +43,36 @@ def run_card(folder, frames, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
-    if backend == "openvino":
+@pytest.fixture
+def random_model(make_model, save_unet, at, tmp_path, slim_networks):
+    """`random_model(trainer, ...)` is a model of four frames with random weights, slim but for what settings say."""
+
+    def make(trainer, **settings):
+        model = make_model(at(tmp_path).results, trainer=trainer, folds=(0,), frames=4)
+        change_plan(model, normalisation='"zscore_sector"')
+        method = find_method(trainer).with_settings(settings)
+        torch.manual_seed(0)
+        save_unet(
+            model / "fold_0" / "checkpoint_final.pth",
+            trainer=trainer,
+            trainer_source=trainer,
+            settings=plain_settings(method.recipe.to_dict()),
+            network=method.build_network(size=(64, 64), classes=1).state_dict(),
+        )
+        return model
+
+    return make
+
+
+@pytest.fixture(params=["onnx", "openvino"])
+def backend(request):
+    """Each of the other runtimes that is installed."""
+    if request.param == "openvino":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    return request.param
+
+
+def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
     model = unet(folds=(0,))
     ours, theirs = (EchoPredictor.from_model_folder(model, device="cpu", backend=name) for name in ("torch", backend))
     assert isinstance(theirs.members[0].networks[0], ExportedNetwork)
@@ -54,6 +80,15 @@ def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
     expected, found = ours.predict_clip(heart.clip), theirs.predict_clip(heart.clip)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
     assert 0.01 < expected.mask.mean() < 0.99 and (found.mask != expected.mask).mean() < 1e-4
+
+
+def test_windows_of_any_length_are_those_of_pytorch(backend, random_model, heart):
+    model = random_model("PKEchoNetR18Trainer", stages=1)
+    ours, theirs = (EchoPredictor.from_model_folder(model, device="cpu", backend=name) for name in ("torch", backend))
+    for length in (12, 3):
+        clip = replace(heart.clip, frames=heart.clip.frames[:length])
+        expected, found = (each.predict_clip(clip).probabilities for each in (ours, theirs))
+        np.testing.assert_allclose(found, expected, atol=min(1e-4, expected.std() / 100))
 
 
 def test_a_file_of_an_earlier_checkpoint_is_made_anew_and_one_that_fits_is_not(unet, save_unet):
@@ -110,12 +145,13 @@ def test_resizing_inside_a_file_is_that_of_preprocessing(shape, size):
     np.testing.assert_allclose(measured, statistics_of(geometry.to_network(frames)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "settings"), [("UNet2DtTrainer", {"base_features": 4}), ("PKEchoNetR18Trainer", {"stages": 2})]
+)
 def test_the_card_of_a_network_of_clips_lays_windows_as_prediction_does(
-    make_model, save_unet, at, tmp_path, heart, monkeypatch
+    trainer, settings, random_model, tmp_path, heart, monkeypatch
 ):
-    model = make_model(at(tmp_path).results, trainer="UNet2DtTrainer", folds=(0,), frames=4)
-    save_unet(model / "fold_0" / "checkpoint_final.pth", trainer="UNet2DtTrainer")
-    change_plan(model, normalisation='"zscore_sector"')
+    model = random_model(trainer, **settings)
     out = tmp_path / "exported"
     assert export_onnx_command(["Phantom", "-o", str(out)]) == 0
     frames, _ = preprocess_clip(heart.clip, size=(64, 64))
@@ -123,8 +159,10 @@ def test_the_card_of_a_network_of_clips_lays_windows_as_prediction_does(
         clip = replace(heart.clip, frames=heart.clip.frames[:length])
         predictor = EchoPredictor.from_model_folder(model, device="cpu")
         expected = predictor.segment(predictor.prepare(clip), keep_probabilities=np.float32).probabilities.values[0]
-        masks = run_card(out, frames[:length], monkeypatch)["masks"]
-        assert 0.01 < masks.mean() < 0.99 and (masks != (expected >= 0.5)).mean() < 1e-3
+        found = run_card(out, frames[:length], monkeypatch)
+        probabilities = found["sums"][0] / found["counts"][:, None, None]
+        np.testing.assert_allclose(probabilities, expected, atol=min(1e-4, expected.std() / 100))
+        assert (found["masks"] != (expected >= 0.5)).mean() < 1e-3
 
 
 class Wandering(torch.nn.Module):
@@ -138,7 +176,6 @@ class Wandering(torch.nn.Module):
     ("name", "why"),
     [
         ("sam", "connected regions"),
-        ("pkechonet", "a set of kernels a frame"),
         ("sam2", "not taken apart into graphs"),
         (None, "differ from PyTorch's"),
     ],
@@ -153,29 +190,18 @@ def test_what_has_no_exact_form_is_refused_with_the_reason(name, why, tmp_path):
     assert not list(tmp_path.glob("*.onnx"))
 
 
-@pytest.fixture
-def echoforge(make_model, save_unet, at, tmp_path, slim_networks):
-    """A model of a tiny EchoForge, whose frames read what those before left."""
-    model = make_model(at(tmp_path).results, trainer="EchoForgeTrainer", folds=(0,), frames=4)
-    change_plan(model, normalisation='"zscore_sector"')
-    method = find_method("EchoForgeTrainer").with_settings(
-        {"backbone": "resnet18", "channels": 16, "fusion_layers": 1, "query_layers": 1, "feed_forward": 32, "memory": 2}
-    )
-    torch.manual_seed(0)
-    network = method.build_network(size=(64, 64), classes=1)
-    save_unet(
-        model / "fold_0" / "checkpoint_final.pth",
-        trainer="EchoForgeTrainer",
-        trainer_source="EchoForgeTrainer",
-        settings=plain_settings(method.recipe.to_dict()),
-        network=network.state_dict(),
-    )
-    return model
-
-
 def test_a_network_with_a_memory_is_an_encoder_and_a_step_with_its_state_in_the_open(
-    echoforge, tmp_path, heart, monkeypatch
+    random_model, tmp_path, heart, monkeypatch
 ):
+    echoforge = random_model(
+        "EchoForgeTrainer",
+        backbone="resnet18",
+        channels=16,
+        fusion_layers=1,
+        query_layers=1,
+        feed_forward=32,
+        memory=2,
+    )
     ours, theirs = (
         EchoPredictor.from_model_folder(echoforge, device="cpu", backend=name) for name in ("torch", "onnx")
     )

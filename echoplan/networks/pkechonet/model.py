@@ -35,9 +35,6 @@ class PKEchoNet(nn.Module):
         EchoPlanError: a size it cannot take, or weights that cannot be had.
     """
 
-    # Says what asks for a graph of the network, see `inference.deployment`.
-    why_no_graph = "it has a set of kernels a frame, and the exporter fixes for how many frames"
-
     def __init__(
         self,
         settings: PKEchoNetSettings,
@@ -82,7 +79,8 @@ class PKEchoNet(nn.Module):
         maps = self.backbone(clip.flatten(0, 1))
         estimators = zip(reversed(self.affinities), reversed(self.proxies), strict=True)
         features = (self.segmentation.reduce(maps[-1]), *(estimator(maps[layer]) for estimator, layer in estimators))
-        return tuple(values.unflatten(0, clip.shape[:2]) for values in features)
+        # Not `unflatten`, of whose result ONNX's exporter takes the shape for fixed.
+        return tuple(values.reshape(*clip.shape[:2], *values.shape[1:]) for values in features)
 
     def decode_window(self, features: Sequence[Tensor]) -> Tensor:
         """See `FrameEncodingNetwork`: kernels refined over the window, and their last masks enlarged."""

@@ -164,7 +164,7 @@ def apply_kernels(kernels: Tensor, features: Tensor, bias: Tensor | None = None)
 
     `bias`, ``(K,)``, is the same for all frames.
     """
-    masks = (kernels @ features.flatten(3)).unflatten(-1, features.shape[3:])
+    masks = (kernels @ features.flatten(3)).reshape(*kernels.shape[:3], *features.shape[3:])
     return masks if bias is None else masks + bias.view(-1, 1, 1)
 
 
