@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
+from echoplan.networks.batches import BatchSize, are_enough, can_share_batches, network_device, windows_together
 from echoplan.networks.held_frames import FrameSums
 from echoplan.networks.interface import StreamingNetwork
-from echoplan.networks.sliding_window import BatchSize, network_device, segment_parts
+from echoplan.networks.sliding_window import segment_parts
 from echoplan.plans import ResolvedPlan
 
 from ..preprocessing.clip import NormalisedFrames, preprocess_clip, sector_statistics
@@ -33,7 +34,6 @@ from .uncertainty import ClipEvidence
 
 # Of a plan, what a clip meets on its way to the mask and back.
 _DECISIONS = ("size", "protocol", "crop", "normalisation", "frames", "frame_stride", "mirror_axes")
-PIXELS_AT_ONCE = 32 * 256 * 256  # bounds a batch's memory: 32 frames at 256 x 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class PredictorMember:
     """One model of an ensemble: a model folder and the networks of some of its folds.
 
     Attributes:
-        batches: windows that go through a network together, by the pixels of one; fewer where memory was too small.
+        batches: windows or clips that go through a network together, by the pixels of a window; fewer where memory was
+            too small.
     """
 
     model: ModelFolder
@@ -122,14 +123,18 @@ class PredictorMember:
         }
 
     def share_batches(self, one: PreparedClip, other: PreparedClip) -> bool:
-        """Whether windows of two clips can go through the networks together, for a network walks none of them."""
+        """Whether two clips can go through the networks together."""
         first, second = one.plan, other.plan
         return (
             one.frames.shape[1:] == other.frames.shape[1:]
             and (first.frames, first.window_stride, first.mirror_axes, first.normalisation)
             == (second.frames, second.window_stride, second.mirror_axes, second.normalisation)
-            and not any(isinstance(network, StreamingNetwork) for network in self.networks)
+            and all(can_share_batches(network) for network in self.networks)
         )
+
+    def are_enough(self, clips: Sequence[PreparedClip]) -> bool:
+        """Whether clips that share batches keep the networks busy."""
+        return are_enough(self.networks[0], [clip.frames.shape for clip in clips])
 
     def as_seen(self, clips: Sequence[PreparedClip]) -> NormalisedFrames:
         """Clips that this member prepared, one behind the other, on the networks' device."""
@@ -155,12 +160,12 @@ class PredictorMember:
         Args:
             network: one of this member's.
             frames: of `as_seen`, the clips one behind the other.
-            clips: what this member prepared; of several, windows share batches.
+            clips: what this member prepared; of several, windows share batches, or they are walked abreast.
             mirroring, autocast: as in `EchoPredictor`.
         """
         plan = clips[0].plan
-        pixels = plan.frames * plan.size[0] * plan.size[1]
-        batch = self.batches.setdefault(pixels, BatchSize(max(1, PIXELS_AT_ONCE // pixels)))
+        most = windows_together(network, frames=plan.frames, size=plan.size)
+        batch = self.batches.setdefault(plan.frames * plan.size[0] * plan.size[1], BatchSize(most))
         return segment_parts(
             network,
             frames,

@@ -18,6 +18,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip
 from echoplan.inputs import InputClip, digest
 from echoplan.masks import find_mask, save_mask
+from echoplan.networks.batches import in_groups
 from echoplan.parallel_map import CaseResults, Failure, attempt_quietly, log_warnings, outcome_of, progress, record
 from echoplan.workers import WorkerPool
 
@@ -152,18 +153,12 @@ class _Stream:
             yield clip
 
     def _groups(self, clips: Iterator[_Clip]) -> Iterator[list[_Clip]]:
-        """Clips that go through the networks together: short ones that fill a batch, or one alone."""
-        group: list[_Clip] = []
-        for clip in clips:
-            if group and not self._predictor.share_batches(group[0].prepared, clip.prepared):
-                yield group
-                group = []
-            group.append(clip)
-            if sum(item.prepared.on_grids[0].frames.size for item in group) >= self._predictor.pixels_at_once:
-                yield group
-                group = []
-        if group:
-            yield group
+        """Clips that go through the networks together: short ones that keep them busy, or one alone."""
+        return in_groups(
+            clips,
+            share=lambda one, other: self._predictor.share_batches(one.prepared, other.prepared),
+            enough=lambda group: self._predictor.are_enough([clip.prepared for clip in group]),
+        )
 
     def _through_networks(self, group: list[_Clip]) -> Iterator[tuple[_Clip, ClipLabels]]:
         """Each clip of a group and what the networks find in it; clips that fail together are tried one by one."""

@@ -21,14 +21,14 @@ from echoplan.dataset import Case, DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
 from echoplan.inputs import clip_from_array, digest
-from echoplan.networks.sliding_window import network_device
+from echoplan.networks.batches import network_device
 
 from ..evaluation import measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
 from ..evaluation.quality import clip_measures
 from .clip_labels import ClipLabels, PackedLabels
 from .deployment.exported import TORCH, device_of
-from .ensemble import PIXELS_AT_ONCE, PredictorMember, PreparedInput, Segmentation, run_networks
+from .ensemble import PredictorMember, PreparedInput, Segmentation, run_networks
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
 from .prediction import Prediction
@@ -42,8 +42,6 @@ from .uncertainty import (
     image_sector,
     make_opinion,
 )
-
-_SHARED_ON_CPU = 8  # a CPU is as quick with so small a part of a batch: more clips together would only end later
 
 
 class EchoPredictor:
@@ -285,15 +283,15 @@ class EchoPredictor:
         """Where the first network is."""
         return network_device(self.members[0].networks[0])
 
-    @property
-    def pixels_at_once(self) -> int:
-        """Of how many pixels of the first member's grid clips are joined to share batches."""
-        return PIXELS_AT_ONCE // _SHARED_ON_CPU if self.device.type == "cpu" else PIXELS_AT_ONCE
-
     def share_batches(self, one: PreparedInput, other: PreparedInput) -> bool:
         """Whether two clips can go through the networks together."""
         grids = zip(self.members, one.on_grids, other.on_grids, strict=True)
         return all(member.share_batches(first, second) for member, first, second in grids)
+
+    def are_enough(self, clips: Sequence[PreparedInput]) -> bool:
+        """Whether clips that share batches keep all networks busy: with more the first would only end later."""
+        by_member = zip(*(clip.on_grids for clip in clips), strict=True)
+        return all(member.are_enough(grids) for member, grids in zip(self.members, by_member, strict=True))
 
     def judge(
         self, prepared: PreparedInput, found: ClipLabels, *, phases: tuple[int, int] | None = None

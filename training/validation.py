@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from echoplan import layout
 from echoplan.imageio import Clip, write_mask
+from echoplan.networks.batches import BatchSize, are_enough, in_groups, network_device, windows_together
 from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.interface import labels_from_probabilities
-from echoplan.networks.sliding_window import network_device, segment_clip
+from echoplan.networks.sliding_window import segment_clip
 from echoplan.parallel_map import progress
 
 from ..evaluation import evaluate_cases
@@ -53,11 +54,7 @@ def validate_fold(
         `cases`, `frames` and `mean`.
     """
     folder = folder or setup.folder / layout.VALIDATION
-    for case in progress(setup.val, description="validation"):
-        told = None if prompt is None else prompt(case)
-        stored = setup.store.case(case)
-        step = setup.plan_of(stored).window_stride if stride is None else stride
-        predict_stored_case(network, setup, stored, stride=step, save_to=folder, prompts=told)
+    predict_cases(network, setup, setup.val, save_to=folder, stride=stride, prompt=prompt)
     description = setup.description
     evaluation = evaluate_cases(
         [judged_case(setup.store.case(case)) for case in setup.val],
@@ -97,19 +94,13 @@ def judge_sampled(
         and references/<case>.nii.gz, summary.json and ef.csv.
     """
     judged, plan, description = [], setup.plan, setup.description
-    for name in progress(cases, description=folder.name):
+    wanted = []
+    for name in cases:
         stored = setup.store.case(name)
-        frames = stored.labelled_frames
-        if plan.frames > 1:
-            frames = clip_samples([stored], plan.frames)[0].frames
-        probabilities = segment_clip(
-            network,
-            _as_seen(network, setup, stored, setup.store.frames(name, frames)),
-            window=plan.frames,
-            classes=description.classes,
-            batch=plan.batch_size if plan.frames == 1 else 1,
-            prompts=_told(None if prompt is None else prompt(name), frames),
-        )
+        frames = stored.labelled_frames if plan.frames == 1 else clip_samples([stored], plan.frames)[0].frames
+        wanted.append(_Wanted(stored, frames))
+    for each, probabilities in _predicted(network, setup, wanted, prompt, description=folder.name):
+        stored, frames, name = each.stored, each.frames, each.stored.case
         mask = labels_from_probabilities(probabilities)
         like = Clip(mask, None if in_pixels else stored.geometry.spacing_mm, source=name)
         write_mask(folder / layout.mask_file(name), mask, like=like)
@@ -126,10 +117,48 @@ def judge_sampled(
     ).write(folder, patients=patients, views=views)
 
 
-def _as_seen(network: nn.Module, setup: FoldSetup, stored: StoredCase, frames: np.ndarray) -> NormalisedFrames:
-    """Some frames of a case as a network sees them."""
-    normalisation = normalisation_for(network, setup.plan)
-    return NormalisedFrames([frames], [(stored.mean, stored.std)], normalisation, network_device(network))
+@dataclass(frozen=True)
+class _Wanted:
+    """Frames of a case that are to be predicted, as a clip, by windows of so large a stride."""
+
+    stored: StoredCase
+    frames: tuple[int, ...]
+    stride: int = 1
+
+
+def _predicted(
+    network: nn.Module,
+    setup: FoldSetup,
+    wanted: Sequence[_Wanted],
+    prompt: Callable[[str], Prompts | Tensor | None] | None,
+    *,
+    description: str,
+) -> Iterator[tuple[_Wanted, np.ndarray]]:
+    """Each clip and its probabilities (K, T, h, w), in turn; clips go through the network together as in prediction."""
+    plan, device, normalisation = setup.plan, network_device(network), normalisation_for(network, setup.plan)
+    batch = BatchSize(windows_together(network, frames=plan.frames, size=plan.size))
+    groups = in_groups(
+        wanted,
+        share=lambda one, other: prompt is None and one.stride == other.stride,
+        enough=lambda group: are_enough(network, [(len(clip.frames), *plan.size) for clip in group]),
+    )
+    with progress(range(len(wanted)), description=description) as bar:
+        for group in groups:
+            first, lengths = group[0], [len(clip.frames) for clip in group]
+            seen = [setup.store.frames(clip.stored.case, clip.frames) for clip in group]
+            statistics = [(clip.stored.mean, clip.stored.std) for clip in group]
+            probabilities = segment_clip(
+                network,
+                NormalisedFrames(seen, statistics, normalisation, device),
+                clips=lengths,
+                window=plan.frames,
+                stride=first.stride,
+                classes=setup.description.classes,
+                batch=batch,
+                prompts=None if prompt is None else _told(prompt(first.stored.case), first.frames),
+            )
+            yield from zip(group, np.split(probabilities, np.cumsum(lengths)[:-1], axis=1), strict=True)
+            bar.update(len(group))
 
 
 def _told(prompts: Prompts | Tensor | None, frames: Sequence[int]) -> Prompts | Tensor | None:
@@ -172,22 +201,30 @@ def summarise_datasets(summary: Mapping[str, Any], setup: FoldSetup) -> dict[str
     }
 
 
-def predict_stored_case(
-    network: nn.Module, setup: FoldSetup, stored: StoredCase, *, stride: int, save_to: Path, prompts: Any = None
+def predict_cases(
+    network: nn.Module,
+    setup: FoldSetup,
+    cases: Iterable[str],
+    *,
+    save_to: Path,
+    stride: int | None = None,
+    prompt: Callable[[str], Prompts | Tensor | None] | None = None,
 ) -> None:
-    """Predict one preprocessed case and save its probabilities and its mask, labels on the native grid."""
-    case = stored.case
-    probabilities = segment_clip(
-        network,
-        _as_seen(network, setup, stored, setup.store.frames(case)),
-        window=setup.plan.frames,
-        stride=stride,
-        classes=setup.description.classes,
-        batch=setup.plan.batch_size,
-        prompts=prompts,
-    )
-    predicted = ClipProbabilities(probabilities, stored.geometry)
-    save_probabilities(save_to / layout.probabilities_file(case), predicted)
-    mask = predicted.labels()
-    like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=case, space=stored.space)
-    write_mask(save_to / layout.mask_file(case), mask, like=like)
+    """Predict preprocessed cases whole; save each one's probabilities, and its mask, labels on the native grid.
+
+    Args:
+        network, setup, stride, prompt: as `validate_fold` takes them.
+        cases: their names.
+        save_to: a folder.
+    """
+    wanted = []
+    for stored in map(setup.store.case, cases):
+        step = setup.plan_of(stored).window_stride if stride is None else stride
+        wanted.append(_Wanted(stored, tuple(range(stored.native_frames)), step))
+    for each, probabilities in _predicted(network, setup, wanted, prompt, description=save_to.name):
+        stored = each.stored
+        predicted = ClipProbabilities(probabilities, stored.geometry)
+        save_probabilities(save_to / layout.probabilities_file(stored.case), predicted)
+        mask = predicted.labels()
+        like = Clip(mask, stored.spacing_mm, stored.frame_time_ms, source=stored.case, space=stored.space)
+        write_mask(save_to / layout.mask_file(stored.case), mask, like=like)

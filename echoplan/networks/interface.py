@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 
 Maps = TypeVar("Maps", np.ndarray, Tensor)
@@ -80,6 +81,13 @@ class StreamedFrames(Protocol):
         ...
 
 
+def frames_at(places: Sequence[int], frames: StreamedFrames, device: torch.device) -> Tensor:
+    """Some frames (n, C, H, W) on a network's device; nobody waits for it."""
+    # A list as an index of a tensor would wait for a GPU.
+    taken = torch.stack([frames[place] for place in places]) if isinstance(frames, Tensor) else frames[[*places]]
+    return upload(taken, device)
+
+
 @runtime_checkable
 class StreamingNetwork(Protocol):
     """What `segment_parts` asks of a network that needs no windows."""
@@ -91,6 +99,18 @@ class StreamingNetwork(Protocol):
 
         Yields:
             the frame's index and its logits (K, H, W) on the network's device.
+        """
+        ...
+
+
+@runtime_checkable
+class AbreastNetwork(StreamingNetwork, Protocol):
+    """A `StreamingNetwork` that can walk several clips together."""
+
+    def streams(self, frames: StreamedFrames, clips: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """What `stream` gives, of clips of these lengths that follow each other in `frames`.
+
+        No clip changes another's result, but for the rounding of sums that are taken in another order.
         """
         ...
 

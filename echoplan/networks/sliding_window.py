@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, combinations, islice
+from itertools import combinations, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,18 @@ from torch import Tensor, nn
 
 from echoplan.device import is_out_of_memory, mixed_precision, upload
 from echoplan.errors import EchoPlanError
+from echoplan.networks.batches import BatchSize, network_device
 from echoplan.networks.held_frames import EncodedFrames, FrameSums
-from echoplan.networks.interface import ClipFrames, FrameEncodingNetwork, FrameIndices, StreamingNetwork
+from echoplan.networks.interface import (
+    AbreastNetwork,
+    ClipFrames,
+    FrameEncodingNetwork,
+    FrameIndices,
+    StreamingNetwork,
+)
 
-_FRAMES_OF_A_STREAM = 16  # that are walked before they are handed out
+_FRAMES_OF_A_STREAM = 16  # of a clip, that are walked before they are handed out
 _MIRROR_AXES = {"horizontal": -1, "vertical": -2}
-
-
-@dataclass
-class BatchSize:
-    """How many windows go through a network together, as many as planned until the GPU's memory is too small for them.
-
-    Attributes:
-        windows: at a time; fewer after a lack of memory, for all that share this object.
-    """
-
-    windows: int
 
 
 def segment_clip(network: nn.Module, frames: ClipFrames, *, classes: int, **options: Any) -> np.ndarray:
@@ -69,23 +66,24 @@ def segment_parts(
     Windows of `window` frames are taken every `stride` frames, from each of the `stride` starting phases, so that a
     window spans about the time that a training clip spans and every frame is seen. Overlapping predictions are averaged
     with a triangle in time: a frame in the middle of a window has seen more of its past and future than one at the rim.
-    A `StreamingNetwork` goes through the whole clip by itself; windows, strides and batches mean nothing to it. Of a
-    `FrameEncodingNetwork` each frame is encoded once, for all windows that see it.
+    A `StreamingNetwork` goes through the whole clip by itself; windows and strides mean nothing to it. Of a
+    `FrameEncodingNetwork` each frame is encoded once, for all windows that see it. Clips together are found as if each
+    were alone, but for rounding: probabilities to within 1e-4 in float32, and the same masks.
 
     Args:
         network: takes float32 (B, T, 1, h, w), gives logits (B, T, K, h, w); run in evaluation mode on its own device.
         frames: (T, h, w) float32 and normalised, on any device.
         window: frames in a window; 1 for networks that see one frame at a time.
         classes: K; 1 means a sigmoid, more a softmax.
-        clips: the lengths of several clips that follow each other in `frames`, whose windows share batches; empty: it
-            is one clip. A `StreamingNetwork` takes one.
+        clips: the lengths of several clips that follow each other in `frames`; empty: it is one clip.
         stride: frame step inside a window. It shrinks for clips that are shorter than one full window.
         overlap: share of a window that the next one sees again, in [0, 1).
-        batch: windows of equal length that go through the network together, fewer where a GPU has too little memory.
+        batch: windows of equal length that go through the network together, or clips that an `AbreastNetwork` walks
+            together; fewer where a GPU has too little memory.
         mirror_axes: "horizontal", "vertical" or both: the probabilities are averaged over the flips along them.
         autocast: as `mixed_precision` takes it.
-        prompts: what a promptable network's `stream` is told beside the frames, or what its forward is told of each
-            frame, (T, ...); without flips. Never given but to compare prompts.
+        prompts: what a promptable network's `stream` is told beside the frames of one clip, or what its forward is told
+            of each frame, (T, ...); without flips. Never given but to compare prompts.
 
     Yields:
         indices (n,) of frames, ascending, and their probabilities (K, n, h, w) float32 in [0, 1], on the network's
@@ -99,16 +97,15 @@ def segment_parts(
     if len(frames.shape) != 3 or not len(frames):
         raise ValueError(f"frames must be (T, h, w) with T > 0, not {tuple(frames.shape)}")
     clips = clips or [len(frames)]
-    if sum(clips) != len(frames) or (len(clips) > 1 and isinstance(network, StreamingNetwork)):
-        raise ValueError(f"{len(frames)} frames are no clips of {clips} frames that this network can take together")
-    flips = _flips(mirror_axes)
-    if prompts is not None and len(flips) > 1:
-        raise ValueError("prompts are for frames as they are, not for flipped ones")
+    if sum(clips) != len(frames):
+        raise ValueError(f"{len(frames)} frames are no clips of {clips} frames")
+    flips, batch = _flips(mirror_axes), BatchSize(batch) if isinstance(batch, int) else batch
+    if prompts is not None and len(flips) * len(clips) > 1:
+        raise ValueError("prompts are for one clip at a time and frames as they are, not for flipped ones")
     run = _Run(network, frames, classes, flips, prompts, autocast)
     if isinstance(network, StreamingNetwork):
-        return run.of_streams(network)
-    windows = _windows_of_clips(clips, window=window, stride=stride, overlap=overlap)
-    return run.of_windows(windows, BatchSize(batch) if isinstance(batch, int) else batch)
+        return run.of_streams(network, clips, batch)
+    return run.of_windows(_windows_of_clips(clips, window=window, stride=stride, overlap=overlap), batch)
 
 
 def _windows_of_clips(clips: Sequence[int], **laid: Any) -> list[np.ndarray]:
@@ -179,21 +176,62 @@ class _Run:
                 if (part := sums.take()) is not None:
                     yield part
 
-    def of_streams(self, network: StreamingNetwork) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """The network's streams, one for each of the flips, averaged."""
-        told = () if self.prompts is None else (self.prompts,)
+    def of_streams(
+        self, network: StreamingNetwork, clips: Sequence[int], batch: BatchSize
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """The network's walks through clips, one for each of the flips, averaged."""
         sums = FrameSums(np.full(len(self.frames), len(self.flips)))
         with _evaluation(self.network):
-            # A stream's body begins to run with its first frame, and so within `computing`.
-            streams = [network.stream(_Streamed(self.frames, axes), *told) for axes in self.flips]
+            walks = [self._walk(network, clips, axes, batch) for axes in self.flips]
             while sums.unfinished:
-                for axes, stream in zip(self.flips, streams, strict=True):
-                    with self._computing():
-                        walked = list(islice(stream, _FRAMES_OF_A_STREAM))
-                        self._check_walk(walked, sums.unfinished)
+                for axes, walk in zip(self.flips, walks, strict=True):
+                    if walked := next(walk, None):
                         sums.add(*self._of_walk(walked, axes))
                 if (part := sums.take()) is not None:
                     yield part
+
+    def _walk(
+        self, network: StreamingNetwork, clips: Sequence[int], axes: tuple[int, ...], batch: BatchSize
+    ) -> Iterator[list[tuple[int, Tensor]]]:
+        """Each frame with its logits, some at a time and these ascending, of as many clips abreast as memory holds."""
+        first, known, lengths = 0, set[int](), list(clips)
+        while lengths:
+            together = lengths[: max(1, batch.windows)] if isinstance(network, AbreastNetwork) else lengths[:1]
+            stream = self._stream(network, first, together, axes)
+            while walked := self._next(stream, len(together)):
+                new = sorted((item for item in walked if item[0] not in known), key=itemgetter(0))
+                known.update(frame for frame, _ in new)
+                yield new
+            if walked is None:  # begun again with fewer; what is known comes once more
+                batch.halve(len(together))
+                continue
+            end = first + sum(together)
+            if missing := len(set(range(first, end)) - known):
+                raise EchoPlanError(f"the stream of the network {type(network).__name__} left out {missing} frames")
+            first, lengths = end, lengths[len(together) :]
+
+    def _stream(
+        self, network: StreamingNetwork, first: int, clips: Sequence[int], axes: tuple[int, ...]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The logits of all frames of clips that begin at a frame, by the frames' indices."""
+        seen = _Streamed(self.frames, first, sum(clips), axes)
+        if len(clips) > 1 and isinstance(network, AbreastNetwork):
+            walk = network.streams(seen, clips)
+        else:
+            walk = network.stream(seen, *(() if self.prompts is None else (self.prompts,)))
+        for frame, logits in walk:
+            self._check_shape(logits, (self.classes, *self.frames.shape[1:]))
+            yield first + frame, logits
+
+    def _next(self, stream: Iterator[tuple[int, Tensor]], clips: int) -> list[tuple[int, Tensor]] | None:
+        """The next frames of a stream; None where a GPU's memory is too small for so many clips abreast."""
+        try:
+            with self._computing():
+                return list(islice(stream, clips * _FRAMES_OF_A_STREAM))
+        except RuntimeError as error:
+            if clips < 2 or not is_out_of_memory(error):
+                raise
+            return None
 
     def _shares(self, windows: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
         """`time_weights` of all windows, brought to the network's device together."""
@@ -208,10 +246,8 @@ class _Run:
         except RuntimeError as error:
             if len(windows) < 2 or not is_out_of_memory(error):
                 raise
-        # The error, which is gone here, holds on to the tensors that filled the memory.
-        torch.cuda.empty_cache()
+        batch.halve(len(windows))
         half = -(-len(windows) // 2)
-        batch.windows = min(batch.windows, half)
         return torch.cat([self._in_memory(part, encoded, batch) for part in (windows[:half], windows[half:])])
 
     def _probabilities(self, windows: Sequence[np.ndarray], encoded: Sequence[EncodedFrames]) -> Tensor:
@@ -246,10 +282,11 @@ class _Run:
 
     def _of_walk(self, walked: Sequence[tuple[int, Tensor]], axes: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:
         """Some frames of a stream, and their share (K, n, h, w) of the average over the flips."""
-        probabilities = self._as_probabilities(torch.stack([logits for _, logits in walked], dim=1), axis=0)
-        if axes:
-            probabilities = probabilities.flip(axes)
-        return np.array([index for index, _ in walked]), probabilities / len(self.flips)
+        with self._computing():
+            probabilities = self._as_probabilities(torch.stack([logits for _, logits in walked], dim=1), axis=0)
+            if axes:
+                probabilities = probabilities.flip(axes)
+            return np.array([index for index, _ in walked]), probabilities / len(self.flips)
 
     @property
     def _device(self) -> torch.device:
@@ -260,12 +297,6 @@ class _Run:
         """Without gradients and in the precision asked for; never left open while the caller has a part."""
         with torch.inference_mode(), mixed_precision(self._device, self.autocast):
             yield
-
-    def _check_walk(self, walked: Sequence[tuple[int, Tensor]], missing: int) -> None:
-        if not walked:
-            raise EchoPlanError(f"the stream of the network {type(self.network).__name__} left out {missing} frames")
-        for _, logits in walked:
-            self._check_shape(logits, (self.classes, *self.frames.shape[1:]))
 
     def _check_shape(self, logits: object, expected: tuple[int, ...]) -> None:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -281,24 +312,24 @@ class _Run:
 
 
 class _Streamed:
-    """`StreamedFrames` (T, 1, h, w) of a clip, flipped, as they are asked for."""
+    """`StreamedFrames` (T, 1, h, w), T frames from a first one on, flipped, as they are asked for."""
 
-    def __init__(self, frames: ClipFrames, axes: tuple[int, ...]) -> None:
+    def __init__(self, frames: ClipFrames, first: int, length: int, axes: tuple[int, ...]) -> None:
         self._frames, self._axes = frames, axes
-        self.shape = (len(frames), 1, *frames.shape[1:])
+        self._places = range(first, first + length)
+        self.shape = (length, 1, *frames.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._places)
 
-    def __getitem__(self, indices: FrameIndices) -> Tensor:
-        seen = self._frames[indices].unsqueeze(-3)
+    def __getitem__(self, indices: slice | list[int]) -> Tensor:
+        if isinstance(indices, slice):
+            places = self._places[indices]
+            chosen: FrameIndices = slice(places.start, places.stop, places.step)  # no index goes to a GPU
+        else:
+            chosen = [self._places[index] for index in indices]
+        seen = self._frames[chosen].unsqueeze(-3)
         return seen.flip(self._axes) if self._axes else seen
-
-
-def network_device(network: nn.Module, default: torch.device | str = "cpu") -> torch.device:
-    """Where a network is; `default` for one without tensors."""
-    tensor = next(chain(network.parameters(), network.buffers()), None)
-    return torch.device(default) if tensor is None else tensor.device
 
 
 def _batches(windows: Sequence[np.ndarray], batch: BatchSize) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ The U-Net is then timed in ONNX Runtime and OpenVINO, as echoplan_predict --back
 the same clip; in bfloat16 too where the CPU multiplies in it.
 
 A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
-beside windows by themselves; and EchoForge on four clips abreast, as it validates, beside one after another.
+beside windows by themselves; and EchoForge and E3SAM2 on four clips abreast beside one after another.
 """
 
 from __future__ import annotations
@@ -265,15 +265,15 @@ def shared(options: argparse.Namespace) -> None:
     """A table of what windows share, and clips that are walked abreast."""
     side = options.size
     windows = build_network("pkechonet", size=(side, side), backbone="resnet50").eval()
-    streams = build_network("echoforge", size=(side, side)).eval()
+    streams = {name: build_network(name, size=(side, side)).eval() for name in ("echoforge", "e3sam2")}
     clip, clips = torch.randn(options.shared, side, side), torch.randn(4, options.frames, 1, side, side)
     told = {"window": WINDOW, "stride": 3, "classes": 1}
     print(f"\nframes a second of {side} x {side}")
     for label, given, alone, together in (
         ("pkechonet resnet50, windows", clip,
          lambda clip: segment_clip(Alone(windows), clip, **told), lambda clip: segment_clip(windows, clip, **told)),
-        ("echoforge, 4 clips", clips,
-         lambda clips: [streams(each) for each in clips.split(1)], streams),
+        *((f"{name}, 4 clips", clips, lambda clips, walk=walk: [walk(each) for each in clips.split(1)], walk)
+          for name, walk in streams.items()),
     ):  # fmt: skip
         apart, shares = frames_per_second([alone, together], given, options)
         print(f"{label:<32}apart {apart:>8.2f}  together {shares:>8.2f}  ratio {shares / apart:.2f}", flush=True)

@@ -4,8 +4,8 @@ python tests/benchmarks/gpu.py [--trainers ...] [--device cuda:1] [--minutes N] 
 
 1. Memory: what planning forecasts of a training step, and what the step takes, at three batch sizes.
 2. Training: steps a second, beside the same network and optimizer without loss, checks and data.
-3. Prediction: frames a second as `echoplan_predict` has them, of the network alone, and of the sam2 package's video
-   predictor and nnU-Net's sliding window, where they are installed.
+3. Prediction: frames a second as `echoplan_predict` has them (of as many clips as it walks abreast), of the network
+   alone, and of the sam2 package's video predictor and nnU-Net's sliding window, where they are installed.
 4. Loading: the share of an epoch that the GPU waits for batches.
 5. Two processes by NCCL, where there are two GPUs: samples a second, beside one process.
 
@@ -45,7 +45,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning.dry_run import DryRun, prepare_step
 from echoplan.experiment_planning.gpu_check import measured_step
 from echoplan.experiment_planning.memory import CONTEXT_GB, measure_memory
-from echoplan.networks.interface import StreamingNetwork
+from echoplan.networks.batches import windows_together
+from echoplan.networks.interface import AbreastNetwork, StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing.clip import NormalisedFrames
 from echoplan.training.distributed import World, joined
@@ -58,8 +59,7 @@ TRAINERS = (
 )  # fmt: skip
 LOADED = ("UNetTrainer", "E3SAM2Trainer")  # the lightest step and the heaviest
 SIDE, SMALL_SIDE = 256, 64
-FRAMES = 120  # of the predicted clip
-WINDOWS = 32 * 256**2  # pixels that go through a network together
+FRAMES = 120  # of the predicted clip; of clips that are walked abreast a quarter each
 Work = Callable[[], object]
 
 
@@ -196,14 +196,18 @@ def prediction(report: Report, cases: Sequence[Case], *, small: bool) -> None:
         def measured(case: Case = case) -> Sequence[object]:
             network = case.prepare(report.device, 1).step.network.eval()
             clip = torch.randint(0, 255, (12 if small else FRAMES, *case.size), dtype=torch.uint8)
-            windows = 2 if small else max(1, WINDOWS // (case.frames * case.size[0] * case.size[1]))
-            how = {"window": case.frames, "classes": 1, "batch": windows, "autocast": True}
+            windows = 2 if small else windows_together(network, frames=case.frames, size=case.size)
+            clips = [clip.numpy()]
+            if isinstance(network, AbreastNetwork):
+                clips = [clip[: len(clip) // 4].numpy()] * windows
+            lengths = [len(each) for each in clips]
+            how = {"clips": lengths, "window": case.frames, "classes": 1, "batch": windows, "autocast": True}
 
             def predicted() -> object:
-                seen = NormalisedFrames([clip.numpy()], [(127.0, 74.0)], "zscore_sector", report.device)
+                seen = NormalisedFrames(clips, [(127.0, 74.0)] * len(clips), "zscore_sector", report.device)
                 return segment_clip(network, seen, **how)
 
-            ours = len(clip) / report.seconds(predicted)
+            ours = sum(lengths) / report.seconds(predicted)
             alone: object = "-"
             if not isinstance(network, StreamingNetwork):
                 inputs = torch.randn(windows, case.frames, 1, *case.size, device=report.device)

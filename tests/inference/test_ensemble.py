@@ -48,9 +48,26 @@ class Walking(InWindows):
             yield index, 6 * (memory - self.shift)
 
 
+class Caravan(Walking):
+    """The same for clips abreast, each in turn a frame further."""
+
+    def streams(self, frames, clips):
+        walks, first = [], 0
+        for length in clips:
+            walks.append((first, self.stream(frames[first : first + length])))
+            first += length
+        while walks:
+            for walk in [*walks]:
+                if (found := next(walk[1], None)) is None:
+                    walks.remove(walk)
+                else:
+                    yield walk[0] + found[0], found[1]
+
+
 ENSEMBLES = {
     "one model": [(InWindows, (64, 64))],
     "one that walks": [(Walking, (64, 64))],
+    "one that walks clips abreast": [(Caravan, (64, 64))],
     "two on one grid": [(InWindows, (64, 64)), (InWindows, (64, 64))],
     "two on two grids": [(InWindows, (64, 64)), (InWindows, (32, 48))],
     "both kinds": [(Walking, (64, 64)), (InWindows, (64, 64))],
@@ -112,8 +129,22 @@ def test_parts_are_the_averages_of_whole_clips(make_members, make_long_heart, ki
 
 
 @pytest.mark.parametrize("kinds", ENSEMBLES.values(), ids=ENSEMBLES)
+def test_clips_of_any_lengths_are_found_together_as_if_alone(make_members, make_long_heart, kinds):
+    predictor = EchoPredictor(make_members(kinds))
+    clips = [predictor.prepare(make_long_heart(frames)) for frames in (FRAMES, 4, 11)]
+    assert predictor.share_batches(clips[0], clips[1]) is all(kind is not Walking for kind, _ in kinds)
+    alone = [predictor.find([clip], keep_probabilities=np.float32)[0] for clip in clips]
+    together = predictor.find(clips, keep_probabilities=np.float32)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.probabilities.values, other.probabilities.values, atol=2e-6)
+        assert one.on_grid.keys() == other.on_grid.keys() == {None, 0, 1, 2}
+        for fold, labels in one.on_grid.items():
+            np.testing.assert_array_equal(labels.unpacked(), other.on_grid[fold].unpacked())
+
+
+@pytest.mark.parametrize("kinds", ENSEMBLES.values(), ids=ENSEMBLES)
 def test_no_window_and_no_frame_waits_for_a_gpu(make_members, make_long_heart, kinds, monkeypatch):
-    monkeypatch.setattr("echoplan.inference.ensemble.PIXELS_AT_ONCE", 1)  # so that windows come one by one
+    monkeypatch.setattr("echoplan.networks.batches.PIXELS_AT_ONCE", 1)  # so that windows come one by one
     members = make_members(kinds, folds=1)
     clips = [member.prepare(make_long_heart(FRAMES), None) for member in members]
     with pretended_gpu() as waits:
@@ -136,7 +167,7 @@ def make_long_heart(heart):
 
 @pytest.mark.parametrize("kind", [InWindows, Walking])
 def test_memory_hardly_grows_with_the_clip(make_members, make_long_heart, kind, monkeypatch):
-    monkeypatch.setattr("echoplan.inference.ensemble.PIXELS_AT_ONCE", 8 * 64 * 80)  # so that 36 frames are many
+    monkeypatch.setattr("echoplan.networks.batches.PIXELS_AT_ONCE", 8 * 64 * 80)  # so that 36 frames are many
     predictor = EchoPredictor(make_members([(kind, (64, 80))]))
     for network in predictor.members[0].networks:
         nn.init.constant_(network.shift, 0.3)  # all that walk begin in one frame

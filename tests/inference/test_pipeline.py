@@ -75,7 +75,7 @@ def test_short_clips_share_batches_and_a_broken_one_costs_itself_alone(tmp_path,
     run = predict_folder(tmp_path / "clips", tmp_path / "out", predictor)
     assert run.predicted == ["a", "c", "d"] and run.failures == {"b": "ValueError: not this one"}
     assert together == ["abcd", "a", "b", "c", "d"]
-    monkeypatch.setattr("echoplan.inference.predictor.PIXELS_AT_ONCE", 8 * 4 * 64 * 64)  # more than one clip, here
+    monkeypatch.setattr("echoplan.networks.batches.PIXELS_AT_ONCE", 8 * 4 * 64 * 64)  # more than one clip, here
     together.clear()
     predict_folder(tmp_path / "clips", tmp_path / "two", predictor)
     assert together == ["ab", "a", "b", "cd"]

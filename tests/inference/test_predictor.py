@@ -21,7 +21,7 @@ from echoplan.preprocessing.probabilities import (
 from echoplan.training.checkpoint import ModelState, load_checkpoint, save_checkpoint
 from echoplan.training.fold import FoldSetup
 from echoplan.training.model_folder import ModelFolder
-from echoplan.training.validation import predict_stored_case
+from echoplan.training.validation import predict_cases
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -227,9 +227,7 @@ def test_a_prediction_equals_the_validation_of_the_same_clip(folders, make_model
         preprocessed=preprocessed,
     )
     network = loaded.load_network(0, trust_code=True)
-    stored = setup.store.case("patient0_A4C")
-    stride = setup.plan_of(stored).window_stride
-    predict_stored_case(network, setup, stored, stride=stride, save_to=tmp_path / "val")
+    predict_cases(network, setup, setup.val, save_to=tmp_path / "val")
     mask = read_mask(tmp_path / "val" / "patient0_A4C.nii.gz")
     predicted = EchoPredictor.from_model_folder(model, [0], device="cpu", trust_code=True).predict(
         heart.clip.frames, (1.0, 1.0)

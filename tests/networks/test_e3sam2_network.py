@@ -19,7 +19,7 @@ from echoplan.networks.e3sam2.memory import BANKS, ConfidentFrames, DiverseFrame
 from echoplan.networks.e3sam2.model import E3SAM2
 from echoplan.networks.e3sam2.prompts import Prompting, Prompts, automatic_points, confidence
 from echoplan.networks.e3sam2.tracking import walking_steps
-from echoplan.networks.interface import StreamingNetwork
+from echoplan.networks.interface import AbreastNetwork, StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
 
 from ..slim import narrow_sam2
@@ -173,10 +173,30 @@ def test_a_clip_gives_the_same_alone_in_a_batch_beside_longer_ones_and_again(net
     assert torch.equal(network(clips), together)
     for index in range(2):
         torch.testing.assert_close(network(clips[index : index + 1])[0], together[index], rtol=0, atol=1e-5)
-    abreast = dict(network.streams([clip_of(7, seed=4)[0], clips[1]]))
-    assert len(abreast) == 11
-    for frame in range(4):
-        torch.testing.assert_close(abreast[1, frame], together[1, frame], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"memory": "medsam2"},
+        {"memory": "confidence", "memory_tokens": "sam2", "memory_frames": 7, "start_frame": "surest"},
+        {"memory": "fifo", "memory_draw": True, "prompt": "point"},
+        {"memory_across_clips": True},
+    ],
+)
+def test_clips_of_any_lengths_abreast_are_what_each_is_alone(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = build_narrow(**settings).eval()
+    clips = [clip_of(frames, seed=seed)[0] for seed, frames in enumerate((3, 12, 1, 7))]
+    alone = [dict(network.stream(clip)) for clip in clips]
+    if network.carried is not None:
+        network.carried.bank = None
+    abreast = dict(network.streams(torch.cat(clips), [len(clip) for clip in clips]))
+    expected = torch.stack([found[frame] for found in alone for frame in range(len(found))])
+    found = torch.stack([abreast[place] for place in range(len(abreast))])
+    assert isinstance(network, AbreastNetwork) and expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -219,7 +239,9 @@ def test_frames_of_another_size_are_refused(network: E3SAM2) -> None:
 def test_memory_does_not_grow_with_the_clip() -> None:
     torch.manual_seed(0)
     tiny = build_narrow(size=32, memory="fifo").eval()
-    a_frame = 4 * sum(each.numel() for each in vars(tiny._encode([torch.zeros(1, 1, 32, 32)], [(0, 0)])[0, 0]).values())
+    features = tiny._encode(torch.zeros(1, 1, 32, 32), [0], [(0, 0)])[0, 0]
+    a_frame = 4 * sum(each.numel() for each in vars(features).values())
+    del features
     clip = torch.randn(70, 1, 32, 32)
     before = _tensor_bytes()
     held = [_tensor_bytes() - before for step, _ in enumerate(tiny.stream(clip)) if step in (0, 30, 60)]

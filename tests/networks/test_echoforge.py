@@ -14,7 +14,7 @@ from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, own_regio
 from echoplan.networks.echoforge.parts import Attention, image_position
 from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
 from echoplan.networks.echoforge.settings import EchoForgeSettings
-from echoplan.networks.interface import StreamingNetwork
+from echoplan.networks.interface import AbreastNetwork, StreamingNetwork
 from echoplan.networks.sliding_window import segment_clip
 
 TINY = {
@@ -334,6 +334,22 @@ def test_a_clip_alone_and_in_a_batch_are_the_same_and_runs_repeat(network: torch
         assert torch.equal(together, network(clips))
     assert len(calls) == 4  # clips walk abreast
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert alone.std() > 0.01
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": 1}, {"temporal_fusion": False}])
+def test_clips_of_any_lengths_abreast_are_what_each_is_alone(settings: dict) -> None:
+    network = awake(**settings).eval()
+    lengths = (3, 11, 1, 11, 5)
+    frames, calls = torch.randn(sum(lengths), 1, 64, 64), []
+    with torch.inference_mode():
+        alone = torch.cat([network(clip[None])[0] for clip in frames.split(lengths)])
+        network.pyramid.register_forward_hook(lambda _, seen, __: calls.append(len(seen[0])))
+        abreast = dict(network.streams(frames, lengths))
+    assert isinstance(network, AbreastNetwork)
+    assert calls == [5, 8, 6, 8, 4]  # eight frames at once, as far as the shortest clip goes
+    found = torch.stack([abreast[place] for place in range(len(frames))])
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
     assert alone.std() > 0.01
 
 

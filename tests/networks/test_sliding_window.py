@@ -11,7 +11,8 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning.memory import MemoryTracker
-from echoplan.networks.sliding_window import BatchSize, segment_clip, segment_parts, time_weights, time_windows
+from echoplan.networks.batches import PIXELS_AT_ONCE, BatchSize, are_enough, in_groups, windows_together
+from echoplan.networks.sliding_window import segment_clip, segment_parts, time_weights, time_windows
 from echoplan.preprocessing.clip import NormalisedFrames
 
 
@@ -33,6 +34,34 @@ class TimeMean(nn.Module):
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         return clip + clip.mean(dim=1, keepdim=True)
+
+
+class Walker(Threshold):
+    """A streaming network that walks backwards and carries a memory."""
+
+    def stream(self, frames: torch.Tensor):
+        memory = torch.zeros(frames.shape[1:])
+        for index in reversed(range(len(frames))):
+            memory = 0.5 * memory + frames[[index]][0]
+            yield index, (memory * self.scale.view(-1, 1, 1))
+
+
+class Caravan(Walker):
+    """The same that walks clips abreast; in the third step a GPU's memory is too small for more than `most` of them."""
+
+    most = 16
+
+    def streams(self, frames, clips):
+        self.calls.append(tuple(clips))
+        ends = np.cumsum(clips)
+        walks = [self.stream(frames[end - length : end]) for length, end in zip(clips, ends, strict=True)]
+        for step in range(max(clips)):
+            if step == 2 and len(clips) > self.most:
+                raise torch.OutOfMemoryError("CUDA")
+            for walk, length, end in zip(walks, clips, ends, strict=True):
+                if step < length:
+                    index, logits = next(walk)
+                    yield end - length + index, logits
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 10, 11, 19, 20, 21, 64])
@@ -157,7 +186,7 @@ def test_parts_come_as_soon_as_no_window_touches_them_again(stride, held):
 def test_a_stream_that_leaves_out_frames_is_named():
     class Forgetful(Walker):
         def stream(self, frames):
-            yield from ((index, frames[index]) for index in range(len(frames) - 3))
+            yield from ((index, frames[[index]][0]) for index in range(len(frames) - 3))
 
     with pytest.raises(EchoPlanError, match="Forgetful left out 3 frames"):
         segment_clip(Forgetful(), torch.randn(9, 4, 4), window=1, classes=1)
@@ -214,21 +243,64 @@ def test_a_network_with_the_wrong_output_is_named():
 
 
 @pytest.mark.parametrize(
+    ("most", "calls", "left"),
+    [(16, [(2, 5, 1, 4)], 8), (3, [(2, 5, 1, 4), (2, 5), (1, 4)], 2), (1, [(2, 5, 1, 4), (2, 5)], 1)],
+)
+@pytest.mark.parametrize("mirror_axes", [(), ("horizontal",)])
+def test_clips_that_are_walked_abreast_are_found_as_if_alone(monkeypatch, most, calls, left, mirror_axes):
+    monkeypatch.setattr("echoplan.networks.sliding_window._FRAMES_OF_A_STREAM", 1)  # some are known when memory ends
+    network, clips = Caravan(), [torch.randn(length, 4, 6) for length in (2, 5, 1, 4)]
+    network.most, batch = most, BatchSize(8)
+    options = {"window": 1, "classes": 1, "mirror_axes": mirror_axes}
+    parts = [*segment_parts(network, torch.cat(clips), clips=[2, 5, 1, 4], batch=batch, **options)]
+    assert all((np.diff(frames) > 0).all() for frames, _ in parts)
+    places = np.concatenate([frames for frames, _ in parts])
+    assert sorted(places) == list(range(12))
+    together = torch.cat([found for _, found in parts], dim=1)[:, np.argsort(places)]
+    alone = np.concatenate([segment_clip(Walker(), clip, **options) for clip in clips], axis=1)
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    if not mirror_axes:
+        assert network.calls == calls and batch.windows == left
+
+
+def test_a_stream_that_knows_no_company_walks_clip_after_clip():
+    clips = [torch.randn(length, 4, 6) for length in (2, 5)]
+    together = segment_clip(Walker(), torch.cat(clips), clips=[2, 5], window=1, classes=1, batch=8)
+    np.testing.assert_array_equal(together[:, 2:], segment_clip(Walker(), clips[1], window=1, classes=1))
+    with pytest.raises(ValueError, match="one clip at a time"):
+        segment_clip(Walker(), torch.cat(clips), clips=[2, 5], window=1, classes=1, prompts=[None])
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "cpu", "gpu"),
+    [(Caravan, 256, 2, 16), (Caravan, 112, 10, 16), (Caravan, 1024, 1, 1), (Walker, 64, 1, 1), (Threshold, 256, 1, 2)],
+)
+def test_so_many_clips_of_20_frames_keep_a_device_busy(network, size, cpu, gpu):
+    for device, expected in (("cpu", cpu), ("meta", gpu)):  # which is no CPU, either
+        made = network().to(device)
+        clips = [(20, size, size)] * 40
+        groups = in_groups(clips, share=lambda *_: True, enough=lambda group, made=made: are_enough(made, group))
+        assert len(next(groups)) == expected
+        if network is Caravan:
+            assert windows_together(made, frames=10, size=(size, size)) == expected
+
+
+def test_neither_long_clips_nor_those_of_another_size_wait_for_company():
+    network, long = Caravan().to("meta"), (8 * PIXELS_AT_ONCE // 64**2, 64, 64)
+    groups = in_groups(
+        [long] * 10 + [(20, 96, 96)],
+        share=lambda one, other: one[1:] == other[1:],
+        enough=lambda group: are_enough(network, group),
+    )
+    assert [len(group) for group in groups] == [4, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
     "arguments", [{"window": 0}, {"window": 2, "overlap": 1.0}, {"window": 2, "mirror_axes": ("depth",)}]
 )
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError):
         segment_clip(Threshold(), torch.zeros(2, 4, 4), classes=1, **arguments)
-
-
-class Walker(Threshold):
-    """A streaming network that walks backwards and carries a memory."""
-
-    def stream(self, frames: torch.Tensor):
-        memory = torch.zeros(frames.shape[1:])
-        for index in reversed(range(len(frames))):
-            memory = 0.5 * memory + frames[index]
-            yield index, (memory * self.scale.view(-1, 1, 1))
 
 
 def test_a_streaming_network_walks_the_clip_itself():
@@ -243,7 +315,7 @@ def test_a_streaming_network_walks_the_clip_itself():
 def test_a_stream_is_averaged_over_flips_and_checked():
     class Lopsided(Walker):
         def stream(self, frames):
-            yield from ((i, frame * torch.linspace(1, 2, frame.shape[-1])) for i, frame in enumerate(frames))
+            yield from ((i, frame * torch.linspace(1, 2, frame.shape[-1])) for i, frame in enumerate(frames[:]))
 
     frames = torch.randn(2, 4, 6)
     plain, flipped = torch.linspace(1, 2, 6), torch.linspace(2, 1, 6)

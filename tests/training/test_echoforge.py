@@ -3,17 +3,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
+from echoplan.imageio import read_mask
+from echoplan.preprocessing.probabilities import load_probabilities
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.metrics import read_metrics
 from echoplan.training.model_folder import ModelFolder
 from echoplan.training.trainer import Trainer
-from echoplan.training.validation import validate_fold
+from echoplan.training.validation import predict_cases, validate_fold
 
 from .conftest import make_setup
 
@@ -77,6 +80,24 @@ def test_it_learns_and_tells_how_its_pseudo_labels_fare(dense_setup: FoldSetup) 
     model = ModelFolder.read(trainer.setup.model_folder)
     summary = validate_fold(model.load_network(0), trainer.setup, stride=model.stride)
     assert summary["frames"] == 6 and summary["mean"]["LV"]["all"]["dice"]["mean"] > 0.5
+
+
+def test_the_final_validation_walks_clips_abreast_and_finds_what_it_finds_in_each(
+    dense_setup: FoldSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = make_trainer(dense_setup).network.eval()
+    names, streams, walked = (*dense_setup.train, *dense_setup.val), network.streams, []
+    monkeypatch.setattr(network, "streams", lambda frames, clips: walked.append(clips) or streams(frames, clips))
+    predict_cases(network, dense_setup, names, save_to=tmp_path / "together")
+    for name in names:
+        predict_cases(network, dense_setup, [name], save_to=tmp_path / "alone")
+    assert walked == [[6] * 4] + [[6]] * 4
+    for name in names:
+        one, other = (tmp_path / kind / f"{name}.nii.gz" for kind in ("alone", "together"))
+        assert np.array_equal(read_mask(one), read_mask(other)) and 0 < read_mask(one).mean() < 1
+        one, other = (load_probabilities(tmp_path / kind / f"{name}.npz").values for kind in ("alone", "together"))
+        np.testing.assert_allclose(one, other, atol=1e-3)  # as they are rounded on the disk
 
 
 def test_hidden_truth_changes_neither_loss_nor_gradients(dense_setup: FoldSetup) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from echoplan.networks.interface import AbreastNetwork
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing.clip import NormalisedFrames
 from echoplan.training.fold import FoldSetup
@@ -20,7 +21,7 @@ from ..pretended_gpu import GPU, pretended_gpu
 from .test_every_trainer import NAMES, QUICK
 
 # The most waits of a training step (the loss is looked at), of an epoch's validation (its Dice, and a loss that chooses
-# the epoch), and of a predicted clip (its way back), whatever their number of frames.
+# the epoch), and of a predicted clip (its way back), whatever its number of frames; or of a few clips, walked abreast.
 WAITS = (1, 1, 1)
 MORE = {
     "E3SAM2Trainer": (1, 2, 2),  # the CPU chooses the frames at which clips begin
@@ -58,8 +59,11 @@ def predicted(trainer: Trainer) -> None:
     network, plan, store = trainer.network, trainer.setup.plan, trainer.setup.store
     stored = store.case(trainer.setup.val[0])
     seen = normalisation_for(network, plan)
-    frames = NormalisedFrames([store.frames(stored.case)], [(stored.mean, stored.std)], seen, GPU)
-    found = segment_clip(network, frames, classes=1, window=plan.frames, batch=len(frames))
+    whole = store.frames(stored.case)
+    clips = [whole, whole[:3], whole[2:]] if isinstance(network, AbreastNetwork) else [whole]
+    frames = NormalisedFrames(clips, [(stored.mean, stored.std)] * len(clips), seen, GPU)
+    lengths = [len(clip) for clip in clips]
+    found = segment_clip(network, frames, clips=lengths, classes=1, window=plan.frames, batch=len(frames))
     assert found.shape == (1, *frames.shape) and 0 <= found.min() <= found.max() <= 1
 
 

@@ -176,6 +176,7 @@ class SAM2Family(Method[SAM2RecipeT]):
         "CAMUS": PublishedProtocol(256, "number", {"supervision": "ed_es"}),
         "EchoNet-Dynamic": PublishedProtocol(256, "official", {"epochs": 100}),
     }
+    validation_batches: ClassVar[int] = 4  # frame by frame, a few clips are little work
 
     def prompts(self, batch: Batch, *, training: bool) -> Prompts | None:
         """See `Method.prompts`: some clips begin with one from their labels, so that all ways to begin are learned."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +16,20 @@ from echoplan.device import upload
 from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2.edges import EdgeHead, GatedEdgeHead
 from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
-from echoplan.networks.e3sam2.memory import Memory, rows_of
+from echoplan.networks.e3sam2.memory import Memory
 from echoplan.networks.e3sam2.prompts import GIVEN, Prompting, Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import VARIANTS
 from echoplan.networks.e3sam2.settings import LEARNING_PARTS, SAM2Settings, with_sam2s_parts
 from echoplan.networks.e3sam2.tracking import CarriedMemory, Decoded, Decoder, Place, Tracker, enlarge
 from echoplan.networks.e3sam2.weights import load_published_weights
-from echoplan.networks.interface import ClipOutput, StreamedFrames
+from echoplan.networks.interface import ClipOutput, StreamedFrames, frames_at
 
 _STRIDE = 32
 _CANDIDATES = 32  # frames among which the start frame is chosen
 _CHUNK = 8  # frames that are encoded together at inference
 _CHANCE = 0  # seed of what is drawn at inference: the same clip gets the same answer
+
+Encode: TypeAlias = Callable[[Sequence[Place]], dict[Place, FrameFeatures]]
 
 
 class E3SAM2(nn.Module):
@@ -141,15 +146,8 @@ class E3SAM2(nn.Module):
             prompts.check([clip.shape[1]] * len(clip), self.size)
         if self.training:
             return self._training_output(clip, prompts)
-        if self.carried is not None:  # what a clip leaves is read by the next one
-            told = [None if prompts is None else prompts.of_clip(index) for index in range(len(clip))]
-            return torch.stack([self._together(frames[None], own)[0] for frames, own in zip(clip, told, strict=True)])
-        return self._together(clip, prompts)
-
-    def _together(self, clip: Tensor, prompts: Prompts | None) -> Tensor:
-        found = dict(self.streams(clip.unbind(), prompts))
-        frames = range(clip.shape[1])
-        return torch.stack([torch.stack([found[index, frame] for frame in frames]) for index in range(len(clip))])
+        found = dict(self.streams(clip.flatten(0, 1), [clip.shape[1]] * len(clip), prompts))
+        return torch.stack([found[place] for place in range(len(found))]).unflatten(0, clip.shape[:2])
 
     def stream(self, frames: StreamedFrames, prompts: Prompts | None = None) -> Iterator[tuple[int, Tensor]]:
         """Logits ``(1, H, W)`` of every frame of one clip, from the start frame on; see `StreamingNetwork`.
@@ -158,51 +156,65 @@ class E3SAM2(nn.Module):
             frames: ``(T, C, H, W)``, on any device.
             prompts: of this one clip; None finds a prompt.
         """
-        for (_, frame), logits in self.streams([frames], prompts):
-            yield frame, logits
+        return self.streams(frames, [len(frames)], prompts)
 
     def streams(
-        self, clips: Sequence[StreamedFrames], prompts: Prompts | None = None
-    ) -> Iterator[tuple[Place, Tensor]]:
-        """The same of several clips abreast, which may differ in length; none changes another's result.
+        self, frames: StreamedFrames, clips: Sequence[int], prompts: Prompts | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The same of several clips abreast; see `AbreastNetwork`.
 
         The start frame of a clip is chosen among at most 32 evenly spaced frames. Their features are kept until they
         are used; those of the others are made a few at a time. So what is held does not depend on the clips' length.
 
-        Args:
-            clips: ``(T, C, H, W)`` each, on any device.
-            prompts: of all of them; None finds prompts.
+        Logits are those of each clip alone to within 1e-4 in float32. Where a choice (of the start frame, the best of
+        three masks, what stays in memory) hangs on such a difference, it may be another one. With `memory_across_clips`
+        clips are walked one after another.
 
-        Yields:
-            the clip's and the frame's index, and the frame's logits ``(1, H, W)``.
+        Args:
+            frames: ``(T, C, H, W)``, of all clips one behind the other, on any device.
+            clips: their lengths.
+            prompts: of all of them; None finds prompts.
         """
-        for clip in clips:
-            _check_size(clip.shape[-2:], self.size)
+        _check_size(frames.shape[-2:], self.size)
         if prompts is not None:
-            prompts.check([len(clip) for clip in clips], self.size)
+            prompts.check(clips, self.size)
             prompts = prompts.to(self._device)
-        starts, kept = self._begin(clips, prompts)
-        seeds = [torch.Generator().manual_seed(_CHANCE) for _ in clips] if self.settings.memory_draw else []
-        tracker = self._tracker(starts, [len(clip) for clip in clips], seeds)
+        firsts = [0, *accumulate(clips)][:-1]
+        if self.carried is None:
+            yield from self._walk(frames, firsts, clips, prompts)
+            return
+        for index, (first, length) in enumerate(zip(firsts, clips, strict=True)):
+            yield from self._walk(frames, [first], [length], None if prompts is None else prompts.of_clip(index))
+
+    def _walk(
+        self, frames: StreamedFrames, firsts: Sequence[int], lengths: Sequence[int], prompts: Prompts | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """What `streams` gives, of clips that begin at `firsts`."""
+        encode = partial(self._encode, frames, firsts)
+        starts, kept = self._begin(encode, lengths, prompts)
+        seeds = [torch.Generator().manual_seed(_CHANCE) for _ in lengths] if self.settings.memory_draw else []
+        tracker = self._tracker(starts, lengths, seeds)
         shift = math.log(self.settings.threshold / (1 - self.settings.threshold))
-        walk = tracker.walk(self._ahead(clips, tracker.steps, kept))
+        walk = tracker.walk(self._ahead(encode, tracker.steps, kept))
         for step, answers in zip(tracker.steps, walk, strict=True):
-            yield from zip(step, enlarge(answers.mask, self.size) - shift, strict=True)
+            places = [firsts[clip] + frame for clip, frame in step]
+            yield from zip(places, enlarge(answers.mask, self.size) - shift, strict=True)
 
     def _begin(
-        self, clips: Sequence[StreamedFrames], prompts: Prompts | None
+        self, encode: Encode, lengths: Sequence[int], prompts: Prompts | None
     ) -> tuple[list[StartPrompt], dict[Place, FrameFeatures]]:
         """The start prompts of clips, and the features made to find them."""
         kept: dict[Place, FrameFeatures] = {}
         coarse: dict[Place, Tensor] = {}
         candidates: list[list[int]] = []
-        for index, clip in enumerate(clips):
+        for index, length in enumerate(lengths):
             given = prompts is not None and prompts.kinds[index] in GIVEN
-            count = 0 if given else min(len(clip), 1 if self.prompting.first else _CANDIDATES)
-            candidates.append([round(place * (len(clip) - 1) / max(1, count - 1)) for place in range(count)])
+            count = 0 if given else min(length, 1 if self.prompting.first else _CANDIDATES)
+            candidates.append([round(place * (length - 1) / max(1, count - 1)) for place in range(count)])
         wanted = [(index, frame) for index, frames in enumerate(candidates) for frame in frames]
-        for first in range(0, len(wanted), _CHUNK):
-            made = self._encode(clips, wanted[first : first + _CHUNK])
+        together = max(_CHUNK, 2 * len(lengths))  # as many as are walked together later
+        for first in range(0, len(wanted), together):
+            made = encode(wanted[first : first + together])
             kept.update(made)
             coarse.update(
                 zip(made, self.prompting.locate(torch.stack([each.top for each in made.values()])), strict=True)
@@ -214,30 +226,23 @@ class E3SAM2(nn.Module):
         return self.prompting.begin(found, candidates, prompts), kept
 
     def _ahead(
-        self, clips: Sequence[StreamedFrames], steps: Sequence[Sequence[Place]], kept: dict[Place, FrameFeatures]
+        self, encode: Encode, steps: Sequence[Sequence[Place]], kept: dict[Place, FrameFeatures]
     ) -> Iterator[FrameFeatures]:
         """The features of the places of each step, made a few steps ahead."""
         order, done = [place for step in steps for place in step], 0
         for step in steps:
             if any(place not in kept for place in step):
                 coming = order[done : done + max(_CHUNK, len(step))]
-                kept.update(self._encode(clips, [place for place in coming if place not in kept]))
+                kept.update(encode([place for place in coming if place not in kept]))
             yield FrameFeatures.stack([kept.pop(place) for place in step])
             done += len(step)
 
-    def _encode(self, clips: Sequence[StreamedFrames], places: Sequence[Place]) -> dict[Place, FrameFeatures]:
-        wanted: dict[int, list[int]] = {}
-        for index, frame in places:
-            wanted.setdefault(index, []).append(frame)
-        frames = torch.cat([self._frames(clips[index], chosen) for index, chosen in wanted.items()])
-        maps, _ = self.encoder.stages(frames)
-        features = self.encoder.pyramid(maps, *self.decoder.projections).frames()
-        return dict(zip(((index, frame) for index in wanted for frame in wanted[index]), features, strict=True))
-
-    def _frames(self, clip: StreamedFrames, chosen: list[int]) -> Tensor:
-        # A list as an index would wait for a GPU.
-        frames = rows_of(chosen, clip) if isinstance(clip, Tensor) else clip[chosen]
-        return upload(frames, self._device)
+    def _encode(
+        self, frames: StreamedFrames, firsts: Sequence[int], places: Sequence[Place]
+    ) -> dict[Place, FrameFeatures]:
+        seen = frames_at([firsts[clip] + frame for clip, frame in places], frames, self._device)
+        maps, _ = self.encoder.stages(seen)
+        return dict(zip(places, self.encoder.pyramid(maps, *self.decoder.projections).frames(), strict=True))
 
     def _tracker(
         self, starts: Sequence[StartPrompt], lengths: Sequence[int], seeds: Sequence[torch.Generator] | None = None

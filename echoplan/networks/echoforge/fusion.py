@@ -47,6 +47,10 @@ class Memory:
             self.frames.pop(min(1, self.size - 1))
         self.frames.append(tokens)
 
+    def keep(self, clips: int) -> None:
+        """Go on with the first B of the clips alone."""
+        self.frames = [tokens[:clips] for tokens in self.frames]
+
 
 class InContextLayer(nn.Module):
     """Equation 4, <P_sem, F_t'> = fusion(T_sem, F_t): one Transformer block in both directions.

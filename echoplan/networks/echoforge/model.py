@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from echoplan.networks.echoforge.fusion import Memory, TemporalFusion, semantic_
 from echoplan.networks.echoforge.parts import Attention, FeedForward, PixelDecoder, Pyramid, enlarge
 from echoplan.networks.echoforge.reforging import LabelledEnds, Reforging
 from echoplan.networks.echoforge.settings import EchoForgeSettings
-from echoplan.networks.interface import ClipOutput, StreamedFrames, check_multiple
+from echoplan.networks.interface import ClipOutput, StreamedFrames, check_multiple, frames_at
 from echoplan.networks.steps import Graph, Run
 
 _STRIDE = 32
@@ -98,7 +100,8 @@ class EchoForge(nn.Module):
         """
         check_multiple("EchoForge", clip.shape[-2:], _STRIDE)
         if not self.training:
-            return torch.stack(list(self._walk(clip.split(max(1, _CHUNK // len(clip)), dim=1))), dim=1)
+            found = dict(self.streams(clip.flatten(0, 1), [clip.shape[1]] * len(clip)))
+            return torch.stack([found[place] for place in range(len(found))]).unflatten(0, clip.shape[:2])
         if labels is None:
             labels = torch.full((*clip.shape[:2], *clip.shape[3:]), IGNORE, dtype=torch.uint8, device=clip.device)
         features = self._encode(clip)
@@ -114,19 +117,26 @@ class EchoForge(nn.Module):
 
     def stream(self, frames: StreamedFrames) -> Iterator[tuple[int, Tensor]]:
         """See `StreamingNetwork.stream`; in order, in evaluation mode."""
+        return self.streams(frames, [len(frames)])
+
+    def streams(self, frames: StreamedFrames, clips: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """See `AbreastNetwork.streams`: frame after frame of all clips together, those that end first leave.
+
+        Logits are those of each clip alone to within 1e-4 in float32.
+        """
         check_multiple("EchoForge", frames.shape[-2:], _STRIDE)
         device = next(self.parameters()).device
-        parts = (frames[start : start + _CHUNK].to(device)[None] for start in range(0, len(frames), _CHUNK))
-        yield from ((index, logits[0]) for index, logits in enumerate(self._walk(parts)))
-
-    def _walk(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Clips abreast, in consecutive parts ``(B, n, C, H, W)``: the logits ``(B, 1, H, W)`` of frame after frame."""
-        memory = Memory(self.memory)
-        for part in parts:
-            features = self._encode(part)
-            for place in range(part.shape[1]):
-                masks, _ = self._decode(_frame(features, place), memory)
-                yield enlarge(masks[-1], part.shape[-2:])
+        longest_first = sorted(zip(clips, accumulate(clips), strict=True), key=itemgetter(0), reverse=True)
+        memory, frame = Memory(self.memory), 0
+        while running := [(length, end - length) for length, end in longest_first if length > frame]:
+            memory.keep(len(running))
+            count = min(max(1, _CHUNK // len(running)), running[-1][0] - frame)
+            places = [first + frame + ahead for _, first in running for ahead in range(count)]
+            features = self._encode(frames_at(places, frames, device).unflatten(0, (len(running), count)))
+            for ahead in range(count):
+                masks, _ = self._decode(_frame(features, ahead), memory)
+                yield from zip(places[ahead::count], enlarge(masks[-1], frames.shape[-2:]), strict=True)
+            frame += count
 
     def graphs(self, size: tuple[int, int]) -> dict[str, Graph]:
         """See `SteppingNetwork`."""
