@@ -124,11 +124,13 @@ def network_alone(trainer: Trainer, batch: Batch) -> Callable[[], None]:
     """Forward and backward passes of a copy of the network, told what its method tells it, and no loss but a mean."""
     network = copy.deepcopy(trainer.network)
     told: list[Any] = []
+    how: dict[str, Any] = {}
 
     class Recorder(nn.Module):
-        def forward(self, *arguments: Any) -> Any:
+        def forward(self, *arguments: Any, **options: Any) -> Any:
             told[:] = arguments
-            return network(*arguments)
+            how.update(options)
+            return network(*arguments, **options)
 
     with torch.no_grad():
         trainer.method.forward(Recorder(), batch)
@@ -136,7 +138,7 @@ def network_alone(trainer: Trainer, batch: Batch) -> Callable[[], None]:
     def once() -> None:
         network.zero_grad(set_to_none=True)
         with trainer.step.autocast():
-            output = network(*told)
+            output = network(*told, **how)
             torch.stack([tensor.mean() for tensor in learning_tensors(output)]).sum().backward()
 
     return once

@@ -10,6 +10,7 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.complexity import count_parameters
+from echoplan.networks.e3sam2 import attention as attention_module
 from echoplan.networks.e3sam2.adapters import BlockAdapter, GlobalLocalAdapter
 from echoplan.networks.e3sam2.attention import (
     ATTENTIONS,
@@ -83,12 +84,17 @@ def test_a_map_made_once_gives_what_blocks_of_it_give(kind: str, monkeypatch: py
             torch.testing.assert_close(list(module(tokens)), in_blocks)
 
 
-def test_entropies_are_made_where_something_reads_them() -> None:
-    tokens = torch.randn(1, 20, 8)
+def test_entropies_are_made_where_something_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, made, statistics = torch.randn(1, 20, 8), [], attention_module._map_statistics
+    monkeypatch.setattr(attention_module, "_map_statistics", lambda *a: made.append(None) or statistics(*a))
     for kind in ATTENTIONS:
         module = EntropyGuidedAttention(8, attention=kind)
-        assert module(tokens)[1] is not None
-        assert (module.eval()(tokens)[1] is None) is (kind in ("self", "topk", "mask"))
+        mixed, entropy = module(tokens)
+        assert entropy is not None and made
+        made.clear()
+        again, none = module(tokens, with_entropy=False)
+        assert none is None and torch.equal(again, mixed)
+        assert bool(made) is (kind not in ("self", "topk", "mask"))
 
 
 def test_entropy_and_certainty_of_rows_made_by_hand() -> None:

@@ -66,7 +66,7 @@ def test_image_features_are_the_packages_at_256_pixels(both: SimpleNamespace) ->
     """With the adapters' gates at zero; SAM2's trunk and neck take any size."""
     frames = torch.randn(1, 1, 256, 256)
     expected = both.reference.forward_image(frames.expand(-1, 3, -1, -1))["backbone_fpn"]
-    maps, entropies = both.ours.encoder.stages(frames)
+    maps, entropies = both.ours.encoder.stages(frames, with_entropies=True)
     features = both.ours.encoder.pyramid(maps, *both.ours.decoder.projections)
     assert [each.shape for each in entropies] == [(1, 4096), (1, 1024), (1, 256), (1, 64)]
     for given, wanted in zip((features.fine, features.middle, features.top), expected, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.networks import ClipOutput
+from echoplan.networks.e3sam2 import attention
 from echoplan.plans import Configuration, Plan
 from echoplan.training.commands import compare_prompts
 from echoplan.training.fold import FoldSetup
@@ -265,8 +267,30 @@ def test_a_checkpoint_of_before_the_designs_is_the_network_that_it_was() -> None
 def test_equation_5_may_begin_later(clip_setup: FoldSetup) -> None:
     trainer = make_trainer("E3SAM2Trainer", clip_setup, entropy_from_epoch=1)
     output = trainer.network.train()(torch.randn(1, 3, 1, 32, 32))
-    weights = [trainer.method.terms(output, discs()[:1], epoch)["entropy"][0] for epoch in (0, 1)]
-    assert weights == [0.0, 0.1]
+    terms = [trainer.method.terms(output, discs()[:1], epoch) for epoch in (0, 1)]
+    assert "entropy" not in terms[0] and terms[1]["entropy"][0] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [({}, True), ({"entropy_from_epoch": 2}, False), ({"entropy_regularisation": False}, False),
+     ({"entropy_weight": 0.0}, False)],
+)  # fmt: skip
+def test_entropies_are_made_where_equation_5_counts(
+    clip_setup: FoldSetup, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], counts: bool
+) -> None:
+    trainer = make_trainer("E3SAM2Trainer", clip_setup, attention="self", **settings)
+    made, row_entropy = [], attention.row_entropy
+    monkeypatch.setattr(attention, "row_entropy", lambda q, k: made.append(q) or row_entropy(q, k))
+    trainer.on_epoch_start(1)
+    batch = trainer.on_device(next(iter(trainer.training_batches.epoch(1))), training=True)
+    trainer.loss(batch).backward()
+    assert len(made) == (len(trainer.network.encoder.adapters) if counts else 0)
+    assert ("loss_entropy" in trainer.metrics.take()) is counts
+    trainer.on_epoch_start(0)
+    made.clear()
+    trainer.validate_epoch()
+    assert not made
 
 
 def test_a_true_point_at_test_is_told_in_validation_and_off_by_default(clip_setup: FoldSetup) -> None:

@@ -6,7 +6,7 @@ released (github.com/ZhengLong777/E3SAM2, commit 1b90d3d). docs/trainers.md name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -239,11 +239,22 @@ class E3SAM2Method(SAM2Family[E3SAM2Recipe]):
         {"design": "released", "variant": "small", "prompt": "centre"},
     )
 
+    def forward(self, network: Callable[..., Any], batch: Batch) -> ClipOutput:
+        """See `Method.forward`; entropies are made in epochs in which equation 5 counts."""
+        told = (batch["prompts"],) if "prompts" in batch else ()
+        output: ClipOutput = network(batch["clip"], *told, with_entropies=self.entropy_weight_in(self.epoch) > 0)
+        return output
+
+    def entropy_weight_in(self, epoch: int) -> float:
+        """Equation 8's beta, zero where equation 5 does not count."""
+        recipe = self.recipe
+        counts = recipe.entropy_regularisation and recipe.network.adapters and epoch >= recipe.entropy_from_epoch
+        return recipe.entropy_weight if counts else 0.0
+
     def terms(self, output: ClipOutput, labels: Tensor, epoch: int) -> dict[str, tuple[float, Tensor]]:
         """Equation 8's three terms, as far as they are on, and those of SAM2's own heads."""
         recipe, terms = self.recipe, super().terms(output, labels, epoch)
-        if recipe.entropy_regularisation and recipe.network.adapters:
-            weight = recipe.entropy_weight if epoch >= recipe.entropy_from_epoch else 0.0
+        if (weight := self.entropy_weight_in(epoch)) > 0:
             value = entropy_loss(output.auxiliary["entropies"], labels, bounded=recipe.entropy_bounded)
             terms["entropy"] = weight, value
         if recipe.network.edge_supervision:

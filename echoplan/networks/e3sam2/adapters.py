@@ -40,11 +40,11 @@ class BlockAdapter(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Tensor, *, with_entropy: bool = True) -> tuple[Tensor, Tensor | None]:
         """``(B, C, H, W)`` -> as many adapted features, and `EntropyGuidedAttention`'s entropies, ``(B, H * W)``."""
         local = in_cache(self._local, features, wider=_WIDER)
         tokens = features.flatten(2).transpose(1, 2)
-        attended, entropy = self.attention(tokens)
+        attended, entropy = self.attention(tokens, with_entropy=with_entropy)
         context = self.norm(attended + tokens).transpose(1, 2).unflatten(2, features.shape[2:])
         return local + context.to(local.dtype), entropy
 
@@ -77,12 +77,13 @@ class GlobalLocalAdapter(nn.Module):
         self.attention = EntropyGuidedAttention(channels, attention=attention, certainty_power=certainty_power)
         self.gate = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Tensor, *, with_entropy: bool = True) -> tuple[Tensor, Tensor | None]:
         """``(B, C, H, W)`` -> the adapted features of that shape, and the entropies of `EntropyGuidedAttention`."""
         tokens = self.norm(features.flatten(2).transpose(1, 2))
         grid = tokens.transpose(1, 2).unflatten(2, features.shape[2:])
         # Each scale has its own GELU: without it the sum of the two convolutions would be one 5 x 5 convolution.
         local = F.gelu(self.fine(grid)) + F.gelu(self.wide(grid))
-        fused, entropy = self.attention(tokens, local=local.flatten(2).transpose(1, 2))
+        local = local.flatten(2).transpose(1, 2)
+        fused, entropy = self.attention(tokens, local=local, with_entropy=with_entropy)
         change = (self.gate * fused).transpose(1, 2).unflatten(2, features.shape[2:])
         return features + change.to(features.dtype), entropy

@@ -92,25 +92,28 @@ class EntropyGuidedAttention(nn.Module):
             nn.init.zeros_(self.keep.weight)
             nn.init.ones_(self.keep.bias)
 
-    def forward(self, tokens: Tensor, *, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, *, local: Tensor | None = None, with_entropy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` -> the attended tokens of the same shape, and H / ln N, ``(B, N)``, float32, 0 to 1.
-
-        The entropy is None in evaluation mode where the attention itself does not read it.
 
         Args:
             tokens: queries, keys and values are made from these.
             local: features of the same shape that the output map fuses with the attended ones: their sum goes in.
+            with_entropy: whether the entropy is wanted, else None comes in its place. Attention that is not guided by
+                it then does not make it.
         """
         q, k, v = (self._split(each) for each in self.query_key_value(tokens).chunk(3, dim=2))
         entropy: Tensor | None
         if self.kind in _GUIDED:
             mixed, entropy = self._guided(q, k, v)
         else:
-            mixed, entropy = self._compared(q, k, v, tokens), row_entropy(q, k) if self.training else None
+            mixed, entropy = self._compared(q, k, v, tokens), row_entropy(q, k) if with_entropy else None
         mixed = mixed.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2).to(v.dtype)
-        if entropy is not None:
-            entropy = (entropy / _most_entropy(k)).unflatten(0, (-1, self.heads)).mean(dim=1)
-        return self.out(mixed if local is None else mixed + local), entropy
+        mixed = self.out(mixed if local is None else mixed + local)
+        if not with_entropy or entropy is None:
+            return mixed, None
+        return mixed, (entropy / _most_entropy(k)).unflatten(0, (-1, self.heads)).mean(dim=1)
 
     def _guided(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 2 to 4, and the entropy in nats.

@@ -115,16 +115,16 @@ class Encoder(nn.Module):
         elif adapters == "after":
             self.adapters = nn.ModuleList(GlobalLocalAdapter(width, **adapter_settings) for width in self.channels)
 
-    def stages(self, frames: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def stages(self, frames: Tensor, *, with_entropies: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """``(N, C, H, W)`` with C = 1 or 3 -> the features F_S of the four stages, and the adapters' entropies.
 
         Returns:
-            ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and ``(N, h * w)`` of each adapter that made an entropy.
+            ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and `with_entropies` ``(N, h * w)`` of each adapter.
         """
         tokens = self.trunk.patch_embed(self.colours(frames.expand(-1, _RGB, -1, -1)))
         tokens = tokens + self.trunk._get_pos_embed(tokens.shape[1:3])  # (N, h, w, C)
         maps: list[Tensor] = []
-        entropies: list[Tensor] = []
+        entropies: list[Tensor] | None = [] if with_entropies else None
         for index, block in enumerate(self.trunk.blocks):
             if index in self.adapted_blocks:
                 tokens = self._adapted(len(maps) - 1, tokens, entropies)
@@ -134,13 +134,13 @@ class Encoder(nn.Module):
             if self.adapters is not None and not self.adapted_blocks:
                 tokens = self._adapted(len(maps), tokens, entropies)
             maps.append(tokens.permute(0, 3, 1, 2))
-        return maps, entropies
+        return maps, entropies or []
 
-    def _adapted(self, index: int, tokens: Tensor, entropies: list[Tensor]) -> Tensor:
-        """What an adapter makes of tokens ``(N, h, w, C)``; its entropy is added to the others."""
+    def _adapted(self, index: int, tokens: Tensor, entropies: list[Tensor] | None) -> Tensor:
+        """What an adapter makes of tokens ``(N, h, w, C)``; its entropy is added to the others, where there are any."""
         assert self.adapters is not None
-        features, entropy = self.adapters[index](tokens.permute(0, 3, 1, 2))
-        if entropy is not None:
+        features, entropy = self.adapters[index](tokens.permute(0, 3, 1, 2), with_entropy=entropies is not None)
+        if entropies is not None:
             entropies.append(entropy)
         return features.permute(0, 2, 3, 1)
 

@@ -123,7 +123,9 @@ class E3SAM2(nn.Module):
         if self.prompting.automatic != "mask":
             self.prompting.encoder.mask_downscaling.requires_grad_(False)
 
-    def forward(self, clip: Tensor, prompts: Prompts | None = None) -> Tensor | ClipOutput:
+    def forward(
+        self, clip: Tensor, prompts: Prompts | None = None, *, with_entropies: bool = True
+    ) -> Tensor | ClipOutput:
         """``(B, T, C, H, W)`` with C = 1 or 3 -> logits ``(B, T, 1, H, W)``, in training mode a `ClipOutput`.
 
         Clips of a batch go through the network abreast, and none depends on the others. In training mode the auxiliary
@@ -132,7 +134,7 @@ class E3SAM2(nn.Module):
         - "masks" ``(B, T, 3, H/4, W/4)``: logits of all masks, "iou" ``(B, T, 3)``: the IoU predicted of each,
           "object_score" ``(B, T)``: logit that there is an object;
         - "coarse" ``(B, T, 1, H/16, W/16)``: the coarse head's logits, "start" ``(B,)``: the frames begun with;
-        - "entropies": a list of S ``(B, T, N_s)`` in [0, 1], with adapters;
+        - "entropies": a list of S ``(B, T, N_s)`` in [0, 1], with adapters and `with_entropies`;
         - "edges" ``(B, T, 1, H/4, W/4)``: logits, with edge supervision.
 
         Only in evaluation mode `threshold` shifts the logits.
@@ -140,12 +142,13 @@ class E3SAM2(nn.Module):
         Args:
             clip: standardised frames.
             prompts: None finds a prompt for every clip (`prompt`).
+            with_entropies: whether entropies are wanted, in training mode.
         """
         _check_size(clip.shape[-2:], self.size)
         if prompts is not None:
             prompts.check([clip.shape[1]] * len(clip), self.size)
         if self.training:
-            return self._training_output(clip, prompts)
+            return self._training_output(clip, prompts, with_entropies)
         found = dict(self.streams(clip.flatten(0, 1), [clip.shape[1]] * len(clip), prompts))
         return torch.stack([found[place] for place in range(len(found))]).unflatten(0, clip.shape[:2])
 
@@ -263,9 +266,9 @@ class E3SAM2(nn.Module):
     def _device(self) -> torch.device:
         return self.prompting.encoder.no_mask_embed.weight.device
 
-    def _training_output(self, clip: Tensor, prompts: Prompts | None) -> ClipOutput:
+    def _training_output(self, clip: Tensor, prompts: Prompts | None, with_entropies: bool) -> ClipOutput:
         clips, length = clip.shape[:2]
-        maps, entropies = self.encoder.stages(clip.flatten(0, 1))
+        maps, entropies = self.encoder.stages(clip.flatten(0, 1), with_entropies=with_entropies)
         features = self.encoder.pyramid(maps, *self.decoder.projections)
         seen = features.top.detach() if self.settings.coarse_detached else features.top
         coarse = self.prompting.locate(seen).unflatten(0, (clips, length))
