@@ -268,7 +268,7 @@ def shared(options: argparse.Namespace) -> None:
     streams = {name: build_network(name, size=(side, side)).eval() for name in ("echoforge", "e3sam2")}
     clip, clips = torch.randn(options.shared, side, side), torch.randn(4, options.frames, 1, side, side)
     told = {"window": WINDOW, "stride": 3, "classes": 1}
-    print(f"\nframes a second of {side} x {side}")
+    print(f"\nframes, and clips, a second of {side} x {side}")
     for label, given, alone, together in (
         ("pkechonet resnet50, windows", clip,
          lambda clip: segment_clip(Alone(windows), clip, **told), lambda clip: segment_clip(windows, clip, **told)),

@@ -5,10 +5,14 @@ A wait costs little by itself, but the GPU runs dry: it has nothing to do until 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from echoplan.networks import build_network
 from echoplan.networks.interface import AbreastNetwork
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing.clip import NormalisedFrames
@@ -65,6 +69,29 @@ def predicted(trainer: Trainer) -> None:
     lengths = [len(clip) for clip in clips]
     found = segment_clip(network, frames, clips=lengths, classes=1, window=plan.frames, batch=len(frames))
     assert found.shape == (1, *frames.shape) and 0 <= found.min() <= found.max() <= 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts those that a GPU would have a kernel for: all but views and what is only set aside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        own = any(each.alias_info is None or each.alias_info.is_write for each in func._schema.returns)
+        self.count += own and not func._schema.name.startswith("aten::empty")
+        return result
+
+
+@pytest.mark.usefixtures("slim_networks")
+@pytest.mark.parametrize("name", ["e3sam2", "sam2", "echoforge"])
+def test_eight_clips_abreast_hardly_take_more_kernels_than_one(name: str) -> None:
+    network, counts = build_network(name, size=(32, 32)).eval(), []
+    for clips in (1, 8):
+        with torch.no_grad(), Operations() as operations:
+            assert len(list(network.streams(torch.randn(12 * clips, 1, 32, 32), [12] * clips))) == 12 * clips
+        counts.append(operations.count)
+    assert 0 < counts[1] < 1.5 * counts[0], counts
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
