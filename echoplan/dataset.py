@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,15 @@ import numpy as np
 
 from echoplan import layout
 from echoplan.case_warnings import few
+from echoplan.cases_table import (
+    COLUMNS,
+    EXAM,
+    POSITIVE,
+    columns_of,
+    frame_of,
+    number_of,
+    warn_of_views,
+)
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import from_cell, read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_clip
@@ -28,6 +36,7 @@ from echoplan.labels import IGNORE
 from echoplan.masks import load_mask, without_empty_rest
 from echoplan.names import check_cases, wrong_name, wrong_path
 from echoplan.references import impossible_references
+from echoplan.views import is_known, standard_view
 
 logger = logging.getLogger(__name__)
 
@@ -193,15 +202,9 @@ class Case:
         return row | {EXAM: self.exam} if self.exam else row
 
 
-COLUMNS = (
-    "case", "patient", "view", "image", "label", "split", "ed_frame", "es_frame", "labelled_frames", "frame_time_ms",
-    "spacing_row_mm", "spacing_col_mm", "ef_percent", "edv_ml", "esv_ml", "quality",
-)  # fmt: skip
-EXAM = "exam"  # a column only where a case has one
 _FIELDS = tuple(item.name for item in fields(Case) if item.name in COLUMNS)
 _FRAMES = ("ed_frame", "es_frame")
-_POSITIVE = ("frame_time_ms", "spacing_row_mm", "spacing_col_mm")
-_NUMBERS = (*_POSITIVE, "ef_percent", "edv_ml", "esv_ml")
+_NUMBERS = (*POSITIVE, "ef_percent", "edv_ml", "esv_ml")
 
 
 @dataclass(frozen=True)
@@ -309,25 +312,15 @@ def read_cases(path: Path) -> tuple[Case, ...]:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             rows = [(reader.line_num, row) for row in reader]  # blank lines count, as in an editor
-            columns = Counter(reader.fieldnames or ())
+            header = [name or "" for name in reader.fieldnames or ()]
     except FileNotFoundError as error:
         raise EchoPlanError("cases.csv is missing", file=path, remedy="convert the dataset again") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise EchoPlanError(f"this is not a CSV file in UTF-8: {error}", file=path, remedy="save it as such") from error
-    missing = [name for name in ("case", "patient", "image") if name not in columns]
-    if missing:
-        raise EchoPlanError(
-            f"required columns are missing: {', '.join(missing)}",
-            file=path,
-            remedy="name the columns in the first line, with commas between them (not semicolons or tabs)",
-        )
-    doubled = [name for name, count in columns.items() if name in (*COLUMNS, EXAM) and count > 1]
-    if doubled:
-        raise EchoPlanError(
-            f"columns are there more than once: {', '.join(doubled)}", file=path, remedy="keep one of each name"
-        )
-    cases = tuple(_parse_row(row, line, path) for line, row in rows)
+    columns = columns_of(header, path)
+    cases = tuple(_parse_row(row, columns, line, path) for line, row in rows)
     check_cases((case.case for case in cases), file=path)
+    warn_of_views([case.view for case in cases if case.view and not is_known(case.view)], path)
     if notes := [f"{case.case}: {case.reference_note}" for case in cases if case.reference_note]:
         logger.warning("%s: references of %d rows count as unknown: %s", path, len(notes), few(notes))
     return cases
@@ -342,8 +335,8 @@ def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
     write_csv(path, rows, (*COLUMNS, EXAM) if any(case.exam for case in cases) else COLUMNS)
 
 
-def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
-    text = {name: from_cell((row.get(name) or "").strip()) for name in (*COLUMNS, EXAM)}
+def _parse_row(row: Mapping[str, str | None], columns: Mapping[str, str], line: int, path: Path) -> Case:
+    text = {name: from_cell((row.get(columns.get(name, "")) or "").strip()) for name in (*COLUMNS, EXAM)}
     words = ("case", "patient", "image", "view", "split", "quality", EXAM)
     values: dict[str, Any] = {name: text[name] for name in words}
     values["label"] = text["label"] or None
@@ -361,40 +354,17 @@ def _parse_row(row: dict[str, str | None], line: int, path: Path) -> Case:
                 raise ValueError(f"{name} is {text[name]!r}, with control characters in it")
         if text["split"] not in SPLITS:
             raise ValueError(f"split is {text['split']!r}; it must be train, val, test or empty")
+        values["view"] = standard_view(text["view"])
         for name in _FRAMES:
-            values[name] = _frame(text[name], name)
+            values[name] = frame_of(text[name], name)
         for name in _NUMBERS:
-            values[name] = _number(text[name], name)
+            values[name] = number_of(text[name], name)
         if (values["spacing_row_mm"] is None) != (values["spacing_col_mm"] is None):
             raise ValueError("only one of spacing_row_mm and spacing_col_mm is given; give both or none")
         if text["labelled_frames"]:
-            frames = [_frame(part, "labelled_frames") for part in text["labelled_frames"].split(";")]
+            frames = [frame_of(part, "labelled_frames") for part in text["labelled_frames"].split(";")]
             values["labelled_frames"] = tuple(frame for frame in frames if frame is not None)
     except ValueError as error:
         raise EchoPlanError(f"row {line} ({text['case'][:40]}): {error}", file=path, remedy="mend this row") from error
     impossible = impossible_references(values["ef_percent"], values["edv_ml"], values["esv_ml"])
     return Case(**(values | dict.fromkeys(impossible)), reference_note="; ".join(dict.fromkeys(impossible.values())))
-
-
-def _frame(text: str, name: str) -> int | None:
-    if not text:
-        return None
-    try:
-        number = float(text)  # spreadsheets turn 17 into 17.0
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}, not a frame number") from None
-    if not math.isfinite(number) or number < 0 or number != int(number):
-        raise ValueError(f"{name} is {text!r}; frames count 0, 1, 2, ...")
-    return int(number)
-
-
-def _number(text: str, name: str) -> float | None:
-    if not text:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}, not a number") from None
-    if not math.isfinite(number) or (name in _POSITIVE and number <= 0):
-        raise ValueError(f"{name} is {text!r}; leave the cell empty where the value is unknown")
-    return number

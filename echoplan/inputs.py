@@ -25,14 +25,13 @@ from echoplan.imageio.arrays import to_clip_dtype, to_grey
 from echoplan.imageio.clip import plausible_scale
 from echoplan.masks import find_mask
 from echoplan.names import clip_ending, name_of_file, on_any_disk, shortened
+from echoplan.views import standard_view, view_in
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST_SIDE = 16  # pixels; anything smaller is not an image but axes in another order
 _NO_CLIPS = (".csv", ".json", ".txt", ".md", ".html", ".raw", ".zraw")  # that lie beside clips
 _REFERENCE = "_gt"  # CAMUS and its kin keep masks beside the clips
-# A2C, A2CH, AP2, AP2C, AP2CH, 2C, 2CH; never A2, as subjects are called.
-_VIEW = re.compile(r"(?<![A-Za-z0-9])(?:AP([24])(?:CH?)?|A?([24])CH?)(?![A-Za-z0-9])", re.IGNORECASE)
 _CAMUS_FILES = ("half_sequence", "sequence", "ED", "ES")  # of one patient and view
 _REPORTS = (layout.EF_REPORT_JSON, layout.SUMMARY_FILE)
 _RESULT_FOLDERS = (layout.EVIDENCE, layout.OVERLAYS, layout.DICOM)
@@ -168,13 +167,12 @@ def patient_and_view(name: str) -> tuple[str, str]:
     What stands behind the view belongs to the patient's name: echo_A2C_001 and echo_A4C_002 are clips of two. The words
     of CAMUS' file names alone say nothing of the patient.
     """
-    matches = list(_VIEW.finditer(name.replace("_", " ")))
-    if not matches:
+    match = view_in(name)
+    if match is None:
         return name, ""
-    match = matches[-1]
     before, behind = (part.strip("_- .") for part in (name[: match.start()], name[match.end() :]))
     named = [part for part in (before, behind) if part and (part is before or part not in _CAMUS_FILES)]
-    return "_".join(named) or name, f"A{match[1] or match[2]}C"
+    return "_".join(named) or name, standard_view(match[0])
 
 
 def _rows(source: Path) -> tuple[dict[Path, Case], set[Path]]:

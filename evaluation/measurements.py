@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
+from echoplan.views import standard_view
 
 from .metrics import check_spacing
 from .ventricle.cardiac_cycle import PhaseErrors, Phases, find_phases, phase_errors
@@ -18,7 +19,6 @@ from .ventricle.landmarks import Landmarks, find_landmarks_of_beat
 from .ventricle.volumes import VolumeRule, ejection_fraction, not_measurable, volumes_of_views
 
 NO_SPACING = "no volumes: the pixel spacing is unknown"
-_VIEWS = {"2CH": "A2C", "AP2": "A2C", "4CH": "A4C", "AP4": "A4C", "A2C": "A2C", "A4C": "A4C"}
 _DENSE_SHARE = 0.9  # of a clip's frames must have a cavity before found phases are compared with given ones
 _DENSE_FRAMES = 5
 
@@ -67,7 +67,7 @@ class CaseMeasurement:
     @property
     def view(self) -> str:
         """ "A2C" or "A4C", also where the case has it as 2CH or 4CH; else the case's own word."""
-        return _VIEWS.get(self.case.view.upper(), self.case.view)
+        return standard_view(self.case.view)
 
     @property
     def frame_time_ms(self) -> float | None:

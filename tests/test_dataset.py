@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import json
 from dataclasses import asdict, replace
 
@@ -87,6 +88,50 @@ def test_only_three_columns_are_required_and_strange_ones_pass(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_text("\ufeffpatient,image,case,sex\n p1 ,a.png, a ,F\n", encoding="utf-8")  # as Excel saves it
     assert read_cases(path) == (Case(case="a", patient="p1", image="a.png"),)
+
+
+def test_columns_and_views_are_read_as_people_spell_them(tmp_path, caplog):
+    path = tmp_path / "cases.csv"
+    path.write_text(
+        "Case ID,Patient,File,View,EF (%),LVEDV [mL],end_diastole,qualty,fps\n"
+        "a,p1,a.avi,apical 2-chamber,55,120,3,good,50\nb,p1,b.avi,Apical Four Chamber,,,,,\nc,p2,c.avi,4ch,,,,,\n"
+        "d,p2,d.avi,apical 2-chambr,,,,,\ne,p3,e.avi,plax,,,,,\n"
+    )
+    with caplog.at_level(logging.INFO):
+        cases = read_cases(path)
+        assert read_cases(path) == cases
+    assert [case.view for case in cases] == ["A2C", "A4C", "A4C", "apical 2-chambr", "PLAX"]
+    assert (cases[0].case, cases[0].image, cases[0].ef_percent, cases[0].edv_ml, cases[0].ed_frame) == (
+        "a", "a.avi", 55, 120, 3,
+    )  # fmt: skip
+    assert cases[0].quality == ""
+    said = [record.message for record in caplog.records]  # each once, however often the table is read
+    assert len(said) == 3 and "read Case ID as case, File as image, EF (%) as ef_percent" in said[0]
+    assert "columns that are not read: qualty (do you mean quality?), fps" in said[1]
+    assert "views that are not known stay as they are: 'apical 2-chambr' (1)" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("case,patient,picture", "required columns are missing: image; columns that are not read: picture"),
+        ("case;patient;image", "required columns are missing: case, patient, image; columns that are not read"),
+        ("case,patient,image,image", "more than once: image"),
+        ("case,patient,image,EF,LVEF", "more than once: EF, LVEF"),
+    ],
+)
+def test_a_header_that_leaves_something_open_is_an_error(tmp_path, header, problem):
+    path = tmp_path / "cases.csv"
+    path.write_text(f"{header}\n")
+    with pytest.raises(EchoPlanError, match=problem):
+        read_cases(path)
+
+
+def test_a_column_by_its_own_name_goes_before_another_that_may_mean_it(tmp_path, caplog):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,patient,image,EF,ef_percent\na,p,a.avi,0.5,50\n")
+    assert read_cases(path)[0].ef_percent == 50
+    assert "columns that are not read: EF (do you mean ef_percent?)" in caplog.text
 
 
 def test_frames_as_spreadsheets_write_them(dataset):

@@ -31,6 +31,10 @@ from echoplan.inputs import find_inputs, patient_and_view
         ("p1_4CH_ED_2", ("p1_ED_2", "A4C")),
         ("study_A2", ("study_A2", "")),  # subjects are called so
         ("17_AP2", ("17", "A2C")),
+        ("17_apical_2-chamber", ("17", "A2C")),
+        ("p1_PLAX", ("p1", "PLAX")),  # of the same patient, and no apical view
+        ("p1_3CH", ("p1", "A3C")),
+        ("p1_5C", ("p1_5C", "")),  # as probes and subjects are called
         ("A4C", ("A4C", "A4C")),
     ],
 )
