@@ -9,12 +9,14 @@ from .comparison.method_results import MethodResults, read_crossvalidation, read
 from .comparison.paired import holm, paired_test
 from .comparison.subgroups import ef_class, subgroup_agreement, subgroup_metrics
 from .comparison.tables import write_comparison
-from .ejection import COLUMNS, PatientRow, ef_agreement, measure_patients, write_ef_report
+from .ef_report import ef_agreement, write_ef_report
+from .ejection import COLUMNS, PatientRow, measure_patients
 from .evaluate_cases import Evaluation, evaluate_cases
 from .measurements import CaseMeasurement, measure_case
 from .metrics import segmentation_metrics
 from .report.page import write_report
 from .report.thumbnails import Film, make_film
+from .report_notes import report_notes
 from .ventricle.cardiac_cycle import PhaseErrors, Phases, Rhythm, find_phases, phase_errors
 from .ventricle.contour import lv_contour
 from .ventricle.landmarks import Landmarks, find_landmarks, find_landmarks_of_beat
@@ -60,6 +62,7 @@ __all__ = [
     "phase_errors",
     "read_crossvalidation",
     "read_predictions",
+    "report_notes",
     "segmentation_metrics",
     "subgroup_agreement",
     "subgroup_metrics",

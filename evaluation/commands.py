@@ -21,8 +21,10 @@ from .comparison.compare import compare_methods
 from .comparison.method_results import judged_by, read_crossvalidation, read_predictions
 from .comparison.subgroups import subgroup_metrics
 from .comparison.tables import to_markdown, write_comparison
-from .ejection import measure_patients, write_ef_report
+from .ef_report import write_ef_report
+from .ejection import PatientRow, measure_patients
 from .evaluate_cases import cases_in, evaluate_cases, find_masks
+from .quality import default_limits, find_doubts, patient_measures, with_quality
 from .report.clips import ReportedClip, report_clip
 from .report.overlays import write_overlays
 from .report.page import write_report
@@ -106,7 +108,8 @@ def report_command(arguments: Sequence[str]) -> int:
     rows = measure_patients(measurements, method=chosen.method)
     chosen.output.mkdir(parents=True, exist_ok=True)
     source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
-    write_ef_report(chosen.output, rows, method=chosen.method, details=source)
+    rows = [_with_quality(row, list(results.done.values())) for row in rows]
+    content = write_ef_report(chosen.output, rows, method=chosen.method, details=source)
     write_report(
         chosen.output / layout.REPORT_PAGE,
         rows=rows,
@@ -124,6 +127,8 @@ def report_command(arguments: Sequence[str]) -> int:
     if unmasked := sorted(clips.keys() - masks.keys()):
         print(f"{len(unmasked)} clips have no mask and are left out: {few(unmasked)}")
     print(f"{len(rows)} patients: {chosen.output / layout.EF_REPORT_CSV} and {chosen.output / layout.REPORT_PAGE}")
+    for note in content["notes"]:
+        print(note)
     without_ef = [row for row in rows if row.failure]
     if without_ef:
         print(f"{len(without_ef)} of them have no EF; the column failure says why")
@@ -212,6 +217,16 @@ def _report_clip(
         raise EchoPlanError("there is no clip of this name in the folder of the clips", file=mask_file)
     case = case.without_phases() if find else case
     return report_clip(case, clip_file, mask_file, value, method=method, picture=picture)
+
+
+def _with_quality(row: PatientRow, clips: Sequence[ReportedClip]) -> PatientRow:
+    """A patient's row with what of its quality masks alone can say, by the fixed limits."""
+    limits = default_limits()
+    doubts = {"": find_doubts(patient_measures(row), limits)}
+    for clip in clips:
+        if clip.measurement.patient == row.patient and row.exam in (None, clip.measurement.case.exam):
+            doubts[clip.measurement.name] = find_doubts(clip.quality, limits)
+    return with_quality(row, doubts, folds=False)
 
 
 def _dataset(name: str | None) -> MultiDataset | None:

@@ -53,12 +53,17 @@ class Interval:
         low, high: in the quantity's unit.
         coverage: 0 to 1.
         patients: how many cross-validated patients it rests on.
+        too_low, too_high: in how many of them the measurement was below the reference, and above it.
+        median_error: of theirs, the reference less the measurement: in points of EF, in percent of a measured volume.
     """
 
     low: float
     high: float
     coverage: float
     patients: int
+    too_low: int
+    too_high: int
+    median_error: float
 
 
 def check_coverage(coverage: float) -> float:
@@ -76,6 +81,33 @@ def smallest_sample(coverage: float) -> int:
     """The fewest patients whose errors bound an interval of this coverage: n >= 1 / (1 - coverage) - 1."""
     coverage = check_coverage(coverage)
     return math.ceil(round(coverage / (1 - coverage), 9))
+
+
+def two_sided_sample(coverage: float) -> int:
+    """The fewest patients whose errors bound each side by itself: n >= 2 / (1 - coverage) - 1."""
+    return smallest_sample((1 + check_coverage(coverage)) / 2)
+
+
+def coverage_range(patients: int, coverage: float) -> tuple[float, float]:
+    """What share of all further patients intervals can hold, by the chance of who the calibrated patients are.
+
+    Stated coverage is a mean over samples of n patients; the share that one such sample's intervals hold follows a beta
+    distribution (Vovk, Conditional validity of inductive conformal predictors, 2012): with j of the n + 1 ranks between
+    the ends, Beta(j, n + 1 - j). Given are its 5th and 95th percentile.
+
+    Example:
+        >>> [tuple(round(end, 2) for end in coverage_range(patients, 0.9)) for patients in (10, 40, 450)]
+        [(0.74, 0.99), (0.82, 0.97), (0.88, 0.92)]
+    """
+    from scipy.special import betaincinv
+
+    if patients < two_sided_sample(coverage):
+        between = math.ceil(round(check_coverage(coverage) * (patients + 1), 9))
+    else:
+        outside = math.floor(round((1 - check_coverage(coverage)) / 2 * (patients + 1), 9))
+        between = patients + 1 - 2 * outside
+    low, high = betaincinv(between, patients + 1 - between, (0.05, 0.95)).tolist()
+    return low, high
 
 
 def conformal_quantile(values: ArrayLike, coverage: float) -> float:
@@ -103,7 +135,7 @@ def signed_bounds(least: ArrayLike, largest: ArrayLike, coverage: float) -> tupl
     low, high = errors[:, ~np.isnan(errors).any(axis=0)]
     coverage = check_coverage(coverage)
     each = (1 + coverage) / 2
-    if len(low) < smallest_sample(each):
+    if len(low) < two_sided_sample(coverage):
         each, high = coverage, np.maximum(np.abs(low), np.abs(high))
         low = -high
     return -conformal_quantile(-low, each), conformal_quantile(high, each)
@@ -179,7 +211,10 @@ def prediction_interval(
         low, high = (min(max(end, 0.0), _LARGEST_EF) for end in (low, high))
     else:
         low, high = math.exp(low), math.exp(high)
-    return Interval(min(low, value), max(high, value), coverage, len(used))
+    middle = np.array([(least + largest) / 2 for _, least, largest in used])
+    median = float(np.median(middle)) if quantity == EF else 100 * math.expm1(float(np.median(middle)))
+    sides = int(np.count_nonzero(middle > 0)), int(np.count_nonzero(middle < 0))
+    return Interval(min(low, value), max(high, value), coverage, len(used), *sides, median)
 
 
 def _scaled(quantity: str, value: float | None) -> float:

@@ -1,28 +1,21 @@
-"""The ejection-fraction table: from measured clips to one row a patient, and its files."""
+"""The ejection-fraction table: from measured clips to one row a patient."""
 
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from echoplan import __version__, layout
 from echoplan.dataset import Case
-from echoplan.files import write_csv, write_json
+from echoplan.files import write_csv
+from echoplan.views import VOLUME_VIEWS, is_known
 
-from .agreement import agreement
-from .comparison.subgroups import subgroup_agreement
 from .measurements import NO_SPACING, CaseMeasurement, joined
 from .ventricle.volumes import (
-    DISCS,
     LARGEST_LENGTH_DIFFERENCE_PERCENT,
-    VOLUME_RULES,
     VolumeRule,
     check_volume_rule,
     ejection_fraction,
@@ -37,7 +30,7 @@ logger = logging.getLogger(__name__)
 LARGEST_EF_DIFFERENCE_POINTS = 15.0
 LARGEST_RATE_DIFFERENCE_PERCENT = 15.0
 
-GOOD, CHECK, NOT_ASSESSED = "good", "check", "not assessed"
+NO_WARNING, CHECK, NOT_JUDGED = "no warning", "check", "not judged"
 
 
 def names_of_cases(cases: str, known: Container[str]) -> list[str]:
@@ -63,12 +56,16 @@ class PatientRow:
             are several, for they are not the same beats of the heart.
         ef_low_percent, ..., interval_coverage_percent: the intervals, where a calibration gives them.
         quality: "check", with its reasons, where something speaks against the measurement; where it was asked for,
-            else "good", or "not assessed" where no second network could contradict.
+            else "no warning", or "not judged" where no second network could contradict.
         note: what a reader should know. failure: why there is no EF; empty if there is one. Volumes beside a failure
             are there to be seen and take part in nothing.
         exam: which of the patient's exams, where there are several; a column only then.
         reference_mask_ef_percent: EF in the reference masks, by the same rule; a column only where there are such.
             `reference_ef_percent` is the dataset's table's.
+        single_plane_reason: why not biplane; a column only where somebody was measured in one plane.
+        ef_found_phases_percent: EF at the phases that masks show, where those of the row were given and a reference
+            says which is nearer; a column only then.
+        interval_patients: the cross-validated patients that the interval of EF rests on; a column only where there are.
     """
 
     patient: str
@@ -106,6 +103,9 @@ class PatientRow:
     failure: str = ""
     exam: str | None = None
     reference_mask_ef_percent: float | None = None
+    single_plane_reason: str | None = None
+    ef_found_phases_percent: float | None = None
+    interval_patients: int | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +139,9 @@ class PatientRow:
         return {name: value for name, value in asdict(self).items() if value is not None or name not in _SOMETIMES}
 
 
-_SOMETIMES = ("exam", "reference_mask_ef_percent")
+_SOMETIMES = (
+    "exam", "reference_mask_ef_percent", "single_plane_reason", "ef_found_phases_percent", "interval_patients",
+)  # fmt: skip
 COLUMNS = tuple(column.name for column in fields(PatientRow) if column.name not in _SOMETIMES)
 
 
@@ -180,82 +182,16 @@ def measure_patients(measurements: Sequence[CaseMeasurement], *, method: VolumeR
     for measured in measurements:
         several = len(exams_of[measured.patient] - {""}) > 1
         clips_of.setdefault((measured.patient, measured.case.exam if several else None), []).append(measured)
-    return [replace(_patient_row(patient, clips, method), exam=exam) for (patient, exam), clips in clips_of.items()]
+    rows = [replace(_patient_row(patient, clips, method), exam=exam) for (patient, exam), clips in clips_of.items()]
+    if not any(measured.at_found_phases for measured in measurements):
+        return rows
+    others = measure_patients([measured.at_found_phases or measured for measured in measurements], method=method)
+    return [_with_found_phases(row, other) for row, other in zip(rows, others, strict=True)]
 
 
-def write_ef_report(
-    folder: str | Path,
-    rows: Sequence[PatientRow],
-    *,
-    method: VolumeRule = "simpson",
-    details: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write ef_report.csv and ef_report.json into `folder`; returns what the JSON holds.
-
-    The JSON has `volume_rule`, `methods` (rows of each), `agreement` (of EF, EDV and ESV; null without references),
-    `phase_finding` (found against given phases, null where none can be compared),
-    `subgroups` (of EF, see `subgroup_agreement`; empty without references), `versions`, the caller's `details`, `rows`.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from echoplan.evaluation import PatientRow, write_ef_report
-        >>> with TemporaryDirectory() as folder:
-        ...     write_ef_report(folder, [PatientRow("patient1", failure="no mask")])["methods"]
-        {'failed': 1}
-    """
-    used: dict[str, int] = {}
-    for row in rows:
-        name = "failed" if row.failure else row.method or "failed"
-        used[name] = used.get(name, 0) + 1
-    content = {
-        "volume_rule": {"name": method, "meaning": VOLUME_RULES[method], "discs": DISCS},
-        "methods": used,
-        "failures": {row.name: row.failure for row in rows if row.failure},
-        "agreement": ef_agreement(rows),
-        "phase_finding": phase_finding(rows),
-        "subgroups": subgroup_agreement(rows),
-        "versions": {"echoplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
-        "details": dict(details or {}),
-        "rows": [row.to_row() for row in rows],
-    }
-    folder = Path(folder)
-    write_rows(folder / layout.EF_REPORT_CSV, rows)
-    write_json(folder / layout.EF_REPORT_JSON, content)
-    return content
-
-
-def ef_agreement(rows: Sequence[PatientRow]) -> dict[str, dict[str, Any]] | None:
-    """`agreement` of EF, EDV and ESV with the references there are; None where no row has one.
-
-    Example:
-        >>> from echoplan.evaluation import PatientRow, ef_agreement
-        >>> rows = [PatientRow("a", ef_percent=60.0, reference_ef_percent=58.0)]
-        >>> ef_agreement(rows)["ef_percent"]["bias"]
-        2.0
-    """
-    statistics = {}
-    for name in ("ef_percent", "edv_ml", "esv_ml"):
-        reference = [getattr(row, f"reference_{name}") for row in rows]
-        if any(value is not None for value in reference):
-            statistics[name] = agreement([row.measured(name) for row in rows], reference)
-    return statistics or None
-
-
-def phase_finding(rows: Iterable[PatientRow]) -> dict[str, dict[str, float]] | None:
-    """`n`, `mean`, `mean_absolute`, `largest_absolute` of the rows' phase errors in ms; None where there are none."""
-    rows = list(rows)
-    statistics = {}
-    for column in ("ed_error_ms", "es_error_ms"):
-        values = [float(value) for row in rows for value in (getattr(row, column) or "").split(";") if value]
-        if values:
-            absolute = [abs(value) for value in values]
-            statistics[column] = {
-                "n": len(values),
-                "mean": fmean(values),
-                "mean_absolute": fmean(absolute),
-                "largest_absolute": max(absolute),
-            }
-    return statistics or None
+def _with_found_phases(row: PatientRow, other: PatientRow) -> PatientRow:
+    given = "given" in (row.phases or "").split(";")
+    return replace(row, ef_found_phases_percent=other.measured("ef_percent")) if given else row
 
 
 def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeRule) -> PatientRow:
@@ -278,16 +214,31 @@ def _patient_row(patient: str, clips: Sequence[CaseMeasurement], method: VolumeR
     unused = [measured.name for measured in good if measured not in used]
     notes += [f"{measured.name} alone: {measured.failure}" for measured in used if measured.failure]
     notes += [f"not usable: {joined(broken)}" if broken else "", f"not used: {', '.join(unused)}" if unused else ""]
+    if len(used) == 1 and used[0].view and used[0].view not in VOLUME_VIEWS:
+        words = f"the view is {used[0].view}, not an apical two- or four-chamber view, for which volumes are made"
+        row = replace(row, quality=CHECK, quality_reasons=joined([*doubts, words]))
     return replace(
         row,
         **values,
         **_view_columns(used),
+        single_plane_reason=_why_single_plane(clips, [*good, *turned]) if len(used) == 1 else None,
         cases=";".join(measured.name for measured in used),
         ed_frames=";".join(str(measured.ed_frame) for measured in used),
         es_frames=";".join(str(measured.es_frame) for measured in used),
         phases=";".join("found" if None in (m.case.ed_frame, m.case.es_frame) else "given" for m in used),
         note=joined(notes),
     )
+
+
+def _why_single_plane(clips: Sequence[CaseMeasurement], usable: Sequence[CaseMeasurement]) -> str:
+    """Why clips make no biplane volume, in words."""
+    missing = [view for view in VOLUME_VIEWS if view not in {measured.view for measured in clips}]
+    if not missing:
+        unable = [view for view in VOLUME_VIEWS if view not in {measured.view for measured in usable}]
+        return f"{' and '.join(unable)} not measurable" if unable else "A2C and A4C have no EF together"
+    strange = sorted({measured.view for measured in clips if not is_known(measured.view)})
+    words = [f"the view {view!r} is not known" if view else "a view is not named" for view in strange]
+    return f"no {' and no '.join(missing)} clip" + (f" ({', '.join(words)})" if words else "")
 
 
 def _views(

@@ -38,6 +38,7 @@ class CaseMeasurement:
         note: what a reader should know. failure: why there is no EF; empty if there is one.
         doubt: what of the note is a reason to look again, whatever the masks are like.
         phase_errors: found against given phases; None unless both are given and the clip has masks throughout.
+        at_found_phases: the clip measured as if no phases were given; None where nobody asked.
     """
 
     case: Case
@@ -53,6 +54,7 @@ class CaseMeasurement:
     failure: str = ""
     doubt: str = ""
     phase_errors: PhaseErrors | None = None
+    at_found_phases: CaseMeasurement | None = None
 
     @property
     def name(self) -> str:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .conformal import conformal_quantile
-from .ejection import CHECK, GOOD, LARGEST_EF_DIFFERENCE_POINTS, NOT_ASSESSED, PatientRow
+from .ejection import CHECK, LARGEST_EF_DIFFERENCE_POINTS, NO_WARNING, NOT_JUDGED, PatientRow
 from .measurements import CaseMeasurement
 from .ventricle.contour import largest_filled_component
 from .ventricle.volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
 
+NO_SECOND_OPINION = "no second fold's network measured it that could disagree"
 _SHARE_OF_ORDINARY = 0.95
 _FEWEST_FOR_ROUGHNESS = 5  # frames; a second difference needs three, and a few of them a spread
 
@@ -239,10 +240,11 @@ def with_quality(row: PatientRow, doubts: Mapping[str, Sequence[Doubt]], *, fold
             the reasons that it has already.
         doubts: by clip; under "" those about the patient.
         folds: whether several folds' networks measured it and could have disagreed; where one network alone did, what
-            it gets wrong in the shape of a heart goes unnoticed, and the row is "not assessed" instead of "good".
+            it gets wrong in the shape of a heart goes unnoticed, and the row is "not judged" instead of "no warning".
     """
     reasons = [reason for reason in (row.failure, row.quality_reasons) if reason]
     for case, of_case in doubts.items():
         reasons += [f"{case}: {doubt.words}" if case else doubt.words for doubt in of_case]
-    unsuspected = GOOD if folds else NOT_ASSESSED
-    return replace(row, quality=CHECK if reasons else unsuspected, quality_reasons="; ".join(reasons))
+    if not reasons and not folds:
+        return replace(row, quality=NOT_JUDGED, quality_reasons=NO_SECOND_OPINION)
+    return replace(row, quality=CHECK if reasons else NO_WARNING, quality_reasons="; ".join(reasons))

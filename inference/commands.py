@@ -74,6 +74,7 @@ def predict(arguments: Sequence[str]) -> int:
         options.output,
         predictor,
         ef_method=options.ef_method,
+        find_phases=options.find_phases,
         dicom=options.dicom,
         dicom_doubtful=options.dicom_doubtful,
         overlays=options.overlays,
@@ -133,9 +134,9 @@ def _tell_run(run: PredictionRun, part: Part | None, predictor: EchoPredictor, o
     doubtful = sum(row.quality == CHECK for row in run.rows)
     if doubtful:
         print(f"{doubtful} of {len(run.rows)} patients are worth a look; quality_reasons in ef_report.csv says why")
-    if predictor.trust.calibration is None:
-        print(f"no intervals of EF and volumes: {predictor.trust.why_none}")
-    elif not predictor.trust.calibration.weights:
+    for note in run.notes:
+        print(note)
+    if predictor.trust.calibration is not None and not predictor.trust.calibration.weights:
         print(f"{predictor.trust.file} {UNKNOWN_WEIGHTS}")
     unmeasured = sum(row.ef_percent is None for row in run.rows)
     if unmeasured:
@@ -186,6 +187,8 @@ def _predict_parser() -> argparse.ArgumentParser:
                       help="faster, with other probabilities in the third digit; on GPUs with bfloat16 if not given",
                       )  # fmt: skip
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
+    made.add_argument("--find_phases", action="store_true",
+                      help="find end-diastole and end-systole even where cases.csv gives them")  # fmt: skip
     made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
                       help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
     made.add_argument("--num_parts", type=positive_count, metavar="N", help="predict one of N parts of the clips; with")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from echoplan.files import read_json, write_json
 from echoplan.parallel_map import run_cases
 
 from ..evaluation import VOLUME_RULES, CaseMeasurement, PatientRow, measure_case, measure_patients
-from ..evaluation.conformal import EDV, EF, ESV, QUANTITIES, prediction_interval, signed_error
+from ..evaluation.conformal import EDV, EF, ESV, QUANTITIES, Interval, prediction_interval, signed_error
 from ..evaluation.measurements import under_rule
 from ..evaluation.quality import Limit, clip_measures, default_limits, limits_from_crossval, patient_measures
 from ..evaluation.ventricle.volumes import VolumeRule
@@ -171,13 +171,21 @@ class Calibration:
         )
 
 
+class Intervals(NamedTuple):
+    """A patient's row with its intervals, the intervals by quantity, and by quantity why one is missing."""
+
+    row: PatientRow
+    there: dict[str, Interval]
+    missing: dict[str, str]
+
+
 def with_intervals(
     row: PatientRow,
     by_fold: Mapping[int, Mapping[str, float | None]],
     calibration: Calibration | None,
     coverage: float,
-) -> tuple[PatientRow, dict[str, str]]:
-    """A patient's row with its intervals, and by quantity why one is missing.
+) -> Intervals:
+    """The intervals of a patient.
 
     Args:
         row: of `measure_patients`.
@@ -186,16 +194,18 @@ def with_intervals(
         coverage: between 0 and 1.
     """
     columns: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
+    there: dict[str, Interval] = {}
+    missing: dict[str, str] = {}
     for quantity in QUANTITIES:
         try:
-            low, high = _interval(row, quantity, by_fold, calibration, coverage)
+            there[quantity] = interval = _interval(row, quantity, by_fold, calibration, coverage)
         except EchoPlanError as error:
-            reasons[quantity] = error.problem
+            missing[quantity] = error.problem
             continue
-        columns |= dict(zip(_INTERVAL_COLUMNS[quantity], (low, high), strict=True))
+        columns |= dict(zip(_INTERVAL_COLUMNS[quantity], (interval.low, interval.high), strict=True))
         columns["interval_coverage_percent"] = 100 * coverage
-    return replace(row, **columns), reasons
+    columns["interval_patients"] = there[EF].patients if EF in there else None
+    return Intervals(replace(row, **columns), there, missing)
 
 
 def _interval(
@@ -204,7 +214,7 @@ def _interval(
     by_fold: Mapping[int, Mapping[str, float | None]],
     calibration: Calibration | None,
     coverage: float,
-) -> tuple[float, float]:
+) -> Interval:
     value = row.measured(quantity)
     if value is None:
         raise EchoPlanError("not measured")
@@ -212,16 +222,16 @@ def _interval(
         raise EchoPlanError(NONE_WRITTEN)
     if not by_fold:
         raise EchoPlanError("what each fold found alone is not known; predict again with --overwrite")
-    given = set(str(row.phases).split(";")) == {"given"}
     group = calibration.group(
-        quantity,
-        method=row.method or "",
-        volume_rule=row.volume_rule or "",
-        phases="given" if given else "found",
+        quantity, method=row.method or "", volume_rule=row.volume_rule or "", phases=phases_of(row)
     )
     values = {fold: measured[quantity] for fold, measured in by_fold.items()}
-    interval = prediction_interval(quantity, value, values, group.errors, coverage)
-    return interval.low, interval.high
+    return prediction_interval(quantity, value, values, group.errors, coverage)
+
+
+def phases_of(row: PatientRow) -> str:
+    """The phases by which errors are grouped: "given" where all were given, else "found"."""
+    return "given" if set(str(row.phases).split(";")) == {"given"} else "found"
 
 
 @dataclass

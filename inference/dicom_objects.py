@@ -28,6 +28,7 @@ from pydicom.uid import (
 from echoplan import __version__
 
 from ..evaluation import VOLUME_RULES, PatientRow
+from ..evaluation.ejection import CHECK
 from .dicom_header import carry_over
 
 MAKER = "EchoPlan"
@@ -143,7 +144,7 @@ def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -
         measurements=_measurements(clips, row),
         qualitative_evaluations=_quality(row),
     )
-    for comment in filter(None, (row.note, row.quality_reasons and f"to check: {row.quality_reasons}")):
+    for comment in filter(None, (row.note, row.quality_reasons and f"{_words(row)}: {row.quality_reasons}")):
         group[0].ContentSequence.append(
             hd.sr.TextContentItem(codes.DCM.Comment, comment, hd.sr.RelationshipTypeValues.CONTAINS)
         )
@@ -175,6 +176,11 @@ def make_report(clips: Sequence[MeasuredClip], row: PatientRow, *, model: str) -
     )
     made.SpecificCharacterSet = sources[0].SpecificCharacterSet
     return made
+
+
+def _words(row: PatientRow) -> str:
+    """What the reasons for a row's quality are reasons for."""
+    return "to check" if row.quality == CHECK else f"quality {row.quality}"
 
 
 def _quality(row: PatientRow) -> list[hd.sr.QualitativeEvaluation]:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +76,7 @@ class PredictionRun:
         failures: case -> reason.
         masks: case -> mask file of those that are predicted or kept, in the order of the clips.
         rows: the ejection-fraction report, one row a patient.
+        notes: what holds for several of them, in words.
         dicom_files: the DICOM segmentations and reports written.
     """
 
@@ -84,6 +85,7 @@ class PredictionRun:
     failures: dict[str, str] = field(default_factory=dict)
     masks: dict[str, Path] = field(default_factory=dict)
     rows: list[PatientRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     dicom_files: list[Path] = field(default_factory=list)
 
 
@@ -99,6 +101,7 @@ def predict_folder(
     dicom: bool = False,
     dicom_doubtful: bool = False,
     overlays: bool = False,
+    find_phases: bool = False,
     processes: int = 0,
     part: Part | None = None,
     engine: Engine | None = None,
@@ -107,7 +110,7 @@ def predict_folder(
     """Predict every clip in a file or folder and write the reports.
 
     Broken clips are passed over and listed; an interrupted run can be continued. Left in `out`: the masks, as
-    `save_mask` names them, on the clip's own grid, evidence/<case>.npz, ef_report.csv, ef_report.json, report.html, and
+    `save_mask` names them, on the clip's own grid, evidence/<case>.npz, ef_report.csv and .json, report.html, and
     prediction_args.json.
 
     Args:
@@ -118,6 +121,7 @@ def predict_folder(
         ef_method: the volume rule, "simpson" or "camus".
         dicom, dicom_doubtful: also write DICOM segmentations and reports of the clips that are DICOM; of rows to check.
         overlays: also write a video of each clip with its outline, overlays/<case>.mp4.
+        find_phases: pass over the end-diastole and end-systole that cases.csv gives.
         processes: that read, write and measure beside the networks, at most one beside those on a CPU; 0: none.
         part: the share of the clips to predict, none of which is then measured; None: all.
         engine: predicts the clips elsewhere; None: here, with `predictor`.
@@ -134,7 +138,7 @@ def predict_folder(
     if dicom:
         require_highdicom()
     source, out = Path(source), Path(out)
-    inputs = _inputs_beside(source, out, part)
+    inputs = _inputs_beside(source, out, part, find_phases=find_phases)
     todo = _todo(inputs, out, predictor, overwrite, continue_prediction, keep_probabilities)
     how: dict[str, Any] = {"ef_method": ef_method, "overlays": overlays, "processes": processes}
     with closing(Helpers(_helping(processes, todo, predictor) if engine is None else 0)) as helpers:
@@ -171,7 +175,7 @@ def _predict(
     run = _what_is_left(inputs, kept, results, out)
     if part is None:
         about: dict[str, Any] = {"target": predictor.target, "title": predictor.name, "trust": predictor.trust}
-        run.rows = write_reports(out, inputs, run.masks, run.failures, early=early, **about, **how)
+        run.rows, run.notes = write_reports(out, inputs, run.masks, run.failures, early=early, **about, **how)
     return run
 
 
@@ -242,7 +246,7 @@ def prediction_record(
     }
 
 
-def _inputs_beside(source: Path, out: Path, part: Part | None) -> tuple[InputClip, ...]:
+def _inputs_beside(source: Path, out: Path, part: Part | None, *, find_phases: bool) -> tuple[InputClip, ...]:
     """The clips in `source`, or the share of them, once it is clear that results in `out` do not harm them."""
     if out.resolve() == source.resolve():
         raise EchoPlanError("the results would lie among the clips", file=out, remedy="give another -o")
@@ -255,6 +259,8 @@ def _inputs_beside(source: Path, out: Path, part: Part | None) -> tuple[InputCli
     clash = [item.path for item in inputs if Path(os.path.realpath(item.path)) in targets]
     if clash:
         raise EchoPlanError("the results would overwrite the clips", file=clash[0], remedy="give another -o")
+    if find_phases:
+        inputs = tuple(replace(item, case=item.case.without_phases()) for item in inputs)
     return inputs if part is None else part.of(inputs)
 
 

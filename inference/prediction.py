@@ -22,8 +22,9 @@ class Prediction:
         interval_coverage_percent: how often it does, in percent; None where there is no interval.
         interval_note: why there is no interval; empty if there is one.
         ef_fold_sd_percent: SD of EF over the folds' networks; None with fewer than two.
-        quality: "good", "check" or, with one fold, "not assessed"; "" where it was not asked for.
-        quality_reasons: why to check, in words.
+        quality: "no warning", "check" or, with one fold, "not judged"; "" where it was not asked for.
+        quality_reasons: why to check, or why it is not judged, in words.
+        interval_patients: the cross-validated patients that the interval rests on; None where there is no interval.
     """
 
     mask: np.ndarray
@@ -40,3 +41,4 @@ class Prediction:
     ef_fold_sd_percent: float | None = None
     quality: str = ""
     quality_reasons: tuple[str, ...] = ()
+    interval_patients: int | None = None

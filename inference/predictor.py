@@ -23,8 +23,9 @@ from echoplan.imageio.clip import Clip, ClipInfo
 from echoplan.inputs import clip_from_array, digest
 from echoplan.networks.batches import network_device
 
-from ..evaluation import measure_case, measure_patients
+from ..evaluation import PatientRow, measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
+from ..evaluation.ejection import NOT_JUDGED
 from ..evaluation.quality import clip_measures
 from .clip_labels import ClipLabels, PackedLabels
 from .deployment.exported import TORCH, device_of
@@ -354,7 +355,8 @@ class EchoPredictor:
             interval_note=trust.no_interval.get("ef_percent", ""),
             ef_fold_sd_percent=trust.row.ef_fold_sd_percent,
             quality=trust.row.quality or "",
-            quality_reasons=tuple(filter(None, (measured.doubt, *trust.reasons))),
+            quality_reasons=tuple(filter(None, (measured.doubt, *trust.reasons))) or _unjudged(trust.row),
+            interval_patients=trust.row.interval_patients,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -382,3 +384,7 @@ class EchoPredictor:
             "autocast": self.autocast,
             "calibration": None if self.trust.calibration is None else str(self.trust.file),
         }
+
+
+def _unjudged(row: PatientRow) -> tuple[str, ...]:
+    return (row.quality_reasons or "",) if row.quality == NOT_JUDGED else ()

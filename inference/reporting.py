@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from echoplan import layout
 from echoplan.inputs import InputClip
@@ -20,6 +20,7 @@ from ..evaluation.report.clips import report_clip
 from ..evaluation.report.overlays import write_overlays
 from ..evaluation.report.thumbnails import Picture, picture_of
 from ..evaluation.ventricle.volumes import VolumeRule
+from .interval_notes import interval_notes, trust_of
 from .uncertainty import Assessment, ClipEvidence, TrustSettings, assess_patient
 
 _Usable = list[tuple[InputClip, Path, Picture]]
@@ -76,6 +77,13 @@ class EarlyMeasurements:
         return self._begun.pop(patient, None) if self._usable.get(patient) == usable else None
 
 
+class Report(NamedTuple):
+    """What was written: the rows, one a patient, and what holds for several of them, in words."""
+
+    rows: list[PatientRow]
+    notes: list[str]
+
+
 @dataclass
 class _Patient:
     """What was measured on one patient."""
@@ -98,7 +106,7 @@ def write_reports(
     overlays: bool = False,
     processes: int = 0,
     early: EarlyMeasurements | None = None,
-) -> list[PatientRow]:
+) -> Report:
     """Measure masks and write ef_report.csv, ef_report.json and report.html, and videos where they are asked for.
 
     One patient is in memory at a time. Patients without any mask have a row with the reason.
@@ -117,27 +125,30 @@ def write_reports(
         early: what is measured already, by the same settings.
 
     Returns:
-        the report's rows, one a patient.
+        the report's rows, one a patient, and its notes.
     """
     trust = trust or TrustSettings()
     found = _measure_all(inputs, masks, failures, (target, ef_method, out / layout.EVIDENCE, trust), processes, early)
     rows = [item.row for patient in found for item in patient.assessments]
     measurements = [measured for patient in found for measured in patient.measurements]
-    details = {"model": title, "trust": _trust(trust, found), "cases": _cases(found)}
-    write_ef_report(out, rows, method=ef_method, details=details)
+    assessments = {item.row.name: item for patient in found if patient.measurements for item in patient.assessments}
+    details = {"model": title, "trust": trust_of(trust, assessments), "cases": _cases(found)}
+    notes = interval_notes([*assessments.values()], trust)
+    content = write_ef_report(out, rows, method=ef_method, details=details, notes=notes)
     write_report(
         out / layout.REPORT_PAGE,
         rows=rows,
         measurements=measurements,
         films=[film for patient in found for film in patient.films],
         subtitle=title,
+        notes=notes,
     )
     if overlays:
         files = {item.name: item.path for item in inputs}
         clips = {measured.name: (files[measured.name], masks[measured.name], measured) for measured in measurements}
         broken = write_overlays(out / layout.OVERLAYS, clips, target, processes=processes).failures
         failures.update({f"overlay of {case}": reason for case, reason in broken.items()})
-    return rows
+    return Report(rows, content["notes"])
 
 
 def _measure_all(
@@ -193,12 +204,6 @@ def _measure_patient(
 
 def _is_of(measured: CaseMeasurement, row: PatientRow) -> bool:
     return measured.patient == row.patient and row.exam in (None, measured.case.exam)
-
-
-def _trust(settings: TrustSettings, patients: Sequence[_Patient]) -> dict[str, Any]:
-    """What the intervals and the flags were made with, and each patient's reasons."""
-    measured = [item for patient in patients if patient.measurements for item in patient.assessments]
-    return settings.to_dict() | {"patients": {item.row.name: item.to_dict() for item in measured}}
 
 
 def _cases(patients: Sequence[_Patient]) -> dict[str, Any]:

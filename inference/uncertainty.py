@@ -24,7 +24,7 @@ from echoplan.files import atomic_path
 from echoplan.sector import detect_sector
 
 from ..evaluation import PatientRow, find_phases, measure_patients
-from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, check_coverage
+from ..evaluation.conformal import DEFAULT_COVERAGE, QUANTITIES, Interval, check_coverage
 from ..evaluation.ejection import names_of_cases
 from ..evaluation.measurements import measure_masks
 from ..evaluation.quality import Doubt, Limit, default_limits, find_doubts, patient_measures, with_quality
@@ -270,11 +270,13 @@ class Assessment:
     Attributes:
         row: the patient's, with intervals and the quality flag.
         no_interval: quantity -> why it has no interval.
+        intervals: quantity -> its interval.
         doubts: clip -> reasons to look again; "" has those about the patient.
     """
 
     row: PatientRow
     no_interval: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
     doubts: dict[str, list[Doubt]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -307,7 +309,7 @@ def assess_patient(
     by_fold: dict[int, dict[str, float | None]] = {}
     if not row.failure and all(name in evidence for name in used):
         by_fold = measure_folds(row, [(cases[name], evidence[name]) for name in used], method=row.volume_rule)
-    row, no_interval = with_intervals(row, by_fold, settings.calibration, settings.coverage)
+    row, intervals, no_interval = with_intervals(row, by_fold, settings.calibration, settings.coverage)
     if settings.calibration is None:
         no_interval = {quantity: settings.why_none for quantity in no_interval}
     spread = fold_sd(by_fold)
@@ -317,7 +319,7 @@ def assess_patient(
         known_too = {} if kept is None else {"edge_share": kept.edge_share}
         doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, settings.limits)
     row = with_quality(replace(row, ef_fold_sd_percent=spread), doubts, folds=spread is not None)
-    return Assessment(row, no_interval, doubts)
+    return Assessment(row, no_interval, intervals, doubts)
 
 
 def edge_share(sector: np.ndarray, mask: np.ndarray, target: int = 1) -> float | None:

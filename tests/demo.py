@@ -57,9 +57,12 @@ def main() -> int:
 def _summary(out: Path) -> str:
     dice = json.loads((out / "summary.json").read_text())["mean"]["LV"]["all"]["dice"]["mean"]
     cases = len(list(out.glob("*.nii.gz")))
-    agreement = json.loads((out / "ef_report.json").read_text())["agreement"]["ef_percent"]
+    agreed = json.loads((out / "ef_report.json").read_text())["agreement"]
+    agreement, found = agreed["ef_percent"], agreed["ef_found_phases_percent"]["mae"]
     report = out / "report.html"
     return (
+        f"EF error: {agreement['mae']:.1f} points at the end-diastole and end-systole that cases.csv gives, "
+        f"{found:.1f} at those found in the clips\n"
         f"demo: dice={dice:.3f} ef_mae={agreement['mae']:.1f} ef_r={agreement['pearson_r']:.2f} cases={cases} "
         f"report={report}"
     )

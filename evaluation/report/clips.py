@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,11 @@ def report_clip(
     header = probe_clip(clip_file, spacing_mm=case.spacing_mm, frame_time_ms=case.frame_time_ms)
     mask = load_mask(mask_file, clip=header, any_frames=True)  # a header's number of frames may be wrong
     cavity = np.equal(mask, label, out=mask.view(bool))  # in place: a long clip's mask is large
-    measured = measure_case(case.with_header(header), cavity, method=method)
+    case = case.with_header(header)
+    measured = measure_case(case, cavity, method=method)
+    if case.ef_percent is not None and measured.phase_errors is not None:  # both errors can be told
+        found = measure_case(case.without_phases(), cavity, method=method)
+        measured = replace(measured, at_found_phases=found)
     quality, player = clip_measures(cavity, measured), picture == "player"
     if picture == "none":
         return ReportedClip(measured, quality)

@@ -18,17 +18,22 @@ from echoplan import __version__, layout
 from echoplan.files import write_text
 
 from ..comparison.subgroups import subgroup_agreement
-from ..ejection import CHECK, GOOD, NOT_ASSESSED, PatientRow, ef_agreement
+from ..ef_report import ef_agreement
+from ..ejection import CHECK, NOT_JUDGED, PatientRow
 from ..measurements import CaseMeasurement
+from ..report_notes import report_notes
 from ..ventricle.contour import Points
 from ..ventricle.volumes import VOLUME_RULES
+from . import formats
 from .thumbnails import PICTURES, Film, Marks, Sheet, Still, marked_beats
 
 CASES_A_PAGE = 100
 TABLE_ROWS = 1000  # of more patients the table shows a part at a time
-_NOTE_LETTERS = 600
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEASURES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
+_HEADS = {key: f"{name}, {unit}" for key, (name, unit) in _MEASURES.items()} | {
+    "ef_found_phases_percent": "EF at found phases, %"
+}
 _STATISTICS = {
     "pearson_r": "Pearson r",
     "spearman_r": "Spearman r",
@@ -52,6 +57,7 @@ def write_report(
     title: str = "Ejection fraction report",
     subtitle: str = "",
     agreement: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write self-contained HTML: summary, agreement, patient table, and each clip's player and area curve.
@@ -68,6 +74,7 @@ def write_report(
         films: of `make_film`, at most one a clip.
         title, subtitle: the page's heading.
         agreement: of `ef_agreement`; worked out from the rows if not given.
+        notes: what else holds for several patients, behind what `report_notes` says.
         details: what else to record at the foot, such as the model's name; plain words and numbers.
 
     Returns:
@@ -81,6 +88,7 @@ def write_report(
         ['report.html']
     """
     path = Path(path)
+    agreement = ef_agreement(rows) if agreement is None else agreement
     shown = measurements[:PICTURES]
     parts = _pages(len(shown), len(rows))
     files = [path, *(_page_file(path, number) for number in range(2, len(parts) + 1))]
@@ -94,7 +102,8 @@ def write_report(
         "details": dict(details or {}),
         "csv": layout.EF_REPORT_CSV if path.with_name(layout.EF_REPORT_CSV).is_file() else "",
         "scripts": [_source("table.js"), _source("player.js")],
-        **_summary(rows, ef_agreement(rows) if agreement is None else agreement, _links(shown, parts, files)),
+        **_summary(rows, agreement, _links(shown, parts, files)),
+        "notes": [*report_notes(rows, agreement), *notes],
     }
     _write_pages(dict(zip(files, parts, strict=True)), content, shown, films, rows)
     _remove_later_pages(path, len(parts))
@@ -141,7 +150,7 @@ def _summary(
         "links": links,
         "table": _table(rows, links, with_references=agreement is not None) if long else None,
         "tiles": _tiles(rows, agreement),
-        "flagged": sum(_to_check(row) for row in rows),
+        "flagged": sum(formats.to_check(row) for row in rows),
         "with_references": agreement is not None,
         "agreement": _agreement_table(agreement or {}),
         "subgroups": _subgroups(rows) if agreement else [],
@@ -170,9 +179,11 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": _number, "interval": _interval, "data_uri": _data_uri, "line": _line, "method": _method,
-                     "flag": _flag, "frames": _frames, "brief": _brief, "difference": _difference}  # fmt: skip
-    made.tests["to_check"] = _to_check
+    made.filters |= {
+        name: getattr(formats, name)
+        for name in ("number", "interval", "method", "flag", "frames", "brief", "difference")
+    } | {"data_uri": _data_uri, "line": _line}
+    made.tests["to_check"] = formats.to_check
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     made.globals |= {"written": written, "version": __version__, "style": _source("report.css")}
@@ -230,7 +241,7 @@ def _tiles(rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]
     """(figure, what it is, small print) of the summary."""
     ef = [row.ef_percent for row in rows if row.ef_percent is not None]
     methods = Counter(row.method for row in rows if row.method)
-    words = ", ".join(f"{number} {_method(name)}" for name, number in methods.most_common())
+    words = ", ".join(f"{number} {formats.method(name)}" for name, number in methods.most_common())
     tiles = [(str(len(rows)), "patient" if len(rows) == 1 else "patients", words)]
     if ef:
         small = f"SD {stdev(ef):.1f}, range {min(ef):.0f} to {max(ef):.0f}" if len(ef) > 1 else ""
@@ -239,14 +250,18 @@ def _tiles(rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]
     tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
     if any(row.quality for row in rows):
         doubtful = sum(1 for row in rows if row.quality == CHECK)
-        unknown = sum(1 for row in rows if row.quality == NOT_ASSESSED)
+        unknown = sum(1 for row in rows if row.quality == NOT_JUDGED)
         words = "reasons in the table" if doubtful else "nothing stood out"
-        tiles.append((str(doubtful), "to check by eye", f"{words}; {unknown} not assessed" if unknown else words))
+        tiles.append((str(doubtful), "to check by eye", f"{words}; {unknown} not judged" if unknown else words))
     statistics = (agreement or {}).get("ef_percent")
     if statistics and statistics["mae"] is not None:
-        tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}"))
+        found = (agreement or {}).get("ef_found_phases_percent")
+        words = "" if found is None or found["mae"] is None else f", given ED and ES; {found['mae']:.1f} at those found"
+        tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}{words}"))
         if statistics["pearson_r"] is not None:
-            tiles.append((f"{statistics['pearson_r']:.3f}", "Pearson r, EF", _bootstrap(statistics, "pearson_r", 3)))
+            tiles.append(
+                (f"{statistics['pearson_r']:.3f}", "Pearson r, EF", formats.bootstrap(statistics, "pearson_r", 3))
+            )
     return tiles
 
 
@@ -255,9 +270,12 @@ def _agreement_table(agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     lines = []
     for key, words in _STATISTICS.items():
         digits = 3 if key in _UNITLESS else 1
-        cells = [(_number(values[key], digits), _bootstrap(values, key, digits)) for values in agreement.values()]
+        cells = [
+            (formats.number(values[key], digits), formats.bootstrap(values, key, digits))
+            for values in agreement.values()
+        ]
         lines.append((words, cells))
-    heads = [(f"{_MEASURES[name][0]}, {_MEASURES[name][1]}", _counts(values)) for name, values in agreement.items()]
+    heads = [(_HEADS[name], _counts(values)) for name, values in agreement.items()]
     return {"heads": heads, "lines": lines}
 
 
@@ -270,8 +288,8 @@ def _subgroups(rows: Sequence[PatientRow]) -> list[tuple[str, str, list[str]]]:
     """(grouping, group, cells): n and the statistics of EF."""
     lines = []
     for group in subgroup_agreement(rows):
-        cells = [_number(value) for value in (group["bias"], group["sd_of_differences"], group["mae"])]
-        lines.append((group["by"], group["group"], [str(group["n"]), _number(group["pearson_r"], 3), *cells]))
+        cells = [formats.number(value) for value in (group["bias"], group["sd_of_differences"], group["mae"])]
+        lines.append((group["by"], group["group"], [str(group["n"]), formats.number(group["pearson_r"], 3), *cells]))
     return lines
 
 
@@ -284,7 +302,7 @@ def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
         pairs = [row for row in rows if None not in (row.measured(key), getattr(row, f"reference_{key}"))]
         if pairs:
             predicted, reference = ([getattr(row, column) for row in pairs] for column in (key, f"reference_{key}"))
-            bounds = [_bounds(row, key) for row in pairs]
+            bounds = [formats.bounds(row, key) for row in pairs]
             patients = [row.patient for row in pairs] if len(pairs) <= POINTS else []
             for plot in (
                 scatter(predicted, reference, name=name, unit=unit, intervals=bounds),
@@ -310,81 +328,20 @@ def _table(rows: Sequence[PatientRow], links: Mapping[str, str], *, with_referen
     """
 
     def cell(row: PatientRow, measure: str) -> str | tuple[str, str]:
-        text, interval = _number(getattr(row, measure)), _interval(row, measure)
+        text, interval = formats.number(getattr(row, measure)), formats.interval(row, measure)
         return (text, interval) if interval else text
 
     lines = []
     for row in rows:
         cells = [cell(row, "ef_percent")]
         if with_references:
-            cells += [cell(row, "reference_ef_percent"), _number(_difference(row))]
-        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), _method(row.method), str(row.beats or "–")]
-        cells += [_frames(row.ed_frames), _frames(row.es_frames)]
-        _, flag, reason = _flag(row)
-        last = (flag, _brief(reason), _brief(row.note))
-        lines.append((row.patient, row.cases, int(_to_check(row)), *cells, last))
+            cells += [cell(row, "reference_ef_percent"), formats.number(formats.difference(row))]
+        cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), formats.method(row.method), str(row.beats or "–")]
+        cells += [formats.frames(row.ed_frames), formats.frames(row.es_frames)]
+        _, flag, reason = formats.flag(row)
+        last = (flag, formats.brief(reason), formats.brief(row.note))
+        lines.append((row.patient, row.cases, int(formats.to_check(row)), *cells, last))
     return {"links": links, "rows": lines}
-
-
-def _difference(row: PatientRow) -> float | None:
-    """Predicted minus reference EF, in points."""
-    predicted, reference = row.ef_percent, row.reference_ef_percent
-    return None if predicted is None or reference is None else predicted - reference
-
-
-def _flag(row: PatientRow) -> tuple[str, str, str]:
-    """(class, words, reason) of what is said of a row in the last column; empty where there is nothing to say."""
-    if row.failure:
-        return "flag", "▲ Not measured", row.failure
-    if _to_check(row):
-        return "flag", "▲ Check", row.quality_reasons or ""
-    if row.quality == GOOD:
-        return "good", f"✓ {row.quality}", ""
-    return "", row.quality or "", ""
-
-
-def _to_check(row: PatientRow) -> bool:
-    return bool(row.failure) or row.quality == CHECK
-
-
-def _bounds(row: PatientRow, measure: str) -> tuple[float, float] | None:
-    """The interval of a row's "ef_percent", "edv_ml" or "esv_ml", where it has one."""
-    name, _, unit = measure.partition("_")
-    low, high = (getattr(row, f"{name}_{end}_{unit}", None) for end in ("low", "high"))
-    return None if low is None or high is None else (low, high)
-
-
-def _interval(row: PatientRow, measure: str) -> str:
-    bounds = _bounds(row, measure)
-    return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
-
-
-def _bootstrap(statistics: Mapping[str, Any], key: str, digits: int) -> str:
-    bounds = statistics["intervals_95"].get(key)
-    return f"{_number(bounds[0], digits)} to {_number(bounds[1], digits)}" if bounds else ""
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    if value is None:
-        return "–"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # adding 0 makes -0.0 a plain 0
-
-
-def _method(name: str | None) -> str:
-    """`single plane A4C` of single_plane_a4c."""
-    words = (name or "–").replace("_", " ")
-    return words.replace(" a2c", " A2C").replace(" a4c", " A4C")
-
-
-def _frames(numbers: str | None) -> str:
-    """`3 · 21` of 3;21."""
-    return (numbers or "–").replace(";", " · ")
-
-
-def _brief(words: str | None) -> str:
-    """A note without what makes it longer than a page can bear; the whole is in ef_report.csv."""
-    words = words or ""
-    return words if len(words) <= _NOTE_LETTERS else words[:_NOTE_LETTERS].rstrip() + "… (shortened)"
 
 
 def _base64(content: bytes) -> str:

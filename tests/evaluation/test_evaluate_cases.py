@@ -234,8 +234,11 @@ def test_the_report_command(clips_and_masks, tmp_path, capsys):
     (masks / "lost.nii.gz").write_bytes((masks / "p1_A2C.nii.gz").read_bytes())
     out = tmp_path / "out"
     assert report_command(["-i", str(clips), "-m", str(masks), "-o", str(out), "-np", "0"]) == 1
-    assert "lost: there is no clip" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "lost: there is no clip" in said.err
     stored = json.loads((out / "ef_report.json").read_text())
+    assert "1 of 2 patients is measured in one plane: no A2C clip" in said.out
+    assert {row["quality"] for row in stored["rows"]} <= {"check", "not judged"}
     assert [row["method"] for row in stored["rows"]] == ["biplane", "single_plane_a4c"]
     assert stored["rows"][0]["ef_percent"] == pytest.approx(100 * (1 - 0.825 * 0.49), abs=1)
     assert stored["rows"][0]["reference_ef_percent"] == 58

@@ -82,8 +82,8 @@ def test_two_frames_are_no_reason_to_doubt_where_their_phases_are_given():
     assert find_doubts(clip_measures(mask, given), default_limits()) == []
 
 
-def test_one_network_alone_is_not_assessed():
-    assert with_quality(PatientRow("p"), {}, folds=False).quality == "not assessed"
+def test_one_network_alone_is_not_judged():
+    assert with_quality(PatientRow("p"), {}, folds=False).quality == "not judged"
     doubts = {"p_A4C": find_doubts({"frames": 2}, default_limits())}
     assert with_quality(PatientRow("p"), doubts, folds=False).quality == "check"
     warned = PatientRow("p", quality="check", quality_reasons="the spacing")
@@ -131,7 +131,7 @@ def test_the_limit_itself_is_ordinary():
 def test_columns_name_every_reason():
     doubts = find_doubts({"frames": 2}, default_limits())
     row = PatientRow("p")
-    assert with_quality(row, {"p_A4C": []}) == replace(row, quality="good", quality_reasons="")
+    assert with_quality(row, {"p_A4C": []}) == replace(row, quality="no warning", quality_reasons="")
     found = with_quality(row, {"": find_doubts({"ef_fold_sd_percent": 9}, default_limits()), "p_A4C": doubts})
     assert found.quality == "check" and "SD of 9.0 points" in found.quality_reasons
     assert "; p_A4C: the clip has 2 frames" in found.quality_reasons

@@ -11,6 +11,7 @@ import pytest
 from masked import Masked, measured
 
 from echoplan.evaluation import make_film, measure_patients, subgroup_agreement, write_report
+from echoplan.evaluation.report import formats
 from echoplan.evaluation.report import page as report
 from echoplan.evaluation.report.figures import area_curve, bland_altman, ef_distribution, scatter
 
@@ -125,7 +126,7 @@ def test_without_references_and_without_patients(cases, measurements, write):
 def test_doubts_and_intervals_are_said_in_words(cases, measurements, write, page):
     assert page.count(" data-check") == 2  # the row and the clip of the patient that was not measured
     rows = measure_patients(measurements)
-    rows = [replace(row, quality="good", quality_reasons="", interval_coverage_percent=90.0) for row in rows]
+    rows = [replace(row, quality="no warning", quality_reasons="", interval_coverage_percent=90.0) for row in rows]
     rows[1] = replace(rows[1], quality="check", quality_reasons="the <area> is ragged")
     rows[0] = replace(rows[0], ef_low_percent=51.04, ef_high_percent=63.96, ef_fold_sd_percent=1.25)
     page = write(rows=rows)
@@ -172,7 +173,7 @@ def test_beyond_the_limits_clips_are_counted_and_not_shown(write, films, monkeyp
 
 
 def test_numbers_never_show_a_negative_zero():
-    assert report._number(-0.04) == "0.0" and report._number(-0.06) == "−0.1" and report._number(None) == "–"
+    assert formats.number(-0.04) == "0.0" and formats.number(-0.06) == "−0.1" and formats.number(None) == "–"
 
 
 def test_the_curves_scale_places_frames_on_the_curve(measurements):

@@ -52,7 +52,7 @@ def folder(half_ellipsoid, tmp_path_factory):
         bounds = {f"{name}_{end}_{unit}": getattr(row, f"{name}_{unit}") + shift
                   for name, unit in (("ef", "percent"), ("edv", "ml"), ("esv", "ml"))
                   for end, shift in (("low", -3), ("high", 3))}  # fmt: skip
-        quality, reasons = ("check", "the area curve is ragged") if number == 1 else ("good", "")
+        quality, reasons = ("check", "the area curve is ragged") if number == 1 else ("no warning", "")
         rows[number] = replace(row, **bounds, interval_coverage_percent=90.0, quality=quality, quality_reasons=reasons)
     write_ef_report(folder, rows)
     with pytest.MonkeyPatch.context() as patch:

@@ -171,7 +171,7 @@ def test_the_python_interface_gives_the_interval_too(folders, make_crossval, hea
     model = make_crossval(spoil=shrunken)
     plain = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict_clip(heart.clip)
     assert plain.ef_low_percent is None and "echoplan_find_best_configuration" in plain.interval_note
-    assert plain.quality == "good", plain.quality_reasons
+    assert plain.quality == "no warning", plain.quality_reasons
     find_best_configuration(folders, "Phantom")
     found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict_clip(heart.clip)
     assert found.interval_coverage_percent == 80 and found.interval_note == ""
@@ -252,8 +252,8 @@ def test_given_and_found_phases_have_errors_of_their_own():
     row = PatientRow("p", ef_percent=50.0, esv_ml=60.0, method="biplane")
     by_fold = {0: {"ef_percent": 50.0, "edv_ml": None, "esv_ml": 60.0}}
     for phases, width in (("found;found", 8), ("given;found", 8), ("given;given", 2)):
-        measured, reasons = with_intervals(replace(row, phases=phases), by_fold, calibration, 0.9)
+        measured, _, reasons = with_intervals(replace(row, phases=phases), by_fold, calibration, 0.9)
         assert measured.ef_high_percent - measured.ef_low_percent == width
         assert set(reasons) == {"edv_ml", "esv_ml"} and measured.esv_low_ml is None
-    measured, reasons = with_intervals(replace(row, phases="found;found"), {}, calibration, 0.9)
+    measured, _, reasons = with_intervals(replace(row, phases="found;found"), {}, calibration, 0.9)
     assert measured.interval_coverage_percent is None and "--overwrite" in reasons["ef_percent"]

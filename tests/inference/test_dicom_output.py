@@ -271,7 +271,7 @@ def test_two_studies_of_a_patient_are_two_rows_and_two_reports(tmp_path, save, p
 def test_a_report_carries_quality_and_interval(tmp_path, save):
     row = PatientRow(
         "p1", "p1_A4C", "single_plane_a4c", ef_percent=51.0, edv_ml=100.0, esv_ml=49.0, ef_low_percent=44.5,
-        ef_high_percent=60.25, edv_low_ml=90.0, edv_high_ml=115.0, interval_coverage_percent=90.0, quality="good",
+        ef_high_percent=60.25, edv_low_ml=90.0, edv_high_ml=115.0, interval_coverage_percent=90.0, quality="no warning",
         ed_frames="0", es_frames="6",
     )  # fmt: skip
     (item,) = find_inputs(save("p1_A4C.dcm"))
@@ -282,7 +282,7 @@ def test_a_report_carries_quality_and_interval(tmp_path, save):
     _, report = write_dicom(tmp_path, *what, [row], {}, **about)
     check_with_dciodvfy(report)
     group = content(hd.sr.srread(report))
-    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["GOOD"]
+    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["NO_WARNING"]
     told = {
         measurement.name.value: {part.name.value: float(part.value) for part in measurement[0].ContentSequence
                                  if part.name.value in ("371885007", "371886008", "COVERAGE")}
@@ -290,10 +290,10 @@ def test_a_report_carries_quality_and_interval(tmp_path, save):
     }  # fmt: skip
     assert told["18043-0"] == {"371885007": 6.5, "371886008": 9.25, "COVERAGE": 90.0}
     assert told["18026-5"] == {"371885007": 10.0, "371886008": 15.0, "COVERAGE": 90.0} and told["18148-7"] == {}
-    alone = write_dicom(tmp_path / "2", *what, [replace(row, quality="not assessed")], {}, **about)
+    alone = write_dicom(tmp_path / "2", *what, [replace(row, quality="not judged")], {}, **about)
     check_with_dciodvfy(*alone)
     group = content(hd.sr.srread(alone[1]))
-    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["NOT_ASSESSED"]
+    assert [item.value.value for item in group.get_qualitative_evaluations()] == ["NOT_JUDGED"]
 
 
 def test_a_row_to_check_gets_no_report_unless_asked_for(tmp_path, save, predictor, caplog):

@@ -74,7 +74,7 @@ def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart
 
 def test_a_row_of_one_fold_is_not_assessed_and_one_of_two_folds_is(folders, make_model, heart):
     model = make_model(folders.results)
-    for folds, expected in (([0], "not assessed"), ([0, 1], "good")):
+    for folds, expected in (([0], "not judged"), ([0, 1], "no warning")):
         predictor = EchoPredictor.from_model_folder(model, folds, device="cpu", trust_code=True)
         assert predictor.predict_clip(heart.clip).quality == expected
 
