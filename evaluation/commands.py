@@ -36,8 +36,10 @@ from .ventricle.volumes import VOLUME_RULES, VolumeRule
 def evaluate_folder_command(arguments: Sequence[str]) -> int:
     """Compare predicted with reference masks."""
     options = parser("echoplan_evaluate_folder", "Dice, IoU, HD95 and ASSD of predicted masks, frame by frame.")
-    options.add_argument("predictions", type=existing_path, metavar="PREDICTIONS", help="folder of predicted masks")
-    options.add_argument("references", type=existing_path, metavar="REFERENCES", help="folder of reference masks")
+    options.add_argument("folders", nargs="*", type=existing_path, metavar="PREDICTIONS REFERENCES",
+                         help="folder of predicted masks, then that of reference masks")  # fmt: skip
+    options.add_argument("-pred", dest="predictions", type=existing_path, metavar="FOLDER", help="the one, by name")
+    options.add_argument("-ref", dest="references", type=existing_path, metavar="FOLDER", help="the other, by name")
     options.add_argument("-d", "--dataset", metavar="DATASET", help="takes labels, ED and ES from this raw dataset")
     options.add_argument("--labels", nargs="+", type=_label, metavar="NAME=VALUE", help="instead of a dataset's labels")
     options.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PREDICTIONS/summary.json")
@@ -45,6 +47,7 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
                          "rule, at the ED and ES of -d, and write PREDICTIONS/ef.csv, ef_camus.csv, ...")  # fmt: skip
     add_processes(options)
     chosen = options.parse_args(arguments)
+    _take_folders(options, chosen)
     dataset = _dataset(chosen.dataset)
     labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
     output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
@@ -74,6 +77,14 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     print(f"written: {output}")
     missing = dict.fromkeys(summary["missing"], "there is no prediction")
     return report_failures(missing | summary["failures"], work="evaluation")
+
+
+def _take_folders(options: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Give the two folders their names, however they were given."""
+    named = [chosen.predictions, chosen.references]
+    if [len(chosen.folders), *map(bool, named)] not in ([2, False, False], [0, True, True]):
+        options.error("give two folders: PREDICTIONS REFERENCES, in this order, or -pred FOLDER -ref FOLDER")
+    chosen.predictions, chosen.references = chosen.folders or named
 
 
 @command()

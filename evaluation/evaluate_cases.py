@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from echoplan import layout
+from echoplan.case_warnings import few
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.imageio import FORMATS, ending, probe_clip
+from echoplan.labels import IGNORE
 from echoplan.masks import bring_to_grid, check_values, load_mask, without_empty_rest
 from echoplan.names import name_of_file
 from echoplan.parallel_map import run_cases
@@ -34,7 +36,8 @@ Masks = str | Path | Mapping[str, Path | np.ndarray]  # a folder of mask files, 
 class _Outcome(NamedTuple):
     """What summary.json holds of a case, its measurement, why it could not be judged, and a note on its labels.
 
-    `reference` is the measurement of its reference mask, where its phases are known.
+    `reference` is the measurement of its reference mask, where its phases are known; `unlabelled` whether its
+    prediction has pixels that nobody labelled, as references have.
     """
 
     judged: dict[str, Any] | None = None
@@ -42,6 +45,7 @@ class _Outcome(NamedTuple):
     reference: CaseMeasurement | None = None
     failure: str = ""
     note: str = ""
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def evaluate_cases(
         processes: worker processes; 0 works in this one.
 
     Raises:
-        EchoPlanError: a folder is missing, there is no reference mask, or no label to evaluate.
+        EchoPlanError: a folder is missing, there is no reference mask, no label to evaluate, or predictions hold 255.
 
     Example:
         >>> import numpy as np
@@ -177,8 +181,20 @@ def evaluate_cases(
     }
     results = run_cases(_evaluate_case, arguments, processes=processes, description="evaluating")
     outcomes = {name: results.done[name] for name in arguments if name in results.done}
+    _refuse_unlabelled(outcomes, predictions)
     missing = sorted(case.case for case in chosen if case.case in truths and case.case not in masks)
     return _evaluation([case.case for case in chosen], outcomes, structures, missing, results.failures)
+
+
+def _refuse_unlabelled(outcomes: Mapping[str, _Outcome], predictions: Masks) -> None:
+    """Raise an EchoPlanError where predictions have pixels that nobody labelled, which count as none of a structure."""
+    if partly := [name for name, outcome in outcomes.items() if outcome.unlabelled]:
+        raise EchoPlanError(
+            f"{len(partly)} of {len(outcomes)} predictions hold {IGNORE}, which marks pixels that nobody labelled and "
+            f"that no network predicts: {few(partly)}",
+            file=predictions if isinstance(predictions, (str, Path)) else None,
+            remedy="are the folders of predictions and references swapped?",
+        )
 
 
 def cases_in(folder: str | Path, known: Iterable[Case] = (), *, headers: bool = False) -> list[Case]:
@@ -254,6 +270,8 @@ def _evaluate_case(
     named: Mapping[str, int],
 ) -> _Outcome:
     mask = _labels(prediction, named)
+    if reference is not None and (mask == IGNORE).any():
+        return _Outcome(unlabelled=True)
     measured = None if target is None else measure_case(case, mask == target)
     if reference is None:
         return _Outcome(measured=measured)

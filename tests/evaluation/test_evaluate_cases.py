@@ -191,6 +191,37 @@ def test_the_command_evaluates_and_names_what_is_missing(two_folders, capsys):
         evaluate_folder_command([predictions, references, "--labels", "LV"])
 
 
+def test_swapped_folders_are_refused_and_nothing_is_written(tmp_path, capsys):
+    mask = np.zeros((3, 20, 20), np.uint8)
+    mask[:, 5:15, 5:15] = 1
+    truth = mask.copy()
+    truth[1] = 255  # as labels of end-diastole and end-systole are kept
+    folders = {"predicted": mask, "labels": truth}
+    for folder, values in folders.items():
+        for case in "ab":
+            write_mask(tmp_path / folder / f"{case}.nii.gz", values, like=Clip(mask, SPACING))
+    predicted, labels = (str(tmp_path / folder) for folder in folders)
+    for swapped in ([labels, predicted], ["-pred", labels, "-ref", predicted]):
+        assert evaluate_folder_command([*swapped, "-np", "0"]) == 1
+        said = capsys.readouterr().err
+        assert (
+            "2 of 2 predictions hold 255" in said and "are the folders of predictions and references swapped?" in said
+        )
+    assert not list(tmp_path.rglob("*.json"))
+    for right in ([predicted, labels], ["-ref", labels, "-pred", predicted]):
+        assert evaluate_folder_command([*right, "-np", "0"]) == 0
+        assert "4 frames, Dice 100.00 %" in capsys.readouterr().out
+
+
+def test_two_folders_are_needed_by_place_or_by_name(two_folders, capsys):
+    predictions, references = (str(folder) for folder in two_folders)
+    for wrong in ([], [predictions], [predictions, references, predictions], ["-pred", predictions],
+                  [predictions, references, "-ref", references]):  # fmt: skip
+        with pytest.raises(SystemExit):
+            evaluate_folder_command(wrong)
+        assert "give two folders" in capsys.readouterr().err
+
+
 @pytest.fixture
 def clips_and_masks(tmp_path, half_ellipsoid):
     clips, masks = tmp_path / "clips", tmp_path / "masks"
