@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import logging
@@ -16,14 +17,15 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from echoplan import __version__
+from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError, Terminated, printable
 from echoplan.files import naming_full_disk
 from echoplan.paths import Folders
 
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)  # the last: a disk mounted for reading only
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)  # a file lies where a folder should be made, or where it should be
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 READER_GONE = 141  # and after SIGPIPE
 RESUMABLE = 75  # sysexits.h: a temporary failure; what was terminated can go on
@@ -58,13 +60,11 @@ def _run(main: Callable[[Sequence[str]], int], resume: str) -> Callable[..., int
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
             return READER_GONE
         except OSError as error:
-            if error.errno not in _MAY_NOT:
+            if error.errno not in (*_MAY_NOT, *_NO_FOLDER):
                 raise
-            print(
-                f"error: {printable(str(error.filename))} may not be written or read. "
-                "What to do: choose a folder of yours.",
-                file=sys.stderr,
-            )
+            what = "may not be written or read" if error.errno in _MAY_NOT else "lies where a folder should be"
+            remedy = "choose a folder of yours" if error.errno in _MAY_NOT else "name another place, or move it away"
+            print(f"error: {printable(str(error.filename))} {what}. What to do: {remedy}.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"stopped. {_how_to_go_on(arguments, resume)}", file=sys.stderr)
@@ -122,9 +122,20 @@ def script(target: str) -> Callable[..., int]:
     return run
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line; the usage, which may fill a screen, is in --help."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1) if unknown.startswith("-") else []
+        meant = f"do you mean {near[0]}? " if near else ""
+        line = f"error: {message}. What to do: {meant}{self.prog} --help shows what there is."
+        self.exit(2, f"{printable(line)}\n")
+
+
 def parser(program: str, description: str) -> argparse.ArgumentParser:
     """An argument parser that takes options by their whole name only, and shows the defaults."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=program,
         description=description,
         allow_abbrev=False,
@@ -170,7 +181,7 @@ def add_device(to: argparse.ArgumentParser) -> None:
                     help="auto (a GPU where there is one), cpu, mps, cuda, or one of several GPUs: cuda:1")  # fmt: skip
 
 
-def add_plans_name(to: argparse.ArgumentParser, *, default: str = "EchoPlans") -> None:
+def add_plans_name(to: argparse.ArgumentParser, *, default: str = layout.DEFAULT_PLANS) -> None:
     """-p: which plan of the dataset, where there are several."""
     to.add_argument("-p", "--plans_name", default=default, metavar="NAME", help="the plan's name")
 
@@ -186,8 +197,31 @@ def report_failures(failures: Mapping[str, str], *, work: str) -> int:
 
 
 def folders() -> Folders:
-    """The three folders, from the environment."""
-    return Folders.from_environment(os.environ)
+    """The three folders, from the environment.
+
+    Raises:
+        EchoPlanError: a file lies where one of them, or a folder above it, should be.
+    """
+    found = Folders.from_environment(os.environ)
+    for name, path in vars(found).items():
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise EchoPlanError(
+                "a file lies where a folder should be, that of the data or one above it",
+                file=there,
+                remedy=f"set echoplan_{name} or ECHOPLAN_ROOT to a folder, or move the file away",
+            )
+    return found
+
+
+def fold_or_all(text: str) -> str:
+    """An argparse type: a fold's number, or "all"."""
+    if text != "all" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no fold: give its number, or all (nnU-Net's configurations, such as 2d, are not named; each "
+            "trainer has its own)"
+        )
+    return text
 
 
 def existing_path(text: str) -> Path:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from echoplan.errors import EchoPlanError
+from echoplan.extras import how_to_install
 
 _THIS_MACHINE = "local"  # Ray's word for a cluster of this machine alone, which ends with the command
 _OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster of our own; only names and reasons travel through it
@@ -51,7 +52,7 @@ def _require_ray() -> None:
     # As Python itself looks for it: a folder named ray in the working directory has no __init__.py and is not meant.
     spec = importlib.util.find_spec("ray")
     if spec is None or spec.origin is None:
-        raise EchoPlanError("Ray is not installed", remedy="pip install 'echoplan[ray]'")
+        raise EchoPlanError("Ray is not installed", remedy=how_to_install("ray"))
 
 
 class Cluster:

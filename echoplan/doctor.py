@@ -14,6 +14,7 @@ import torch
 from echoplan import __version__
 from echoplan.cli import command, parser
 from echoplan.device import choose_device
+from echoplan.extras import how_to_install
 from echoplan.paths import Folders
 
 _LIBRARIES = (
@@ -74,7 +75,7 @@ def diagnose(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
         try:
             lines.append(f"{library:18} {importlib.metadata.version(library)} (for {user})")
         except importlib.metadata.PackageNotFoundError:
-            lines.append(f"{library:18} not installed; only {user} needs it: pip install 'echoplan[{extra}]'")
+            lines.append(f"{library:18} not installed; only {user} needs it; {how_to_install(extra)}")
     return lines, problems
 
 

@@ -16,6 +16,7 @@ WARNINGS_FILE = "warnings.json"
 TRAINING_IMAGES, TRAINING_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
 
 # A preprocessed dataset
+DEFAULT_PLANS = "EchoPlans"  # the plan's name where nobody gives another
 INTEGRITY_FILE = "integrity.json"
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 SPLITS_FILE = "splits_final.json"  # the folds; a paper's own split has a file beside it, see `split_file`

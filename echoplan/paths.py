@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,7 @@ class Folders:
             raise EchoPlanError(
                 f"{name} is several raw datasets, and here one is needed", file=self.raw, remedy="name one of them"
             )
-        return _find(
-            self.raw, name, remedy="convert the dataset first (echoplan_convert_dataset, echoplan_make_phantom)"
-        )
+        return self._find(self.raw, name)
 
     def find_sources(self, name: str) -> tuple[Path, ...]:
         """The raw folder of a dataset, or those of the datasets that `name` joins by "+", by their names' order.
@@ -68,13 +66,36 @@ class Folders:
 
     def find_preprocessed(self, name: str) -> Path:
         """Like `find_raw`, for what is planned and preprocessed; of several datasets too, in any order."""
-        remedy = f"run echoplan_plan_and_preprocess -d {name} first"
-        return _find(self.preprocessed, self._home(self.preprocessed, name), remedy=remedy)
+        return self._find(self.preprocessed, self._home(self.preprocessed, name))
 
     def find_results(self, name: str) -> Path:
         """Like `find_preprocessed`, for what is trained."""
-        remedy = f"train first: echoplan_train {name} 0 -tr UNetTrainer"
-        return _find(self.results, self._home(self.results, name), remedy=remedy)
+        return self._find(self.results, self._home(self.results, name))
+
+    def _find(self, root: Path, name: str) -> Path:
+        matches = _matches(root, name)
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise EchoPlanError(f"{name!r} names several datasets", file=root, remedy="give the folder's full name")
+        known = [dataset_name(path) for path in dataset_folders(root)]
+        near = _near(name, known) or known[:10]
+        there = f"; there are {', '.join(near)}" if near else ""
+        raise EchoPlanError(f"there is no dataset {name!r} here{there}", file=root, remedy=self._next_step(root, name))
+
+    def _next_step(self, root: Path, name: str) -> str:
+        """What makes the dataset's folder in one of the three, by how far it has come; of a misspelt one, its name."""
+        raw = all(_matches(self.raw, part) for part in (name.split(_JOINED) if names_several(name) else [name]))
+        if root == self.preprocessed and raw:
+            return f"run echoplan_plan_and_preprocess -d {name} first"
+        if root == self.results and _matches(self.preprocessed, name):
+            return f"train first: echoplan_train {name} 0 -tr UNetTrainer"
+        if root == self.results and raw:
+            return f"run echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0 -tr UNetTrainer"
+        convert = "convert the dataset first (echoplan_convert_dataset, echoplan_make_phantom)"
+        homes = (self.raw, self.preprocessed, self.results)
+        near = _near(name, {dataset_name(path): None for home in homes for path in dataset_folders(home)})
+        return f"do you mean {' or '.join(near)}? If not, {convert}" if near else convert
 
     def _home(self, root: Path, name: str) -> str:
         return self.name_of_several(name) if names_several(name) and not _matches(root, name) else name
@@ -189,13 +210,7 @@ def _matches(root: Path, name: str) -> list[Path]:
     return found or [path for path in dataset_folders(root) if names_several(name) and path.name == name]
 
 
-def _find(root: Path, name: str, *, remedy: str) -> Path:
-    matches = _matches(root, name)
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise EchoPlanError(f"{name!r} names several datasets", file=root, remedy="give the folder's full name")
-    known = [dataset_name(path) for path in dataset_folders(root)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:10]
-    there = f"; there are {', '.join(near)}" if near else ""
-    raise EchoPlanError(f"there is no dataset {name!r} here{there}", file=root, remedy=remedy)
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are spelled most alike, whatever their case."""
+    by_word = {word.casefold(): word for word in known}
+    return [by_word[word] for word in difflib.get_close_matches(name.casefold(), by_word, n=3, cutoff=0.5)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from echoplan import layout
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.paths import dataset_name
@@ -39,7 +40,7 @@ def plan_experiment(
     published: str = "",
     size: tuple[int, int] | None = None,
     frames: int | None = None,
-    plans_name: str = "EchoPlans",
+    plans_name: str = layout.DEFAULT_PLANS,
     measure: MeasureMemory = measure_memory,
     check: CheckBatch | None = check_batch,
 ) -> Plan:

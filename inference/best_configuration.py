@@ -247,10 +247,11 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
         trainer = model.name.split("__")[0]
         if wanted is not None and trainer not in wanted:
             continue
-        if ModelFolder.read(model).plan.split != "folds":
+        folder = ModelFolder.read(model)
+        if folder.plan.split != "folds":
             continue  # a paper's split is no cross-validation
         gaps = crossval.gaps(model)
-        others = {} if gaps else folds_of_other_plans(model, ModelFolder.read(model).plan)
+        others = {} if gaps else folds_of_other_plans(model, folder.plan)
         others = {fold: difference for fold, difference in others.items() if fold in crossval.folds}
         if not gaps and not others:
             complete.append(model)
@@ -259,9 +260,9 @@ def _complete_models(crossval: CrossValidation, trainers: Sequence[str] | None) 
             [f"fold {fold}: no {what}" for fold, what in gaps.items()]
             + [f"fold {fold}: trained on another plan, {difference}" for fold, difference in others.items()]
         )
-        redo = {fold: " --val" if what == "validation" else "" for fold, what in gaps.items()}
-        redo |= dict.fromkeys(others, " --overwrite")
-        commands += [f"  echoplan_train {dataset} {fold} -tr {trainer}{how}" for fold, how in redo.items()]
+        options = {fold: "--val" if what == "validation" else "" for fold, what in gaps.items()}
+        options |= dict.fromkeys(others, "--overwrite")
+        commands += [f"  {folder.training_command(fold, option)}" for fold, option in options.items()]
     untrained = [name for name in wanted or () if name not in {model.name.split("__")[0] for model in models}]
     commands += [f"  echoplan_train {dataset} all -tr {name}" for name in untrained]
     if not complete or untrained or (wanted is not None and left_out):

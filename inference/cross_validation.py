@@ -55,7 +55,11 @@ class CrossValidation:
         wanted = range(len(splits)) if folds is None else sorted(set(folds))
         outside = [fold for fold in wanted if not 0 <= fold < len(splits)]
         if outside:
-            raise EchoPlanError(f"there is no fold {outside[0]}: the folds are 0 to {len(splits) - 1}", file=file)
+            raise EchoPlanError(
+                f"there is no fold {outside[0]}: the folds are 0 to {len(splits) - 1}",
+                file=file,
+                remedy="name folds that there are, or leave -f out",
+            )
         cases = {}
         for fold in wanted:
             both = set(splits[fold]["train"]) & set(splits[fold]["val"])

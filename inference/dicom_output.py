@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from echoplan.case_warnings import few
 from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
+from echoplan.extras import how_to_install
 from echoplan.files import atomic_path
 from echoplan.imageio import find_format, read_mask
 from echoplan.imageio.dicom import quiet
@@ -42,7 +43,7 @@ def require_highdicom() -> None:
     """
     if find_spec("highdicom") is None:
         raise EchoPlanError(
-            "DICOM output needs the package highdicom, which is not installed", remedy="pip install 'echoplan[dicom]'"
+            "DICOM output needs the package highdicom, which is not installed", remedy=how_to_install("dicom")
         )
 
 

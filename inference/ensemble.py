@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import Clip, ClipInfo
 from echoplan.networks.batches import BatchSize, are_enough, can_share_batches, network_device, windows_together
@@ -86,7 +87,7 @@ class PredictorMember:
             raise EchoPlanError(
                 f"{what} {model.trainer} is {'not ' if missing else ''}trained to its end{there}",
                 file=model.path,
-                remedy=f"echoplan_train {model.plan.dataset} {(*missing, 0)[0]} -tr {model.trainer}",
+                remedy=_how_to_complete(model, missing, trained),
             )
         home = device if backend == TORCH else "cpu"
         networks = tuple(
@@ -177,6 +178,16 @@ class PredictorMember:
             mirror_axes=plan.mirror_axes if mirroring else (),
             autocast=autocast,
         )
+
+
+def _how_to_complete(model: ModelFolder, missing: Sequence[int], trained: Sequence[int]) -> str:
+    """What to type where folds are asked for that are not trained, or where none is."""
+    begun = [fold for fold, _ in layout.folds_with(model.path, layout.checkpoint_file("latest")) if fold not in trained]
+    chosen = [fold for fold in begun if fold in missing or not missing]
+    command = model.training_command((*chosen, *missing, 0)[0])
+    if chosen or not trained:
+        return command
+    return f"predict with -f {' '.join(map(str, trained))}, or, if the dataset has such a fold, train it: {command}"
 
 
 @dataclass(frozen=True)

@@ -119,12 +119,12 @@ def _only_dataset(folders: Folders) -> Path:
     if trained:
         lines = "\n".join(f"  echoplan_predict -i IN -o OUT -d {dataset_name(path)}" for path in trained)
         raise EchoPlanError(f"{len(trained)} datasets have trained models", file=root, remedy=f"type one of:\n{lines}")
-    name = dataset_name(datasets[0]) if datasets else "NAME"
     raise EchoPlanError(
         "nothing is trained to its end yet",
         file=root,
-        remedy=f"train (echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0), or give a model folder "
-        "with -m",
+        remedy=f"train ({_how_to_finish(datasets[0])}), or give a model folder with -m"
+        if datasets
+        else "train (echoplan_plan_and_preprocess -d NAME, then echoplan_train NAME 0), or give a model folder with -m",
     )
 
 
@@ -182,7 +182,7 @@ def _no_single_model(
     """Why none of a dataset's models, or more than one, fits what was asked."""
     name = dataset_name(home)
     if not there:
-        return EchoPlanError(f"nothing is trained to its end for {name}", file=home, remedy=f"echoplan_train {name} 0")
+        return EchoPlanError(f"nothing is trained to its end for {name}", file=home, remedy=_how_to_finish(home))
     if not fitting:
         asked = " ".join(f"{option} {value}" for option, value in wanted.items() if value)
         remedy = f"type one of:\n{_lines(name, there)}"
@@ -192,6 +192,14 @@ def _no_single_model(
         file=home,
         remedy=f"run echoplan_find_best_configuration {name}, or type one of:\n{_lines(name, fitting)}",
     )
+
+
+def _how_to_finish(home: Path) -> str:
+    """What to type where no fold of a dataset is trained to its end: what was begun goes on."""
+    for model in layout.model_folders(home):
+        for fold, _ in layout.folds_with(model, layout.checkpoint_file("latest")):
+            return ModelFolder.read(model).training_command(fold)
+    return f"echoplan_train {dataset_name(home)} 0"
 
 
 def _fits(wanted: str | None, part: str) -> bool:

@@ -149,7 +149,7 @@ def project(tmp_path: Path) -> Project:
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
     """This process is connected to a Ray cluster of two nodes with a CPU each, on this machine alone."""
-    ray = pytest.importorskip("ray", reason="needs the extra: pip install 'echoplan[ray]'")
+    ray = pytest.importorskip("ray", reason="needs the extra: pip install '.[ray]'")
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -121,7 +121,8 @@ def test_unknown_shortened_and_wrong_options_exit_2(arguments, capsys):
         made_parser().parse_args(arguments)
     assert caught.value.code == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("usage: echoplan_x") and "_count" not in shown
+    assert shown.startswith("error: ") and shown.endswith("echoplan_x --help shows what there is.\n")
+    assert shown.count("\n") == 1 and "_count" not in shown
 
 
 def test_the_common_options():
@@ -172,7 +173,8 @@ def test_every_command_refuses_an_unknown_or_shortened_option(name, capsys):
         with pytest.raises(SystemExit) as caught:
             script(name)([option])
         assert caught.value.code == 2
-        assert capsys.readouterr().err.startswith(f"usage: {name} ")
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and f"{name} --help" in said and said.count("\n") == 1
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -77,6 +77,17 @@ def test_near_names_are_offered(folders):
     assert caught.value.problem.endswith("there are EchoNet-Dynamic")
 
 
+def test_a_misspelt_dataset_is_told_its_name_and_no_step_to_make_it(folders):
+    for find in (folders.find_raw, folders.find_preprocessed, folders.find_results):
+        with pytest.raises(EchoPlanError, match=r"do you mean CAMUS( or .*)?\? If not, convert the dataset first"):
+            find("camsu")
+    (folders.preprocessed / "Dataset001_CAMUS").mkdir(parents=True)
+    with pytest.raises(EchoPlanError, match="train first: echoplan_train CAMUS 0"):
+        folders.find_results("CAMUS")
+    with pytest.raises(EchoPlanError, match="do you mean CAMUS"):
+        folders.find_results("camus")
+
+
 def test_all_names_are_offered_where_none_is_near(folders):
     with pytest.raises(EchoPlanError, match="there are CAMUS, EchoNet-Dynamic, CAMUS_small, Big"):
         folders.find_raw("zzz")

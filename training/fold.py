@@ -125,6 +125,7 @@ def prepare_fold(
         raise EchoPlanError(
             f"there is no fold {fold}: the folds are 0 to {len(splits) - 1}",
             file=preprocessed / layout.split_file(plan.split),
+            remedy="name one of them, or all",
         )
     store = ClipStore(preprocessed / plan.store)
     train, val, test = (tuple(splits[fold].get(part, ())) for part in ("train", "val", "test"))

@@ -16,6 +16,7 @@ from echoplan.device import channels_last
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, read_json, write_json
 from echoplan.networks.weights import weights_digest
+from echoplan.paths import dataset_name
 from echoplan.plans import Plan, ResolvedPlan
 
 from .checkpoint import ModelState
@@ -86,6 +87,14 @@ class ModelFolder:
         """A fold's checkpoint: "final", "best" or "latest"."""
         return self.path / layout.fold_folder(fold) / layout.checkpoint_file(kind)
 
+    def training_command(self, fold: int, option: str = "") -> str:
+        """The command line that trains a fold, with --c where it was begun, or with another option instead."""
+        words = ["echoplan_train", dataset_name(Path(self.plan.dataset)), str(fold), "-tr", self.trainer]
+        if self.plan.plans_name != layout.DEFAULT_PLANS:
+            words += ["-p", self.plan.plans_name]
+        begun = self.checkpoint(fold, "latest").is_file()
+        return " ".join([*words, *filter(None, [option or ("--c" if begun else "")])])
+
     def weights_digest(self, fold: int, kind: str = "final") -> str:
         """The digest of a fold's weights, which is that of the network that they make; no code runs.
 
@@ -131,8 +140,7 @@ class ModelFolder:
                 f"fold {fold} was trained on another plan than the plans.json that lies beside it: "
                 f"{', '.join(changes)} there",
                 file=file,
-                remedy=f"train it again (echoplan_train {self.plan.dataset} {fold} -tr {self.trainer} --overwrite), or "
-                "predict without it (-f)",
+                remedy=f"train it again ({self.training_command(fold, '--overwrite')}), or predict without it (-f)",
             )
         source = self.trainer_source(state)
         code = trainer_file(source)

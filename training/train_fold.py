@@ -54,7 +54,7 @@ class FoldJob:
     fold: int
     trainer: str = "UNetTrainer"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    plans_name: str = "EchoPlans"
+    plans_name: str = layout.DEFAULT_PLANS
     seed: int | None = None
     processes: int = 0
     weights: Path | None = None
@@ -228,7 +228,8 @@ def check_progress(setup: FoldSetup, finished: bool, started: bool, *, resume: b
             remedy="--c goes on where it stopped, --val validates again, --overwrite starts again",
         )
     if validate and not finished:
-        raise EchoPlanError(f"fold {setup.fold} is not trained to its end", file=setup.folder, remedy="resume with --c")
+        remedy = "go on with --c instead of --val" if started else "train it first: the same command without --val"
+        raise EchoPlanError(f"fold {setup.fold} is not trained to its end", file=setup.folder, remedy=remedy)
 
 
 def fold_progress(setup: FoldSetup, *, overwrite: bool = False) -> tuple[bool, bool]:

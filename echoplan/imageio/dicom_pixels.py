@@ -22,6 +22,7 @@ from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
 from echoplan.errors import EchoPlanError
+from echoplan.extras import how_to_install
 from echoplan.imageio.arrays import to_grey
 from echoplan.imageio.bounds import damaged
 
@@ -87,7 +88,7 @@ def frames(header: pydicom.Dataset, count: int, region: tuple[slice, slice], pat
     raise EchoPlanError(
         "the pixels cannot be decoded",
         file=path,
-        remedy="check that the file is whole; for JPEG of 12 or 16 bits: pip install 'echoplan[gpl]'",
+        remedy=f"check that the file is whole; for JPEG of 12 or 16 bits, {how_to_install('gpl')}",
     )
 
 
@@ -111,9 +112,7 @@ def check_syntax(header: pydicom.Dataset, path: Path) -> Decoder:
             "the pixels are compressed in a way that is not read", file=path, remedy="export it uncompressed"
         ) from None
     if not decoder.is_native and not any(name in decoder.available_plugins for name in _ORDER):
-        raise EchoPlanError(
-            f"nothing that is installed decodes {syntax.name}", file=path, remedy="pip install 'echoplan[gpl]'"
-        )
+        raise EchoPlanError(f"nothing that is installed decodes {syntax.name}", file=path, remedy=how_to_install("gpl"))
     return decoder
 
 

@@ -26,6 +26,8 @@ _ENDINGS = (".pth", ".pt")
 _PARALLEL = "module."
 _HALF_ENDS = torch.finfo(torch.float16).max
 _downloads = ContextVar("downloads", default=True)
+_FROM_RANDOM = "--set pretrained=false"
+_options = ContextVar("options", default=("-pretrained_weights FILE", _FROM_RANDOM))  # of the command that is at work
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,21 @@ def no_downloads() -> Iterator[None]:
         yield
     finally:
         _downloads.reset(token)
+
+
+@contextmanager
+def weights_options(file: str = "", random: str = "") -> Iterator[None]:
+    """As long as this lasts, errors name the options of another command than `echoplan_train`.
+
+    Args:
+        file: by which it takes a file of weights; empty where by none.
+        random: by which it starts from random weights; empty where by none.
+    """
+    token = _options.set((file, random))
+    try:
+        yield
+    finally:
+        _options.reset(token)
 
 
 def load_weights(
@@ -189,7 +206,8 @@ def _checked(file: Path, source: WeightsSource) -> Path:
             f"these are not the published weights: their SHA-256 begins with {digest[:8]}, not with "
             f"{source.sha256[:8]}",
             file=file,
-            remedy="remove the file, so that it is downloaded anew; weights of your own go by -pretrained_weights FILE",
+            remedy="remove the file, so that it is downloaded anew"
+            + (f"; weights of your own go by {own}" if (own := _options.get()[0]) else ""),
         )
     return file
 
@@ -211,10 +229,10 @@ def _download(name: str, source: WeightsSource, folder: Path) -> Path:
 
 def _how_to_get(name: str, source: WeightsSource | None) -> str:
     origin = f"download {source.url} on a machine with a connection and" if source else f"get the file ({name}.pth) and"
-    return (
-        f"{origin} put it into the folder that ECHOPLAN_WEIGHTS names, or give its path (-pretrained_weights FILE); "
-        "--set pretrained=false starts from random weights"
-    )
+    file, random = _options.get()
+    by_path = f", or give its path ({file})" if file else ""
+    anew = f"; {random} starts from random weights" if random else ""
+    return f"{origin} put it into the folder that ECHOPLAN_WEIGHTS names{by_path}{anew}"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from echoplan.errors import EchoPlanError
+from echoplan.extras import how_to_install
 from echoplan.files import atomic_path
 from echoplan.networks.steps import Graph
 
@@ -25,9 +26,7 @@ def require(package: str, extra: str) -> None:
         EchoPlanError: it is not installed; the message names the extra that brings it.
     """
     if find_spec(package) is None:
-        raise EchoPlanError(
-            f"this needs the package {package}, which is not installed", remedy=f"pip install 'echoplan[{extra}]'"
-        )
+        raise EchoPlanError(f"this needs the package {package}, which is not installed", remedy=how_to_install(extra))
 
 
 def write_onnx(graph: Graph, file: Path, about: Mapping[str, str]) -> None:

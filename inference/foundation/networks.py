@@ -18,6 +18,7 @@ from echoplan.errors import EchoPlanError
 from echoplan.networks import build_network
 from echoplan.networks.e3sam2.prompts import Prompts
 from echoplan.networks.sam.settings import BOXES, LITE_SIZE, MODELS, NATIVE_SIZE
+from echoplan.networks.weights import weights_options
 
 from ...training.losses import reduce_labels
 from ...training.prompts import BOX_KINDS, LABEL_KINDS, boxes_of_frames, case_draw, prompt_from_label
@@ -99,7 +100,8 @@ class FoundationModel:
         if self.model == "sam2":
             settings = {"variant": variant, "multimask": "sam2"}
         name = "sam2" if self.model == "sam2" else "sam"
-        network = build_network(name, size=(self.side, self.side), pretrained=pretrained, **settings)
+        with weights_options("-weights FILE"):
+            network = build_network(name, size=(self.side, self.side), pretrained=pretrained, **settings)
         return network.to(device).eval()
 
     @torch.inference_mode()

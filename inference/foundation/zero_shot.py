@@ -19,7 +19,7 @@ from echoplan.files import read_json, write_json
 from echoplan.imageio import ClipInfo, probe_clip, write_mask
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import run_cases
-from echoplan.paths import Folders
+from echoplan.paths import Folders, dataset_name
 
 from ...evaluation import Evaluation, evaluate_cases
 from ...evaluation.comparison.method_results import judged_by
@@ -125,10 +125,12 @@ def _labelled(
     if folds is not None:
         if not splits or not all(0 <= fold < len(splits) for fold in folds):
             known = f"the folds are 0 to {len(splits) - 1}" if splits else "there are no folds of these cases"
+            plan = f"plan the dataset (echoplan_plan_and_preprocess -d {dataset_name(raw.folder)}), or "
+            first = "name folds that there are, or " if splits else plan if split == "train" else ""
             raise EchoPlanError(
                 f"{known}, not {', '.join(map(str, folds))}",
                 file=raw.folder,
-                remedy="plan the dataset (echoplan_plan_and_preprocess), or leave -f out",
+                remedy=f"{first}leave -f out",
             )
         wanted = {name for fold in folds for name in splits[fold]["val"]}
         cases = [case for case in cases if case.case in wanted]

@@ -24,6 +24,7 @@ from echoplan.cli import (
 from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
+from echoplan.networks.weights import weights_options
 from echoplan.paths import Folders
 
 from ...evaluation import VOLUME_RULES
@@ -50,7 +51,7 @@ def study(arguments: Sequence[str]) -> int:
     _print_grid(made)
     if options.dry_run:
         return 0
-    with _own_lines_only():
+    with weights_options(random="--set pretrained=false"), _own_lines_only():
         outcome = run_study(where, made, device=choose_device(options.device), processes=options.np)
     print(f"{len(outcome.trained)} trained, {len(outcome.kept)} were finished before")
     if outcome.curves is not None:
@@ -90,7 +91,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     cells = cells_of_tables(tables, request)
     made = _planned_study(where, request, cells, weights, options)
     reproduction = Reproduction(paper, tables, made, external, weights)
-    with _own_lines_only():
+    with weights_options("--weights TRAINER=FILE", "--set pretrained=false"), _own_lines_only():
         failures = train_study(made, device=device).failures
         failures |= test_networks(where, reproduction, device=device)
     print(write_results(reproduction, reproduced(reproduction, device=device), failures))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.plans import Decision, ResolvedPlan
 
@@ -57,7 +58,7 @@ class StudyRequest:
     trainer_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     test_on: tuple[str, ...] = ()
     test_every_size: bool = False
-    plans_name: str = "EchoPlans"
+    plans_name: str = layout.DEFAULT_PLANS
     ef_method: VolumeRule | None = None
     ef_reference: str = MASKS
 

@@ -169,7 +169,7 @@ def main() -> None:
     """Print the tables."""
     options = _parse()
     if find_spec("ray") is None:
-        print("bench_ray: Ray is not installed, nothing to measure: pip install 'echoplan[ray]'")
+        print("bench_ray: Ray is not installed, nothing to measure: pip install '.[ray]'")
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -369,7 +369,7 @@ def test_options_that_do_not_fit_are_errors(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         compare_command(words)
     assert stopped.value.code == 2
-    assert "usage: echoplan_compare" in capsys.readouterr().err
+    assert "echoplan_compare --help" in capsys.readouterr().err
 
 
 def test_folders_of_predictions_equal_cross_validation(study, predictions, tmp_path):

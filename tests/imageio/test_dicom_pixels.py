@@ -139,7 +139,7 @@ def test_real_lossless_jpeg(real_dicom, without_extra, monkeypatch, name):
 def test_what_needs_the_extra_says_so(real_dicom, without_extra, name):
     with pytest.raises(EchoPlanError, match="cannot be decoded") as error:
         read_clip(real_dicom(name))
-    assert "pip install 'echoplan[gpl]'" in error.value.remedy
+    assert "pip install '.[gpl]'" in error.value.remedy
 
 
 def test_mpeg_in_dicom(save, pixels):

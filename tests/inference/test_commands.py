@@ -85,7 +85,7 @@ def test_options_that_do_not_fit_each_other_are_errors(tmp_path, clips, more, wo
 def test_without_ray_the_engine_says_how_to_install_it(tmp_path, clips, monkeypatch, capsys):
     monkeypatch.setattr("echoplan.cluster.importlib.util.find_spec", lambda name: None)
     assert predict(["-i", str(clips), "-o", str(tmp_path / "out"), "--engine", "ray"]) == 1
-    assert "pip install 'echoplan[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err
 
 
 def test_the_best_configuration_is_found_and_predicted_with(tmp_path, make_crossval, clips, capsys):

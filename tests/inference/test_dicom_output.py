@@ -383,7 +383,7 @@ def test_the_command(tmp_path, folders, make_model, save, monkeypatch, capsys):
 def test_without_highdicom_nothing_is_begun(tmp_path, save, predictor, monkeypatch, capsys):
     monkeypatch.setattr("echoplan.inference.dicom_output.find_spec", lambda name: None)
     path = save("p1_A4C.dcm")
-    with pytest.raises(EchoPlanError, match=r"pip install 'echoplan\[dicom\]'"):
+    with pytest.raises(EchoPlanError, match=r"pip install '\.\[dicom\]'"):
         predict_folder(path, tmp_path / "out", predictor, dicom=True)
     assert predict(["-i", str(path), "-o", str(tmp_path / "out"), "--dicom"]) == 1
     assert "highdicom, which is not installed" in capsys.readouterr().err
@@ -400,5 +400,5 @@ def test_the_doctor_names_it_as_optional(monkeypatch, tmp_path):
 
     monkeypatch.setattr("echoplan.doctor.importlib.metadata.version", version)
     lines, problems = diagnose({"ECHOPLAN_ROOT": str(tmp_path)})
-    assert any("highdicom" in line and "pip install 'echoplan[dicom]'" in line for line in lines)
+    assert any("highdicom" in line and "pip install '.[dicom]'" in line for line in lines)
     assert not any("highdicom" in problem for problem in problems)

@@ -35,7 +35,7 @@ PATIENCE = 500  # seconds; for machines that do much else
 IN_FLIGHT = 3  # clips of one actor
 MANY = 200
 MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'echoplan[ray]'")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
 
 FALLS, RAISES = 251, 252
 # A network that notes which clip it sees, takes its time, and breaks on clips with a mark in their corner.

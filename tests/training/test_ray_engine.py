@@ -230,7 +230,7 @@ def test_a_fold_on_two_processes_within_a_task(
 @pytest.mark.timeout(2 * PATIENCE + 120)
 def test_a_fold_outlives_its_node(folds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node that trains is lost; the fold waits for another one and goes on there."""
-    pytest.importorskip("ray", reason="needs the extra: pip install 'echoplan[ray]'")
+    pytest.importorskip("ray", reason="needs the extra: pip install '.[ray]'")
     from ray.cluster_utils import Cluster as LocalCluster
 
     (folds / "held.py").write_text(HELD)
@@ -319,7 +319,7 @@ def test_without_ray_the_command_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert train(["Toy", "0", "--engine", "ray"]) == 1
-    assert "pip install 'echoplan[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err
     assert train(["Toy", "0", "--gpus_per_fold", "1"]) == 1
     assert "add --engine ray" in capsys.readouterr().err
 

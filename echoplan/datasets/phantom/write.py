@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,8 +86,11 @@ def make_phantom_dataset(
         f"patient{number:04d}": (writers[layout], folder, number, split, seed, settings, labels, structures)
         for number, split in enumerate(splits, start=1)
     }
+    folder.mkdir(parents=True, exist_ok=True)  # what forbids it is said once, not for each patient
     results = run_cases(_make_and_write, jobs, processes=processes, description="phantom")
     if not results.done:
+        with suppress(OSError):
+            folder.rmdir()  # else an empty folder would pass for a dataset
         raise EchoPlanError(f"no phantom patient could be made: {next(iter(results.failures.values()))}", file=folder)
     rows = [row for patient in jobs if patient in results.done for row in results.done[patient]]
     if layout == "raw":
