@@ -66,7 +66,6 @@ def _on_planes(rows: Sequence[PatientRow], patients: int) -> list[str]:
 
 def _on_quality(rows: Sequence[PatientRow]) -> list[str]:
     reasons = [row.quality_reasons or "" for row in rows if row.quality == NOT_JUDGED]
-    if not reasons:
-        return []
-    verb = "is" if len(reasons) == 1 else "are"
-    return [f"the quality of {len(reasons)} of {len(rows)} patients {verb} not judged: {counted(reasons)}"]
+    return (
+        [f"the quality of {len(reasons)} of {len(rows)} patients is not judged: {counted(reasons)}"] if reasons else []
+    )

@@ -125,7 +125,7 @@ def find_best_configuration(
     models, left_out = _complete_models(crossval, trainers)
     candidates = [Candidate((model,)) for model in models]
     candidates += [Candidate(pair) for pair in _pairs(crossval, models, left_out)] if ensembles else []
-    if not overwrite and not (folds is trainers is None and ensembles):
+    if not overwrite and not (folds is None and trainers is None and ensembles):
         _keep_wider_choice(crossval, candidates)
     structures, target, dataset_of = _common_labels(crossval, models)
     of_frames = score_candidates(crossval, candidates, structures, processes=processes)

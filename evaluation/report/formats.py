@@ -24,7 +24,7 @@ def flag(row: PatientRow) -> tuple[str, str, str]:
         return "flag", "▲ Check", row.quality_reasons or ""
     if row.quality == NO_WARNING:
         return "good", f"✓ {row.quality}", ""
-    return "", row.quality or "", row.quality_reasons or ""
+    return "", row.quality or "", ""  # why a row is not judged, the notes say once for all
 
 
 def to_check(row: PatientRow) -> bool:

@@ -100,8 +100,9 @@ class ExportedStream(nn.Module):
 
 def digest_of_weights(network: nn.Module) -> str:
     """A short name for a network's parameters and buffers, the same on every device, machine and runtime."""
-    exported = isinstance(network, ExportedNetwork | ExportedStream)
-    return network.weights if exported else weights_digest(network.state_dict())
+    if isinstance(network, ExportedNetwork | ExportedStream):
+        return network.weights
+    return weights_digest(network.state_dict())
 
 
 def device_of(backend: str, name: str) -> torch.device:
