@@ -86,12 +86,14 @@ class Operations(TorchDispatchMode):
 @pytest.mark.usefixtures("slim_networks")
 @pytest.mark.parametrize("name", ["e3sam2", "sam2", "echoforge"])
 def test_eight_clips_abreast_hardly_take_more_kernels_than_one(name: str) -> None:
-    network, counts = build_network(name, size=(32, 32)).eval(), []
+    # Of clips that begin anywhere the longest way decides how many steps there are.
+    first = {"start_frame": "first"} if name.endswith("sam2") else {}
+    network, counts = build_network(name, size=(32, 32), **first).eval(), []
     for clips in (1, 8):
         with torch.no_grad(), Operations() as operations:
             assert len(list(network.streams(torch.randn(12 * clips, 1, 32, 32), [12] * clips))) == 12 * clips
         counts.append(operations.count)
-    assert 0 < counts[1] < 1.5 * counts[0], counts
+    assert 0 < counts[1] < 1.6 * counts[0], counts
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
