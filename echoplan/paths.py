@@ -85,16 +85,21 @@ class Folders:
 
     def _next_step(self, root: Path, name: str) -> str:
         """What makes the dataset's folder in one of the three, by how far it has come; of a misspelt one, its name."""
-        raw = all(_matches(self.raw, part) for part in (name.split(_JOINED) if names_several(name) else [name]))
+        several = names_several(name) and not _matches(self.raw, name)
+        lacking = [part for part in (name.split(_JOINED) if several else [name]) if not _matches(self.raw, part)]
+        raw = not lacking
         if root == self.preprocessed and raw:
             return f"run echoplan_plan_and_preprocess -d {name} first"
         if root == self.results and _matches(self.preprocessed, name):
             return f"train first: echoplan_train {name} 0 -tr UNetTrainer"
         if root == self.results and raw:
             return f"run echoplan_plan_and_preprocess -d {name}, then echoplan_train {name} 0 -tr UNetTrainer"
-        convert = "convert the dataset first (echoplan_convert_dataset, echoplan_make_phantom)"
+        sought = lacking[0] if several and lacking else name
+        convert = (
+            f"convert {sought if several else 'the dataset'} first (echoplan_convert_dataset, echoplan_make_phantom)"
+        )
         homes = (self.raw, self.preprocessed, self.results)
-        near = _near(name, {dataset_name(path): None for home in homes for path in dataset_folders(home)})
+        near = _near(sought, {dataset_name(path): None for home in homes for path in dataset_folders(home)})
         return f"do you mean {' or '.join(near)}? If not, {convert}" if near else convert
 
     def _home(self, root: Path, name: str) -> str:

@@ -201,8 +201,10 @@ def test_joints_that_cannot_be(root: Path) -> None:
         folders.find_sources("CAMUS+1")
     with pytest.raises(EchoPlanError, match="several raw datasets"):
         folders.find_raw(NAME)
-    with pytest.raises(EchoPlanError, match=r"plan_and_preprocess -d CAMUS\+Other"):
+    with pytest.raises(EchoPlanError, match=r"no dataset 'CAMUS\+Other' here.*convert Other first"):
         folders.find_preprocessed("CAMUS+Other")
+    with pytest.raises(EchoPlanError, match=r"do you mean EchoNet or CAMUS.EchoNet\? If not, convert EcoNet first"):
+        folders.find_results("CAMUS+EcoNet")
     atrium = DatasetDescription("B", {"background": 0, "LA": 1}, target="LA")
     with pytest.raises(EchoPlanError, match="measure different structures: LV in A, LA in B"):
         shared_labels({"A": DatasetDescription("A"), "B": atrium})
