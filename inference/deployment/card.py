@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from echoplan import __version__, layout
 from echoplan.networks.steps import Graph, SteppingNetwork
 
@@ -129,16 +132,21 @@ def _steps(made: ExportedModel) -> str:
     """The files, with what goes from one to the next."""
     lines = ["## Files", ""]
     for name, graph in made.graphs.items():
-        shapes = {key: str(tuple(values.shape)).replace("2", "N", 1) if key in graph.free else str(tuple(values.shape))
-                  for key, values in graph.inputs.items()}  # fmt: skip
-        into = ", ".join(f"`{key}` {shape}" for key, shape in shapes.items())
+        into = ", ".join(_input(key, values, free=key in graph.free) for key, values in graph.inputs.items())
         lines.append(f"- `{layout.step_file(name)}`: {into} -> {', '.join(f'`{key}`' for key in graph.outputs)}")
     lines += [
         "",
-        "`masks` are uint8 labels, `probabilities` float32, 0 to 1; all else is float32, and what a file gives under a "
-        "name is what the other takes. The program below hands the state on.",
+        "`masks` are uint8 labels, `probabilities` float32, 0 to 1; all else that has no type here is float32. What a "
+        "file gives under a name another takes, `next_` is left out then. The program below hands the state on.",
     ]
     return "\n".join(lines)
+
+
+def _input(name: str, example: Tensor, *, free: bool) -> str:
+    """An input's name, its type where it is not float32, and its shape."""
+    kind = "" if example.dtype == torch.float32 else f"{str(example.dtype).removeprefix('torch.')} "
+    shape = str(tuple(example.shape))
+    return f"`{name}` {kind}{shape.replace('2', 'N', 1) if free else shape}"
 
 
 def _walk(made: ExportedModel) -> list[str]:

@@ -1,7 +1,7 @@
 """Speed of prediction beside peers, and the memory that long clips need.
 
 python tests/benchmarks/bench_inference.py [--networks ...] [--frames T] [--size PIXELS] [--encoder_size PIXELS]
-    [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T] [--backends ...]
+    [--long T] [--threads N] [--repeats N] [--processor_time] [--shared T] [--backends ...] [--exported ...]
     [--clips N] [--features N] [--beside CHECKOUT]
 
 Every network goes through `segment_clip`, as in prediction, and is timed in turns with a peer on the same clip: the
@@ -10,8 +10,9 @@ network begins with, which is a bound and no peer. Windows have the clip's lengt
 longer clips are seen by two windows at a time. SAM's frames are enlarged to `--encoder_size` instead of 1024 on both
 sides; here its boxes come from the locator as well, there they are given. The networks are random, in float32.
 
-The U-Net is then timed in ONNX Runtime and OpenVINO, as echoplan_predict --backend runs it, in turns with PyTorch on
-the same clip; in bfloat16 too where the CPU multiplies in it.
+The U-Net, or what `--exported` names, is then timed in ONNX Runtime and OpenVINO, as echoplan_predict --backend runs
+it, in turns with PyTorch on the same clip, a phantom's; in bfloat16 too where the CPU multiplies in it. Beside that
+stand the largest difference of probabilities, and the Dice of masks that are cut at the median of PyTorch's.
 
 A last table shows what is shared: PKEcho-Net's windows over a clip of `--shared` frames, which encode each frame once,
 beside windows by themselves; and EchoForge and E3SAM2 on four clips abreast beside one after another.
@@ -39,11 +40,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from echoplan.datasets.phantom import PhantomSettings, make_patient
 from echoplan.device import fast_dtype
 from echoplan.inference.deployment.exported import BACKENDS, TORCH, hand_over
 from echoplan.networks import build_network
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.networks.unet import pooling_steps
+from echoplan.preprocessing import normalise, sector_statistics
 
 TARGET = 1.3  # the memory of a clip ten times as long, its output apart
 SHORTER, LONG_SIZE = 10, 64
@@ -191,28 +194,48 @@ def speed(options: argparse.Namespace) -> dict[str, float]:
 
 
 def in_other_runtimes(options: argparse.Namespace) -> None:
-    """A table of the U-Net's frames a second by each runtime that is installed, beside PyTorch's."""
+    """A table of networks' frames a second by each runtime that is installed, beside PyTorch's, and how they differ."""
     there = [name for name in options.backends if find_spec({"onnx": "onnxruntime"}.get(name, name))]
-    network = build_network("unet", size=(options.size, options.size)).eval()
-    clip = torch.randn(options.frames, options.size, options.size)
     fast = fast_dtype(torch.device("cpu")) == torch.bfloat16
-    print(f"\nthe U-Net elsewhere{'' if fast else '; this CPU does not multiply in bfloat16'}")
-    print(f"{'runtime':<22}{'precision':>10}{'frames/s':>10}{'PyTorch':>10}{'ratio':>8}")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "checkpoint_final.pth"
-        checkpoint.touch()
-        how = {"device": torch.device("cpu"), "size": (options.size, options.size), "framewise": True}
-        for name in there:
-            exported = hand_over(network, checkpoint, backend=name, **how)
-            for autocast in (False, True)[: 1 + fast]:
-                settings = {"window": 1, "classes": 1, "batch": BATCH, "autocast": autocast}
-                works = [partial(_segment, each, settings) for each in (exported, network)]
-                theirs, ours = frames_per_second(works, clip, options)
-                precision = "bfloat16" if autocast else "float32"
-                print(f"{name:<22}{precision:>10}{theirs:>10.2f}{ours:>10.2f}{theirs / ours:>8.2f}", flush=True)
+    clip = phantom(options)
+    print(f"\nelsewhere{'' if fast else '; this CPU does not multiply in bfloat16'}")
+    print(f"{'network':<12}{'runtime':<12}{'precision':>10}{'frames/s':>10}{'PyTorch':>10}{'ratio':>8}"
+          f"{'probability':>14}{'Dice':>10}")  # fmt: skip
+    for entry in (entry for entry in NETWORKS if entry.name in options.exported):
+        torch.manual_seed(0)
+        network = build_network(entry.name, size=(options.size, options.size), **entry.settings).eval()
+        window, batch = (WINDOW, 1) if entry.in_time else (1, BATCH)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder) / "checkpoint_final.pth"
+            checkpoint.touch()
+            how = {"device": torch.device("cpu"), "size": (options.size, options.size), "framewise": not entry.in_time}
+            for name in there:
+                exported = hand_over(network, checkpoint, backend=name, **how)
+                for autocast in (False, True)[: 1 + fast]:
+                    settings = {"window": window, "classes": 1, "batch": batch, "autocast": autocast}
+                    works = [partial(_segment, each, settings) for each in (exported, network)]
+                    theirs, ours = frames_per_second(works, clip, options)
+                    apart, dice = difference(*(work(clip) for work in works))
+                    precision = "bfloat16" if autocast else "float32"
+                    print(f"{entry.name:<12}{name:<12}{precision:>10}{theirs:>10.2f}{ours:>10.2f}{theirs / ours:>8.2f}"
+                          f"{apart:>14.1e}{dice:>10.6f}", flush=True)  # fmt: skip
 
 
-def _segment(network: nn.Module, settings: dict[str, Any], clip: Tensor) -> object:
+def phantom(options: argparse.Namespace) -> Tensor:
+    """A phantom's frames, standardised."""
+    settings = PhantomSettings(size=(options.size, options.size), frames=options.frames, views=("A4C",))
+    frames = make_patient(0, settings).clip("A4C").frames
+    return torch.from_numpy(normalise(frames, *sector_statistics(frames), "zscore_sector"))
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest difference of probabilities; the Dice of the masks that are cut at the median of those expected."""
+    cut = np.median(expected)
+    one, other = found >= cut, expected >= cut
+    return float(np.abs(found - expected).max()), float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def _segment(network: nn.Module, settings: dict[str, Any], clip: Tensor) -> np.ndarray:
     return segment_clip(network, clip, **settings)
 
 
@@ -378,6 +401,7 @@ def main() -> None:
     parser.add_argument("--processor_time", action="store_true", help="instead of the clock's, for busy machines")
     parser.add_argument("--shared", type=int, default=60, help="frames of the clip of shared windows; 0: no such table")
     parser.add_argument("--backends", nargs="*", default=[name for name in BACKENDS if name != TORCH])
+    parser.add_argument("--exported", nargs="*", default=["unet"], help="the networks that they compute")
     parser.add_argument("--measure", nargs=2, metavar=("NETWORK", "FRAMES"), help=argparse.SUPPRESS)
     parser.add_argument("--clips", type=int, default=12, help="of the folder; 0: no such table")
     parser.add_argument("--features", type=int, default=8, help="of the first stage of that folder's U-Net")
@@ -391,6 +415,7 @@ def main() -> None:
     ratios = {}
     if options.networks:
         ratios = speed(options)
+    if options.backends and options.exported:
         in_other_runtimes(options)
     if options.long and Path("/proc/self/status").exists():
         memory(options.long)

@@ -15,7 +15,7 @@ from torch import Tensor
 from echoplan.errors import EchoPlanError
 from echoplan.networks import ClipOutput, build_network
 from echoplan.networks.complexity import count_gmac, count_parameters
-from echoplan.networks.e3sam2.memory import BANKS, ConfidentFrames, DiverseFrames, LatestFrames, MemoryBank, Remembered
+from echoplan.networks.e3sam2.banks import BANKS, ConfidentFrames, DiverseFrames, LatestFrames, MemoryBank, Remembered
 from echoplan.networks.e3sam2.model import E3SAM2
 from echoplan.networks.e3sam2.prompts import Prompting, Prompts, automatic_points, confidence
 from echoplan.networks.e3sam2.tracking import walking_steps

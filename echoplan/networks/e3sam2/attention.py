@@ -123,6 +123,8 @@ class EntropyGuidedAttention(nn.Module):
         """
         least = _LEAST_CERTAINTY if self.kind == "ega" else _LEAST_QUERY_CERTAINTY
         weigh = partial(_certainty, most=_most_entropy(k), least=least, power=self.power)
+        if torch.jit.is_tracing():  # no graph writes in place, or is made in blocks
+            return self._by_whole_map(q, k, v, weigh)
         for_sums = weigh if self.kind == "ega_column" else None
         together = 0 if torch.is_grad_enabled() else _WHOLE_MAP // (q.shape[1] * k.shape[1])
         if not together:
@@ -138,6 +140,15 @@ class EntropyGuidedAttention(nn.Module):
         mixed, entropies = zip(*parts, strict=True)
         return torch.cat(mixed), torch.cat(entropies)
 
+    def _by_whole_map(self, q: Tensor, k: Tensor, v: Tensor, weigh: Weigh) -> tuple[Tensor, Tensor]:
+        """`_guided` as it reads in the equations."""
+        logarithm = _scores(q, k).log_softmax(dim=2)
+        shares = logarithm.exp()
+        entropy = -(shares * logarithm).sum(dim=2)
+        certainty = weigh(entropy)
+        sums = (certainty.unsqueeze(1) @ shares).transpose(1, 2)
+        return self._weighted(lambda values: shares @ values, v, certainty, sums), entropy
+
     def _weighted(self, attend: Attend, v: Tensor, certainty: Tensor, sums: Tensor) -> Tensor:
         """Equations 3 and 4 with `attend`, which makes A v of values v."""
         certainty = certainty.unsqueeze(2)
@@ -150,7 +161,8 @@ class EntropyGuidedAttention(nn.Module):
     def _compared(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """What the paper compares with."""
         if self.kind == "topk":
-            return top_attention(q, k, v, keep=max(1, round(self.top_share * k.shape[1])))
+            keys = int(k.shape[1])  # which is no number while a graph is traced
+            return top_attention(q, k, v, keep=max(1, round(self.top_share * keys)))
         if self.keep is None:
             return attention(q, k, v)
         chance = _promote(self.keep(tokens)).sigmoid()
@@ -271,6 +283,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Where e differs from d all are filled up with zeros to one width.
     """
+    if torch.jit.is_tracing():
+        return _scores(q, k).softmax(dim=2) @ v
     width, values = q.shape[-1], v.shape[-1]
     if values != width:
         most = -(-max(width, values) // _CHANNEL_MULTIPLE) * _CHANNEL_MULTIPLE

@@ -115,14 +115,26 @@ class Encoder(nn.Module):
         elif adapters == "after":
             self.adapters = nn.ModuleList(GlobalLocalAdapter(width, **adapter_settings) for width in self.channels)
 
-    def stages(self, frames: Tensor, *, with_entropies: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    def places(self, height: int, width: int) -> Tensor:
+        """The position embedding ``(1, h, w, C)`` of the first stage's tokens."""
+        embedding: Tensor = self.trunk._get_pos_embed((height, width))
+        return embedding
+
+    def stages(
+        self, frames: Tensor, *, with_entropies: bool = False, places: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """``(N, C, H, W)`` with C = 1 or 3 -> the features F_S of the four stages, and the adapters' entropies.
+
+        Args:
+            frames: what goes in.
+            with_entropies: whether entropies are wanted.
+            places: the tokens' `places`, where they are known.
 
         Returns:
             ``(N, C_s, H/s, W/s)`` for s = 4, 8, 16, 32; and `with_entropies` ``(N, h * w)`` of each adapter.
         """
         tokens = self.trunk.patch_embed(self.colours(frames.expand(-1, _RGB, -1, -1)))
-        tokens = tokens + self.trunk._get_pos_embed(tokens.shape[1:3])  # (N, h, w, C)
+        tokens = tokens + (self.places(*tokens.shape[1:3]) if places is None else places)  # (N, h, w, C)
         maps: list[Tensor] = []
         entropies: list[Tensor] | None = [] if with_entropies else None
         for index, block in enumerate(self.trunk.blocks):

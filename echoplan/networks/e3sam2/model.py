@@ -14,18 +14,29 @@ from torch import Tensor, nn
 
 from echoplan.device import upload
 from echoplan.errors import EchoPlanError
+from echoplan.networks.e3sam2 import graphs
 from echoplan.networks.e3sam2.edges import EdgeHead, GatedEdgeHead
 from echoplan.networks.e3sam2.encoder import Encoder, FrameFeatures
 from echoplan.networks.e3sam2.memory import Memory
 from echoplan.networks.e3sam2.prompts import GIVEN, Prompting, Prompts, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import VARIANTS
 from echoplan.networks.e3sam2.settings import LEARNING_PARTS, SAM2Settings, with_sam2s_parts
-from echoplan.networks.e3sam2.tracking import CarriedMemory, Decoded, Decoder, Place, Tracker, enlarge
+from echoplan.networks.e3sam2.tracking import (
+    CarriedMemory,
+    Decoded,
+    Decoder,
+    Place,
+    Segmenter,
+    Tracker,
+    enlarge,
+    start_candidates,
+)
 from echoplan.networks.e3sam2.weights import load_published_weights
 from echoplan.networks.interface import ClipOutput, StreamedFrames, frames_at
+from echoplan.networks.steps import Graph, Run
 
 _STRIDE = 32
-_CANDIDATES = 32  # frames among which the start frame is chosen
+_CANDIDATES = 32  # frames among which the start frame is chosen, where it is not the first
 _CHUNK = 8  # frames that are encoded together at inference
 _CHANCE = 0  # seed of what is drawn at inference: the same clip gets the same answer
 
@@ -197,11 +208,10 @@ class E3SAM2(nn.Module):
         starts, kept = self._begin(encode, lengths, prompts)
         seeds = [torch.Generator().manual_seed(_CHANCE) for _ in lengths] if self.settings.memory_draw else []
         tracker = self._tracker(starts, lengths, seeds)
-        shift = math.log(self.settings.threshold / (1 - self.settings.threshold))
         walk = tracker.walk(self._ahead(encode, tracker.steps, kept))
         for step, answers in zip(tracker.steps, walk, strict=True):
             places = [firsts[clip] + frame for clip, frame in step]
-            yield from zip(places, enlarge(answers.mask, self.size) - shift, strict=True)
+            yield from zip(places, enlarge(answers.mask, self.size) - self._shift, strict=True)
 
     def _begin(
         self, encode: Encode, lengths: Sequence[int], prompts: Prompts | None
@@ -212,8 +222,7 @@ class E3SAM2(nn.Module):
         candidates: list[list[int]] = []
         for index, length in enumerate(lengths):
             given = prompts is not None and prompts.kinds[index] in GIVEN
-            count = 0 if given else min(length, 1 if self.prompting.first else _CANDIDATES)
-            candidates.append([round(place * (length - 1) / max(1, count - 1)) for place in range(count)])
+            candidates.append([] if given else start_candidates(length, most=self._candidates))
         wanted = [(index, frame) for index, frames in enumerate(candidates) for frame in frames]
         together = max(_CHUNK, 2 * len(lengths))  # as many as are walked together later
         for first in range(0, len(wanted), together):
@@ -250,17 +259,51 @@ class E3SAM2(nn.Module):
     def _tracker(
         self, starts: Sequence[StartPrompt], lengths: Sequence[int], seeds: Sequence[torch.Generator] | None = None
     ) -> Tracker:
-        return Tracker(
+        return Tracker(self._segmenter(), starts=starts, lengths=lengths, chances=seeds, carried=self.carried)
+
+    def _segmenter(self) -> Segmenter:
+        return Segmenter(
             self.settings,
             prompting=self.prompting,
             memory=self.memory,
             decoder=self.decoder,
             positions=self.encoder.positions,
-            starts=starts,
-            lengths=lengths,
-            chances=seeds,
-            carried=self.carried,
         )
+
+    @property
+    def why_no_graph(self) -> str | None:
+        """Says what asks for a graph of the network, see `inference.deployment`."""
+        if self.settings.memory_draw:
+            return "it draws what it reads of its memory by PyTorch's own chance"
+        if self.settings.memory_across_clips:
+            return "what a clip leaves in its memory is read by the clip that comes next"
+        return None
+
+    @torch.no_grad()
+    def graphs(self, size: tuple[int, int]) -> dict[str, Graph]:
+        """See `SteppingNetwork`."""
+        _check_size(size, self.size)
+        segmenter = graphs.for_graphs(self._segmenter())
+        start, frame = (kind(segmenter, shift=self._shift) for kind in (graphs.StartStep, graphs.FrameStep))
+        return graphs.graphs_of(graphs.EncoderStep(self.encoder, segmenter), start, frame)
+
+    def walk(self, frames: StreamedFrames, run: Run) -> Iterator[tuple[int, Tensor]]:
+        """See `SteppingNetwork`."""
+        return graphs.walk(frames, run, candidates=self._candidates, marked=self.memory.has_marks)
+
+    def program(self) -> list[str]:
+        """See `SteppingNetwork`."""
+        return graphs.program(self._candidates, marked=self.memory.has_marks)
+
+    @property
+    def _shift(self) -> float:
+        """By which logits are lowered, so that zero is the threshold's."""
+        return math.log(self.settings.threshold / (1 - self.settings.threshold))
+
+    @property
+    def _candidates(self) -> int:
+        """Frames among which the start frame is chosen."""
+        return 1 if self.prompting.first else _CANDIDATES
 
     @property
     def _device(self) -> torch.device:

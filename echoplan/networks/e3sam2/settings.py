@@ -7,7 +7,7 @@ from typing import Any
 
 from echoplan.errors import EchoPlanError
 from echoplan.networks.e3sam2.attention import ATTENTIONS
-from echoplan.networks.e3sam2.memory import BANKS
+from echoplan.networks.e3sam2.banks import BANKS
 from echoplan.networks.e3sam2.prompts import AUTOMATIC
 from echoplan.networks.e3sam2.sam2_parts import MEMORIES, VARIANTS, VERSIONS, WINDOWS
 from echoplan.networks.settings import NetworkSettings, check_choice

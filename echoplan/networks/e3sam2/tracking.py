@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoplan.device import upload
+from echoplan.networks.e3sam2.banks import BANKS, MemoryBank, Remembered, rows_of
 from echoplan.networks.e3sam2.encoder import FrameFeatures
-from echoplan.networks.e3sam2.memory import BANKS, Memory, MemoryBank, Remembered, rows_of
+from echoplan.networks.e3sam2.memory import Memory
 from echoplan.networks.e3sam2.prompts import Prompting, StartPrompt
 from echoplan.networks.e3sam2.sam2_parts import build_mask_decoder, build_pointer_head
 from echoplan.networks.e3sam2.settings import E3SAM2Settings
@@ -127,6 +128,12 @@ class Decoder(nn.Module):
         )
 
 
+def start_candidates(length: int, *, most: int) -> list[int]:
+    """At most so many evenly spaced frames of a clip, its first and its last among them; one is the first."""
+    count = min(length, most)
+    return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
+
+
 def walking_steps(starts: Sequence[int], lengths: Sequence[int], *, both_ways: bool) -> list[list[Place]]:
     """Which frames of some clips are segmented together, step by step.
 
@@ -155,17 +162,92 @@ class CarriedMemory:
     bank: MemoryBank | None = None
 
 
+class Segmenter:
+    """Prompting, memory and decoder at work on one frame of each of some walks.
+
+    Args:
+        settings: of the network.
+        prompting, memory, decoder: the network's parts.
+        positions: the position encoding ``(1, 256, h, w)`` of the top features.
+    """
+
+    def __init__(
+        self, settings: E3SAM2Settings, *, prompting: Prompting, memory: Memory, decoder: Decoder, positions: Tensor
+    ) -> None:
+        self.settings, self.prompting, self.memory, self.decoder = settings, prompting, memory, decoder
+        self.positions = positions
+        self._decode = partial(decoder, positions=prompting.positions())
+        self._follow = prompting.follower()
+
+    @property
+    def size(self) -> int:
+        """H and W of the frames."""
+        return _STRIDE * self.positions.shape[-1]
+
+    def begin(self, starts: Sequence[StartPrompt], seen: FrameFeatures, top: Tensor) -> Decoded:
+        """The start frames; those whose prompts are alike go through the decoder together.
+
+        Args:
+            starts: what they are begun with.
+            seen: their features.
+            top: their top features after memories were read.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, start in enumerate(starts):
+            groups.setdefault(start.group(), []).append(index)
+        parts = []
+        for members in groups.values():
+            alike = [starts[index] for index in members]
+            answers = [start.answer for start in alike if start.answer is not None]
+            of_members = partial(rows_of, members)
+            own, read = (seen, top) if len(groups) == 1 else (seen.each(of_members), of_members(top))
+            decoded = self._decode(
+                # What SAM2 believes it reads with no mark of a frame without memories.
+                own.top if answers else read,
+                own,
+                prompt=self.prompting.embed(alike),
+                single=bool(answers) or self._is_single(alike[0]),
+            )
+            parts.append(decoded.believing(torch.stack(answers)) if answers else decoded)
+        if len(parts) == 1:
+            return parts[0]
+        order = [index for members in groups.values() for index in members]
+        return Decoded.joined(parts).each(partial(rows_of, [order.index(index) for index in range(len(order))]))
+
+    def follow(self, seen: FrameFeatures, top: Tensor) -> Decoded:
+        """Frames after the first; `top` has read the memory."""
+        return self._decode(top, seen, prompt=self._follow(top), single=self.settings.multimask == "never")
+
+    def remembered(self, frames: Tensor, unread: Tensor, top: Tensor, decoded: Decoded) -> Remembered:
+        """What there is to remember of frames ``(n,)``, whose features are `unread` before and `top` after reading."""
+        masks = enlarge(decoded.mask, self.size)
+        written = self.memory.write(unread if self.settings.memory_written == "before" else top, masks)
+        detached = self.settings.memory_detached or self.settings.memory_across_clips
+        return Remembered(
+            frames,
+            written.detach() if detached else written,
+            top.detach() if self.settings.memory_draw else None,
+            decoded.pointer if self.decoder.pointer is not None else None,
+            decoded.confidence.detach(),
+        )
+
+    def new_bank(self, start: Remembered) -> MemoryBank:
+        """A memory that begins with the start frames."""
+        return BANKS[self.settings.memory](start, self.settings.memory_frames)
+
+    def _is_single(self, start: StartPrompt) -> bool:
+        return start.has_box if self.settings.multimask == "sam2" else self.settings.multimask == "never"
+
+
 class Tracker:
-    """Prompting, memory and decoder at work on some clips.
+    """Some clips, walked from their start frames.
 
     The way back from the start frame does not read what was remembered on the way to the end: it has the start frame
     alone, as the way to the end had. (SAM2's predictor reads there the frames that follow, which the way forward made.)
     So both are walked together, unless a carried memory makes one wait for the other.
 
     Args:
-        settings: of the network.
-        prompting, memory, decoder: the network's parts.
-        positions: the position encoding ``(1, 256, h, w)`` of the top features.
+        segmenter: of the network.
         starts: what the clips are begun with.
         lengths: frames of the clips.
         chances: of each clip, for what is drawn from the memory, an entry a frame; None draws by PyTorch's own chance
@@ -175,20 +257,15 @@ class Tracker:
 
     def __init__(
         self,
-        settings: E3SAM2Settings,
+        segmenter: Segmenter,
         *,
-        prompting: Prompting,
-        memory: Memory,
-        decoder: Decoder,
-        positions: Tensor,
         starts: Sequence[StartPrompt],
         lengths: Sequence[int],
         chances: Sequence[torch.Generator] | None = None,
         carried: CarriedMemory | None = None,
     ) -> None:
-        self.settings, self.carried = settings, carried
-        self.prompting, self.memory, self.decoder = prompting, memory, decoder
-        self.positions, self.starts, self.lengths, self.chances = positions, starts, lengths, chances
+        self.segmenter, self.carried = segmenter, carried
+        self.starts, self.lengths, self.chances = starts, lengths, chances
         self.steps = walking_steps([start.frame for start in starts], lengths, both_ways=carried is None)
 
     def walk(self, features: Iterable[FrameFeatures]) -> Iterator[Decoded]:
@@ -197,10 +274,8 @@ class Tracker:
         Args:
             features: of these places, step by step.
         """
-        decode = partial(self.decoder, positions=self.prompting.positions())
-        follow = self.prompting.follower()
         places = [(frame, self.lengths[clip]) for step in self.steps for clip, frame in step]
-        indices = upload(torch.tensor(places), self.positions.device)
+        indices = upload(torch.tensor(places), self.segmenter.positions.device)
         bank: MemoryBank | None = None
         walked = zip(self.steps, features, indices.split([len(step) for step in self.steps]), strict=True)
         for number, (step, seen, where) in enumerate(walked):
@@ -209,51 +284,23 @@ class Tracker:
             elif bank is not None and number == 1:
                 bank = bank.of_rows([clip for clip, _ in step])  # both ways from a start frame begin with it
             top = self._read(step, seen.top, bank, where)
-            if number == 0:
-                decoded = self._begin(decode, seen, top)
-            else:
-                decoded = decode(top, seen, prompt=follow(top), single=self.settings.multimask == "never")
+            decoded = self.segmenter.begin(self.starts, seen, top) if number == 0 else self.segmenter.follow(seen, top)
             following = len(self.steps[number + 1]) if number + 1 < len(self.steps) else 0
             if following or self.carried is not None:
                 rows = slice(len(step) if number == 0 or self.carried is not None else following)
                 if bank is not None and self.carried is None:
                     bank = bank.of_rows(rows)
                 kept = decoded.each(itemgetter(rows))
-                bank = self._remember(bank, where[rows, 0], seen.top[rows], top[rows], kept)
+                bank = self._remember(bank, self.segmenter.remembered(where[rows, 0], seen.top[rows], top[rows], kept))
             yield decoded
 
-    def _begin(self, decode: Callable[..., Decoded], seen: FrameFeatures, top: Tensor) -> Decoded:
-        """The start frames; those whose prompts are alike go through the decoder together."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, start in enumerate(self.starts):
-            groups.setdefault(start.group(), []).append(index)
-        parts = []
-        for members in groups.values():
-            starts = [self.starts[index] for index in members]
-            answers = [start.answer for start in starts if start.answer is not None]
-            of_members = partial(rows_of, members)
-            own, read = (seen, top) if len(groups) == 1 else (seen.each(of_members), of_members(top))
-            decoded = decode(
-                # What SAM2 believes it reads with no mark of a frame without memories.
-                own.top if answers else read,
-                own,
-                prompt=self.prompting.embed(starts),
-                single=bool(answers) or self._is_single(starts[0]),
-            )
-            parts.append(decoded.believing(torch.stack(answers)) if answers else decoded)
-        if len(parts) == 1:
-            return parts[0]
-        order = [index for members in groups.values() for index in members]
-        return Decoded.joined(parts).each(partial(rows_of, [order.index(index) for index in range(len(order))]))
-
-    def _is_single(self, start: StartPrompt) -> bool:
-        return start.has_box if self.settings.multimask == "sam2" else self.settings.multimask == "never"
-
     def _read(self, step: Sequence[Place], top: Tensor, bank: MemoryBank | None, where: Tensor) -> Tensor:
+        memory = self.segmenter.memory
         if bank is None:
-            return self.memory.without(top)
+            return memory.without(top)
         draw = partial(self._draw, [clip for clip, _ in step])
-        return self.memory.read(top, self.positions, bank=bank, frames=where[:, 0], lengths=where[:, 1], draw=draw)
+        positions = self.segmenter.positions
+        return memory.read(top, positions, bank=bank, frames=where[:, 0], lengths=where[:, 1], draw=draw)
 
     def _draw(self, clips: Sequence[int], weights: Tensor) -> Tensor:
         """What `torch.multinomial` draws on the CPU by weights ``(n, m)``, which stay where they are."""
@@ -268,29 +315,16 @@ class Tracker:
         waits = [torch.empty(entries, device="cpu").exponential_(generator=chance) for chance in chances]
         return (weights / upload(torch.stack(waits), weights.device)).argmax(dim=1, keepdim=True)
 
-    def _remember(
-        self, bank: MemoryBank | None, frames: Tensor, unread: Tensor, top: Tensor, decoded: Decoded
-    ) -> MemoryBank | None:
-        """Keep frames whose features are `unread` before and `top` after the memory was read."""
-        masks = enlarge(decoded.mask, size=_STRIDE * self.positions.shape[-1])
-        written = self.memory.write(unread if self.settings.memory_written == "before" else top, masks)
-        new = Remembered(
-            frames,
-            written.detach() if self.settings.memory_detached or self.carried is not None else written,
-            top.detach() if self.settings.memory_draw else None,
-            decoded.pointer if self.decoder.pointer is not None else None,
-            decoded.confidence.detach(),
-        )
-        make = partial(BANKS[self.settings.memory], size=self.settings.memory_frames)
+    def _remember(self, bank: MemoryBank | None, new: Remembered) -> MemoryBank | None:
         if self.carried is None:
             if bank is None:
-                return make(new)
+                return self.segmenter.new_bank(new)
             bank.add(new)
             return bank
-        for row in range(len(frames)):
+        for row in range(len(new.frame)):
             one = new.of_row(row)
             if self.carried.bank is None:
-                self.carried.bank = make(one)
+                self.carried.bank = self.segmenter.new_bank(one)
             else:
                 self.carried.bank.add(one)
         return self.carried.bank

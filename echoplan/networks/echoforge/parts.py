@@ -124,7 +124,7 @@ class Attention(nn.Module):
             other,
             attn_mask=None if allowed is None else allowed.repeat(1, self.heads, 1),
             scale=queries.shape[-1] ** -0.5,
-        ).unflatten(1, queries.shape[1:3])
+        ).unflatten(1, (self.heads, -1))
         mixed = gathered @ self.value.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
         return mixed.transpose(1, 2).flatten(2) + self.value.bias
 
