@@ -47,9 +47,11 @@ FAILURES_FILE = "failures.json"
 ZERO_SHOT_FILE = "zero_shot.json"
 REFERENCES = "references"
 STUDY_FILE = "study.json"
+STRESS_CSV, STRESS_TABLE, STRESS_FIGURE, STRESS_PATIENTS = "stress.csv", "stress.md", "stress.png", "patients"
 
 # An exported model
 MANIFEST_FILE = "manifest.json"
+SHIPPED_CARD_FILE = "MODEL_CARD.md"
 ONNX_FILE, MODEL_CARD_FILE = "model.onnx", "model_card.md"
 
 _FOLD = re.compile(r"fold_(\d+)")

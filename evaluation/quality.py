@@ -17,6 +17,7 @@ from .ventricle.volumes import LARGEST_LENGTH_DIFFERENCE_PERCENT
 
 NO_SECOND_OPINION = "no second fold's network measured it that could disagree"
 _SHARE_OF_ORDINARY = 0.95
+_FEWEST_OF_A_BEAT = 3  # frames; two are an end-diastole and an end-systole that somebody chose
 _FEWEST_FOR_ROUGHNESS = 5  # frames; a second difference needs three, and a few of them a spread
 
 
@@ -101,6 +102,14 @@ _MEASURES = {
         0.10,
         "fixed: a whole ventricle lies inside the sector",
     ),
+    "certainty": _Measure(
+        "the network is less sure of the cavity ({percent:.1f} % in the mean) than of 19 in 20 that it was validated "
+        "on (limit {limit_percent:.1f} %): the clip may be unlike its training data",
+        0.0,
+        "none: what a network is usually sure of, its cross-validation tells",
+        low_is_bad=True,
+        by_crossval=True,
+    ),
     "empty_share": _Measure("{percent:.0f} % of the frames have no cavity", 0.0, "fixed: every frame shows the heart"),
     "stray_share": _Measure(
         "{percent:.0f} % of the mask lies outside its largest part (limit {limit_percent:.0f} %)",
@@ -137,10 +146,10 @@ def default_limits() -> dict[str, Limit]:
 def limits_from_crossval(measured: Mapping[str, Sequence[float | None]]) -> dict[str, Limit]:
     """Limits from what cross-validation found ordinary; fixed ones for what it cannot tell.
 
-    Roughness and the differences between views: the conformal 95th percentile, beyond which lies one ordinary clip (or
-    patient) in twenty; 19 values at least. Frames: a clip as short as the shortest one in cross-validation is not too
-    short. The others are fixed, the folds' disagreement because in cross-validation one network alone has not seen a
-    patient.
+    Roughness, certainty and the differences between views: the conformal 95th (5th) percentile, beyond which lies one
+    ordinary clip (or patient) in twenty; 19 values at least. Frames: a clip as short as the shortest one in
+    cross-validation is not too short, unless that shows end-diastole and end-systole alone. The others are fixed, the
+    folds' disagreement because in cross-validation one network alone has not seen a patient.
 
     Args:
         measured: measure -> its values, a clip or a patient each; None is left out.
@@ -149,11 +158,14 @@ def limits_from_crossval(measured: Mapping[str, Sequence[float | None]]) -> dict
     for name, values in measured.items():
         known = [float(value) for value in values if value is not None and np.isfinite(value)]
         if _MEASURES[name].by_crossval:
-            limit = conformal_quantile(known, _SHARE_OF_ORDINARY)
+            sign, rank = (-1, "5th") if _MEASURES[name].low_is_bad else (1, "95th")
+            limit = sign * conformal_quantile([sign * value for value in known], _SHARE_OF_ORDINARY)
             if np.isfinite(limit):
-                limits[name] = Limit(limit, f"95th percentile of {len(known)} cross-validated measurements")
-        elif name == "frames" and known and min(known) < limits[name].value:
-            limits[name] = Limit(min(known), f"the shortest of {len(known)} cross-validated clips")
+                limits[name] = Limit(limit, f"{rank} percentile of {len(known)} cross-validated measurements")
+        elif name == "frames":
+            beats = [value for value in known if value >= _FEWEST_OF_A_BEAT]
+            if beats and min(beats) < limits[name].value:
+                limits[name] = Limit(min(beats), f"the shortest of {len(beats)} cross-validated clips")
     return limits
 
 
@@ -171,7 +183,10 @@ def area_roughness(area: ArrayLike) -> float | None:
 
 
 def clip_measures(mask: np.ndarray, measured: CaseMeasurement) -> dict[str, Any]:
-    """What is measured of one clip for its quality, but for `edge_share`, which takes the image; None is unknown.
+    """What is measured of one clip for its quality; None is unknown.
+
+    `edge_share`, which takes the image, and `certainty`, which takes the networks' probabilities, are measured where
+    these are.
 
     Args:
         mask: (T, H, W), 0 is background, anything else the cavity.

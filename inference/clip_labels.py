@@ -1,4 +1,4 @@
-"""The labels that networks find in a clip, kept a bit a pixel."""
+"""The labels that networks find in a clip, kept a bit a pixel, and how sure they are of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from echoplan.networks.interface import labels_from_probabilities
 
 from ..preprocessing.geometry import Geometry
-from ..preprocessing.probabilities import ClipProbabilities
+from ..preprocessing.probabilities import Certainty, ClipProbabilities
 from .ensemble import FrameProbabilities, on_native_grid
 
 _FRAMES_AT_ONCE = 32
@@ -23,6 +23,7 @@ class ClipLabels:
     Args:
         shape: (T, H, W) of the clip.
         classes: K of the probabilities.
+        target: the label of the structure that is measured.
         keep_probabilities: their type, or None where they are not wanted.
 
     Attributes:
@@ -34,8 +35,12 @@ class ClipLabels:
 
     geometry: Geometry
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, keep_probabilities: DTypeLike | None) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, target: int, keep_probabilities: DTypeLike | None
+    ) -> None:
         self.labels = PackedLabels(shape, classes)
+        self._target = target
+        self._sure: dict[int | None, Certainty] = {}
         self.on_grid: dict[int | None, PackedLabels] = {}
         self._kept_type = keep_probabilities
         self._kept: np.ndarray | None = None
@@ -50,13 +55,22 @@ class ClipLabels:
     def probabilities(self) -> ClipProbabilities | None:
         return None if self._kept is None else ClipProbabilities(self._kept, self.geometry)
 
+    @property
+    def certainty(self) -> float | None:
+        """The networks' mean `Certainty`, each fold's by itself: so a fold is sure of the cases that it validates."""
+        folds = [sure for fold, sure in self._sure.items() if fold is not None] or list(self._sure.values())
+        known = [sure.mean for sure in folds if sure.mean is not None]
+        return sum(known) / len(known) if known else None
+
     def add(self, part: FrameProbabilities) -> None:
         """Take what is found in some frames."""
         values, self.geometry = part.values, part.geometry
         shape = (self.labels.shape[0], *values.shape[2:])
         if part.fold not in self.on_grid:
             self.on_grid[part.fold] = PackedLabels(shape, len(values))
-        self.on_grid[part.fold].put(part.frames, labels_from_probabilities(values))
+        labels = labels_from_probabilities(values)
+        self.on_grid[part.fold].put(part.frames, labels)
+        self._sure.setdefault(part.fold, Certainty(self._target)).add(values, labels)
         if part.fold is not None:
             return
         for first in range(0, len(part.frames), _FRAMES_AT_ONCE):

@@ -23,6 +23,7 @@ from echoplan.cli import (
 )
 from echoplan.cluster import add_engine, check_engine
 from echoplan.errors import EchoPlanError
+from echoplan.models import DEFAULT, card_of, shipped_model
 from echoplan.paths import dataset_name
 
 from ..evaluation import VOLUME_RULES
@@ -69,6 +70,9 @@ def predict(arguments: Sequence[str]) -> int:
         f"  {member.model.path.name}, folds {', '.join(map(str, member.folds))}" for member in predictor.members
     )
     print(f"predicting with {choice.reason}:\n{names}")
+    for member in predictor.members:
+        if card := card_of(member.model.path):
+            print(f"{predictor.origin}\nits card: {card}")
     run = predict_folder(
         options.input,
         options.output,
@@ -148,11 +152,24 @@ def add_model_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("-p", dest="plans_name", metavar="PLANS", help="which plan's model")
     to.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="which configuration's model")
     add_folds(to, "-f", help="which folds, or all (every fold trained)")
-    to.add_argument("-m", dest="model_folders", nargs="+", type=existing_path, metavar="MODEL_FOLDER",
-                    help="a model folder anywhere; several are an ensemble")  # fmt: skip
+    to.add_argument("-m", dest="model_folders", nargs="+", type=model_folder, metavar="MODEL_FOLDER",
+                    help=f"a model folder anywhere; several are an ensemble; {DEFAULT}: the model that comes with "
+                    "EchoPlan")  # fmt: skip
     add_trust_code(to)
     to.add_argument("-chk", "--checkpoint", dest="checkpoint", choices=("final", "best"), default="final",
                     help="which checkpoint")  # fmt: skip
+
+
+def add_coverage(to: argparse.ArgumentParser) -> None:
+    """--coverage: of intervals."""
+    to.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
+                    help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
+
+
+def model_folder(text: str) -> Path:
+    """An argparse type: a folder, or the name of a model that comes with EchoPlan."""
+    shipped = None if Path(text).exists() else shipped_model(text)
+    return shipped or existing_path(text)
 
 
 def models_of(options: argparse.Namespace, trainer: str | None) -> ModelChoice:
@@ -164,8 +181,8 @@ def models_of(options: argparse.Namespace, trainer: str | None) -> ModelChoice:
 def _predict_parser() -> argparse.ArgumentParser:
     made = parser(
         "echoplan_predict",
-        "Segment clips and measure the ejection fraction. With one model trained, or a best configuration found, "
-        "-i and -o are all it needs.",
+        "Segment clips and measure the ejection fraction. With nothing or one model trained, or a best configuration "
+        "found, -i and -o are all it needs.",
     )
     made.add_argument(
         "-i", dest="input", type=existing_path, required=True, metavar="IN", help="a clip or a folder of clips"
@@ -189,8 +206,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
     made.add_argument("--find_phases", action="store_true",
                       help="find end-diastole and end-systole even where cases.csv gives them")  # fmt: skip
-    made.add_argument("--coverage", type=_coverage, default=DEFAULT_COVERAGE, metavar="SHARE",
-                      help="how often the intervals of EF and volumes hold the reference")  # fmt: skip
+    add_coverage(made)
     made.add_argument("--num_parts", type=positive_count, metavar="N", help="predict one of N parts of the clips; with")
     made.add_argument("--part_id", type=int, metavar="K", help="the part's number, 0 to N - 1")
     made.add_argument("--backend", choices=BACKENDS, default=TORCH, help="what computes the networks; onnx and "

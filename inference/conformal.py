@@ -8,8 +8,9 @@ the fold that made it. `evaluation.conformal` has the mathematics of the interva
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -234,6 +235,10 @@ def phases_of(row: PatientRow) -> str:
     return "given" if set(str(row.phases).split(";")) == {"given"} else "found"
 
 
+# A clip, the files that its mask is made from, its reference's file, and what tells how sure the networks are of it.
+_Clip = tuple[Case, tuple[Path, ...], Path, Callable[[], float | None]]
+
+
 @dataclass
 class _Patient:
     """What cross-validation knows of one patient.
@@ -283,12 +288,13 @@ def calibrate(
         target: the value that is measured.
         processes: worker processes; 0: none.
     """
-    patients: dict[str, list[tuple[Case, tuple[Path, ...], Path]]] = {}
+    patients: dict[str, list[_Clip]] = {}
     folds = {}
     for name, fold in crossval.cases.items():
         case = store.case(name)
         patient = case.patient or name
-        patients.setdefault(patient, []).append((case, candidate.files(crossval, name), crossval.reference(name)))
+        sure = partial(candidate.certainty, crossval, name, target)
+        patients.setdefault(patient, []).append((case, candidate.files(crossval, name), crossval.reference(name), sure))
         folds[patient] = fold
     arguments = {name: (folds[name], clips, steps, dict(structures), target) for name, clips in patients.items()}
     results = run_cases(_measure_patient, arguments, processes=processes, description="calibrating")
@@ -315,20 +321,20 @@ def calibrate(
 
 def _measure_patient(
     fold: int,
-    clips: Sequence[tuple[Case, tuple[Path, ...], Path]],
+    clips: Sequence[_Clip],
     steps: Sequence[Step],
     structures: Mapping[str, int],
     target: int,
 ) -> _Patient:
     patient = _Patient(fold)
     measured: dict[str, list[CaseMeasurement]] = {"found": [], "given": [], "masks": []}
-    for case, files, reference in clips:
+    for case, files, reference, sure in clips:
         item = load_labelled(files, reference)
         mask = apply_postprocessing(item.prediction, steps, structures, frame_time_ms=item.frame_time_ms) == target
         measured["found"].append(measure_case(case.without_phases(), mask))
         measured["given"].append(measure_case(case, mask))
         measured["masks"].append(measure_case(case, item.reference == target))
-        patient.quality.append(clip_measures(mask, measured["found"][-1]))
+        patient.quality.append(clip_measures(mask, measured["found"][-1]) | {"certainty": sure()})
         for quantity in QUANTITIES:
             if patient.dataset.get(quantity) is None:
                 patient.dataset[quantity] = getattr(case, quantity)

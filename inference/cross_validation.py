@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from echoplan import layout
 from echoplan.errors import EchoPlanError
@@ -15,11 +16,12 @@ from echoplan.files import read_json
 from echoplan.imageio import probe_clip
 from echoplan.labels import IGNORE
 from echoplan.masks import load_mask
+from echoplan.networks.interface import labels_from_probabilities
 from echoplan.parallel_map import run_cases
 from echoplan.paths import Folders
 
 from ..evaluation.metrics import score_frames
-from ..preprocessing.probabilities import ClipProbabilities, average, load_probabilities
+from ..preprocessing.probabilities import Certainty, ClipProbabilities, average, load_probabilities
 from .postprocessing import LabelledPrediction
 
 
@@ -118,6 +120,16 @@ class Candidate:
     def calibration(self) -> Path:
         """Where its calibration lies."""
         return self.home / layout.CROSS_VALIDATION / layout.CALIBRATION_FILE
+
+    def certainty(self, crossval: CrossValidation, case: str, target: int) -> float | None:
+        """How sure the candidate is of a structure in a case, see `Certainty`; None where it kept no probabilities."""
+        files = [crossval.prediction(model, case, ".npz") for model in self.models]
+        if not all(file.is_file() for file in files):
+            return None
+        values = torch.from_numpy(average(map(load_probabilities, files)).values)
+        certainty = Certainty(target)
+        certainty.add(values, labels_from_probabilities(values))
+        return certainty.mean
 
     def files(self, crossval: CrossValidation, case: str) -> tuple[Path, ...]:
         """What the candidate's mask of a case is made from: one mask, or several models' probabilities."""

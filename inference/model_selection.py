@@ -11,6 +11,7 @@ from typing import Any
 from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
+from echoplan.models import DEFAULT, shipped_model
 from echoplan.paths import Folders, dataset_folders, dataset_name
 
 from ..training.model_folder import ModelFolder
@@ -67,27 +68,29 @@ def choose_models(
         trust_code: whether users' own trainers may run that lie outside the results folder.
 
     Raises:
-        EchoPlanError: nothing is trained, nothing fits, or several models do; the message lists what to type.
+        EchoPlanError: nothing of what was named is trained, nothing fits, or several models do; the message lists what
+            to type.
 
     Example:
         >>> from pathlib import Path
-        >>> from echoplan.errors import EchoPlanError
         >>> from echoplan.paths import Folders
         >>> from echoplan.inference import choose_models
-        >>> try:
-        ...     choose_models(Folders(Path("raw"), Path("preprocessed"), Path("results")))
-        ... except EchoPlanError as error:
-        ...     print(error.problem)
-        nothing is trained to its end yet
+        >>> choose_models(Folders(Path("raw"), Path("preprocessed"), Path("results"))).reason
+        'the model that comes with EchoPlan, for nothing is trained here'
     """
     chosen_folds = None if folds is None else tuple(folds)
     if model_folders:
         members = tuple((path, chosen_folds) for path in model_folders)
         own = all(path.resolve().is_relative_to(folders.results.resolve()) for path in model_folders)
         return ModelChoice(members, None, "the model folders given", trust_code=own or trust_code)
-    home = folders.find_results(dataset) if dataset is not None else _only_dataset(folders)
     trainer = None if trainer is None else trainer.rpartition(":")[2]  # path/to/file.py:Class
     wanted = {"-tr": trainer, "-p": plans_name, "-c": configuration}
+    shipped = shipped_model()
+    # Where a training was begun, its user waits for that model: no other one stands in for it unasked.
+    if not (dataset or any(wanted.values()) or dataset_folders(folders.results)) and shipped is not None:
+        reason = "the model that comes with EchoPlan, for nothing is trained here"
+        return ModelChoice(((shipped, chosen_folds),), None, reason)
+    home = folders.find_results(dataset) if dataset is not None else _only_dataset(folders)
     best = home / layout.BEST_CONFIGURATION_FILE
     if not any(wanted.values()) and best.is_file():
         return read_best(best, chosen_folds)
@@ -122,9 +125,12 @@ def _only_dataset(folders: Folders) -> Path:
     raise EchoPlanError(
         "nothing is trained to its end yet",
         file=root,
-        remedy=f"train ({_how_to_finish(datasets[0])}), or give a model folder with -m"
-        if datasets
-        else "train (echoplan_plan_and_preprocess -d NAME, then echoplan_train NAME 0), or give a model folder with -m",
+        remedy=(
+            f"train ({_how_to_finish(datasets[0])})"
+            if datasets
+            else "train (echoplan_plan_and_preprocess -d NAME, then echoplan_train NAME 0)"
+        )
+        + f", or give a model folder with -m; -m {DEFAULT} is the model that comes with EchoPlan",
     )
 
 

@@ -174,7 +174,11 @@ def _predict(
     results = engine.predict(todo, source, out, keep_probabilities=keep_probabilities) if todo else CaseResults()
     run = _what_is_left(inputs, kept, results, out)
     if part is None:
-        about: dict[str, Any] = {"target": predictor.target, "title": predictor.name, "trust": predictor.trust}
+        about: dict[str, Any] = {
+            "target": predictor.target,
+            "title": f"{predictor.name}, {predictor.origin}",
+            "trust": predictor.trust,
+        }
         run.rows, run.notes = write_reports(out, inputs, run.masks, run.failures, early=early, **about, **how)
     return run
 

@@ -206,6 +206,13 @@ class EchoPredictor:
         """The members' folder names."""
         return " + ".join(member.model.path.name for member in self.members)
 
+    @property
+    def origin(self) -> str:
+        """What it was trained on, and the terms of these data, which may bind their models too, in a line."""
+        data = self.description
+        licence = f"; licence of the data: {data.licence}" if data.licence else ""
+        return f"trained on {data.name}{licence}" + (f"; cite: {data.reference}" if data.reference else "")
+
     @cached_property
     def identity(self) -> str:
         """A short name for all that a mask depends on beside its clip: weights, plans, settings.
@@ -272,7 +279,7 @@ class EchoPredictor:
     ) -> list[ClipLabels]:
         """What the networks find in clips, of which several must `share_batches`: the first part of `segment`."""
         classes = self.description.classes
-        found = [ClipLabels(item.clip.shape, classes, keep_probabilities) for item in prepared]
+        found = [ClipLabels(item.clip.shape, classes, self.target, keep_probabilities) for item in prepared]
         alone = self.folds if len(self.folds) > 1 else ()  # one fold's own opinion is that of all together
         on_grids = [item.on_grids for item in prepared]
         for part in run_networks(self.members, on_grids, alone, mirroring=self.mirroring, autocast=self.autocast):
@@ -314,6 +321,7 @@ class EchoPredictor:
             together,
             by_fold or dict.fromkeys(self.folds, together),
             edge_share(prepared.sector, mask, self.target),
+            found.certainty,
         )
         return Segmentation(clip, mask, evidence, found.probabilities)
 
@@ -376,6 +384,8 @@ class EchoPredictor:
                 for member in self.members
             ],
             "dataset": self.members[0].model.plan.dataset,
+            "licence": self.description.licence,
+            "reference": self.description.reference,
             "labels": dict(self.description.labels),
             "target": self.description.target,
             "postprocessing": list(self.postprocessing),

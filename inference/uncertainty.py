@@ -84,6 +84,7 @@ class ClipEvidence:
         average: the opinion of all networks together.
         by_fold: fold -> its networks' opinion.
         edge_share: share of the cavity's outline on the edge of the image sector.
+        certainty: the networks' mean probability of the cavity in the pixels in which they find it.
         origin: which model made it of which clip, as `predict_folder.origin` has it.
     """
 
@@ -91,6 +92,7 @@ class ClipEvidence:
     average: Opinion | None = None
     by_fold: dict[int, Opinion] = field(default_factory=dict)
     edge_share: float | None = None
+    certainty: float | None = None
     origin: str = ""
 
     def write(self, path: Path) -> None:
@@ -105,6 +107,7 @@ class ClipEvidence:
                 masks=np.concatenate(stacked),
                 spacing=np.array(self.spacing, dtype=np.float64),
                 edge_share=np.array(np.nan if self.edge_share is None else self.edge_share),
+                certainty=np.array(np.nan if self.certainty is None else self.certainty),
                 origin=np.array(self.origin),
             )
 
@@ -125,13 +128,17 @@ class ClipEvidence:
                 }
                 row, column = content["spacing"].tolist()
                 edge = float(content["edge_share"])
+                certainty = float(content["certainty"]) if "certainty" in content else np.nan  # of an earlier EchoPlan
                 origin = str(content["origin"])
         except FileNotFoundError as error:
             raise EchoPlanError("what the folds found is missing", file=path, remedy="predict again") from error
         except _DAMAGED as error:
             raise EchoPlanError(f"this file is damaged: {error}", file=path, remedy="predict again") from error
         average = opinions.pop(_AVERAGE, None)
-        return cls((row, column), average, opinions, None if np.isnan(edge) else edge, origin)
+        known = {
+            name: None if np.isnan(value) else value for name, value in (("edge_share", edge), ("certainty", certainty))
+        }
+        return cls((row, column), average, opinions, **known, origin=origin)
 
     @staticmethod
     def read_origin(path: Path) -> str:
@@ -316,7 +323,7 @@ def assess_patient(
     doubts = {"": find_doubts(patient_measures(row, ef_fold_sd_percent=spread), settings.limits)}
     for case, measures in clips:
         kept = evidence.get(case.case)
-        known_too = {} if kept is None else {"edge_share": kept.edge_share}
+        known_too = {} if kept is None else {"edge_share": kept.edge_share, "certainty": kept.certainty}
         doubts[case.case] = doubts.get(case.case, []) + find_doubts({**measures, **known_too}, settings.limits)
     row = with_quality(replace(row, ef_fold_sd_percent=spread), doubts, folds=spread is not None)
     return Assessment(row, no_interval, intervals, doubts)

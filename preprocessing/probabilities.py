@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path
@@ -51,6 +53,32 @@ class ClipProbabilities:
     def of_class(self, index: int) -> np.ndarray:
         """(T, H, W) float32 probabilities of one class on the native grid."""
         return ClipProbabilities(self.values[index : index + 1], self.geometry).native()[0]
+
+
+@dataclass
+class Certainty:
+    """How sure a network is of a structure: its mean probability over the pixels in which it is found.
+
+    Attributes:
+        target: the structure's label.
+        total, pixels: the sum of the probabilities, and over how many pixels.
+    """
+
+    target: int
+    total: float = 0.0
+    pixels: int = 0
+
+    def add(self, values: Tensor, labels: Tensor) -> None:
+        """Take the probabilities (K, ...) of some frames, and the labels (...) that they amount to."""
+        inside = labels == self.target
+        of_target = values[0] if len(values) == 1 else values[self.target]
+        total, pixels = torch.stack([(of_target * inside).sum(dtype=torch.float32), inside.sum()]).tolist()
+        self.total, self.pixels = self.total + total, self.pixels + int(pixels)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean probability; None where the structure is found nowhere."""
+        return self.total / self.pixels if self.pixels else None
 
 
 def native_geometry(shape: tuple[int, int], spacing_mm: tuple[float, float] | None) -> Geometry:

@@ -201,6 +201,7 @@ def test_mistakes_get_one_clear_message(trained: Any, words: list[str], told: st
     assert told in error and "Traceback" not in error
 
 
-def test_predicting_with_nothing_trained_says_what_to_do(trained: Any, project: Any) -> None:
-    told = project.run("echoplan_predict", "-i", trained.raw / "imagesTs", "-o", project.root / "out", status=1)
-    assert "echoplan_train" in told.stderr
+def test_predicting_with_a_trainer_that_trained_nothing_says_what_to_do(trained: Any, project: Any) -> None:
+    words = ("-i", trained.raw / "imagesTs", "-o", project.root / "out", "-tr", "UNetTrainer")
+    told = project.run("echoplan_predict", *words, status=1)
+    assert "echoplan_train" in told.stderr and "-m default" in told.stderr

@@ -8,7 +8,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,13 +91,15 @@ class ModelState:
     def from_dict(cls: type[State], content: Mapping[str, Any]) -> State:
         """From what `load_checkpoint` gave; what an earlier EchoPlan did not write has its default.
 
+        Weights that are kept in 16 bits come in 32, in which networks compute.
+
         Raises:
             KeyError: it lacks something that cannot be done without.
         """
         keys = {item.name: _FILE_KEYS.get(item.name, item.name) for item in fields(cls)}
         needed = {item.name for item in fields(cls) if item.default is item.default_factory is MISSING}
         values = {name: content[key] for name, key in keys.items() if key in content or name in needed}
-        return cls(**{**values, "size": tuple(content["size"])})
+        return cls(**{**values, "size": tuple(content["size"]), "network": widened(content["network"])})
 
     @classmethod
     def read(cls: type[State], path: Path, *, device: torch.device | str = "cpu", mapped: bool = False) -> State:
@@ -109,6 +111,17 @@ class ModelState:
             raise EchoPlanError(
                 f"this checkpoint {lacks}{error}", file=path, remedy="restore the file, or train again"
             ) from error
+
+    def in_half_precision(self: State) -> State:
+        """The same with weights in 16 bits, rounded.
+
+        Raises:
+            ValueError: they are too large for that.
+        """
+        network = {key: value.half() if value.is_floating_point() else value for key, value in self.network.items()}
+        if large := not_finite(network):
+            raise ValueError(f"the weights of {large[0]} are too large for 16 bits")
+        return replace(self, network=network)
 
     def check(self, description: DatasetDescription, path: Path) -> None:
         """Whether a network can be built and filled by it; nothing is built.
@@ -191,6 +204,16 @@ class TrainingState(ModelState):
     def from_dict(cls: type[State], content: Mapping[str, Any]) -> State:
         """See `ModelState.from_dict`."""
         return super().from_dict({**content, "progress": EpochProgress(**content.get("progress", {}))})
+
+
+def widened(weights: Any) -> Any:
+    """Weights of 16 bits in 32, the others as they are; what is no dictionary of tensors as it is."""
+    if not isinstance(weights, dict):
+        return weights
+    return {
+        key: value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
+        for key, value in weights.items()
+    }
 
 
 def unusable(path: Path, problem: str) -> EchoPlanError:

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ from echoplan.cli import (
 )
 from echoplan.cluster import add_engine, check_engine
 from echoplan.device import choose_device
+from echoplan.models import DEFAULT, shipped_model
 from echoplan.paths import Folders
 
 from ..evaluation.metrics import summarise
@@ -171,10 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--overwrite", action="store_true", help="throw away a training that is there and start again")
     made.add_argument(
         "-pretrained_weights",
-        type=existing_path,
+        type=_weights,
         default=None,
         metavar="FILE",
-        help="weights to start from: published ones, or a checkpoint of the same trainer trained on other data",
+        help="weights to start from: published ones, or a checkpoint of the same trainer trained on other data, whose "
+        f"network's settings are taken; {DEFAULT}: the model that comes with EchoPlan",
     )
     add_processes(made)
     add_device(made)
@@ -186,6 +189,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--processes_per_fold", type=positive_count, metavar="N",
                       help="with --engine: processes that train a fold together; not given: one a GPU")  # fmt: skip
     return made
+
+
+def _weights(text: str) -> Path:
+    """An argparse type: a file, or the name of a model that comes with EchoPlan."""
+    shipped = None if Path(text).exists() else shipped_model(text)
+    if shipped is None:
+        return existing_path(text)
+    model = ModelFolder.read(shipped)
+    return model.checkpoint(model.folds()[0])
 
 
 def _amount(text: str) -> float:

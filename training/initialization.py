@@ -76,6 +76,23 @@ def initial_network(
     return network, {"kind": PUBLISHED if published else RANDOM, "file": None if weights is None else str(weights)}
 
 
+def network_settings_of(file: Path, method: Method[Any]) -> dict[str, Any]:
+    """The settings that make the network in a checkpoint of a method; empty of other files of weights.
+
+    Args:
+        file: weights that a training is to start from.
+        method: which is to be trained.
+
+    Raises:
+        EchoPlanError: the checkpoint cannot be read.
+    """
+    if not is_checkpoint(file):
+        return {}
+    state = ModelState.read(file, mapped=True)
+    names = {item.name for item in fields(method.recipe.network)} - {"pretrained"}
+    return {name: state.settings[name] for name in names & {*state.settings}} if state.trainer == method.name else {}
+
+
 def fill_from_checkpoint(network: nn.Module, file: Path, method: Method[Any]) -> Start:
     """Fill a network with the weights of a checkpoint of the same method, trained on other data.
 

@@ -25,6 +25,7 @@ from echoplan.plans import Plan, ResolvedPlan
 
 from .distributed import World
 from .fold import FoldSetup, fold_numbers, prepare_fold, read_splits
+from .initialization import network_settings_of
 from .methods import Method, find_method, method_registry
 from .model_folder import ModelFolder
 from .resume_check import as_started
@@ -65,9 +66,14 @@ class FoldJob:
         return f"{self.trainer.rpartition(':')[2]} fold {self.fold}"
 
     def method(self, plan: ResolvedPlan | None = None) -> Method[Any]:
-        """The method with the plan's and the job's settings; EchoPlanError where there is no such method or setting."""
-        planned = {} if plan is None else plan.settings
-        return find_method(self.trainer).with_settings({**planned, **self.settings})
+        """The method with the plan's and the job's settings, and of its network those of a checkpoint it starts from.
+
+        Raises:
+            EchoPlanError: there is no such method or setting, or the checkpoint cannot be read.
+        """
+        method, planned = find_method(self.trainer), {} if plan is None else plan.settings
+        begun = {} if self.weights is None else network_settings_of(self.weights, method)
+        return method.with_settings({**begun, **planned, **self.settings})
 
     def plan(self, where: Folders) -> ResolvedPlan:
         """What is planned for the trainer.

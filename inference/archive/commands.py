@@ -8,6 +8,7 @@ from pathlib import Path
 
 from echoplan.cli import command, existing_path, folders, parser
 from echoplan.errors import EchoPlanError
+from echoplan.models import card_of
 from echoplan.paths import dataset_name
 
 from ...training.model_folder import ModelFolder
@@ -32,11 +33,14 @@ def export_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("-o", dest="output", type=Path, required=True, metavar="FILE", help="the archive, model.zip, say")
     made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER",
                       help="which trainer's model; several are an ensemble")  # fmt: skip
+    made.add_argument("--half_precision", action="store_true", help="keep the weights in 16 bits: half the size, "
+                      "rounded; measured in docs/results.md")  # fmt: skip
     add_model_options(made)
     options = made.parse_args(arguments)
     choice = _choose(options)
     dataset = _home_name(options, choice)
-    manifest = export_model(choice, options.output, dataset=dataset, checkpoint=options.checkpoint)
+    how = {"checkpoint": options.checkpoint, "half_precision": options.half_precision}
+    manifest = export_model(choice, options.output, dataset=dataset, **how)
     print(f"{options.output}, {options.output.stat().st_size / 1e6:.1f} MB: {choice.reason}")
     _print_content(manifest)
     trust = " --trust_code" if manifest.code else ""
@@ -95,7 +99,7 @@ def _home_name(options: argparse.Namespace, choice: ModelChoice) -> str:
     Raises:
         EchoPlanError: the model folders are of several datasets and none of them is named, or another one is.
     """
-    if not options.model_folders:
+    if not options.model_folders and card_of(choice.members[0][0]) is None:
         return choice.members[0][0].parent.name
     asked, datasets = options.dataset, sorted({ModelFolder.read(path).plan.dataset for path, _ in choice.members})
     fitting = [name for name in datasets if asked in (None, name, dataset_name(Path(name)))]

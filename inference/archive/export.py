@@ -18,9 +18,10 @@ from typing import Any
 from echoplan import layout
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, plain, read_json, sweep_partial_files
+from echoplan.networks.weights import weights_digest
 from echoplan.plans import Plan
 
-from ...training.checkpoint import ModelState, pack_checkpoint
+from ...training.checkpoint import ModelState, pack_checkpoint, widened
 from ...training.methods.registry import offering_package, trainer_file
 from ...training.model_folder import ModelFolder
 from ..conformal import Calibration
@@ -38,7 +39,9 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
 _FEWEST_LETTERS = 4  # shorter names of patients are words of every text
 
 
-def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: str = "final") -> Manifest:
+def export_model(
+    choice: ModelChoice, out: Path, *, dataset: str, checkpoint: str = "final", half_precision: bool = False
+) -> Manifest:
     """Write what `choice` predicts with to one file, and return its manifest. The same model gives the same bytes.
 
     What the user should know before passing it on is logged as warnings.
@@ -49,10 +52,12 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
         dataset: the folder's name that the models were trained under, Dataset001_CAMUS, or CAMUS+EchoNet.
         checkpoint: "final" or "best". The best ones go as checkpoint_final.pth, without calibration, which is that of
             the final ones.
+        half_precision: whether weights are kept in 16 bits, half the size. They are rounded, and computed with in 32
+            bits as others are.
 
     Raises:
         EchoPlanError: these models cannot predict (as `EchoPredictor` says), a trainer's file needs others beside it,
-            a name could not be a file's name elsewhere, or the disk is full.
+            a name could not be a file's name elsewhere, weights are too large for 16 bits, or the disk is full.
     """
     if out.is_dir():
         raise EchoPlanError("this is a folder", file=out, remedy="name a file, such as model.zip")
@@ -75,7 +80,7 @@ def export_model(choice: ModelChoice, out: Path, *, dataset: str, checkpoint: st
     steps, trust, data = predictor.postprocessing, predictor.trust, predictor.description
     del predictor  # its networks
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        export = _Export(archive, checkpoint, ensemble=len(members) > 1)
+        export = _Export(archive, checkpoint, ensemble=len(members) > 1, half_precision=half_precision)
         try:
             packages = {model.path.resolve().name: export.add_model(model, folds) for model, folds in members}
             chosen = dict(zip(packages, (folds for _, folds in members), strict=True))
@@ -99,6 +104,8 @@ class _Export:
         archive: the file.
         checkpoint: "final" or "best".
         ensemble: whether there are several models, each with its own calibration.
+        half_precision: whether weights are kept in 16 bits.
+        rounded: digest of weights -> that of what they are in the archive, where that is another.
         files: as the manifest holds them.
         notes: for the user, each once.
         names: of the cases and patients that the models know.
@@ -107,6 +114,8 @@ class _Export:
     archive: zipfile.ZipFile
     checkpoint: str
     ensemble: bool
+    half_precision: bool = False
+    rounded: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, int | str]] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
@@ -152,9 +161,9 @@ class _Export:
         if (home / layout.POSTPROCESSING_FILE).is_file():
             steps = read_postprocessing(home / layout.POSTPROCESSING_FILE)
             self.add_json(f"{folder}/{layout.POSTPROCESSING_FILE}", {"steps": list(steps)})
-        if self.ensemble and self.checkpoint == "final" and (home / CALIBRATION).is_file():
-            self.add_json(f"{folder}/{CALIBRATION}", Calibration.read(home / CALIBRATION).to_dict())
         sources = [self._add_checkpoint(model, folder, fold) for fold in folds]
+        if self.ensemble and self.checkpoint == "final" and (home / CALIBRATION).is_file():
+            self.add_calibration(f"{folder}/{CALIBRATION}", Calibration.read(home / CALIBRATION))
         for file in sorted({file for _, file in sources if file is not None}):
             self._add_code(folder, file)
         return next((offering_package(source) for source, file in sources if file is None), None)
@@ -174,10 +183,31 @@ class _Export:
         paths = [f"{key}={value}" for key, value in state.settings.items() if re.search(r"[/\\]", str(value))]
         if paths:
             self.note(f"settings of {model.trainer} look like paths of this machine: {', '.join(paths)}")
+        if self.half_precision:
+            shared = self._rounded(shared, model.path / file)
         text = json.dumps(plain({**shared.to_dict(), "network": None}), ensure_ascii=False)
         name = f"{folder}/{layout.fold_folder(fold)}/{layout.checkpoint_file('final')}"
         self.add(name, pack_checkpoint(shared.to_dict()), text=text)
         return shared.trainer_source, code
+
+    def _rounded(self, state: ModelState, file: Path) -> ModelState:
+        """The state with its weights in 16 bits; what names them by their digest will name these."""
+        try:
+            rounded = state.in_half_precision()
+        except ValueError as error:
+            raise EchoPlanError(str(error), file=file, remedy="export without --half_precision") from error
+        self.rounded[weights_digest(state.network)] = weights_digest(widened(rounded.network))
+        return rounded
+
+    def add_calibration(self, name: str, calibration: Calibration) -> None:
+        """A calibration.json, of the weights as they are in the archive."""
+        self.add_json(name, replace(calibration, weights=self._as_exported(calibration.weights)).to_dict())
+
+    def _as_exported(self, weights: Weights) -> Weights:
+        return {
+            model: {fold: self.rounded.get(digest, digest) for fold, digest in own.items()}
+            for model, own in weights.items()
+        }
 
     def _add_code(self, folder: str, file: Path) -> None:
         """The file of a user's own trainer."""
@@ -214,13 +244,14 @@ class _Export:
         folders = [*members]
         name, file = layout.together(folders), f"{layout.home_of(folders)}/{CALIBRATION}"
         if calibration is not None:
-            self.add_json(file, calibration.to_dict())
+            self.add_calibration(file, calibration)
         if choice.best is None and len(members) == 1:
             return
         by_export: dict[str, Any] = {"chosen_by": BY_EXPORT}
         best = by_export if choice.best is None else read_json(choice.best)
         scores = [row for row in best.get("scores", ()) if row.get("name") == name]
         written_for = weights if choice.best is None or self.checkpoint != "final" else choice.weights
+        written_for = self._as_exported(written_for)
         content = {
             "dataset": dataset,
             "name": name,

@@ -113,10 +113,15 @@ def test_views_that_do_not_fit_are_doubted():
 def test_cross_validation_says_what_is_ordinary():
     fixed = default_limits()
     values = list(np.linspace(0, 0.5, 39))
-    limits = limits_from_crossval({"area_roughness": values, "frames": [2, 12], "edge_share": values})
+    limits = limits_from_crossval({"area_roughness": values, "frames": [2, 3, 12], "edge_share": values})
     assert limits["area_roughness"].value == values[37]  # the 38th of 39: ceil(0.95 x 40)
     assert "39" in limits["area_roughness"].source
-    assert limits["frames"].value == 2 and limits["edge_share"] == fixed["edge_share"]
+    assert limits["frames"].value == 3 and limits["edge_share"] == fixed["edge_share"]
+    sure = limits_from_crossval({"certainty": [1 - value for value in values]})
+    assert sure["certainty"].value == 1 - values[37] and sure["certainty"].source.startswith("5th percentile of 39")
+    (doubt,) = find_doubts({"certainty": 0.5}, sure)
+    assert "unlike its training data" in doubt.words and not find_doubts({"certainty": 0.9}, sure)
+    assert not find_doubts({"certainty": 0.5}, fixed)  # without cross-validation nobody knows what is usual
     few = limits_from_crossval({"area_roughness": [*values[:18], None, np.nan], "frames": [30, 40]})
     assert few == fixed
 

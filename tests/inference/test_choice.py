@@ -8,18 +8,21 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.inference.model_selection import choose_models, trained_models
+from echoplan.models import shipped_model
+from echoplan.paths import Folders
 
 
-def test_nothing_trained_says_what_to_type(folders):
+def test_a_trainer_named_where_nothing_is_trained_says_what_to_type(folders):
     with pytest.raises(EchoPlanError, match="echoplan_train") as error:
-        choose_models(folders)
+        choose_models(folders, trainer="UNetTrainer")
     assert "nothing is trained" in str(error.value)
 
 
-def test_a_training_that_is_not_finished_does_not_count(folders, make_model):
+def test_a_training_that_is_not_finished_does_not_count(folders, make_model, tmp_path):
     model = make_model(folders.results, folds=())
     assert trained_models(model.parent) == ()
-    with pytest.raises(EchoPlanError, match="nothing is trained"):
+    assert choose_models(Folders(tmp_path, tmp_path, tmp_path / "nothing")).members[0][0] == shipped_model()
+    with pytest.raises(EchoPlanError, match="nothing is trained to its end"):
         choose_models(folders)
     with pytest.raises(EchoPlanError, match="echoplan_train Phantom 0"):
         choose_models(folders, dataset="Phantom")

@@ -43,8 +43,8 @@ def test_patients_without_an_ejection_fraction_are_counted(tmp_path, folders, ma
     assert "1 of 1 patients have no EF" in capsys.readouterr().out
 
 
-def test_predict_without_a_model_says_what_to_do(tmp_path, clips, capsys):
-    assert predict(["-i", str(clips), "-o", str(tmp_path / "out")]) == 1
+def test_predict_with_a_trainer_that_trained_nothing_says_what_to_do(tmp_path, clips, capsys):
+    assert predict(["-i", str(clips), "-o", str(tmp_path / "out"), "-tr", "UNetTrainer"]) == 1
     assert "echoplan_train" in capsys.readouterr().err
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import measure_case, measure_patients
 from echoplan.imageio import write_clip
 from echoplan.inference import EchoPredictor, predict_folder
+from echoplan.inference.clip_labels import ClipLabels
+from echoplan.inference.ensemble import FrameProbabilities
 from echoplan.inference.uncertainty import (
     ClipEvidence,
     Opinion,
@@ -20,6 +23,7 @@ from echoplan.inference.uncertainty import (
     measure_folds,
 )
 from echoplan.preprocessing import plan_geometry
+from echoplan.preprocessing.probabilities import native_geometry
 
 
 @pytest.fixture
@@ -116,12 +120,32 @@ def test_an_opinion_has_its_own_phases_unless_they_are_given(heart):
     assert len(Opinion.of(np.zeros_like(cavity))) == 0
 
 
+def test_each_folds_certainty_is_its_mean_probability_of_what_it_finds():
+    shape, grid = (2, 4, 4), native_geometry((4, 4), None)
+    found = ClipLabels(shape, 3, 2, None)
+    for fold, sure in ((0, 0.9), (1, 0.7), (None, 0.8)):
+        values = torch.zeros(3, 2, 4, 4)
+        values[0], values[2, :, :2], values[0, :, :2] = 1, sure, 1 - sure
+        found.add(FrameProbabilities(0, fold, np.arange(2), values, grid))
+    assert found.certainty == pytest.approx(0.8)  # of the folds'
+    assert ClipLabels(shape, 3, 2, None).certainty is None
+    single = ClipLabels(shape, 1, 1, None)
+    single.add(FrameProbabilities(0, None, np.arange(2), torch.full((1, 2, 4, 4), 0.4), grid))
+    assert single.certainty is None  # there is no cavity to be sure of
+
+
 def test_evidence_survives_the_disk(tmp_path, heart):
     cavity = heart.mask > 0
     kept = ClipEvidence((0.5, 0.25), Opinion.of(cavity), {3: Opinion.of(cavity, phases=(1, 4)), 1: Opinion(cavity[:0])})
+    kept.certainty = 0.75
     kept.write(tmp_path / "a.npz")
     again = ClipEvidence.read(tmp_path / "a.npz")
-    assert again.spacing == (0.5, 0.25) and again.edge_share is None and list(again.by_fold) == [3, 1]
+    assert (
+        again.spacing == (0.5, 0.25)
+        and again.edge_share is None
+        and again.certainty == 0.75
+        and list(again.by_fold) == [3, 1]
+    )
     np.testing.assert_array_equal(again.average.beats, kept.average.beats)
     np.testing.assert_array_equal(again.by_fold[3].beats, cavity[[1, 4]])
     assert len(again.by_fold[1]) == 0

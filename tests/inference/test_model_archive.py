@@ -132,6 +132,44 @@ def test_the_best_checkpoints_predict_like_the_final_ones(tmp_path, at, folders,
     assert predicted(clip, tmp_path / "out") == at_home
 
 
+def test_half_precision_keeps_the_choice_its_calibration_and_the_masks(
+    tmp_path, at, folders, make_crossval, make_model, clips, caplog
+):
+    for trainer, spoil in (("BrightTrainer", upper_half_missing), ("DimTrainer", lower_half_missing)):
+        make_crossval(trainer, spoil=spoil)
+    make_model(folders.results, trainer="DimTrainer", thresholds=(0.2, 0.7))
+    find_best_configuration(folders, "Phantom")
+    at_home = predicted(clips, tmp_path / "home", "--coverage", "0.8", status=1)
+    assert scripts.export_model(["Phantom", "-o", str(tmp_path / "a.zip"), "--half_precision"]) == 0
+    kept = torch.load(io.BytesIO(entries(tmp_path / "a.zip")[f"{DIM}/fold_0/checkpoint_final.pth"]), weights_only=True)
+    assert kept["network"]["threshold"].dtype == torch.float16
+    at(tmp_path / "elsewhere")
+    assert scripts.install_model([str(tmp_path / "a.zip"), "--trust_code"]) == 0
+    caplog.clear()
+    there = predicted(clips, tmp_path / "out", "--coverage", "0.8", status=1)
+    assert "other weights" not in caplog.text
+    rows = csv.DictReader(there["ef_report.csv"].decode().splitlines())
+    assert any(row["ef_low_percent"] for row in rows)
+    assert all(there[name] == at_home[name] for name in at_home if name.endswith(".nii.gz"))
+
+
+def test_half_precision_halves_the_file(tmp_path, folders, unet):
+    unet(folds=(0,), thresholds=(0,))
+    for name, half in (("whole.zip", False), ("half.zip", True)):
+        exported(choose_models(folders), tmp_path / name, half_precision=half)
+    whole, half = ((tmp_path / name).stat().st_size for name in ("whole.zip", "half.zip"))
+    assert half < 0.75 * whole
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path, folders, unet):
+    file = unet(folds=(0,), thresholds=(0,)) / "fold_0" / "checkpoint_final.pth"
+    state = load_checkpoint(file)
+    save_checkpoint(file, {**state, "network": {name: 1e7 * weights for name, weights in state["network"].items()}})
+    with pytest.raises(EchoPlanError, match="too large for 16 bits"):
+        exported(choose_models(folders), tmp_path / "a.zip", half_precision=True)
+    assert not (tmp_path / "a.zip").exists()
+
+
 def test_models_anywhere_are_exported_as_an_ensemble(tmp_path, at, folders, make_model, clip, capsys):
     models = [
         make_model(tmp_path / "usb", trainer=name, thresholds=(0.3, 0.6)) for name in ("BrightTrainer", "DimTrainer")
