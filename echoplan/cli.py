@@ -214,12 +214,12 @@ def folders() -> Folders:
     return found
 
 
-def fold_or_all(text: str) -> str:
-    """An argparse type: a fold's number, or "all"."""
-    if text != "all" and not (text.isascii() and text.isdigit()):
+def fold_text(text: str) -> str:
+    """An argparse type: FOLD, of whose number the plan knows more; not what nnU-Net's users are used to type there."""
+    if re.fullmatch(r"[23]d(_\w+)?", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no fold: give its number, or all (nnU-Net's configurations, such as 2d, are not named; each "
-            "trainer has its own)"
+            f"{text!r} is no fold but a configuration, which is not named here: each trainer has its own; give the "
+            "dataset and a fold's number, or all"
         )
     return text
 

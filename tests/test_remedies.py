@@ -48,7 +48,7 @@ def said(command, arguments, capsys):
 
 def test_nnunets_habit_is_answered(root, capsys):
     line = said("train", ["Phantom", "2d", "0"], capsys)
-    assert "'2d' is no fold" in line and "nnU-Net's configurations" in line
+    assert "'2d' is no fold but a configuration" in line and "give the dataset and a fold's number, or all" in line
     assert "is no fold" in said("compare_prompts", ["Phantom", "3d_fullres", "0"], capsys)
 
 

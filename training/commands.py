@@ -17,7 +17,7 @@ from echoplan.cli import (
     add_processes,
     command,
     existing_path,
-    fold_or_all,
+    fold_text,
     folders,
     parser,
     positive_count,
@@ -82,7 +82,7 @@ def compare_prompts(arguments: Sequence[str]) -> int:
         "from the labels, and with points and boxes near these. Only the first is what echoplan_predict does.",
     )
     made.add_argument("dataset", metavar="DATASET", help="name, id or folder name")
-    made.add_argument("fold", type=fold_or_all, metavar="FOLD", help="a trained fold, or all")
+    made.add_argument("fold", type=fold_text, metavar="FOLD", help="a trained fold, or all")
     made.add_argument("-tr", dest="trainer", default="E3SAM2Trainer", metavar="TRAINER", help="a promptable trainer")
     add_plans_name(made)
     add_device(made)
@@ -159,7 +159,7 @@ def _jobs(options: argparse.Namespace, settings: Mapping[str, Any], where: Folde
 def _parser() -> argparse.ArgumentParser:
     made = parser("echoplan_train", "Train a method on one fold, or on all folds one after another.")
     made.add_argument("dataset", metavar="DATASET", help="name, id or folder name; A+B trains on several")
-    made.add_argument("fold", type=fold_or_all, metavar="FOLD", help="0 to 4, or all")
+    made.add_argument("fold", type=fold_text, metavar="FOLD", help="0 to 4, or all")
     made.add_argument("-tr", dest="trainers", nargs="+", default=["UNetTrainer"], metavar="TRAINER",
                       help="trainer names, or path/to/file.py:Class")  # fmt: skip
     add_plans_name(made)
