@@ -24,7 +24,7 @@ from ..preprocessing.store import ClipStore, StoredCase
 from ..training.model_folder import ModelFolder
 from ..training.resume_check import folds_of_other_plans
 from ..training.validation import judged_case
-from .conformal import calibrate
+from .calibrate import calibrate
 from .cross_validation import Candidate, CrossValidation, FrameScore, load_labelled, score_candidates
 from .postprocessing import (
     apply_postprocessing,
