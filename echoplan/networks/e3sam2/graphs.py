@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +104,9 @@ class FrameStep(_Step):
 
 def for_graphs(segmenter: Segmenter) -> Segmenter:
     """The same without gradients, which a graph cannot hold, and complex numbers, which ONNX does not have."""
-    parts = (copy.deepcopy(part) for part in (segmenter.prompting, segmenter.memory, segmenter.decoder))
-    prompting, memory, decoder = (part.requires_grad_(False) for part in parts)
+    prompting = copy.deepcopy(segmenter.prompting).requires_grad_(False)
+    memory = copy.deepcopy(segmenter.memory).requires_grad_(False)
+    decoder = copy.deepcopy(segmenter.decoder).requires_grad_(False)
     memory.attention = _MemoryAttention(memory.attention)
     return Segmenter(
         segmenter.settings, prompting=prompting, memory=memory, decoder=decoder, positions=segmenter.positions
@@ -119,8 +121,10 @@ class _MemoryAttention(nn.Module):
     """
 
     turns: Tensor
+    layers: Any
+    norm: Any
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         self.layers, self.norm = attention.layers, attention.norm
         turns = torch.view_as_real(attention.layers[0].self_attn.freqs_cis)  # alike in all
@@ -139,9 +143,10 @@ class _MemoryAttention(nn.Module):
                 layer.cross_attn_image, normed, memory + places, memory, nowhere=num_obj_ptr_tokens
             )
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
-        return self.norm(tokens).transpose(0, 1)
+        tokens = self.norm(tokens)
+        return tokens.transpose(0, 1)
 
-    def _attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, nowhere: int) -> Tensor:
+    def _attend(self, attention: Any, query: Tensor, key: Tensor, value: Tensor, *, nowhere: int) -> Tensor:
         """Attention by one head, its queries and all but the last keys turned by their places."""
         q, k, v = attention.q_proj(query), attention.k_proj(key), attention.v_proj(value)
         placed = k.shape[1] - nowhere

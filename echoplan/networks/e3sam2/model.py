@@ -284,7 +284,8 @@ class E3SAM2(nn.Module):
         """See `SteppingNetwork`."""
         _check_size(size, self.size)
         segmenter = graphs.for_graphs(self._segmenter())
-        start, frame = (kind(segmenter, shift=self._shift) for kind in (graphs.StartStep, graphs.FrameStep))
+        start = graphs.StartStep(segmenter, shift=self._shift)
+        frame = graphs.FrameStep(segmenter, shift=self._shift)
         return graphs.graphs_of(graphs.EncoderStep(self.encoder, segmenter), start, frame)
 
     def walk(self, frames: StreamedFrames, run: Run) -> Iterator[tuple[int, Tensor]]:
