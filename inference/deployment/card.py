@@ -95,10 +95,10 @@ def _inputs(made: ExportedModel) -> str:
         spacing = made.geometry.spacing_mm
         where += "" if spacing is None else "; the sizes of its pixels are those that were named at the export"
     seen = (
-        "any number"
-        if made.window == 1
-        else "T is 1"
+        "T is 1"
         if made.walking is not None
+        else "any number"
+        if made.window == 1
         else f"T up to {made.window}, the frames of one window"
     )
     rows = [f"| `frames` | uint8 | (T, {height}, {width}) | grey levels 0 to 255, {where}; {seen} |"]

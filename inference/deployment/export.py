@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from echoplan import __version__, layout
 from echoplan.errors import EchoPlanError
@@ -69,9 +70,9 @@ def export_onnx(
         trust_code=choice.trust_code,
     )
     _check_exact(predictor)
-    network = predictor.members[0].networks[0]
-    if isinstance(network, SteppingNetwork):
-        return _export_steps(predictor, network, out, checkpoint, frame_size)
+    networks = [network for member in predictor.members for network in member.networks]
+    if any(isinstance(network, SteppingNetwork) for network in networks):
+        return _export_steps(predictor, networks, out, checkpoint, frame_size)
     geometry = None if frame_size is None else _geometry(predictor, frame_size)
     plan = predictor.members[0].model.plan
     normalisations = [normalisation_for(member.networks[0], member.model.plan) for member in predictor.members]
@@ -102,19 +103,23 @@ def export_onnx(
 
 
 def _export_steps(
-    predictor: EchoPredictor, network: SteppingNetwork, out: Path, checkpoint: str, frame_size: FrameSize | None
+    predictor: EchoPredictor, networks: Sequence[nn.Module], out: Path, checkpoint: str, frame_size: FrameSize | None
 ) -> ExportedModel:
-    """Write a network that walks through a clip, a file for each of its graphs."""
-    (member,) = predictor.members
-    if len(member.networks) > 1:
+    """Write a network that is several graphs, a file for each of them."""
+    network, *others = networks
+    if others or not isinstance(network, SteppingNetwork):
         raise EchoPlanError(
-            "each fold walks through a clip with a state of its own, which one file cannot hand on",
-            remedy="export one fold, -f 0, say",
+            "a network of several files, with a program between them, cannot be averaged with others in one",
+            remedy="export one fold of one model, -f 0, say",
         )
     if frame_size is not None:
         _geometry(predictor, frame_size)
+        raise EchoPlanError(
+            "a network of several files takes frames on the model's grid alone", remedy="export without --frame_size"
+        )
+    (member,) = predictor.members
     size = member.model.plan.size
-    normalisation = normalisation_for(member.networks[0], member.model.plan)
+    normalisation = normalisation_for(network, member.model.plan)
     told = {"statistics": torch.ones(2)} if normalisation == _STATISTICS else {}
     graphs = deployed(network.graphs(size), normalisation, told)
     made = ExportedModel(predictor, size, size, None, bool(told), checkpoint, network, graphs)
@@ -193,7 +198,7 @@ def _write(graph: Graph, file: Path, about: Mapping[str, str], lengths: Sequence
 def _compare(graph: Graph, file: Path, lengths: Sequence[int]) -> None:
     runtime = OnnxRuntime(file, torch.device("cpu"))
     chance = torch.Generator().manual_seed(0)
-    for length in lengths:
+    for length in lengths if graph.free else lengths[:1]:
         told = {}
         for name, example in graph.inputs.items():
             shape = [length if axis in graph.free.get(name, {}) else n for axis, n in enumerate(example.shape)]

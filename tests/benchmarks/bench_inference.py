@@ -152,10 +152,15 @@ NETWORKS = [
 LONG = ("unet", "pkechonet", "e3sam2")
 
 
+def random_network(entry: Entry, size: int, encoder_size: int | None = None) -> nn.Module:
+    """One of EchoPlan's networks."""
+    settings = {**entry.settings, **({"encoder_size": encoder_size} if entry.name == "sam" else {})}
+    return build_network(entry.name, size=(size, size), **settings).eval()
+
+
 def own(entry: Entry, size: int, encoder_size: int | None = None) -> Predict:
     """One of EchoPlan's networks through `segment_clip`."""
-    settings = {**entry.settings, **({"encoder_size": encoder_size} if entry.name == "sam" else {})}
-    network = build_network(entry.name, size=(size, size), **settings).eval()
+    network = random_network(entry, size, encoder_size)
     window, batch = (WINDOW, 1) if entry.in_time else (1, BATCH)
     return lambda clip: segment_clip(network, clip, window=window, classes=1, batch=batch)
 
@@ -203,7 +208,7 @@ def in_other_runtimes(options: argparse.Namespace) -> None:
           f"{'probability':>14}{'Dice':>10}")  # fmt: skip
     for entry in (entry for entry in NETWORKS if entry.name in options.exported):
         torch.manual_seed(0)
-        network = build_network(entry.name, size=(options.size, options.size), **entry.settings).eval()
+        network = random_network(entry, options.size, options.encoder_size)
         window, batch = (WINDOW, 1) if entry.in_time else (1, BATCH)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "checkpoint_final.pth"

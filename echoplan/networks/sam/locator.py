@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from echoplan.device import upload
 from echoplan.networks.interface import ClipOutput
 from echoplan.networks.unet import FrameUNet, UNetSettings
 
+Resize: TypeAlias = Callable[[Tensor], Tensor]
 GRID = (128, 128)  # on which the structure is looked for, whatever the frames' size
 
 
@@ -29,10 +32,13 @@ class Locator(nn.Module):
         super().__init__()
         self.unet = FrameUNet(UNetSettings(base_features=width, deep_supervision=False), size=GRID)
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Standardised frames ``(B, T, C, H, W)`` -> logits ``(B, T, 1, 128, 128)`` of the structure."""
-        grey = clip[:, :, :1].flatten(0, 1)
-        reduced = F.interpolate(grey, GRID, mode="bilinear", align_corners=False, antialias=True)
+    def forward(self, clip: Tensor, *, resize: Resize | None = None) -> Tensor:
+        """Standardised frames ``(B, T, C, H, W)`` -> logits ``(B, T, 1, 128, 128)`` of the structure.
+
+        `resize` brings frames to 128 x 128; None: PyTorch's own.
+        """
+        resize = resize or partial(F.interpolate, size=GRID, mode="bilinear", align_corners=False, antialias=True)
+        reduced = resize(clip[:, :, :1].flatten(0, 1))
         output = self.unet(reduced.unflatten(0, clip.shape[:2]))
         return output.logits if isinstance(output, ClipOutput) else output
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,10 +12,18 @@ from torch import Tensor, nn
 
 from echoplan.device import upload
 from echoplan.errors import EchoPlanError
-from echoplan.networks.interface import ClipOutput
-from echoplan.networks.sam.locator import Locator, found_boxes, rescale_as_rectangles, rescale_boxes
-from echoplan.networks.sam.parts import build_image_encoder, build_mask_decoder, build_prompt_encoder, decode_mask
+from echoplan.networks.interface import ClipOutput, StreamedFrames
+from echoplan.networks.sam import graphs
+from echoplan.networks.sam.locator import GRID, Locator, Resize, found_boxes, rescale_as_rectangles, rescale_boxes
+from echoplan.networks.sam.parts import (
+    WIDTH,
+    build_image_encoder,
+    build_mask_decoder,
+    build_prompt_encoder,
+    decode_mask,
+)
 from echoplan.networks.sam.settings import LEARNING_PARTS, SAMSettings, enlarged_size
+from echoplan.networks.steps import Graph, Run
 from echoplan.networks.weights import find_weights, load_weights
 
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's training images
@@ -45,12 +54,6 @@ class SAM(nn.Module):
     Raises:
         EchoPlanError: a number of classes it cannot take, or weights that cannot be had.
     """
-
-    # Says what asks for a graph of the network, see `inference.deployment`.
-    why_no_graph = (
-        "SAM is told the box of the largest connected region that its locator finds, and no operator there tells "
-        "connected regions apart"
-    )
 
     pixel_mean: Tensor
     pixel_deviation: Tensor
@@ -154,9 +157,12 @@ class SAM(nn.Module):
         squares = [self.segment(frames[part], boxes[part], None if known is None else known[part]) for part in parts]
         return self._on_frames(torch.cat(squares), clip.shape[-2:]).unflatten(0, clip.shape[:2])
 
-    def embed(self, frames: Tensor) -> Tensor:
-        """Standardised frames ``(N, C, H, W)`` -> the image encoder's features ``(N, 256, h, w)``."""
-        features: Tensor = self.image_encoder(self.prepare(frames))
+    def embed(self, frames: Tensor, *, resize: Resize | None = None) -> Tensor:
+        """Standardised frames ``(N, C, H, W)`` -> the image encoder's features ``(N, 256, h, w)``.
+
+        `resize`: see `prepare`.
+        """
+        features: Tensor = self.image_encoder(self.prepare(frames, resize=resize))
         return features
 
     def segment(self, frames: Tensor, boxes: Tensor, features: Tensor | None = None) -> Tensor:
@@ -164,10 +170,12 @@ class SAM(nn.Module):
 
         `features`: see `forward`.
         """
-        size = frames.shape[-2:]
+        return self._decode(self.embed(frames) if features is None else features, boxes, frames.shape[-2:])
+
+    def _decode(self, features: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+        """What `segment` gives, of the features of frames (H, W)."""
         enlarge = rescale_boxes if self.box_kind == "centres" else rescale_as_rectangles
-        told = enlarge(boxes, old=size, new=enlarged_size(size, self.encoder_size))
-        features = self.embed(frames) if features is None else features
+        told = enlarge(boxes, old=size, new=self._inner_size(size))
         return decode_mask(self.mask_decoder, self.prompt_encoder, features, told).float()
 
     def _on_frames(self, masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -178,7 +186,7 @@ class SAM(nn.Module):
         """
         rows, columns = (
             self._way_back(masks.shape[-1], inner, goal, masks.device)
-            for inner, goal in zip(enlarged_size(size, self.encoder_size), size, strict=True)
+            for inner, goal in zip(self._inner_size(size), size, strict=True)
         )
         with torch.autocast("cpu" if masks.is_meta else masks.device.type, enabled=False):
             return rows @ masks @ columns.T
@@ -189,20 +197,43 @@ class SAM(nn.Module):
         whole = F.interpolate(axis, self.encoder_size, mode="linear", align_corners=False)
         return F.interpolate(whole[..., :inner], goal, mode="linear", align_corners=False)[0].T
 
-    def prepare(self, frames: Tensor) -> Tensor:
-        """Standardised frames ``(N, C, H, W)`` -> what the image encoder was trained on, ``(N, 3, S, S)``."""
-        side, inner = self.encoder_size, enlarged_size(frames.shape[-2:], self.encoder_size)
+    def prepare(self, frames: Tensor, *, resize: Resize | None = None) -> Tensor:
+        """Standardised frames ``(N, C, H, W)`` -> what the image encoder was trained on, ``(N, 3, S, S)``.
+
+        `resize` brings frames to the size that they have in that square; None: PyTorch's own.
+        """
+        side, inner = self.encoder_size, self._inner_size(frames.shape[-2:])
+        resize = resize or partial(
+            F.interpolate, size=inner, mode=self._way_of_resizing, align_corners=False, antialias=True
+        )
         frames = frames.float()
         if self.model != "sam":
-            way = "bicubic" if self.model == "medsam" else "bilinear"
-            images = _unit_range(F.interpolate(frames, inner, mode=way, align_corners=False, antialias=True))
-            images = images.expand(-1, 3, -1, -1)
+            images = _unit_range(resize(frames)).expand(-1, 3, -1, -1)
         else:
-            resized = F.interpolate(
-                _unit_range(frames) * _WHITE, inner, mode="bilinear", align_corners=False, antialias=True
-            )
-            images = (resized - self.pixel_mean) / self.pixel_deviation
+            images = (resize(_unit_range(frames) * _WHITE) - self.pixel_mean) / self.pixel_deviation
         return F.pad(images, (0, side - inner[1], 0, side - inner[0]))
+
+    @property
+    def _way_of_resizing(self) -> str:
+        return "bicubic" if self.model == "medsam" else "bilinear"
+
+    def _inner_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Of frames (H, W), in the encoder's square."""
+        return enlarged_size(size, self.encoder_size)
+
+    @torch.no_grad()
+    def graphs(self, size: tuple[int, int]) -> dict[str, Graph]:
+        """See `SteppingNetwork`."""
+        features = (1, WIDTH, *[self.encoder_size // self.image_encoder.stride] * 2)
+        return graphs.graphs_of(_EncoderStep(self, size), _DecoderStep(self, size), size=size, features=features)
+
+    def walk(self, frames: StreamedFrames, run: Run) -> Iterator[tuple[int, Tensor]]:
+        """See `SteppingNetwork`; no frame depends on another."""
+        return graphs.walk(frames, run, margin=self.box_margin)
+
+    def program(self) -> list[str]:
+        """See `SteppingNetwork`."""
+        return graphs.program(margin=self.box_margin)
 
     def _complete(self, boxes: Tensor | None, clip: Tensor, found: Tensor | None = None) -> Tensor:
         """The boxes, with the locator's where there is none; `found` is its answer where that is known."""
@@ -214,6 +245,33 @@ class SAM(nn.Module):
             return own
         boxes = upload(boxes, clip.device)
         return torch.where(boxes.isnan(), own, boxes.to(own))
+
+
+class _EncoderStep(nn.Module):
+    """A frame ``(1, C, H, W)`` -> its features ``(1, 256, h, w)`` and the locator's logits ``(1, 1, 128, 128)``."""
+
+    def __init__(self, network: SAM, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network = network
+        self.enlarge = graphs.Resized(size, network._inner_size(size), network._way_of_resizing)
+        self.reduce = graphs.Resized(size, GRID, "bilinear")
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        features = self.network.embed(frames, resize=self.enlarge)
+        return features, self.network.locator(frames[None], resize=self.reduce)[0]
+
+
+class _DecoderStep(nn.Module):
+    """A frame's features and its box ``(1, 4)``, in pixel centres of the frame -> logits ``(1, 1, H, W)``."""
+
+    def __init__(self, network: SAM, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, features: Tensor, box: Tensor) -> tuple[Tensor]:
+        """See the class."""
+        return (self.network._on_frames(self.network._decode(features, box, self.size), self.size),)
 
 
 def _unit_range(frames: Tensor) -> Tensor:
