@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -48,8 +49,8 @@ def run_card(folder, frames, monkeypatch):
 def random_model(make_model, save_unet, at, tmp_path, slim_networks):
     """`random_model(trainer, ...)` is a model of four frames with random weights, slim but for what settings say."""
 
-    def make(trainer, **settings):
-        model = make_model(at(tmp_path).results, trainer=trainer, folds=(0,), frames=4)
+    def make(trainer, *, frames=4, **settings):
+        model = make_model(at(tmp_path).results, trainer=trainer, folds=(0,), frames=frames)
         change_plan(model, normalisation='"zscore_sector"')
         method = find_method(trainer).with_settings(settings)
         torch.manual_seed(0)
@@ -157,6 +158,15 @@ class Wandering(torch.nn.Module):
 
     def forward(self, clip):
         return clip * len(clip)
+
+
+def test_a_network_of_several_files_is_exported_alone_and_on_its_grid(random_model, tmp_path, capsys):
+    model, out = random_model("SAMTrainer", frames=1, encoder_size=32), str(tmp_path / "exported")
+    assert export_onnx_command(["Phantom", "-o", out, "--frame_size", "64", "80"]) == 1
+    assert "takes frames on the model's grid alone" in capsys.readouterr().err
+    shutil.copytree(model / "fold_0", model / "fold_1")
+    assert export_onnx_command(["Phantom", "-o", out]) == 1
+    assert "cannot be averaged with others" in capsys.readouterr().err
 
 
 def test_what_gives_other_answers_is_refused(tmp_path):
