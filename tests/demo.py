@@ -62,9 +62,9 @@ def _summary(out: Path) -> str:
     cases = len(list(out.glob("*.nii.gz")))
     agreed = json.loads((out / "ef_report.json").read_text())["agreement"]
     agreement, found = agreed["ef_percent"], agreed["ef_found_phases_percent"]["mae"]
-    report = out / "report.html"
+    report, r = out / "report.html", agreement["pearson_r"]  # None of fewer than three patients
     return (
-        f"dice={dice:.3f} ef_mae={agreement['mae']:.1f} ef_r={agreement['pearson_r']:.2f} cases={cases} "
+        f"dice={dice:.3f} ef_mae={agreement['mae']:.1f} ef_r={'-' if r is None else f'{r:.2f}'} cases={cases} "
         f"report={report}\n  EF error: {agreement['mae']:.1f} points at the end-diastole and end-systole that "
         f"cases.csv gives, {found:.1f} at those found in the clips"
     )
