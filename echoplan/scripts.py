@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Sequence
 
-from echoplan import __version__
-from echoplan.cli import command, script
+from echoplan.cli import command, parser, script
 from echoplan.errors import EchoPlanError
 
 # In the order in which they are typed; `echoplan` alone lists them.
@@ -64,15 +64,15 @@ doctor = script("echoplan.doctor:doctor")
 @command()
 def echoplan(arguments: Sequence[str]) -> int:
     """echoplan [COMMAND ...]: list the commands, or run one; `echoplan predict ...` is `echoplan_predict ...`."""
-    name, *rest = arguments or ("--help",)
-    if name in ("-h", "--help"):
-        widest = max(map(len, SUMMARIES))
-        lines = [f"  echoplan_{name:{widest}}  {summary}" for name, summary in SUMMARIES.items()]
-        print("EchoPlan's commands. Each has --help; `echoplan predict` is `echoplan_predict`.\n\n" + "\n".join(lines))
+    widest = max(map(len, SUMMARIES))
+    made = parser("echoplan", "EchoPlan's commands. Each has --help; `echoplan predict` is `echoplan_predict`.")
+    made.usage, made.formatter_class = "echoplan [-h] [--version] [COMMAND ...]", argparse.RawDescriptionHelpFormatter
+    made.epilog = "\n".join(f"  echoplan_{name:{widest}}  {summary}" for name, summary in SUMMARIES.items())
+    if not arguments or arguments[0].startswith("-"):
+        made.parse_args(arguments)
+        made.print_help()
         return 0
-    if name == "--version":
-        print(f"echoplan {__version__}")
-        return 0
+    name, *rest = arguments
     name = name.removeprefix("echoplan_")
     if name not in SUMMARIES:
         near = difflib.get_close_matches(name, SUMMARIES, n=1)

@@ -23,7 +23,7 @@ FLOORS = {
     "echoplan": 0, "preprocessing": 1, "evaluation": 1, "training": 2, "experiment_planning": 3, "inference": 4,
 }  # fmt: skip
 STAGES = [room for room in FLOORS if room != "echoplan"]
-MAY_PRINT = ("commands.py", "cli.py", "doctor.py", "scripts.py")
+MAY_PRINT = ("commands.py", "cli.py", "doctor.py")
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 
