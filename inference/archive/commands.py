@@ -34,7 +34,7 @@ def export_model_command(arguments: Sequence[str]) -> int:
     made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER",
                       help="which trainer's model; several are an ensemble")  # fmt: skip
     made.add_argument("--half_precision", action="store_true", help="keep the weights in 16 bits: half the size, "
-                      "rounded; measured in docs/results.md")  # fmt: skip
+                      "rounded")  # fmt: skip
     add_model_options(made)
     options = made.parse_args(arguments)
     choice = _choose(options)

@@ -17,16 +17,16 @@ from echoplan import layout
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import atomic_path, read_json, write_csv, write_json, write_text
-from echoplan.inputs import digest
+from echoplan.inputs import InputClip, digest
 from echoplan.labels import IGNORE
 from echoplan.parallel_map import progress
 
-from ...evaluation import PatientRow, agreement, measure_case, measure_patients
+from ...evaluation import agreement, measure_case, measure_patients
 from ...evaluation.ejection import CHECK
 from ...evaluation.quality import clip_measures
 from ...evaluation.ventricle.volumes import VolumeRule
 from ..predictor import EchoPredictor
-from ..uncertainty import ClipEvidence, assess_patient
+from ..uncertainty import assess_patient
 from .changes import Change, LabelledClip
 
 UNCHANGED = "unchanged"
@@ -99,13 +99,16 @@ def stress_model(
             patients.setdefault(case.patient or case.case, []).append(case)
     if not patients:
         raise EchoPlanError("no case has labels to judge by", file=dataset.folder)
-    work, made_by = out / layout.STRESS_PATIENTS, digest({"model": predictor.identity, "rule": ef_method})
+    work, trust = out / layout.STRESS_PATIENTS, predictor.trust
+    errors = None if trust.calibration is None else trust.calibration.to_dict()
+    how = {"model": predictor.identity, "rule": ef_method, "trust": trust.to_dict(), "errors": errors}
     found: dict[str, dict[str, _Found]] = {}
     skipped: dict[str, str] = {}
     for patient, own in progress(patients.items(), description="stressing", unit="patient"):
         file = work / f"{own[0].case}.json"
-        kept = {} if overwrite or not file.is_file() else _read(file, made_by)
         try:
+            made_by = digest({**how, "clips": [content for case in own for content in _content(dataset, case)]})
+            kept = {} if overwrite or not file.is_file() else _read(file, made_by)
             stress = _Stress(predictor, dataset, own, ef_method)
             found[patient] = stress.under(changes, kept)
         except EchoPlanError as error:
@@ -134,8 +137,15 @@ class _Stress:
         self.value = dataset.description.structures[predictor.description.target]  # in the reference masks
         self.items = [LabelledClip(clip, dataset.load_mask(case, clip=clip), case.with_header(clip))
                       for case in cases for clip in (dataset.load_clip(case),)]  # fmt: skip
-        measured = [measure_case(item.case, item.labels == self.value) for item in self.items]
-        self.reference = measure_patients(measured, method=ef_method)[0].ef_percent
+        if len({item.case.exam for item in self.items}) > 1:
+            raise EchoPlanError("the clips are of several exams", file=dataset.folder, remedy="name each a patient")
+        measured = [
+            measure_case(item.case, item.labels == self.value, method=ef_method)
+            for item in self.items
+            if _has_phases(item)
+        ]
+        whole = len(measured) == len(self.items)
+        self.reference = measure_patients(measured, method=ef_method)[0].ef_percent if whole else None
 
     def under(self, changes: Sequence[Change], kept: Mapping[str, _Found]) -> dict[str, _Found]:
         """Level -> what was found, of what is not `kept`; clips that cannot carry a level have none."""
@@ -163,15 +173,11 @@ class _Stress:
             measured.append(measure_case(case, cavity, method=self.ef_method))
             evidence[case.case] = segmented.evidence
             judged.append((case, clip_measures(cavity, measured[-1])))
-        row = self._assessed(measure_patients(measured, method=self.ef_method)[0], judged, evidence)
+        (row,) = measure_patients(measured, method=self.ef_method)
+        row = assess_patient(row, judged, evidence, self.predictor.trust).row
         low, high, reference = row.ef_low_percent, row.ef_high_percent, self.reference
         covered = None if low is None or high is None or reference is None else low <= reference <= high
         return _Found(fmean(dice) if dice else None, row.ef_percent, reference, row.quality == CHECK, covered)
-
-    def _assessed(
-        self, row: PatientRow, judged: Sequence[tuple[Case, Mapping[str, Any]]], evidence: Mapping[str, ClipEvidence]
-    ) -> PatientRow:
-        return assess_patient(row, judged, evidence, self.predictor.trust).row
 
     def _dice(self, cavity: np.ndarray, labels: np.ndarray) -> Iterator[float]:
         for found, answer in zip(cavity, labels, strict=True):
@@ -180,6 +186,17 @@ class _Stress:
                 true = answer == self.value
                 sizes = np.count_nonzero(found & known) + np.count_nonzero(true)
                 yield 2 * np.count_nonzero(found & true) / sizes if sizes else 1.0
+
+
+def _has_phases(item: LabelledClip) -> bool:
+    """Whether the labels can be measured: end-diastole and end-systole are known, or every frame is labelled."""
+    known = None not in (item.case.ed_frame, item.case.es_frame)
+    return known or bool((item.labels != IGNORE).any(axis=(1, 2)).all())
+
+
+def _content(dataset: EchoDataset, case: Case) -> list[dict[str, Any]]:
+    """What a case's results depend on: its clip, its labels, and what is known of them."""
+    return [InputClip(dataset.folder / name, case).content() for name in (case.image, case.label or "")]
 
 
 def _name(change: Change, level: float) -> str:

@@ -100,11 +100,9 @@ def _frame_rate(item: LabelledClip, level: float) -> LabelledClip | None:
     labels = item.labels[kept]
     if len(kept) < _FEWEST_FRAMES or not (labels != IGNORE).any():
         return None
-    time = item.clip.frame_time_ms
-    clip = replace(
-        item.clip, frames=item.clip.frames[kept], frame_time_ms=None if time is None else time * step, space=None
-    )
-    return LabelledClip(clip, labels, item.case.without_phases())
+    time = None if item.clip.frame_time_ms is None else item.clip.frame_time_ms * step
+    clip = replace(item.clip, frames=item.clip.frames[kept], frame_time_ms=time, space=None)
+    return LabelledClip(clip, labels, replace(item.case.without_phases(), frame_time_ms=time))
 
 
 CHANGES = {

@@ -57,6 +57,7 @@ def test_fewer_frames_begin_at_end_diastole_and_their_phases_are_found(item):
     case = replace(item.case, ed_frame=1)
     made = CHANGES["frame_rate"].apply(replace(item, case=case), 2.0)
     assert (made.clip.frames == item.clip.frames[1::2]).all() and made.clip.frame_time_ms == 2 * 1000 / 12
+    assert made.case.frame_time_ms == made.clip.frame_time_ms
     assert made.case.ed_frame is None and made.case.es_frame is None
     assert CHANGES["frame_rate"].apply(item, 4.0) is None  # three frames show no curve
 
@@ -102,6 +103,10 @@ def test_the_table_tells_what_harms_a_model_and_goes_on_where_it_stopped(
         patch.setattr(EchoPredictor, "segment", None)
         before = (out / "stress.csv").read_bytes()
         assert scripts.stress(words) == 0 and (out / "stress.csv").read_bytes() == before
+        label = next((dataset.raw / "Dataset007_Other" / "labelsTr").glob("p2*"))
+        label.touch()  # what has changed is not taken for what was judged
+        with pytest.raises(TypeError):
+            scripts.stress(words)
     assert scripts.stress([*words, "-f", "1"]) == 0  # another model
 
 
