@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from echoplan import layout
 from echoplan.case_warnings import few
@@ -35,6 +36,26 @@ _REFERENCE = "_gt"  # CAMUS and its kin keep masks beside the clips
 _CAMUS_FILES = ("half_sequence", "sequence", "ED", "ES")  # of one patient and view
 _REPORTS = (layout.EF_REPORT_JSON, layout.SUMMARY_FILE)
 _RESULT_FOLDERS = (layout.EVIDENCE, layout.OVERLAYS, layout.DICOM)
+
+
+def as_clip(
+    clip: str | Path | Clip | ArrayLike,
+    spacing_mm: tuple[float, float] | None = None,
+    frame_time_ms: float | None = None,
+) -> Clip:
+    """A clip from a file, an array, or one that is there already; spacing and time given are known better than its own.
+
+    Raises:
+        EchoPlanError: see `read_clip` and `clip_from_array`.
+    """
+    if isinstance(clip, (str, os.PathLike)):
+        return read_clip(clip, spacing_mm=spacing_mm, frame_time_ms=frame_time_ms)
+    if not isinstance(clip, Clip):
+        return clip_from_array(clip, spacing_mm, frame_time_ms)
+    if spacing_mm is None and frame_time_ms is None:
+        return clip
+    known = clip_from_array(clip.frames, spacing_mm or clip.spacing_mm, frame_time_ms or clip.frame_time_ms)
+    return replace(clip, spacing_mm=known.spacing_mm, frame_time_ms=known.frame_time_ms, scale_note=known.scale_note)
 
 
 def clip_from_array(

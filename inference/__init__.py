@@ -8,7 +8,7 @@ from .model_selection import ModelChoice, choose_models
 from .postprocessing import apply_postprocessing
 from .predict_folder import PredictionRun, predict_folder
 from .prediction import Prediction
-from .predictor import EchoPredictor
+from .predictor import EchoPredictor, default_model
 
 __all__ = [
     "BestConfiguration",
@@ -20,6 +20,7 @@ __all__ = [
     "PredictorMember",
     "apply_postprocessing",
     "choose_models",
+    "default_model",
     "find_best_configuration",
     "find_inputs",
     "predict_folder",

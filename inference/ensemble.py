@@ -123,6 +123,20 @@ class PredictorMember:
             "weights": list(self.weights.values()),
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """Which model with which folds and grid, in plain types."""
+        plan = self.model.plan
+        return {
+            "folder": str(self.model.path),
+            "trainer": self.model.trainer,
+            "plans_name": plan.plans_name,
+            "configuration": plan.configuration,
+            "folds": list(self.folds),
+            "size": list(plan.size),
+            "window_frames": self.model.window,
+            "stride_frames": self.model.stride,
+        }
+
     def share_batches(self, one: PreparedClip, other: PreparedClip) -> bool:
         """Whether two clips can go through the networks together."""
         first, second = one.plan, other.plan

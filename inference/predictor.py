@@ -1,6 +1,6 @@
 """From a clip to a mask, an area curve and an ejection fraction.
 
-Starts no process, reads no environment, prints nothing.
+Starts no process, prints nothing; the environment is read by `from_dataset` alone.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from echoplan import layout
-from echoplan.dataset import Case, DatasetDescription
+from echoplan.dataset import DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.imageio.clip import Clip, ClipInfo
-from echoplan.inputs import clip_from_array, digest
+from echoplan.inputs import as_clip, digest
+from echoplan.models import DEFAULT, shipped_model
 from echoplan.networks.batches import network_device
+from echoplan.paths import Folders
 
-from ..evaluation import PatientRow, measure_case, measure_patients
 from ..evaluation.conformal import DEFAULT_COVERAGE
-from ..evaluation.ejection import NOT_JUDGED
-from ..evaluation.quality import clip_measures
 from .clip_labels import ClipLabels, PackedLabels
 from .deployment.exported import TORCH, device_of
 from .ensemble import PredictorMember, PreparedInput, Segmentation, run_networks
+from .model_selection import choose_models
 from .nearest_dataset import check_like
 from .postprocessing import Step, apply_postprocessing, check_steps, read_postprocessing
-from .prediction import Prediction
+from .prediction import Prediction, measured
 from .uncertainty import (
     ClipEvidence,
     Opinion,
     TrustSettings,
-    assess_patient,
     edge_share,
     grid_spacing,
     image_sector,
@@ -138,6 +137,35 @@ class EchoPredictor:
         return cls.from_model_folders([(folder, folds)], device=device, postprocessing=postprocessing, **options)
 
     @classmethod
+    def from_dataset(
+        cls,
+        dataset: str,
+        *,
+        trainer: str | None = None,
+        plans_name: str | None = None,
+        configuration: str | None = None,
+        folds: Sequence[int] | None = None,
+        folders: Folders | None = None,
+        **options: Any,
+    ) -> EchoPredictor:
+        """Predict as `echoplan_predict -d` does: with a dataset's best configuration, or the only model trained.
+
+        Args:
+            dataset, trainer, plans_name, configuration, folds: as `choose_models` takes them.
+            folders: where results lie; None: where the environment says.
+            options: as `from_model_folders` and the class take them.
+
+        Raises:
+            EchoPlanError: nothing of what was named is trained, or several models fit; the message lists them.
+        """
+        choice = choose_models(
+            folders or Folders.from_environment(), dataset=dataset, trainer=trainer, plans_name=plans_name,
+            configuration=configuration, folds=folds,
+        )  # fmt: skip
+        chosen = {name: getattr(choice, name) for name in ("postprocessing", "calibration", "trust_code")}
+        return cls.from_model_folders(choice.members, **{**chosen, **options})
+
+    @classmethod
     def from_model_folders(
         cls,
         folders: Sequence[tuple[str | Path, Sequence[int] | None]],
@@ -227,25 +255,23 @@ class EchoPredictor:
 
     def predict(
         self,
-        frames: np.ndarray,
+        clip: str | Path | Clip | ArrayLike,
         spacing_mm: tuple[float, float] | None = None,
         frame_time_ms: float | None = None,
     ) -> Prediction:
         """Segment a clip and measure it.
 
         Args:
-            frames: (T, H, W), (H, W) for a single frame, or (T, H, W, 3) in colour; any real number type.
-            spacing_mm: (row, column) size of a pixel; None where unknown.
-            frame_time_ms: time between two frames; None where unknown.
+            clip: what `read_clip` reads or has read, or frames: (T, H, W), (H, W) for a single one, or (T, H, W, 3) in
+                colour, of any real number type.
+            spacing_mm: (row, column) size of a pixel; None: as the file or the clip says, unknown of an array.
+            frame_time_ms: time between two frames; None: likewise.
 
         Raises:
-            EchoPlanError: the array is no clip, or spacing or time are no positive numbers.
+            EchoPlanError: the file cannot be read, the array is no clip, or spacing or time are no positive numbers.
         """
-        return self.predict_clip(clip_from_array(frames, spacing_mm, frame_time_ms))
-
-    def predict_clip(self, clip: Clip) -> Prediction:
-        """Like `predict`, for what `read_clip` returns."""
-        return self.conclude(clip, self.segment(self.prepare(clip), keep_probabilities=np.float32))
+        one = as_clip(clip, spacing_mm, frame_time_ms)
+        return self.conclude(one, self.segment(self.prepare(one), keep_probabilities=np.float32))
 
     def prepare(self, clip: Clip) -> PreparedInput:
         """All that `segment` needs of a clip; a long clip's own frames need not be in memory beside its mask."""
@@ -340,49 +366,12 @@ class EchoPredictor:
 
     def conclude(self, clip: Clip, found: Segmentation) -> Prediction:
         """Measurements of what `segment` found, with intervals and quality; the probabilities must have been kept."""
-        mask, probabilities, target = found.mask, found.probabilities, self.target
-        if probabilities is None:
-            raise ValueError("a prediction has probabilities: segment with keep_probabilities")
-        cavity = mask == target
-        area = None if clip.spacing_mm is None else cavity.sum(axis=(1, 2)) * float(np.prod(clip.spacing_mm))
-        case = Case("", "", "").with_header(clip)
-        measured = measure_case(case, cavity)
-        (row,) = measure_patients([measured])
-        trust = assess_patient(row, [(case, clip_measures(cavity, measured))], {case.case: found.evidence}, self.trust)
-        return Prediction(
-            mask=mask,
-            probabilities=probabilities.of_class(0 if len(probabilities.values) == 1 else target),
-            area_mm2=area,
-            ed_frame=measured.ed_frame,
-            es_frame=measured.es_frame,
-            ef_percent=measured.ef_percent,
-            note="; ".join(part for part in (measured.note, measured.failure) if part),
-            ef_low_percent=trust.row.ef_low_percent,
-            ef_high_percent=trust.row.ef_high_percent,
-            interval_coverage_percent=trust.row.interval_coverage_percent,
-            interval_note=trust.no_interval.get("ef_percent", ""),
-            ef_fold_sd_percent=trust.row.ef_fold_sd_percent,
-            quality=trust.row.quality or "",
-            quality_reasons=tuple(filter(None, (measured.doubt, *trust.reasons))) or _unjudged(trust.row),
-            interval_patients=trust.row.interval_patients,
-        )
+        return measured(clip, found, self.target, self.trust)
 
     def to_dict(self) -> dict[str, Any]:
         """Which models with which settings, in plain types."""
         return {
-            "members": [
-                {
-                    "folder": str(member.model.path),
-                    "trainer": member.model.trainer,
-                    "plans_name": member.model.plan.plans_name,
-                    "configuration": member.model.plan.configuration,
-                    "folds": list(member.folds),
-                    "size": list(member.model.plan.size),
-                    "window_frames": member.model.window,
-                    "stride_frames": member.model.stride,
-                }
-                for member in self.members
-            ],
+            "members": [member.to_dict() for member in self.members],
             "dataset": self.members[0].model.plan.dataset,
             "licence": self.description.licence,
             "reference": self.description.reference,
@@ -396,5 +385,15 @@ class EchoPredictor:
         }
 
 
-def _unjudged(row: PatientRow) -> tuple[str, ...]:
-    return (row.quality_reasons or "",) if row.quality == NOT_JUDGED else ()
+def default_model(**options: Any) -> EchoPredictor:
+    """Predict with the model that comes with EchoPlan, with nothing trained; its `origin` names data and licence.
+
+    Args:
+        options: as `EchoPredictor.from_model_folder` takes them.
+
+    Example:
+        >>> from echoplan.inference import default_model
+        >>> default_model(device="cpu").name
+        'UNetTrainer__EchoPlans__frame'
+    """
+    return EchoPredictor.from_model_folder(shipped_model() or DEFAULT, **options)

@@ -347,6 +347,18 @@ def test_every_required_package_is_imported():
     assert required() - imported == set(PLUGINS)
 
 
+def test_a_clone_called_echoplan_is_the_package_for_the_folder_above_it(tmp_path):
+    (tmp_path / "echoplan").symlink_to(ROOT)
+    code = "import echoplan.labels, echoplan.training; print(echoplan.__version__, echoplan.training.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    version, file = run.stdout.split()
+    assert version and file == str(ROOT / "training" / "__init__.py")
+
+
 def test_every_folder_with_code_is_a_package():
     assert [str(path) for path in modules().values() if not (path.parent / "__init__.py").is_file()] == []
 

@@ -110,6 +110,14 @@ def write_report(
     return files
 
 
+def notebook_view(measured: CaseMeasurement, film: Film, line: str, reasons: Sequence[str]) -> str:
+    """A clip's stills, area curve, figures in a line, and why to check them, as HTML for a notebook's page."""
+    from .figures import area_curve
+
+    curve = Markup(area_curve(measured).svg) if len(measured.area) else ""
+    return page_template("notebook.html.j2").render(film=film, curve=curve, line=line, reasons=reasons)
+
+
 def _write_pages(
     files: Mapping[Path, range],
     content: Mapping[str, Any],

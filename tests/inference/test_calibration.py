@@ -169,14 +169,14 @@ def clip_frames(clips):
 
 def test_the_python_interface_gives_the_interval_too(folders, make_crossval, heart):
     model = make_crossval(spoil=shrunken)
-    plain = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict_clip(heart.clip)
+    plain = EchoPredictor.from_model_folder(model, device="cpu", trust_code=True).predict(heart.clip)
     assert plain.ef_low_percent is None and "echoplan_find_best_configuration" in plain.interval_note
     assert plain.quality == "no warning", plain.quality_reasons
     find_best_configuration(folders, "Phantom")
-    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict_clip(heart.clip)
+    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict(heart.clip)
     assert found.interval_coverage_percent == 80 and found.interval_note == ""
     assert found.ef_low_percent < found.ef_percent <= found.ef_high_percent
-    one_fold = EchoPredictor.from_model_folder(model, [0], device="cpu", coverage=0.8, trust_code=True).predict_clip(
+    one_fold = EchoPredictor.from_model_folder(model, [0], device="cpu", coverage=0.8, trust_code=True).predict(
         heart.clip
     )
     assert "3 cross-validated patients are too few" in one_fold.interval_note
@@ -233,7 +233,7 @@ def test_an_ensembles_calibration_is_found_through_the_best_configuration(folder
     found = find_best_configuration(folders, "Phantom")
     choice = choose_models(folders)
     assert len(choice.members) == 2 and choice.calibration.is_file() and found.best.name in str(choice.calibration)
-    assert predictor_of(choice).predict_clip(heart.clip).ef_low_percent is not None
+    assert predictor_of(choice).predict(heart.clip).ef_low_percent is not None
 
 
 def test_a_calibration_survives_the_disk(tmp_path):

@@ -74,7 +74,7 @@ def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
     ours, theirs = (EchoPredictor.from_model_folder(model, device="cpu", backend=name) for name in ("torch", backend))
     assert isinstance(theirs.members[0].networks[0], ExportedNetwork)
     assert ours.identity == theirs.identity
-    expected, found = ours.predict_clip(heart.clip), theirs.predict_clip(heart.clip)
+    expected, found = ours.predict(heart.clip), theirs.predict(heart.clip)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
     assert 0.01 < expected.mask.mean() < 0.99 and (found.mask != expected.mask).mean() < 1e-4
 
@@ -113,7 +113,7 @@ def test_clips_of_one_size_go_in_as_they_are(unet, at, tmp_path, heart, monkeypa
     out = tmp_path / "exported"
     assert export_onnx_command(["Phantom", "-o", str(out), "--frame_size", "64", "80", "--spacing", "1", "1"]) == 0
     found = run_card(out, heart.clip.frames, monkeypatch)
-    expected = EchoPredictor.from_model_folder(model, device="cpu").predict_clip(heart.clip)
+    expected = EchoPredictor.from_model_folder(model, device="cpu").predict(heart.clip)
     np.testing.assert_allclose(found["probabilities"][0], expected.probabilities, atol=1e-4)
     assert (found["masks"] != expected.mask).mean() < 1e-4 and found["masks"].any()
 

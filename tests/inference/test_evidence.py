@@ -44,7 +44,7 @@ def test_each_folds_own_measurement_is_that_of_its_network_alone(folders, make_m
         for fold in (0, 1)
     ]
     evidence = together.segment(together.prepare(make_clip(fuzzy))).evidence
-    prediction = together.predict_clip(make_clip(fuzzy))
+    prediction = together.predict(make_clip(fuzzy))
     case = Case("", "", "", spacing_row_mm=1, spacing_col_mm=1, frame_time_ms=80)
     (row,) = measure_patients([measure_case(case, prediction.mask)])
     found = measure_folds(row, [(case, evidence)], method="simpson")
@@ -71,7 +71,7 @@ def test_networks_run_once_and_one_fold_has_no_spread(folders, make_model, heart
     monkeypatch.setattr(module, "segment_parts", lambda *a, **k: calls.append(1) or original(*a, **k))
     assert sorted(evidence_of(predictor, heart).by_fold) == [0, 1] and len(calls) == 2
     single = EchoPredictor.from_model_folder(predictor.members[0].model.path, [0], device="cpu", trust_code=True)
-    assert single.predict_clip(heart.clip).ef_fold_sd_percent is None
+    assert single.predict(heart.clip).ef_fold_sd_percent is None
     own, together = (evidence_of(single, heart).by_fold[0], evidence_of(single, heart).average)
     np.testing.assert_array_equal(own.beats, together.beats)
 
@@ -80,7 +80,7 @@ def test_a_row_of_one_fold_is_not_assessed_and_one_of_two_folds_is(folders, make
     model = make_model(folders.results)
     for folds, expected in (([0], "not judged"), ([0, 1], "no warning")):
         predictor = EchoPredictor.from_model_folder(model, folds, device="cpu", trust_code=True)
-        assert predictor.predict_clip(heart.clip).quality == expected
+        assert predictor.predict(heart.clip).quality == expected
 
 
 def test_slips_in_cases_csv_and_arrays_count_as_unknown(folders, make_model, tmp_path, heart):
@@ -104,7 +104,7 @@ def test_ensembles_of_other_folds_say_nothing_of_folds(folders, make_model, hear
     assert same.folds == (0, 1) and sorted(evidence_of(same, heart).by_fold) == [0, 1]
     other = EchoPredictor.from_model_folders([(one, None), (two, (0,))], device="cpu", trust_code=True)
     assert other.folds == () and evidence_of(other, heart).by_fold == {}
-    assert other.predict_clip(heart.clip).ef_fold_sd_percent is None
+    assert other.predict(heart.clip).ef_fold_sd_percent is None
 
 
 def evidence_of(predictor, heart):

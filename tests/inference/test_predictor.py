@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from echoplan.errors import EchoPlanError
-from echoplan.imageio import read_mask
+from echoplan.imageio import read_mask, write_clip
 from echoplan.inference import EchoPredictor
 from echoplan.inputs import clip_from_array
 from echoplan.preprocessing import ClipStore, plan_geometry
@@ -40,6 +40,60 @@ def test_a_clip_is_segmented_and_measured(folders, make_model, heart, frames):
     np.testing.assert_allclose(found.area_mm2, (found.mask == 1).sum((1, 2)) * 0.5 * 0.4)
     assert (found.ed_frame, found.es_frame) == (heart.ed_frame, heart.es_frame)
     assert found.ef_percent == pytest.approx(100 * (1 - 0.7**3), abs=4)  # every length shrinks to 0.7
+
+
+def test_a_path_a_clip_and_an_array_are_predicted_alike(folders, make_model, heart, tmp_path):
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
+    write_clip(tmp_path / "a.nii.gz", heart.clip)
+    spacing, time = heart.clip.spacing_mm, heart.clip.frame_time_ms
+    from_array = predictor.predict(heart.clip.frames, spacing, time)
+    for given in (heart.clip, tmp_path / "a.nii.gz", str(tmp_path / "a.nii.gz")):
+        found = predictor.predict(given)
+        np.testing.assert_array_equal(found.mask, from_array.mask)
+        assert (found.edv_ml, found.esv_ml) == pytest.approx((from_array.edv_ml, from_array.esv_ml), rel=1e-5)
+        twice = predictor.predict(given, spacing_mm=(2 * spacing[0], 2 * spacing[1]))
+        assert twice.edv_ml == pytest.approx(8 * found.edv_ml, rel=0.05)  # on a coarser grid of the network
+        assert twice.clip.frame_time_ms == pytest.approx(time)
+    odd = predictor.predict(heart.clip, frame_time_ms=0.08)
+    assert odd.clip.frame_time_ms is None and "0.08 ms" in odd.note
+    with pytest.raises(EchoPlanError, match=r"nowhere\.avi"):
+        predictor.predict(tmp_path / "nowhere.avi")
+
+
+def test_a_prediction_is_a_line_to_print_and_a_picture_in_a_notebook(folders, make_model, heart):
+    predictor = EchoPredictor.from_model_folder(make_model(folders.results), device="cpu", trust_code=True)
+    found = predictor.predict(heart.clip)
+    line = str(found)
+    assert "\n" not in line
+    for words in (f"EF {found.ef_percent:.1f} %", f"EDV {found.edv_ml:.1f} mL, ESV {found.esv_ml:.1f} mL",
+                  "ED frame 0 and ES frame 6 of 12", "no warning"):  # fmt: skip
+        assert words in line
+    page = found._repr_html_()
+    assert page.count("<img src=") == 2 and page.count('class="outline" d="M') == 2
+    assert line.removeprefix("<Prediction: ").removesuffix(">") in page
+    assert 'aria-label="area over time' in page and "<script" not in page
+    empty = predictor.predict(np.zeros((5, 64, 64), np.uint8), spacing_mm=(1, 1))
+    assert str(empty).startswith("<Prediction: no EF: ") and "<img" not in empty._repr_html_()
+    doubtful = predictor.predict(heart.clip.frames, (14.1, 14.1))
+    assert str(doubtful).endswith("check, see quality_reasons>")
+    assert f"<li>{doubtful.quality_reasons[0]}</li>" in doubtful._repr_html_()
+
+
+def test_a_datasets_model_is_found_as_the_command_finds_it(folders, make_model, heart, at, tmp_path):
+    at(tmp_path)
+    model = make_model(folders.results)
+    predictor = EchoPredictor.from_dataset("Phantom", device="cpu")
+    assert [member.model.path for member in predictor.members] == [model] and predictor.folds == (0, 1)
+    assert EchoPredictor.from_dataset("Phantom", folds=[1], folders=folders, device="cpu").folds == (1,)
+    make_model(folders.results, trainer="DimTrainer")
+    with pytest.raises(EchoPlanError, match="2 trained models"):
+        EchoPredictor.from_dataset("Phantom")
+    named = EchoPredictor.from_dataset(
+        "Phantom", trainer="DimTrainer", device="cpu", postprocessing=["largest_component"]
+    )
+    assert "DimTrainer" in named.name and [step["name"] for step in named.postprocessing] == ["largest_component"]
+    with pytest.raises(EchoPlanError, match="no dataset 'CAMUS'"):
+        EchoPredictor.from_dataset("CAMUS")
 
 
 def test_without_spacing_there_is_no_area_but_an_ef(folders, make_model, heart):

@@ -78,10 +78,10 @@ def test_a_fold_trained_again_is_no_best_configuration_and_has_no_intervals(
 
 
 def test_a_models_own_calibration_is_compared_too(model, heart):
-    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict_clip(heart.clip)
+    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict(heart.clip)
     assert found.ef_low_percent is not None
     retrain(model)
-    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict_clip(heart.clip)
+    found = EchoPredictor.from_model_folder(model, device="cpu", coverage=0.8, trust_code=True).predict(heart.clip)
     assert found.ef_low_percent is None and RETRAINED in found.interval_note
 
 
