@@ -91,14 +91,7 @@ def stress_model(
         EchoPlanError: no case has labels, or the labels are other structures than the model's.
     """
     target = predictor.description.target
-    if target not in dataset.description.structures:
-        raise EchoPlanError(f"this dataset does not label {target}, which the model measures", file=dataset.folder)
-    patients: dict[str, list[Case]] = {}
-    for case in cases:
-        if case.label is not None:
-            patients.setdefault(case.patient or case.case, []).append(case)
-    if not patients:
-        raise EchoPlanError("no case has labels to judge by", file=dataset.folder)
+    patients = _labelled_patients(dataset, cases, target)
     work, trust = out / layout.STRESS_PATIENTS, predictor.trust
     errors = None if trust.calibration is None else trust.calibration.to_dict()
     how = {"model": predictor.identity, "rule": ef_method, "trust": trust.to_dict(), "errors": errors}
@@ -125,6 +118,19 @@ def stress_model(
     write_text(out / layout.STRESS_TABLE, _markdown(rows, predictor))
     _draw(rows, changes, target, out / layout.STRESS_FIGURE)
     return Certificate(rows, skipped)
+
+
+def _labelled_patients(dataset: EchoDataset, cases: Sequence[Case], target: str) -> dict[str, list[Case]]:
+    """Patient -> the cases that have labels."""
+    if target not in dataset.description.structures:
+        raise EchoPlanError(f"this dataset does not label {target}, which the model measures", file=dataset.folder)
+    patients: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.label is not None:
+            patients.setdefault(case.patient or case.case, []).append(case)
+    if not patients:
+        raise EchoPlanError("no case has labels to judge by", file=dataset.folder)
+    return patients
 
 
 class _Stress:

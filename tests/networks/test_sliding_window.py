@@ -212,7 +212,8 @@ def test_clips_that_share_batches_are_found_as_if_alone(window, stride):
     options = {"window": window, "stride": stride, "classes": 1, "batch": 16}
     together = segment_clip(network, torch.cat(clips), clips=[7, 3, 12], **options)
     alone = [segment_clip(network, clip, **options) for clip in clips]
-    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+    # not to the bit: the sigmoid of a value depends on its place in the vector registers
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
