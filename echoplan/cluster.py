@@ -22,19 +22,11 @@ _THIS_MACHINE = "local"  # Ray's word for a cluster of this machine alone, which
 _OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster of our own; only names and reasons travel through it
 
 
-def add_engine(to: argparse.ArgumentParser) -> None:
-    """--engine and --address: what spreads the work over machines."""
-    to.add_argument("--engine", choices=("ray",), help="spread the work with Ray; see docs/scaling.md")
-    to.add_argument("--address", metavar="HOST:PORT",
-                    help="with --engine: the Ray cluster, or auto for the one this machine is part of; not given: "
-                    "$RAY_ADDRESS, else this machine alone")  # fmt: skip
-
-
 def check_engine(options: argparse.Namespace, *needing: str) -> None:
     """Refuse options that mean nothing without --engine, and --engine without Ray.
 
     Args:
-        options: as `add_engine`'s parser gives them.
+        options: as `options.shared.add_engine` gives them.
         needing: more options that need the engine, by their attribute's name.
 
     Raises:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from echoplan import __version__
-from echoplan.cli import command, parser
 from echoplan.device import choose_device
 from echoplan.extras import how_to_install
 from echoplan.paths import Folders
@@ -33,10 +33,8 @@ _OPTIONAL = {
 _LOW_DISK_GB = 10
 
 
-@command()
-def doctor(arguments: Sequence[str]) -> int:
+def doctor(_: argparse.Namespace) -> int:
     """echoplan_doctor"""
-    parser("echoplan_doctor", "Print folders, versions, device, free disk, and what is missing.").parse_args(arguments)
     lines, problems = diagnose(os.environ)
     print("\n".join(lines))
     for problem in problems:

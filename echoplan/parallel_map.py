@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from echoplan import layout
 from echoplan.case_warnings import CaseWarnings, held_back, lines_of
+from echoplan.cli import is_quiet
 from echoplan.errors import EchoPlanError
 from echoplan.files import write_json
 from echoplan.workers import WorkerPool
@@ -109,8 +110,9 @@ def _workers_pay(started: float, done: int, left: int, workers: int, trial: bool
 
 
 def progress(items: Iterable[Item], *, description: str, total: int | None = None, unit: str = "case") -> tqdm[Item]:
-    """A tqdm bar that is silent when standard error is not a terminal."""
-    return tqdm(items, desc=description, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    """A tqdm bar that is silent when standard error is not a terminal, and with --quiet."""
+    silent = is_quiet() or not sys.stderr.isatty()
+    return tqdm(items, desc=description, total=total, unit=unit, disable=silent, leave=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.case_warnings import few
-from echoplan.cli import add_ef_options, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cli import folders, report_failures
 from echoplan.dataset import Case, DatasetDescription
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
@@ -29,27 +29,13 @@ from .report.clips import ReportedClip, report_clip
 from .report.overlays import write_overlays
 from .report.page import write_report
 from .report.thumbnails import Picture, picture_of
-from .ventricle.volumes import VOLUME_RULES, VolumeRule
+from .ventricle.volumes import VolumeRule
 
 
-@command()
-def evaluate_folder_command(arguments: Sequence[str]) -> int:
+def evaluate_folder(chosen: argparse.Namespace) -> int:
     """Compare predicted with reference masks."""
-    options = parser("echoplan_evaluate_folder", "Dice, IoU, HD95 and ASSD of predicted masks, frame by frame.")
-    options.add_argument("folders", nargs="*", type=existing_path, metavar="PREDICTIONS REFERENCES",
-                         help="folder of predicted masks, then that of reference masks")  # fmt: skip
-    options.add_argument("-pred", dest="predictions", type=existing_path, metavar="FOLDER", help="the one, by name")
-    options.add_argument("-ref", dest="references", type=existing_path, metavar="FOLDER", help="the other, by name")
-    options.add_argument("-d", "--dataset", metavar="DATASET", help="takes labels, ED and ES from this raw dataset")
-    options.add_argument("--labels", nargs="+", type=_label, metavar="NAME=VALUE", help="instead of a dataset's labels")
-    options.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PREDICTIONS/summary.json")
-    options.add_argument("--ef_method", choices=sorted(VOLUME_RULES), help="also measure EF in both masks by this "
-                         "rule, at the ED and ES of -d, and write PREDICTIONS/ef.csv, ef_camus.csv, ...")  # fmt: skip
-    add_processes(options)
-    chosen = options.parse_args(arguments)
-    _take_folders(options, chosen)
     dataset = _dataset(chosen.dataset)
-    labels = dict(chosen.labels or (dataset.description.structures if dataset else {"LV": 1}).items())
+    labels = chosen.labels or (dataset.description.structures if dataset else {"LV": 1})
     output = chosen.output or chosen.predictions / layout.SUMMARY_FILE
     cases = cases_in(chosen.references, dataset.cases if dataset else (), headers=chosen.ef_method is not None)
     target = dataset.description.target if dataset else next(iter(labels))
@@ -79,48 +65,27 @@ def evaluate_folder_command(arguments: Sequence[str]) -> int:
     return report_failures(missing | summary["failures"], work="evaluation")
 
 
-def _take_folders(options: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
-    """Give the two folders their names, however they were given."""
-    named = [chosen.predictions, chosen.references]
-    if [len(chosen.folders), *map(bool, named)] not in ([2, False, False], [0, True, True]):
-        options.error("give two folders: PREDICTIONS REFERENCES, in this order, or -pred FOLDER -ref FOLDER")
-    chosen.predictions, chosen.references = chosen.folders or named
-
-
-@command()
-def report_command(arguments: Sequence[str]) -> int:
+def report(chosen: argparse.Namespace) -> int:
     """Make ef_report and report.html anew, as after masks were corrected by hand."""
-    options = parser("echoplan_report", "Measures volumes and ejection fractions in masks, and writes the reports.")
-    options.add_argument("-i", "--clips", required=True, type=existing_path, metavar="CLIPS", help="their folder")
-    options.add_argument("-m", "--masks", required=True, type=existing_path, metavar="MASKS", help="their folder")
-    options.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the reports")
-    options.add_argument("-d", "--dataset", metavar="DATASET", help="a raw dataset that names patients and views; not "
-                         "given: a cases.csv with the clips, or their names, as for echoplan_predict")  # fmt: skip
-    options.add_argument("--method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for disc heights")
-    options.add_argument("--find_phases", action="store_true", help="find ED and ES even where cases.csv gives them")
-    options.add_argument("--title", default="Ejection fraction report", help="the report's heading")
-    options.add_argument("--overlays", action="store_true", help="also write OUT/overlays/<case>.mp4")
-    add_processes(options)
-    chosen = options.parse_args(arguments)
     dataset = _dataset(chosen.dataset)
-    masks, inputs = find_masks(chosen.masks), find_inputs(chosen.clips, leave_out=chosen.masks)
+    masks, inputs = find_masks(chosen.masks), find_inputs(chosen.input, leave_out=chosen.masks)
     clips = {item.name: item.path for item in inputs}
     known = {item.name: item.case for item in inputs} | {case.case: case for case in (dataset.cases if dataset else ())}
     if not masks:
         raise EchoPlanError("there is no mask here", file=chosen.masks, remedy="name the folder echoplan_predict wrote")
     value = dataset.description.structures[dataset.description.target] if dataset else _target_value(chosen.masks)
     work = {
-        name: (known.get(name, Case(name, name)), clips.get(name), masks[name], value, chosen.method,
+        name: (known.get(name, Case(name, name)), clips.get(name), masks[name], value, chosen.ef_method,
                chosen.find_phases, picture_of(number))
         for number, name in enumerate(sorted(masks))
     }  # fmt: skip
     results = run_cases(_report_clip, work, processes=chosen.np, description="measuring")
     measurements = [clip.measurement for clip in results.done.values()]
-    rows = measure_patients(measurements, method=chosen.method)
+    rows = measure_patients(measurements, method=chosen.ef_method)
     chosen.output.mkdir(parents=True, exist_ok=True)
-    source = {"Masks": str(chosen.masks), "Clips": str(chosen.clips)}
+    source = {"Masks": str(chosen.masks), "Clips": str(chosen.input)}
     rows = [_with_quality(row, list(results.done.values())) for row in rows]
-    content = write_ef_report(chosen.output, rows, method=chosen.method, details=source)
+    content = write_ef_report(chosen.output, rows, method=chosen.ef_method, details=source)
     write_report(
         chosen.output / layout.REPORT_PAGE,
         rows=rows,
@@ -148,13 +113,9 @@ def report_command(arguments: Sequence[str]) -> int:
     return report_failures(results.failures | unmeasured, work="report")
 
 
-@command()
-def compare_command(arguments: Sequence[str]) -> int:
+def compare(chosen: argparse.Namespace) -> int:
     """Compare methods on the same cases."""
-    options = _compare_parser()
-    chosen = options.parse_args(arguments)
-    _check_compare_options(options, chosen)
-    dataset, notes = _dataset(chosen.known if chosen.predictions else chosen.dataset), list[str]()
+    dataset, notes = _dataset(chosen.dataset), list[str]()
     structure = chosen.structure or (dataset.description.target if dataset else "LV")
     if chosen.predictions:
         methods = read_predictions(
@@ -189,38 +150,6 @@ def compare_command(arguments: Sequence[str]) -> int:
     return report_failures(unjudged, work="comparison")
 
 
-def _compare_parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_compare",
-        "Compare methods on the same cases: the cross-validation of a dataset's trainers, or folders of predictions.",
-    )
-    made.add_argument("dataset", nargs="?", metavar="DATASET", help="compares the trainers of this dataset")
-    made.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="these, in this order; else all")
-    made.add_argument("--predictions", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help="folders of masks")
-    made.add_argument("--references", type=existing_path, metavar="FOLDER", help="reference masks of --predictions")
-    made.add_argument("-d", dest="known", metavar="DATASET", help="a raw dataset that knows the cases of --predictions")
-    made.add_argument("--baseline", metavar="NAME", help="the method to test the others against; else the first")
-    made.add_argument("--structure", metavar="NAME", help="whose masks to compare; else the dataset's target, or LV")
-    made.add_argument("-o", dest="output", type=Path, metavar="OUT", help="folder for comparison.md, .csv, .tex, .json")
-    add_ef_options(made, VOLUME_RULES)
-    add_processes(made)
-    return made
-
-
-def _check_compare_options(options: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
-    if bool(chosen.dataset) == bool(chosen.predictions):
-        options.error("give a DATASET to compare its trainers, or --predictions, and not both")
-    if chosen.dataset and (chosen.references or chosen.known):
-        options.error("--references and -d go with --predictions")
-    if chosen.predictions and chosen.references is None:
-        options.error("--predictions needs --references")
-    if chosen.predictions and chosen.trainers:
-        options.error("-tr goes with a DATASET")
-    names = [name for name, _ in chosen.predictions or ()]
-    if chosen.predictions and (len(names) < 2 or len(set(names)) < len(names)):
-        options.error("--predictions needs two or more folders, each with a NAME of its own")
-
-
 def _report_clip(
     case: Case, clip_file: Path | None, mask_file: Path, value: int, method: VolumeRule, find: bool, picture: Picture
 ) -> ReportedClip:
@@ -251,20 +180,6 @@ def _target_value(masks: Path) -> int:
         return 1
     description = DatasetDescription.from_dict(read_json(file), source=file)
     return description.structures[description.target]
-
-
-def _label(text: str) -> tuple[str, int]:
-    name, _, value = text.partition("=")
-    if not name or not value.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in LV=1")
-    return name, int(value)
-
-
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, _, folder = text.partition("=")
-    if not name or not folder:
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=FOLDER")
-    return name, existing_path(folder)
 
 
 def _in_words(values: Mapping[str, Any]) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 
 from echoplan import layout
 from echoplan.case_warnings import few, lines_of
-from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
-from echoplan.cluster import add_engine, check_engine
+from echoplan.cli import folders, report_failures
 from echoplan.dataset import DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError, printable
 from echoplan.files import read_json, write_json
@@ -33,47 +32,20 @@ from .splits import Splits, joint_splits, paper_split, write_fixed_splits, write
 logger = logging.getLogger(__name__)
 
 
-@command()
-def extract_fingerprint(arguments: Sequence[str]) -> int:
+def extract_fingerprint(chosen: argparse.Namespace) -> int:
     """Measure datasets."""
-    options = parser("echoplan_extract_fingerprint", "Measure datasets: spacings, shapes, sectors, phases, labels.")
-    _add_datasets(options)
-    _add_verify(options)
-    add_processes(options)
-    chosen = options.parse_args(arguments)
     return max(
         report_failures(_fingerprint(folders(), name, chosen), work=f"measuring {name}") for name in chosen.dataset
     )
 
 
-@command()
-def plan_experiment(arguments: Sequence[str]) -> int:
+def plan_experiment(chosen: argparse.Namespace) -> int:
     """Plan datasets whose fingerprint is there."""
-    options = parser("echoplan_plan_experiment", "Plan datasets from their fingerprints, and say why.")
-    _add_datasets(options)
-    _add_planning(options)
-    chosen = options.parse_args(arguments)
     return max(_plan(folders(), name, chosen) for name in chosen.dataset)
 
 
-@command()
-def plan_and_preprocess(arguments: Sequence[str]) -> int:
+def plan_and_preprocess(chosen: argparse.Namespace) -> int:
     """Fingerprint, plan and preprocessing in one go."""
-    return planned_and_preprocessed(arguments)
-
-
-def planned_and_preprocessed(arguments: Sequence[str]) -> int:
-    """The same within another command, which meets errors and signals itself."""
-    options = parser("echoplan_plan_and_preprocess", "Measure, plan and preprocess datasets.")
-    _add_datasets(options)
-    _add_verify(options)
-    _add_planning(options)
-    options.add_argument("--no_preprocess", action="store_true", help="stop after the plan")
-    options.add_argument("--overwrite", action="store_true", help="preprocess finished cases again")
-    add_processes(options)
-    add_engine(options)
-    chosen = options.parse_args(arguments)
-    check_engine(chosen)
     where = folders().absolute() if chosen.engine else folders()
     return max(_plan_and_preprocess(where, name, chosen) for name in chosen.dataset)
 
@@ -258,48 +230,3 @@ def _value(value: Any) -> str:
         numbers = bool(value) and all(isinstance(item, (int, float)) for item in value)
         return (" x " if numbers else ", ").join(map(_value, value)) or "none"
     return str(value)
-
-
-def _add_datasets(to: argparse.ArgumentParser) -> None:
-    to.add_argument("-d", "--dataset", nargs="+", required=True, metavar="NAME",
-                    help="names or ids of datasets; A+B plans them jointly")  # fmt: skip
-
-
-def _add_verify(to: argparse.ArgumentParser) -> None:
-    to.add_argument(
-        "--verify_dataset_integrity", action="store_true", help="check every file first; stop if one is wrong"
-    )
-
-
-def _add_planning(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--gpu_memory_target", type=float, metavar="GB", help="GPU to plan for; else the one found, else 8")
-    to.add_argument(
-        "--no_gpu_check",
-        action="store_true",
-        help="take no training step on the GPU to check the forecast of its memory",
-    )
-    to.add_argument(
-        "-tr",
-        "--trainers",
-        nargs="+",
-        metavar="TRAINER",
-        help="plan and preprocess for these trainers only, and keep what an equal plan has; path/to/file.py:Class for "
-        "one of your own",
-    )
-    to.add_argument("--frames", type=int, metavar="T", help="frames of a training clip instead of the rule's")
-    to.add_argument("--size", type=_size, metavar="N|HxW", help="size of the network's input instead of the rule's")
-    to.add_argument(
-        "--protocol",
-        choices=("aspect", "paper"),
-        default="aspect",
-        help="keep the aspect, or do all as the methods' papers did: stretched, whole frames, their size, "
-        "frames, labels, split and evaluation; give the plan a name of its own (-p)",
-    )
-    add_plans_name(to)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if match is None or int(match[1]) == 0 or match[2] == "0":
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give 256 or 192x256 (height x width)")
-    return int(match[1]), int(match[2] or match[1])

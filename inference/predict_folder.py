@@ -275,7 +275,7 @@ def _check_no_results(inputs: Sequence[InputClip], out: Path) -> None:
         raise EchoPlanError(
             f"results of {existing} of the {len(inputs)} clips are there already",
             file=out,
-            remedy="--continue_prediction keeps them and does the rest, --overwrite does all again, or give another -o",
+            remedy="--c keeps them and does the rest, --overwrite does all again, or give another -o",
         )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from echoplan import layout
-from echoplan.cli import add_plans_name, add_processes, command, folders, parser, report_failures
-from echoplan.cluster import add_engine, check_engine, connected
+from echoplan.cli import folders, report_failures
+from echoplan.cluster import connected
 from echoplan.cluster_map import ClusterMap
 from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
@@ -17,19 +16,8 @@ from echoplan.plans import Plan
 from .dataset import preprocess_dataset
 
 
-@command()
-def preprocess(arguments: Sequence[str]) -> int:
+def preprocess(chosen: argparse.Namespace) -> int:
     """Crop, resample and store the clips of planned datasets."""
-    options = parser("echoplan_preprocess", "Crop, resample and store the clips of datasets that have a plan.")
-    options.add_argument("-d", "--dataset", nargs="+", required=True, metavar="NAME",
-                         help="names or ids of datasets; A+B for a joint")  # fmt: skip
-    options.add_argument("-tr", "--trainers", nargs="+", metavar="TRAINER", help="only what these trainers need")
-    options.add_argument("--overwrite", action="store_true", help="do finished cases again")
-    add_plans_name(options)
-    add_processes(options)
-    add_engine(options)
-    chosen = options.parse_args(arguments)
-    check_engine(chosen)
     where = folders().absolute() if chosen.engine else folders()
     return max(
         report_failures(preprocess_planned(where, name, chosen), work=f"preprocessing {name}")

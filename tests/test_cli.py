@@ -6,6 +6,7 @@ import argparse
 import configparser
 import errno
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from echoplan import __version__, cli
+from echoplan import __version__, cli, scripts
 from echoplan.errors import EchoPlanError
+from echoplan.options import shared
+from echoplan.options.parser import parser
 
 
 def console_scripts():
@@ -30,12 +33,25 @@ def script(name):
     return getattr(importlib.import_module(module), function)
 
 
-def raising(error):
-    @cli.command()
-    def main(arguments):
+def running(main, *, resume=False):
+    """A console script of an option-less command, but for --overwrite and, where it needs one, --c."""
+
+    def options():
+        made = parser("echoplan_x", "Do x.", examples=["echoplan_x"])
+        made.add_argument("words", nargs="*")
+        shared.add_overwrite(made)
+        if resume:
+            shared.add_continue(made, "go on")
+        return made
+
+    return cli.command(options, main)
+
+
+def raising(error, **more):
+    def main(chosen):
         raise error
 
-    return main
+    return running(main, **more)
 
 
 def test_an_error_for_people_is_one_line_and_exit_1(capsys):
@@ -60,19 +76,16 @@ def test_ctrl_c_is_exit_130_without_a_traceback(capsys):
 @pytest.mark.parametrize(
     ("resume", "arguments", "how"),
     [
-        ("", ["-d", "A"], "again"),
-        ("", ["--overwrite"], "without --overwrite"),
-        ("--c", ["A", "0"], "with --c"),
-        ("--c", ["A", "0", "--overwrite"], "with --c instead of --overwrite"),
-        ("--c", ["A", "0", "--c"], "again"),
+        (False, ["A"], "again"),
+        (False, ["--overwrite"], "without --overwrite"),
+        (True, ["A", "0"], "with --c"),
+        (True, ["A", "0", "--overwrite"], "with --c instead of --overwrite"),
+        (True, ["A", "0", "--c"], "again"),
+        (True, ["A", "0", "--continue"], "again"),
     ],
 )
 def test_a_command_says_how_it_goes_on(resume, arguments, how, capsys):
-    @cli.command(resume=resume)
-    def main(_):
-        raise KeyboardInterrupt
-
-    assert main(arguments) == 130
+    assert raising(KeyboardInterrupt(), resume=resume)(arguments) == 130
     assert f"run the same command {how} to go on." in capsys.readouterr().err
 
 
@@ -88,27 +101,47 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         raising(ZeroDivisionError())([])
 
 
-def test_a_command_hands_its_arguments_and_status_on(monkeypatch):
+def test_a_command_hands_its_options_and_status_on(monkeypatch):
     seen = []
 
-    @cli.command()
-    def main(arguments):
-        seen.append(arguments)
+    def main(chosen):
+        seen.append(chosen.words)
         return 3
 
-    monkeypatch.setattr(sys, "argv", ["echoplan_x", "-i", "in"])
-    assert main() == 3 and main(("-o", "out")) == 3 and main([]) == 3
-    assert seen == [["-i", "in"], ["-o", "out"], []]
-    assert main.__name__ == "main"
+    monkeypatch.setattr(sys, "argv", ["echoplan_x", "in"])
+    assert running(main)() == 3 and running(main)(("a", "b")) == 3 and running(main)([]) == 3
+    assert seen == [["in"], ["a", "b"], []]
+
+
+def test_quiet_and_verbose_change_what_is_logged(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def main(chosen):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logging.getLogger("echoplan.somewhere").log(level, "of level %d", level)
+        print("a result")
+        raise EchoPlanError("it does not work")
+
+    assert running(main)([]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "a result\n" and shown.err == "of level 20\nof level 30\nerror: it does not work.\n"
+    assert running(main)(["--quiet"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "a result\n" and shown.err == "of level 30\nerror: it does not work.\n"
+    assert running(main)(["--verbose"]) == 1
+    shown = capsys.readouterr().err
+    assert "echoplan.somewhere: of level 10\n" in shown and "Traceback" in shown and shown.endswith("not work.\n")
+    assert running(main)([]) == 1  # neither stays for the next command of the process
+    assert capsys.readouterr().err.startswith("of level 20\n")
 
 
 def made_parser():
-    parser = cli.parser("echoplan_x", "Do x.")
-    parser.add_argument("--gpu_memory_target", type=float, default=8, help="GB")
-    cli.add_processes(parser)
-    cli.add_device(parser)
-    cli.add_plans_name(parser)
-    return parser
+    made = parser("echoplan_x", "Do x.", examples=["echoplan_x"])
+    made.add_argument("--gpu_memory_target", type=float, default=8, help="GB")
+    shared.add_processes(made)
+    shared.add_device(made)
+    shared.add_plans_name(made)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -135,7 +168,7 @@ def test_the_common_options():
 
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.parser("echoplan_x", "").parse_args(["--version"])
+        made_parser().parse_args(["--version"])
     assert caught.value.code == 0 and __version__ in capsys.readouterr().out
 
 
@@ -149,9 +182,9 @@ def test_failures_are_named_with_their_reasons(capsys):
 
 
 def test_a_path_that_must_exist(tmp_path):
-    assert cli.existing_path(str(tmp_path)) == tmp_path
+    assert shared.existing_path(str(tmp_path)) == tmp_path
     with pytest.raises(argparse.ArgumentTypeError, match="does not exist"):
-        cli.existing_path(str(tmp_path / "nothing"))
+        shared.existing_path(str(tmp_path / "nothing"))
 
 
 def test_folders_come_from_the_environment(monkeypatch, tmp_path):
@@ -180,10 +213,11 @@ def test_every_command_refuses_an_unknown_or_shortened_option(name, capsys):
 def test_a_reader_that_has_seen_enough_is_no_error():
     """echoplan_... | head -1"""
     program = (
-        "from echoplan import cli\nimport sys\n@cli.command()\ndef main(_):\n    print('x' * 1_000_000)\n    return 0\n"
+        "from echoplan import cli, scripts\nimport sys\ndef main(_):\n    print('x' * 1_000_000)\n    return 0\n"
+        "sys.exit(cli.command(scripts.umbrella, main)([]))"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", program + "sys.exit(main([]))"],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert run.stdout.read(1) == "x"
@@ -196,12 +230,6 @@ def test_ctrl_c_while_a_command_is_still_imported_is_met_like_any_other(monkeypa
     def interrupted(module):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "import_module", interrupted)
-    assert cli.script("echoplan.training.commands:train")([]) == cli.INTERRUPTED
+    monkeypatch.setattr(scripts, "import_module", interrupted)
+    assert scripts.train(["A", "0"]) == cli.INTERRUPTED
     assert "run the same command again" in capsys.readouterr().err
-
-
-def test_the_scripts_themselves_import_nothing_heavy():
-    program = "import sys, echoplan.scripts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False)
-    assert run.returncode == 0

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echoplan.cli import add_device, parser
 from echoplan.device import choose_device, is_out_of_memory, prepare_device, reproducible
 from echoplan.errors import EchoPlanError
+from echoplan.options.parser import parser
+from echoplan.options.shared import add_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 UNSUPPORTED = "CUDA error: no kernel image is available for execution on the device\nCompile with ..."
@@ -61,7 +62,7 @@ def test_auto_passes_over_a_gpu_that_pytorch_does_not_support(
 
 
 def test_one_of_several_gpus_becomes_the_current_one(gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = parser("echoplan_any", "")
+    made = parser("echoplan_any", "", examples=[])
     add_device(made)
     name = made.parse_args(["-device", "cuda:1"]).device
     assert choose_device(name) == torch.device("cuda:1")

@@ -17,19 +17,14 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.datasets.commands import convert_dataset
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import evaluate_cases, measure_case
-from echoplan.evaluation.commands import compare_command, evaluate_folder_command, report_command
 from echoplan.evaluation.report.overlays import write_overlays
-from echoplan.experiment_planning.commands import extract_fingerprint
 from echoplan.experiment_planning.integrity import verify_dataset
 from echoplan.files import write_json
 from echoplan.imageio import Clip, write_clip, write_mask
-from echoplan.inference.commands import apply_postprocessing_command
 from echoplan.inference.cross_validation import Candidate, CrossValidation, load_labelled, score_candidates
 from echoplan.inference.dicom_output import write_dicom
-from echoplan.inference.foundation.commands import zero_shot
 from echoplan.inference.foundation.networks import FoundationModel
 from echoplan.inference.reporting import write_reports
 from echoplan.inference.study.cross import prepare_dataset
@@ -37,7 +32,11 @@ from echoplan.inputs import InputClip
 from echoplan.masks import without_empty_rest
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
-from echoplan.preprocessing.commands import preprocess
+from echoplan.scripts import apply_postprocessing as apply_postprocessing_command
+from echoplan.scripts import compare as compare_command
+from echoplan.scripts import convert_dataset, extract_fingerprint, preprocess, zero_shot
+from echoplan.scripts import evaluate_folder as evaluate_folder_command
+from echoplan.scripts import report as report_command
 
 CLIP = Clip(np.random.default_rng(0).integers(1, 200, (4, 40, 48)).astype(np.uint8), (0.3, 0.2), 25.0)
 TRUE = np.zeros(CLIP.frames.shape, np.uint8)

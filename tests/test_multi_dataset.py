@@ -13,19 +13,18 @@ from echoplan.dataset import DatasetDescription, EchoDataset
 from echoplan.datasets.phantom.patient import PhantomSettings
 from echoplan.datasets.phantom.write import make_phantom_dataset
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation.commands import compare_command, evaluate_folder_command
-from echoplan.experiment_planning.commands import plan_and_preprocess, plan_experiment
 from echoplan.files import read_json, write_json
 from echoplan.imageio import Clip, read_mask
 from echoplan.inference import EchoPredictor
-from echoplan.inference.commands import find_best_configuration_command, predict
 from echoplan.inference.nearest_dataset import most_alike
 from echoplan.multi_dataset import MultiDataset, shared_labels
 from echoplan.paths import Folders, dataset_folders
 from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
-from echoplan.preprocessing.commands import preprocess
-from echoplan.training.commands import train
+from echoplan.scripts import compare as compare_command
+from echoplan.scripts import evaluate_folder as evaluate_folder_command
+from echoplan.scripts import find_best_configuration as find_best_configuration_command
+from echoplan.scripts import plan_and_preprocess, plan_experiment, predict, preprocess, train
 
 NAME = "CAMUS+EchoNet"
 MODEL = "UNetTrainer__EchoPlans__frame"

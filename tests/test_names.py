@@ -21,6 +21,7 @@ from echoplan.evaluation.comparison.scores import read_ef_table, write_parts
 from echoplan.files import as_cell, from_cell, read_json, write_csv, write_json, write_text
 from echoplan.imageio import Clip, write_clip, write_mask
 from echoplan.names import check_cases, name_of_file, shortened
+from echoplan.options.parser import parser
 from echoplan.parallel_map import run_cases
 
 CLIP = Clip(np.random.default_rng(0).integers(0, 255, (4, 20, 24), dtype=np.uint8), (0.5, 0.5), 30.0)
@@ -140,12 +141,11 @@ def test_paths_that_are_no_utf8_are_written_and_read_back(tmp_path):
 
 
 def test_names_do_not_steer_the_terminal(tmp_path, capsys):
-    @command()
-    def fail(arguments):
+    def fail(chosen):
         print(os.fsdecode(b"M\xfcller"))
         raise EchoPlanError("this is \x1b[2J no clip", file=os.fsdecode(b"M\xfc\x9b\nller.avi"), remedy="a\n  b")
 
-    assert fail([]) == 1
+    assert command(lambda: parser("echoplan_any", "", examples=[]), fail)([]) == 1
     said = capsys.readouterr()
     assert "%1B[2J no clip (M%FC" in said.err and "\x1b" not in said.err and "a\n  b" in said.err
     assert said.out == "M\\udcfcller\n"

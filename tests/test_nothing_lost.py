@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from echoplan.files import partial_prefix
-from echoplan.preprocessing.commands import preprocess
+from echoplan.scripts import preprocess
 from echoplan.training.checkpoint import load_checkpoint
 
 from .running import (

@@ -53,7 +53,7 @@ def test_nnunets_habit_is_answered(root, capsys):
 
 
 def test_what_is_not_there_is_said_in_one_line(root, capsys):
-    assert "argument -i: nosuch does not exist" in said("predict", ["-i", "nosuch", "-o", "out"], capsys)
+    assert "argument -i/--input: nosuch does not exist" in said("predict", ["-i", "nosuch", "-o", "out"], capsys)
     assert "do you mean --overwrite?" in said("train", ["Phantom", "0", "--overwrit"], capsys)
 
 
@@ -97,8 +97,8 @@ def test_missing_weights_are_told_with_the_options_of_the_command(tmp_path, monk
     monkeypatch.delenv("ECHOPLAN_WEIGHTS", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     cases = [
-        ((), "(-pretrained_weights FILE); --set pretrained=false"),
-        (("-weights FILE",), "(-weights FILE)"),
+        ((), "(--weights FILE); --set pretrained=false"),
+        (("--weights TRAINER=FILE",), "(--weights TRAINER=FILE)"),
         (("", "--set pretrained=false"), "names; --set pretrained=false"),
     ]
     for options, told in cases:
@@ -118,7 +118,7 @@ def test_zero_shot_without_a_connection_names_its_own_options(tmp_path, monkeypa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with no_downloads(), pytest.raises(EchoPlanError) as error:
         FoundationModel("lite_medsam").load()
-    assert "(-weights FILE)" in error.value.remedy and "--set" not in error.value.remedy
+    assert "(--weights FILE)" in error.value.remedy and "--set" not in error.value.remedy
 
 
 # Folds ---------------------------------------------------------------------------------------------------------------

@@ -76,19 +76,6 @@ def model_folder_name(trainer: str, plan: ResolvedPlan) -> str:
     return f"{trainer}__{plan.plans_name}__{plan.configuration}"
 
 
-def fold_numbers(text: str, count: int) -> list[int]:
-    """The folds that FOLD names on a command line: one of `count`, or all.
-
-    Raises:
-        EchoPlanError: it is neither a number nor "all".
-    """
-    if text == "all":
-        return list(range(count))
-    if not text.isdigit():
-        raise EchoPlanError(f"FOLD is {text!r}; it must be 0 to {count - 1}, or all")
-    return [int(text)]
-
-
 def read_splits(preprocessed: Path, plan: ResolvedPlan) -> list[dict[str, list[str]]]:
     """The folds of a trainer's plan, or the one of its paper's split.
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ from echoplan.paths import Folders
 from echoplan.plans import Plan, ResolvedPlan
 
 from .distributed import World
-from .fold import FoldSetup, fold_numbers, prepare_fold, read_splits
+from .fold import FoldSetup, prepare_fold, read_splits
 from .initialization import network_settings_of
 from .methods import Method, find_method, method_registry
 from .model_folder import ModelFolder
@@ -87,13 +87,14 @@ class FoldJob:
         file = where.find_preprocessed(self.dataset) / layout.plan_file(self.plans_name)
         return Plan.read(file).resolve(method.name, configuration=configuration)
 
-    def folds(self, where: Folders, text: str) -> list[int]:
-        """The folds that FOLD names on a command line: a number, or all that the trainer's plan has.
+    def folds(self, where: Folders, wanted: Sequence[int] | None = None) -> list[int]:
+        """The wanted folds, or all that the trainer's plan has.
 
         Raises:
-            EchoPlanError: it is neither, or the dataset is not planned for the trainer.
+            EchoPlanError: the dataset is not planned for the trainer.
         """
-        return fold_numbers(text, len(read_splits(where.find_preprocessed(self.dataset), self.plan(where))))
+        splits = read_splits(where.find_preprocessed(self.dataset), self.plan(where))
+        return list(range(len(splits)) if wanted is None else wanted)
 
     def setup(self, where: Folders) -> FoldSetup:
         """The fold's plan, store and cases.

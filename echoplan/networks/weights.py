@@ -27,7 +27,7 @@ _PARALLEL = "module."
 _HALF_ENDS = torch.finfo(torch.float16).max
 _downloads = ContextVar("downloads", default=True)
 _FROM_RANDOM = "--set pretrained=false"
-_options = ContextVar("options", default=("-pretrained_weights FILE", _FROM_RANDOM))  # of the command that is at work
+_options = ContextVar("options", default=("--weights FILE", _FROM_RANDOM))  # of the command that is at work
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def install_published(
         alone = " --set trainable=locator" if hasattr(method.recipe, "locator_learning_rate") else ""
         raise EchoPlanError(
             f"{trainer} has no published network that predicts by itself; those of {known} do",
-            remedy=f"train what it lacks: echoplan_train DATASET 0 -tr {trainer} -pretrained_weights {file}{alone}",
+            remedy=f"train what it lacks: echoplan_train DATASET 0 -tr {trainer} --weights {file}{alone}",
         )
     home = folders.home_of_installed(f"Dataset001_{about.dataset}", name=name)
     method = method.with_settings({**about.settings, **(settings or {})})

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from echoplan.cli import add_device, add_processes, command, existing_path, folders, parser, report_failures
+from echoplan.cli import folders, report_failures
 from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
-from echoplan.networks.sam.settings import BOXES
 
-from ...evaluation import VOLUME_RULES
 from ...evaluation.metrics import summarise
-from ...training.prompts import LABEL_KINDS, without_begun
-from .networks import FOUNDATION_MODELS, FoundationModel
+from ...training.prompts import without_begun
+from .networks import FoundationModel
 from .zero_shot import run_zero_shot
 
 _PHASES = {"all": "all", "end_diastole": "ED", "end_systole": "ES", "ed_es": "ED + ES"}
 _METRICS = {"dice": "Dice, %", "iou": "IoU, %", "hd": "HD", "hd95": "HD95", "assd": "ASSD"}
 
 
-@command(resume="--continue_prediction")
-def zero_shot(arguments: Sequence[str]) -> int:
+def zero_shot(options: argparse.Namespace) -> int:
     """echoplan_zero_shot DATASET -m sam|medsam|lite_medsam|sam2"""
-    options = _parser().parse_args(arguments)
     chosen = FoundationModel(
         options.model, options.prompt, options.variant, options.size, options.weights, options.shrink, options.boxes
     )
@@ -37,7 +33,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
         folds=options.folds,
         device=choose_device(options.device),
         overwrite=options.overwrite,
-        continue_run=options.continue_prediction,
+        continue_run=options.resume,
         processes=options.np,
     )
     if run.summary:
@@ -51,42 +47,6 @@ def zero_shot(arguments: Sequence[str]) -> int:
             print("The mask is the answer in the frame that it is given in; these frames are left out here.")
         print(f"written: {run.folder}")
     return report_failures(run.failures, work="segmenting")
-
-
-def _parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_zero_shot",
-        "Segment a dataset's labelled frames with a foundation model that was not trained on it, told by the labels "
-        "where the structure is: the untrained row of a comparison.",
-    )
-    made.add_argument("dataset", metavar="DATASET", help="a raw dataset: name, id or folder name")
-    made.add_argument("-m", dest="model", choices=tuple(FOUNDATION_MODELS), required=True, help="the model")
-    made.add_argument(
-        "--prompt", choices=LABEL_KINDS, default="box", help="what the labels tell; points and masks: sam2"
-    )
-    made.add_argument("--split", choices=("train", "test"), default="train", help="which of the labelled cases")
-    made.add_argument(
-        "-f", dest="folds", nargs="+", type=int, metavar="FOLD", help="only these folds' validation cases"
-    )
-    made.add_argument("--variant", default="", help="sam: vit_b, vit_l, vit_h; sam2: tiny, small, base_plus, large; "
-                      "the first if not given")  # fmt: skip
-    made.add_argument(
-        "--size",
-        type=int,
-        help="side of the model's input (its own is 1024, lite_medsam's 256); less is faster and worse",
-    )
-    made.add_argument("--shrink", type=int, default=0, metavar="SIDE",
-                      help="first shrink frames to SIDE x SIDE, as 112 in Chao et al.'s study")  # fmt: skip
-    made.add_argument("--boxes", choices=BOXES, default=BOXES[0], help="all but sam2: from a box's first to its last "
-                      "pixel's centre, or as OpenCV's boundingRect, one pixel further")  # fmt: skip
-    made.add_argument("-weights", type=existing_path, metavar="FILE", help="where the usual places do not have them")
-    made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson",
-                      help="the rule of the EF printed; ef.csv, ef_camus.csv, ... hold all")  # fmt: skip
-    made.add_argument("--continue_prediction", action="store_true", help="keep what is finished, do the rest")
-    made.add_argument("--overwrite", action="store_true", help="do again what is there already")
-    add_processes(made)
-    add_device(made)
-    return made
 
 
 def _judged(summary: Mapping[str, Any], target: str, prompt: str) -> Mapping[str, Any]:

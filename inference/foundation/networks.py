@@ -100,7 +100,7 @@ class FoundationModel:
         if self.model == "sam2":
             settings = {"variant": variant, "multimask": "sam2"}
         name = "sam2" if self.model == "sam2" else "sam"
-        with weights_options("-weights FILE"):
+        with weights_options("--weights FILE"):
             network = build_network(name, size=(self.side, self.side), pretrained=pretrained, **settings)
         return network.to(device).eval()
 

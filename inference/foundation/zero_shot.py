@@ -149,7 +149,7 @@ def _check_folder(folder: Path, chosen: FoundationModel, *, overwrite: bool, con
             raise EchoPlanError(
                 "results of this model are there already",
                 file=folder,
-                remedy="--continue_prediction keeps them and does the rest, --overwrite does all again",
+                remedy="--c keeps them and does the rest, --overwrite does all again",
             )
         before = read_json(file)
         # What an earlier EchoPlan could not be told was as it is when nobody says anything.

@@ -8,39 +8,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from echoplan import layout
-from echoplan.cli import (
-    add_device,
-    add_folds,
-    add_trust_code,
-    command,
-    folders,
-    parser,
-    positive_count,
-    report_failures,
-)
+from echoplan.cli import folders, report_failures
 from echoplan.dataset import Case, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.files import read_json
 from echoplan.paths import dataset_name
 
-from ...evaluation import VOLUME_RULES
-from ..commands import add_coverage, model_folder
 from ..ensemble import PredictorMember
 from ..model_selection import choose_models
 from ..predictor import EchoPredictor
 from .certificate import UNCHANGED, stress_model
-from .changes import CHANGES, changes_called
+from .changes import changes_called
 
 logger = logging.getLogger(__name__)
 
 
-@command()
-def stress(arguments: Sequence[str]) -> int:
+def stress(options: argparse.Namespace) -> int:
     """echoplan_stress MODEL -d DATASET -o OUT"""
-    options = _parser().parse_args(arguments)
     where, changes = folders(), changes_called(tuple(options.changes))
     dataset = EchoDataset.read(where.find_raw(options.dataset))
-    choice = choose_models(where, model_folders=[options.model], folds=options.folds, trust_code=options.trust_code)
+    choice = choose_models(where, model_folders=options.models, folds=options.folds, trust_code=options.trust_code)
     predictor = EchoPredictor.from_model_folders(
         choice.members, device=options.device, trust_code=choice.trust_code, coverage=options.coverage
     )
@@ -97,26 +84,3 @@ def _unseen(members: Iterable[PredictorMember], dataset: EchoDataset, cases: Seq
 def _of_first_patients(cases: Sequence[Case], count: int | None) -> list[Case]:
     patients = list(dict.fromkeys(case.patient or case.case for case in cases))[:count]
     return [case for case in cases if (case.patient or case.case) in patients]
-
-
-def _parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_stress",
-        "How a model holds up on a labelled dataset under graded gain, haze, attenuation, depth, rotation, resolution "
-        "and frame rate, and mirrored: Dice, EF, the quality flag and the intervals at each level, as a table and a "
-        "figure. The same command goes on where it stopped.",
-    )
-    made.add_argument("model", type=model_folder, metavar="MODEL", help="a model folder, or default: the model that "
-                      "comes with EchoPlan")  # fmt: skip
-    made.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="name, id or folder name")
-    made.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the folder for the results")
-    made.add_argument("--changes", nargs="+", default=[], metavar="NAME", help=f"only these of {', '.join(CHANGES)}")
-    made.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which labelled cases")
-    made.add_argument("--patients", type=positive_count, metavar="N", help="only the first N patients")
-    add_folds(made, "-f", "--folds", help="which folds predict; all if not given")
-    made.add_argument("--ef_method", choices=sorted(VOLUME_RULES), default="simpson", help="the rule for volumes")
-    add_coverage(made)
-    made.add_argument("--overwrite", action="store_true", help="do again what is finished")
-    add_trust_code(made)
-    add_device(made)
-    return made

@@ -10,29 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from echoplan.cli import (
-    add_device,
-    add_ef_options,
-    add_plans_name,
-    add_processes,
-    command,
-    existing_path,
-    folders,
-    parser,
-    report_failures,
-)
+from echoplan.cli import folders, report_failures
 from echoplan.dataset import EchoDataset
 from echoplan.device import choose_device
 from echoplan.errors import EchoPlanError
 from echoplan.networks.weights import weights_options
+from echoplan.options import planning
 from echoplan.paths import Folders
 
-from ...evaluation import VOLUME_RULES
 from ...evaluation.comparison.study_report import trend_statements
-from ...experiment_planning.commands import planned_and_preprocessed
+from ...experiment_planning.commands import plan_and_preprocess
 from ...training.methods import find_method
 from ...training.recipe import parse_settings
-from .grid import EVERYTHING, Cell, StudyRequest
+from ...training.train_fold import FoldJob
+from .grid import Cell, StudyRequest
 from .published import PAPERS
 from .reproduce import Reproduction, cells_of_tables, check_labels, describe, make_request, test_networks
 from .reproduced import reproduced, write_results
@@ -42,11 +33,10 @@ from .study import Study, plan_study
 _QUIET = "echoplan.training"  # each training's own lines are in its folder's log
 
 
-@command()
-def study(arguments: Sequence[str]) -> int:
+def study(options: argparse.Namespace) -> int:
     """echoplan_study DATASET -tr TRAINER ..."""
-    options = _parser().parse_args(arguments)
-    where, request = folders(), _request(options)
+    where = folders()
+    request = _request(options, where)
     made = plan_study(where, request, processes=options.np)
     _print_grid(made)
     if options.dry_run:
@@ -62,10 +52,8 @@ def study(arguments: Sequence[str]) -> int:
     return report_failures(outcome.failures, work="study")
 
 
-@command()
-def reproduce(arguments: Sequence[str]) -> int:
+def reproduce(options: argparse.Namespace) -> int:
     """echoplan_reproduce PAPER -d DATASET ..."""
-    options = _reproduce_parser().parse_args(arguments)
     where, paper, device = folders(), PAPERS[options.paper], choose_device(options.device)
     raw = EchoDataset.read(where.find_raw(options.dataset))
     tables = paper.chosen(raw.description.published, tuple(options.tables))
@@ -109,7 +97,8 @@ def _planned_study(
     """The study; the dataset is planned and preprocessed as the papers did where it is not yet."""
     for cell in cells:
         find_method(cell.trainer).with_settings(request.settings_of(cell))
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("size", "frames") if getattr(options, name)]
+    sizes = [f"--size={'x'.join(map(str, options.size))}"] if options.size else []
+    sizes += [f"--frames={options.frames}"] if options.frames else []
     try:
         made = plan_study(where, request, cells=cells, weights=weights, processes=options.np)
         if not sizes:  # a plan that is there may have others
@@ -117,90 +106,12 @@ def _planned_study(
     except EchoPlanError as error:
         print(f"not ready yet ({error.problem}): planned and preprocessed now")
     asked = ["-d", options.dataset, "-tr", *request.trainers, "--protocol", "paper", "-p", request.plans_name]
-    if planned_and_preprocessed([*asked, *sizes, "-np", str(options.np)]):
+    if plan_and_preprocess(planning.plan_and_preprocess().parse_args([*asked, *sizes, "-np", str(options.np)])):
         print("some cases are left out, as said above")
     return plan_study(where, request, cells=cells, weights=weights, processes=options.np)
 
 
-def _reproduce_parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_reproduce",
-        "Train a paper's tables anew, as its authors ran them (--protocol paper), and print each row beside what was "
-        "printed, with the noise of seeds and patients, and what in the paper's protocol leaks. Begin with --dry_run. "
-        "The same command goes on where it stopped.",
-    )
-    made.add_argument("paper", choices=tuple(PAPERS), help="which paper")
-    made.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="CAMUS or EchoNet-Dynamic")
-    made.add_argument("--tables", nargs="+", default=[], metavar="N", help="only these of the paper's tables")
-    made.add_argument("--external", nargs="+", default=[], metavar="DATASET",
-                      help="other converted datasets that tables also test on")  # fmt: skip
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of the trainings")
-    made.add_argument("--epochs", type=int, default=None, help="instead of the papers'")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                      help="change a setting of all recipes, or of one: TRAINER:KEY=VALUE")  # fmt: skip
-    made.add_argument("--weights", nargs="+", type=_weights_of, default=[], metavar="TRAINER=FILE",
-                      help="pretrained weights that are not in the usual places")  # fmt: skip
-    made.add_argument("--name", default="", help="the study's folder, where reproduce_<paper> has other settings")
-    made.add_argument("--size", metavar="N|HxW", help="instead of the papers' sizes")
-    made.add_argument("--frames", metavar="T", help="instead of the papers' frames")
-    made.add_argument("--dry_run", action="store_true", help="list the runs, their hours and what is missing")
-    add_plans_name(made, default="Paper")
-    add_processes(made)
-    add_device(made)
-    return made
-
-
-def _weights_of(text: str) -> tuple[str, Path]:
-    """An argparse type: TRAINER=FILE."""
-    trainer, separator, file = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not TRAINER=FILE")
-    path = existing_path(file)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{file} is no file")
-    return trainer, path
-
-
-def _parser() -> argparse.ArgumentParser:
-    made = parser(
-        "echoplan_study",
-        "How much do more patients, longer clips and another augmentation bring? Trains every combination of what is "
-        "named, on every fold and seed, and draws learning curves. It costs as many whole trainings as the product of "
-        "all lists (frame trainers are not repeated for clip lengths); --dry_run says how many, and how much disk. The "
-        "same command goes on where it stopped, a longer list keeps what is finished.",
-    )
-    made.add_argument("dataset", metavar="DATASET", help="name, id or folder name")
-    made.add_argument("-tr", dest="trainers", nargs="+", required=True, metavar="TRAINER",
-                      help="trainer names, or path/to/file.py:Class")  # fmt: skip
-    made.add_argument("--train_sizes", nargs="+", default=[EVERYTHING], metavar="N",
-                      help="patients to train on: numbers, or shares such as 50%%; nested draws")  # fmt: skip
-    made.add_argument("--clip_lengths", nargs="+", type=int, default=[], metavar="T",
-                      help="frames a clip of the clip trainers, instead of the plan's")  # fmt: skip
-    made.add_argument("--augmentation", nargs="+", default=[], metavar="POLICY",
-                      help="generic, ultrasound, none, or parts joined by +, instead of the recipes' own")  # fmt: skip
-    made.add_argument("--grid", action="append", default=[], metavar="KEY=A,B",
-                      help="train with each value of a setting of the recipes, or of one's: TRAINER:KEY=A,B; several "
-                      "grids multiply")  # fmt: skip
-    made.add_argument("--folds", nargs="+", type=int, default=[0], metavar="FOLD", help="of the dataset's splits")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED",
-                      help="of weights, order, augmentation, and of which patients are drawn")  # fmt: skip
-    made.add_argument("--epochs", type=int, default=None, help="instead of the recipes'")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                      help="change a setting of all recipes, or of one: TRAINER:KEY=VALUE")  # fmt: skip
-    made.add_argument("--test_on", nargs="+", default=[], metavar="DATASET",
-                      help="also predict the labelled cases of these raw datasets and compare")  # fmt: skip
-    made.add_argument("--test_every_size", action="store_true",
-                      help="with the trainings on all sizes, not only the largest")  # fmt: skip
-    made.add_argument("--name", default="study", help="the study's folder in results/<Dataset>/studies")
-    made.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
-    add_ef_options(made, VOLUME_RULES)
-    add_plans_name(made)
-    add_processes(made)
-    add_device(made)
-    return made
-
-
-def _request(options: argparse.Namespace) -> StudyRequest:
+def _request(options: argparse.Namespace, where: Folders) -> StudyRequest:
     common, own = _settings(options.set)
     if "augmentation" in common or any("augmentation" in settings for settings in own.values()):
         raise EchoPlanError("a study takes the augmentation as a list", remedy="say --augmentation POLICY ...")
@@ -214,7 +125,7 @@ def _request(options: argparse.Namespace) -> StudyRequest:
         clip_lengths=tuple(options.clip_lengths),
         augmentations=tuple(options.augmentation),
         grid=_grid(options.grid),
-        folds=tuple(options.folds),
+        folds=options.folds or tuple(FoldJob(options.dataset, 0, options.trainers[0]).folds(where)),
         seeds=tuple(options.seeds),
         settings=common,
         trainer_settings=own,

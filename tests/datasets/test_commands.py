@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from echoplan.dataset import EchoDataset
-from echoplan.datasets.commands import convert_dataset
 from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.scripts import convert_dataset
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_structures(source, tmp_path):
 
 
 def test_options_that_do_not_belong(source, capsys):
-    assert convert_dataset(["camus", str(source), "-d", "Mine", "--csv", "good.csv"]) == 1
-    assert "belong to the layout folder" in capsys.readouterr().err
     for arguments in (
+        ["camus", str(source), "-d", "Mine", "--csv", "good.csv"],
+        ["folder", str(source), "-d", "Mine", "--structures", "all", "--labels", "LV=1", "MYO=3"],
         ["camus", str(source), "-d", "A", "--overwrit"],
         ["nifti", str(source), "-d", "A"],
         ["camus", "/nowhere", "-d", "A"],
@@ -66,6 +66,8 @@ def test_options_that_do_not_belong(source, capsys):
         with pytest.raises(SystemExit) as stop:
             convert_dataset(arguments)
         assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "belong to the layout folder" in said and "here the values are 1, 2, 3" in said
 
 
 def test_nothing_could_be_converted(source, capsys):

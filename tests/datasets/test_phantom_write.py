@@ -10,10 +10,10 @@ import SimpleITK as sitk
 from skimage.draw import polygon
 
 from echoplan.dataset import EchoDataset
-from echoplan.datasets.commands import make_phantom
 from echoplan.datasets.phantom import PhantomSettings, make_patient, make_phantom_dataset, volume_tracing
 from echoplan.errors import EchoPlanError
 from echoplan.imageio import read_clip
+from echoplan.scripts import make_phantom
 
 SMALL = PhantomSettings(size=(80, 96), frames=6)
 

@@ -17,9 +17,10 @@ from scipy import stats
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import COLUMNS, compare_methods, evaluate_cases, read_crossvalidation, segmentation_metrics
-from echoplan.evaluation.commands import compare_command, evaluate_folder_command
 from echoplan.files import read_json, write_csv, write_json
 from echoplan.imageio import Clip, read_mask, write_mask
+from echoplan.scripts import compare as compare_command
+from echoplan.scripts import evaluate_folder as evaluate_folder_command
 
 SPACING = (0.8, 0.5)
 PATIENTS = 8
@@ -362,7 +363,7 @@ def test_models_of_one_trainer_are_told_apart(study, capsys):
         [], ["Study", "--predictions", "a=."], ["Study", "-d", "Study"], ["--predictions", "a=.", "b=."],
         ["--predictions", "a=.", "b=.", "--references", ".", "-tr", "NearTrainer"], ["--predictions", "."],
         ["--predictions", "a=.", "a=.", "--references", "."], ["--predictions", "a=nowhere", "--references", "."],
-        ["Study", "--trainers", "NearTrainer"], ["--predictions", "a=.", "--references", "."],
+        ["Study", "--trainer", "NearTrainer"], ["--predictions", "a=.", "--references", "."],
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_errors(words, capsys):

@@ -11,10 +11,11 @@ import pytest
 from echoplan.dataset import Case
 from echoplan.errors import EchoPlanError
 from echoplan.evaluation import evaluate_cases, measure_case, segmentation_metrics
-from echoplan.evaluation.commands import evaluate_folder_command, report_command
 from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
 from echoplan.evaluation.evaluate_cases import cases_in
 from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.scripts import evaluate_folder as evaluate_folder_command
+from echoplan.scripts import report as report_command
 
 SPACING = (0.8, 0.5)
 
@@ -188,7 +189,7 @@ def test_the_command_evaluates_and_names_what_is_missing(two_folders, capsys):
     assert "3 frames, 1 predicted empty, Dice 6" in out.out
     assert (two_folders[0] / "summary.json").is_file()
     with pytest.raises(SystemExit):
-        evaluate_folder_command([predictions, references, "--labels", "LV"])
+        evaluate_folder_command([predictions, references, "--labels", "LV=one"])
 
 
 def test_swapped_folders_are_refused_and_nothing_is_written(tmp_path, capsys):

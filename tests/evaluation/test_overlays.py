@@ -10,10 +10,10 @@ import pytest
 from masked import Masked, measured
 
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation.commands import report_command
 from echoplan.evaluation.report import overlays
 from echoplan.evaluation.report.overlays import write_overlay_video, write_overlays
 from echoplan.imageio import Clip, write_clip, write_mask
+from echoplan.scripts import report as report_command
 
 SPACING = (1.0, 0.9)
 FRAME_MS = 40.0

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from echoplan.experiment_planning import MemoryModel, commands
-from echoplan.experiment_planning.commands import extract_fingerprint, plan_and_preprocess, plan_experiment
 from echoplan.files import read_json, write_json
 from echoplan.imageio import Clip, read_mask, write_mask
 from echoplan.plans import Plan
 from echoplan.preprocessing import ClipStore
-from echoplan.preprocessing.commands import preprocess
-from echoplan.training.commands import train
+from echoplan.scripts import extract_fingerprint, plan_and_preprocess, plan_experiment, preprocess, train
 from echoplan.training.methods import method_registry
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from echoplan.experiment_planning import MemoryModel, gpu_check, plan_experiment
-from echoplan.experiment_planning.commands import plan_experiment as command
 from echoplan.experiment_planning.gpu_check import StepMemory, can_check, check_batch, gpu_here, measured_step
 from echoplan.experiment_planning.memory import CONTEXT_GB
+from echoplan.scripts import plan_experiment as command
 
 from .conftest import load
 from .test_memory import GB, TwoConvolutions, method_of

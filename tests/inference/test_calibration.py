@@ -14,10 +14,10 @@ from echoplan.evaluation import PatientRow
 from echoplan.evaluation.quality import default_limits
 from echoplan.files import read_json, write_json
 from echoplan.inference import EchoPredictor, choose_models, find_best_configuration, predict_folder
-from echoplan.inference.commands import predict
 from echoplan.inference.conformal import Calibration, Group, with_intervals
 from echoplan.inference.trained_weights import weights_of
 from echoplan.inference.uncertainty import TrustSettings
+from echoplan.scripts import predict
 
 
 def shrunken(case, values):

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from echoplan.imageio import probe_clip, read_mask, write_clip, write_mask
-from echoplan.inference.commands import (
-    apply_postprocessing_command,
-    ensemble,
-    find_best_configuration_command,
-    predict,
-)
 from echoplan.preprocessing.probabilities import load_probabilities
+from echoplan.scripts import apply_postprocessing as apply_postprocessing_command
+from echoplan.scripts import ensemble, predict
+from echoplan.scripts import find_best_configuration as find_best_configuration_command
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,7 @@ def test_a_part_is_predicted_and_says_how_to_go_on(tmp_path, folders, make_model
     arguments = ["-i", str(clips), "-o", str(tmp_path / "out"), "--device", "cpu", "-np", "0"]
     assert predict([*arguments, "--num_parts", "2", "--part_id", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "part 1 of 2: 2 clips predicted" in shown and "--continue_prediction" in shown
+    assert "part 1 of 2: 2 clips predicted" in shown and "--c instead of" in shown
     assert predict([*arguments, "--num_parts", "2", "--part_id", "0"]) == 1  # one is broken
     assert "p4_A4C" in capsys.readouterr().err
     assert not (tmp_path / "out" / "ef_report.csv").exists()

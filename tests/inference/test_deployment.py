@@ -12,7 +12,6 @@ import torch
 
 from echoplan.errors import EchoPlanError
 from echoplan.inference import EchoPredictor
-from echoplan.inference.deployment.commands import export_onnx_command
 from echoplan.inference.deployment.exported import ExportedNetwork, hand_over
 from echoplan.inference.deployment.graphs import FromGrid, ToGrid, sector_statistics
 from echoplan.networks import build_network
@@ -20,6 +19,7 @@ from echoplan.networks.sliding_window import segment_clip
 from echoplan.preprocessing import preprocess_clip
 from echoplan.preprocessing import sector_statistics as statistics_of
 from echoplan.preprocessing.geometry import plan_geometry
+from echoplan.scripts import export_onnx as export_onnx_command
 from echoplan.training.checkpoint import plain_settings
 from echoplan.training.methods import find_method
 

@@ -25,8 +25,8 @@ from echoplan.evaluation import PatientRow
 from echoplan.files import write_text
 from echoplan.imageio import Clip, read_mask, write_clip, write_mask
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
-from echoplan.inference.commands import predict
 from echoplan.inference.dicom_output import require_highdicom, write_dicom
+from echoplan.scripts import predict
 
 hd = pytest.importorskip("highdicom")
 STUDY = generate_uid()

@@ -295,7 +295,7 @@ def test_what_only_a_training_needs_stays_at_home(tmp_path, folders, unet, save_
     before = load_checkpoint(model / "fold_0" / "checkpoint_final.pth")["network"]
     after = load_checkpoint(file)["network"]
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert is_checkpoint(file)  # a training may start from it: -pretrained_weights
+    assert is_checkpoint(file)  # a training may start from it: --weights
 
 
 def unpacked(content):

@@ -48,7 +48,7 @@ def test_the_published_network_predicts_as_its_authors_would(published: Path, tm
 
 def test_what_is_there_stays_and_what_is_not_theirs_is_refused(published: Path, tmp_path: Path) -> None:
     where = Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "results")
-    with pytest.raises(EchoPlanError, match=r"no published network .*-pretrained_weights .*trainable=locator"):
+    with pytest.raises(EchoPlanError, match=r"no published network .*--weights .*trainable=locator"):
         install_published(published, where, trainer="SAMTrainer")
     install_published(published, where, trainer="EchoNetTrainer", name="Stanford")
     with pytest.raises(EchoPlanError, match="there already"):

@@ -16,9 +16,10 @@ from echoplan.errors import EchoPlanError
 from echoplan.evaluation import commands as evaluation_commands
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
-from echoplan.inference.commands import apply_postprocessing_command, ensemble
 from echoplan.inference.predict_folder import Part
 from echoplan.preprocessing.probabilities import load_probabilities
+from echoplan.scripts import apply_postprocessing as apply_postprocessing_command
+from echoplan.scripts import ensemble
 
 from .conftest import make_heart
 
@@ -57,7 +58,7 @@ def test_all_clips_are_predicted_past_a_broken_one(tmp_path, clips, predictor, h
 def test_finished_cases_are_kept_when_continuing(tmp_path, clips, predictor):
     out = tmp_path / "out"
     predict_folder(clips, out, predictor)
-    with pytest.raises(EchoPlanError, match="--continue_prediction"):
+    with pytest.raises(EchoPlanError, match="--c keeps"):
         predict_folder(clips, out, predictor)
     (out / "p2_A4C.nii.gz").unlink()
     before = (out / "p1_A4C.nii.gz").stat().st_mtime_ns
@@ -202,7 +203,7 @@ def test_parts_predicted_apart_and_merged_equal_the_whole(tmp_path, clips, predi
     assert not (out / "ef_report.csv").exists()
     records = [json.loads((out / f"prediction_args.part_{number}_of_3.json").read_text()) for number in range(3)]
     assert sorted(item["case"] for record in records for item in record["inputs"]) == names
-    with pytest.raises(EchoPlanError, match="--continue_prediction"):
+    with pytest.raises(EchoPlanError, match="--c keeps"):
         predict_folder(clips, out, predictor, part=Part(0, 3))
     merged = predict_folder(clips, out, predictor, keep_probabilities=True, continue_prediction=True)
     assert merged.kept == plain.predicted and merged.predicted == [] and merged.failures == plain.failures

@@ -16,7 +16,6 @@ from echoplan.evaluation.comparison.method_results import read_predictions
 from echoplan.evaluation.comparison.scores import frame_scores, read_ef_table
 from echoplan.files import write_json
 from echoplan.imageio import read_mask, write_clip, write_mask
-from echoplan.inference.foundation.commands import zero_shot
 from echoplan.inference.foundation.networks import EnlargedFrames, FoundationModel, rescale_prompts
 from echoplan.inference.foundation.zero_shot import run_zero_shot
 from echoplan.networks import build_network
@@ -25,6 +24,7 @@ from echoplan.networks.e3sam2.weights import _NAMES
 from echoplan.networks.sam.parts import build_mask_decoder, build_prompt_encoder, vit_settings
 from echoplan.networks.sam.settings import VARIANTS
 from echoplan.paths import Folders
+from echoplan.scripts import zero_shot
 from echoplan.training.prompts import box_of
 
 from .conftest import make_heart
@@ -197,7 +197,7 @@ def test_what_is_finished_is_kept_and_what_is_broken_named(
     assert CASES[1] in capsys.readouterr().err
     image.write_bytes(whole)
     assert zero_shot(words) == 1  # it is not said what to do with the results that are there
-    assert "--continue_prediction keeps them" in capsys.readouterr().err
+    assert "--c keeps them" in capsys.readouterr().err
     folder = folders.results / "Dataset001_Phantom" / "zero_shot" / "sam_64_box"
     before = (folder / f"{CASES[0]}.nii.gz").stat().st_mtime_ns
     assert zero_shot([*words, "--continue_prediction"]) == 0

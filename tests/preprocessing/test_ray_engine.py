@@ -17,8 +17,8 @@ from echoplan.errors import EchoPlanError
 from echoplan.files import read_json, write_json
 from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
-from echoplan.preprocessing.commands import preprocess
 from echoplan.preprocessing.dataset import preprocess_dataset
+from echoplan.scripts import preprocess
 
 
 def content(folder: Path) -> dict[str, bytes]:

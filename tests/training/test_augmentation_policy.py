@@ -12,9 +12,9 @@ import torch
 from echoplan.files import write_json
 from echoplan.labels import IGNORE
 from echoplan.plans import Configuration, Plan
+from echoplan.scripts import train
 from echoplan.training.augmentation import Augmentation, CineSpeed, FrameDrop, Rotation
 from echoplan.training.checkpoint import load_checkpoint
-from echoplan.training.commands import train
 from echoplan.training.data import BatchLoader, Sample, SampleReader, build_augmentation, clip_samples
 from echoplan.training.fold import FoldSetup
 

@@ -16,7 +16,7 @@ from echoplan.files import write_json
 from echoplan.networks import ClipOutput
 from echoplan.networks.e3sam2 import attention
 from echoplan.plans import Configuration, Plan
-from echoplan.training.commands import compare_prompts
+from echoplan.scripts import compare_prompts
 from echoplan.training.fold import FoldSetup
 from echoplan.training.losses import mask_quality_loss, presence_loss
 from echoplan.training.methods import e3sam2 as module

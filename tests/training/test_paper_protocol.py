@@ -12,13 +12,11 @@ from torch import nn
 
 from echoplan.cli import folders
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
-from echoplan.datasets.commands import convert_dataset, make_phantom
 from echoplan.errors import EchoPlanError
-from echoplan.experiment_planning.commands import plan_and_preprocess
 from echoplan.experiment_planning.splits import paper_split
 from echoplan.imageio import read_mask
 from echoplan.plans import Plan
-from echoplan.training.commands import train
+from echoplan.scripts import convert_dataset, make_phantom, plan_and_preprocess, train
 from echoplan.training.train_fold import FoldJob
 from echoplan.training.validation import judge_sampled
 

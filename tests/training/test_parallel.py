@@ -18,8 +18,8 @@ from torch import nn
 
 from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import write_json
+from echoplan.scripts import train as train_command
 from echoplan.training.checkpoint import TrainingState, load_checkpoint
-from echoplan.training.commands import train as train_command
 from echoplan.training.data import Batch, BatchLoader, SampleReader, frame_samples
 from echoplan.training.distributed import World, joined, silent
 from echoplan.training.fold import FoldSetup

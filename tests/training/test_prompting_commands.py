@@ -14,7 +14,7 @@ from echoplan.imageio import read_mask
 from echoplan.networks import build_network
 from echoplan.networks.sliding_window import segment_clip
 from echoplan.plans import Configuration, Plan
-from echoplan.training.commands import compare_prompts
+from echoplan.scripts import compare_prompts
 from echoplan.training.fold import FoldSetup
 from echoplan.training.methods import find_method
 from echoplan.training.model_folder import ModelFolder

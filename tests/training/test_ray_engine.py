@@ -19,9 +19,9 @@ from echoplan.errors import EchoPlanError, Terminated
 from echoplan.files import read_json, write_json
 from echoplan.parallel_map import CaseResults
 from echoplan.paths import Folders
+from echoplan.scripts import train
 from echoplan.training import torchrun
 from echoplan.training.checkpoint import load_checkpoint
-from echoplan.training.commands import train
 from echoplan.training.fold import FoldSetup
 from echoplan.training.metrics import read_metrics
 from echoplan.training.ray_engine import FoldWatch, RayTraining, results_table, train_fold_on_node

@@ -13,10 +13,10 @@ import pytest
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.files import write_json
 from echoplan.imageio import Clip, write_clip, write_mask
-from echoplan.inference.study.commands import study
 from echoplan.paths import Folders
 from echoplan.plans import Configuration, Decision, Plan
 from echoplan.preprocessing import ClipStore, StoredCase, preprocess_clip, sector_statistics
+from echoplan.scripts import study
 
 SIDE, FRAMES, LAST = 32, 7, 6
 PATIENTS = [f"p{number}" for number in range(6)]

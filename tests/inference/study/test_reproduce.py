@@ -9,17 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from echoplan.datasets.commands import convert_dataset, make_phantom
 from echoplan.errors import Terminated
 from echoplan.experiment_planning import MemoryModel, commands
 from echoplan.inference.study import reproduce as reproduce_module
 from echoplan.inference.study import reproduced
-from echoplan.inference.study.commands import reproduce
 from echoplan.inference.study.grid import StudyRequest
 from echoplan.inference.study.published import CAMUS, ECHONET, PAPERS
 from echoplan.inference.study.reproduce import cells_of_tables
 from echoplan.inference.study.reproduced import noise_of
 from echoplan.networks import complexity
+from echoplan.scripts import convert_dataset, make_phantom, reproduce
 from echoplan.training.methods import find_method
 from echoplan.training.metrics import TrainingLog
 from echoplan.training.trainer import Trainer
@@ -198,6 +197,6 @@ def test_a_termination_while_it_plans_ends_it(run, monkeypatch, capsys):
     def terminated(arguments):
         raise Terminated
 
-    monkeypatch.setattr("echoplan.inference.study.commands.planned_and_preprocessed", terminated)
+    monkeypatch.setattr("echoplan.inference.study.commands.plan_and_preprocess", terminated)
     assert run("e3sam2", "-d", "CAMUS", "-p", "Unplanned") == 75
     assert "run the same command again" in capsys.readouterr().err
