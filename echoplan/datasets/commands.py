@@ -50,7 +50,13 @@ def make_phantom(chosen: argparse.Namespace) -> int:
         labels=chosen.labelled_frames,
         structures=chosen.structures,
         test_patients=chosen.test_patients,
-        settings=PhantomSettings(size=chosen.size, whole_beat=chosen.whole_beat, quality=tuple(chosen.quality)),
+        settings=PhantomSettings(
+            size=chosen.size,
+            frames=chosen.frames,
+            whole_beat=chosen.whole_beat,
+            quality=tuple(chosen.quality),
+            randomised=chosen.randomised,
+        ),
         processes=chosen.np,
     )
     print(f"{len(results.done)} patients in {destination}")

@@ -78,6 +78,11 @@ def make_phantom() -> Parser:
     made.add_argument("--layout", choices=choices.PHANTOM_LAYOUTS, default="raw",
                       help="raw format, or as a public release lies")  # fmt: skip
     made.also(add_output(made, "folder for the layouts camus and echonet_dynamic", required=False), "--out")
+    made.add_argument("--frames", type=int, metavar="T",
+                      help="frames of a clip, 2 for end-diastole and end-systole alone; as recorded if not given")  # fmt: skip
+    made.add_argument("--randomised", action="store_true",
+                      help="hearts, sectors, scanners and artefacts of far more kinds, sides of 112 pixels up to "
+                      "--size: to learn from phantoms alone")  # fmt: skip
     made.add_argument("--whole_beat", action="store_true", help="a whole beat, not only end-diastole to end-systole")
     made.add_argument("--quality", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"),
                       help="range of the image quality, 0 poor to 1 good")  # fmt: skip

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .shape import Shape
+
 BACKGROUND, CAVITY, MYOCARDIUM, ATRIUM = 0, 1, 2, 3
 
 
@@ -68,12 +70,16 @@ class Heart:
         ef_percent: ejection fraction of the true volumes.
         shortening: share of the axis' length lost at end-systole.
         asymmetry: how much less the A4C diameter shrinks than the A2C diameter; the slices' areas do not depend on it.
+        width: of both cuts' `Shape`, where they have one.
+        side: of both cuts' `Pose`.
     """
 
     end_diastole: HeartState
     ef_percent: float
     shortening: float
     asymmetry: float
+    width: np.ndarray | None = None
+    side: int = 1
 
     def state(self, contraction: float, valve: float = 0.0) -> HeartState:
         """The heart at `contraction` in 0..1: the cavity's volume falls linearly in it, the wall's volume stays."""
@@ -104,50 +110,69 @@ class Heart:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the cut lies in the sector: outer apex at (x, depth) mm, axis turned by `tilt` rad, bent by `bend` mm."""
+    """Where the cut lies in the sector: outer apex at (x, depth) mm, axis turned by `tilt` rad, bent by `bend` mm.
+
+    `side` is -1 where the picture is swapped left and right.
+    """
 
     x: float
     depth: float
     tilt: float
     bend: float
+    side: int = 1
 
     def to_local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image (lateral, depth) mm -> (across, along the axis from the outer apex) mm, the bend not yet undone."""
-        dx, dy = x - self.x, y - self.depth
+        dx, dy = self.side * x - self.x, y - self.depth
         cosine, sine = np.cos(self.tilt), np.sin(self.tilt)
         return dx * cosine - dy * sine, dx * sine + dy * cosine
 
     def to_image(self, u: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inverse of `to_local`."""
         cosine, sine = np.cos(self.tilt), np.sin(self.tilt)
-        return self.x + u * cosine + along * sine, self.depth - u * sine + along * cosine
+        return self.side * (self.x + u * cosine + along * sine), self.depth - u * sine + along * cosine
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One apical cut through the heart at one moment; coordinates (u, z) in mm, u across, z along the axis."""
+    """One apical cut through the heart at one moment; coordinates (u, z) in mm, u across, z along the axis.
+
+    Without a `shape` it is the ellipsoid's, bent by the pose.
+    """
 
     state: HeartState
     view: str
     pose: Pose
+    shape: Shape | None = None
 
     @property
     def origin(self) -> float:
         """Distance in mm of z = 0 from the outer apex."""
         return self.state.c + self.state.apical_wall
 
+    def _share(self, z: np.ndarray) -> np.ndarray:
+        return (z + self.state.c) / (self.state.c + self.state.h)
+
     def _bend(self, z: np.ndarray) -> np.ndarray:
-        share = np.clip((z + self.state.c) / (self.state.c + self.state.h), -0.2, 1.0)
+        share = np.clip(self._share(z), -0.2, 1.0)
         return self.pose.bend * 4 * share * (1 - share)
 
     def straight(self, u: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Local coordinates of `Pose.to_local` -> (u, z) of the unbent ellipsoid."""
         z = along - self.origin
-        return u - self._bend(z), z
+        if self.shape is None:
+            return u - self._bend(z), z
+        z = z - self.shape.slant * u
+        share = self._share(z)
+        return (u - self.shape.shift_at(share)) / self.shape.width_at(share), z
 
     def to_image(self, u: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(u, z) of the unbent ellipsoid -> image (lateral, depth) mm."""
-        return self.pose.to_image(u + self._bend(z), z + self.origin)
+        if self.shape is None:
+            return self.pose.to_image(u + self._bend(z), z + self.origin)
+        share = self._share(z)
+        u = u * self.shape.width_at(share) + self.shape.shift_at(share)
+        return self.pose.to_image(u, z + self.shape.slant * u + self.origin)
 
     def wall_point(self, position: np.ndarray, layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Material point of the wall: position -1..1 from hinge to hinge over the apex, layer 0..1 from inside out.
@@ -160,16 +185,30 @@ class Cut:
         inner_u, inner_z = short * np.sin(inner), -state.c * np.cos(inner)
         outer_u = (short + state.wall) * np.sin(outer)
         outer_z = -(state.c + state.apical_wall) * np.cos(outer)
+        if self.shape is not None:
+            outer_u = outer_u + self.shape.outer_shift
         return inner_u + layer * (outer_u - inner_u), inner_z + layer * (outer_z - inner_z)
 
     def levels(self, u: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Squared elliptic radii of the cavity, of the outer surface and of the left atrium: below 1 is inside."""
         state, short = self.state, self.state.short_axis(self.view)
         cavity = (u / short) ** 2 + (z / state.c) ** 2
-        outer = (u / (short + state.wall)) ** 2 + (z / (state.c + state.apical_wall)) ** 2
+        outer_u, atrium_u = u, u
+        if self.shape is not None:
+            outer_u = u - self.shape.outer_shift
+            atrium_u = u - self.shape.atrium_shift - self.shape.atrium_lean * (z - state.h)
+        outer = (outer_u / (short + state.wall)) ** 2 + (z / (state.c + state.apical_wall)) ** 2
         length = state.atrium_length
-        atrium = (u / state.atrium_width) ** 2 + ((z - state.h - 0.35 * length) / (0.65 * length)) ** 2
+        atrium = (atrium_u / state.atrium_width) ** 2 + ((z - state.h - 0.35 * length) / (0.65 * length)) ** 2
         return cavity, outer, atrium
+
+    def wall_end(self, u: np.ndarray) -> np.ndarray | float:
+        """z in mm where the wall ends below the ring."""
+        state = self.state
+        if self.shape is None:
+            return state.h
+        ring = self.state.short_axis(self.view) * np.sqrt(1 - (state.h / state.c) ** 2)
+        return state.h + self.shape.flare * np.clip(np.abs(u) - ring, 0, 10)
 
     def labels(self, u: np.ndarray, along: np.ndarray) -> np.ndarray:
         """Labels uint8 at local coordinates: 0 background, 1 LV cavity, 2 myocardium, 3 left atrium."""
@@ -177,9 +216,9 @@ class Cut:
         cavity, outer, atrium = self.levels(u, z)
         above = z <= self.state.h
         labels = np.full(u.shape, BACKGROUND, np.uint8)
-        labels[above & (outer <= 1)] = MYOCARDIUM
-        labels[above & (cavity <= 1)] = CAVITY
         labels[~above & (atrium <= 1)] = ATRIUM
+        labels[(z <= self.wall_end(u)) & (outer <= 1)] = MYOCARDIUM
+        labels[above & (cavity <= 1)] = CAVITY
         return labels
 
 

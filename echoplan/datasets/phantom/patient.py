@@ -10,7 +10,9 @@ from echoplan.errors import EchoPlanError
 
 from .heart import CAVITY, Cut, Heart, Pose, contraction_curve, random_heart
 from .polar_grid import PolarGrid
+from .randomised import place_freely, varied_heart, varied_scanner, varied_size
 from .render import Renderer, Scanner
+from .varied_render import VariedRenderer
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class PhantomSettings:
         views: which cuts, of "A2C" and "A4C".
         quality: range of the image quality, 0 poor to 1 good.
         ef_percent, frame_rate_hz, heart_rate_bpm: ranges drawn from evenly.
+        randomised: hearts, sectors, scanners and artefacts of far more kinds, frames of 112 pixels a side up to `size`,
+            left and right swapped in some: to learn from phantoms alone. `spacing_mm` is then not used.
     """
 
     size: tuple[int, int] = (160, 160)
@@ -36,6 +40,7 @@ class PhantomSettings:
     ef_percent: tuple[float, float] = (20.0, 75.0)
     frame_rate_hz: tuple[float, float] = (42.0, 58.0)
     heart_rate_bpm: tuple[float, float] = (52.0, 92.0)
+    randomised: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size) < 64:
@@ -99,7 +104,10 @@ def make_patient(seed: int | np.random.Generator, settings: PhantomSettings | No
     """Make a patient; the same seed and settings give the same bytes."""
     settings = settings or PhantomSettings()
     rng = np.random.default_rng(seed)
-    heart = random_heart(rng, ef_percent=float(rng.uniform(*settings.ef_percent)))
+    ef_percent = float(rng.uniform(*settings.ef_percent))
+    heart = (
+        varied_heart(rng, ef_percent=ef_percent) if settings.randomised else random_heart(rng, ef_percent=ef_percent)
+    )
     frame_rate = float(rng.uniform(*settings.frame_rate_hz))
     beat_seconds = 60 / float(rng.uniform(*settings.heart_rate_bpm))
     quality = float(rng.uniform(*settings.quality))
@@ -142,12 +150,20 @@ def _make_clip(
     rng: np.random.Generator, heart: Heart, view: str, quality: float, timing: _Timing, settings: PhantomSettings
 ) -> PhantomClip:
     quality = float(np.clip(quality + rng.normal(0, 0.1), *settings.quality))
-    grid, pose = _place(rng, heart, view, settings)
+    if settings.randomised:
+        grid, pose, shape = place_freely(rng, heart, view, varied_size(rng, settings.size))
+        scanner, kind = varied_scanner(rng, quality), VariedRenderer
+        # The valve is still open in some first frames, and the leaflets then stand in the cavity.
+        open_at_first = rng.uniform(0, 0.8) if rng.random() < 0.3 else 0.0
+        valves = np.maximum(timing.valve, open_at_first * (1 - timing.contraction) ** 6)
+    else:
+        grid, pose = _place(rng, heart, view, settings)
+        scanner, kind, shape, valves = Scanner.random(rng, quality), Renderer, None, timing.valve
     cuts = tuple(
-        Cut(heart.state(float(contraction), float(valve)), view, pose)
-        for contraction, valve in zip(timing.contraction, timing.valve, strict=True)
+        Cut(heart.state(float(contraction), float(valve)), view, pose, shape)
+        for contraction, valve in zip(timing.contraction, valves, strict=True)
     )
-    renderer = Renderer(rng, grid, cuts[timing.ed_frame], Scanner.random(rng, quality))
+    renderer = kind(rng, grid, cuts[timing.ed_frame], scanner)
     frames = renderer.to_grey(np.stack([renderer.frame(cut) for cut in cuts]))
     local = pose.to_local(*grid.pixel_xy)
     return PhantomClip(
@@ -160,7 +176,7 @@ def _make_clip(
         es_frame=timing.es_frame,
         quality="Good" if quality > 0.6 else "Medium" if quality > 0.25 else "Poor",
         sector_box=grid.box,
-        sector_apex=(-0.5, (grid.size[1] - 1) / 2),
+        sector_apex=grid.point,
         cuts=cuts,
     )
 

@@ -14,19 +14,23 @@ BEAMS_PER_PIXEL = 0.7  # at full depth, where the beams are farthest apart
 
 @dataclass(frozen=True)
 class PolarGrid:
-    """Samples along the beams of a sector whose point lies in the middle of the top row.
+    """Samples along the beams of a sector whose point lies in the middle of the top row, or elsewhere.
 
     Attributes:
         size: (H, W) of the image.
         spacing_mm: square pixels, mm.
         depth_mm: radius of the sector.
         half_angle: rad.
+        near_mm: radius of the probe's face, where the beams begin; 0 of a phased array.
+        point_shift: (rows, columns) in pixels from the top row's middle to the sector's point.
     """
 
     size: tuple[int, int]
     spacing_mm: float
     depth_mm: float
     half_angle: float
+    near_mm: float = 0.0
+    point_shift: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def fitting(cls, size: tuple[int, int], depth_mm: float, half_angle: float, spacing_mm: float | None) -> PolarGrid:
@@ -61,15 +65,21 @@ class PolarGrid:
     def pixel_xy(self) -> tuple[np.ndarray, np.ndarray]:
         """(lateral, depth) in mm of the pixels' centres, each (H, W)."""
         rows, columns = self.size
-        x = (np.arange(columns) - (columns - 1) / 2) * self.spacing_mm
-        y = (np.arange(rows) + 0.5) * self.spacing_mm
+        x = (np.arange(columns) - (columns - 1) / 2 - self.point_shift[1]) * self.spacing_mm
+        y = (np.arange(rows) + 0.5 - self.point_shift[0]) * self.spacing_mm
         return np.broadcast_to(x, self.size), np.broadcast_to(y[:, None], self.size)
 
     @cached_property
     def inside(self) -> np.ndarray:
         """Which pixels lie in the sector, (H, W) bool."""
         x, y = self.pixel_xy
-        return (np.hypot(x, y) <= self.depth_mm) & (np.abs(np.arctan2(x, y)) <= self.half_angle)
+        radius = np.hypot(x, y)
+        return (radius >= self.near_mm) & (radius <= self.depth_mm) & (np.abs(np.arctan2(x, y)) <= self.half_angle)
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """(row, column) of the sector's point, fractional; it may lie above the frame."""
+        return self.point_shift[0] - 0.5, (self.size[1] - 1) / 2 + self.point_shift[1]
 
     @property
     def box(self) -> tuple[int, int, int, int]:

@@ -72,6 +72,7 @@ class Renderer:
         self.valve = valve_points(rng, grid)
         self.static, self.blood, self.clutter = (complex_noise(rng, self.shape) for _ in range(3))
         self.right_heart = {name: rng.uniform(0.85, 1.25) for name in ("width", "length", "atrium")}
+        self.right_blood_db: np.ndarray | float = 0.0  # more than in the left heart
         self.background_db = self._background(end_diastole)
         self.rim_db = rng.uniform(-4, 4) + 4.5 * self._smooth_field(10.0)
         self.blood_db = scanner.blood_db + 1.2 * self._smooth_field(12.0)
@@ -169,7 +170,7 @@ class Renderer:
         free_wall = left & np.where(over, (ventricle > 1) & (ventricle < 1.45), (atrium > 1) & (atrium < 1.3))
         level[free_wall] += 4
         chamber = left & np.where(over, ventricle <= 1, atrium <= 1)
-        level[chamber] = self.blood_db[chamber]
+        level[chamber] = (self.blood_db + self.right_blood_db)[chamber]
         leaflet = chamber & (np.abs(z - valve + 3 * state.valve) < 1.1)
         level[leaflet] = self.rim_db[leaflet]
         between = ~over & (u > -0.95 * edge) & (u < -0.55 * edge) & (z < state.h + state.atrium_length)
@@ -195,7 +196,7 @@ class Renderer:
     def _haze(self) -> np.ndarray:
         """Power of what does not come from where it seems to: near-field clutter, reverberations, haze."""
         rng, scanner = self.rng, self.scanner
-        radii = self.grid.radii
+        radii = self.grid.radii - self.grid.near_mm
         haze = decibel(scanner.haze_db - radii / rng.uniform(5, 14) + 2 * smooth_curve(rng, len(radii), 12)) ** 2
         near = decibel(rng.uniform(-2, 6)) ** 2 * np.exp(-((radii / rng.uniform(5, 10)) ** 2))
         rings = 1 + 0.8 * np.sin(radii * 2 * np.pi / rng.uniform(2.5, 5))

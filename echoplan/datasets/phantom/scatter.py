@@ -74,7 +74,7 @@ def wall_points(rng: np.random.Generator, cut: Cut, grid: PolarGrid, *, quality:
     return WallPoints(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _spread(cut: Cut, grid: PolarGrid, position: np.ndarray, layer: np.ndarray) -> np.ndarray:
+def spread_of_points(cut: Cut, grid: PolarGrid, position: np.ndarray, layer: np.ndarray) -> np.ndarray:
     """Polar cells that a unit of (position, layer) covers: evenly drawn points must be louder where they thin out."""
 
     def index(p: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def _muscle(
     along += 3.5 * (1 - running)
     layers = np.array([2.5, 0.5, -1.0, -0.5, 0.5]) + rng.normal(0, 0.8, 5)
     loudness = np.interp(position, place, along) + np.interp(layer, np.linspace(0, 1, 5), layers)
-    amplitude = decibel(loudness) * np.sqrt(2 * _spread(cut, grid, position, layer) / count)
+    amplitude = decibel(loudness) * np.sqrt(2 * spread_of_points(cut, grid, position, layer) / count)
     return position, layer, amplitude * complex_noise(rng, count)
 
 
@@ -147,7 +147,7 @@ def _pericardium(rng: np.random.Generator, cut: Cut, grid: PolarGrid) -> tuple[n
         level -= 14 * np.clip(-samples * 4, 0, 1)  # the septum has none
     level -= 8 * np.exp(-((samples / 0.2) ** 2))
     amplitude = decibel(np.interp(position, samples, level)) * np.sqrt(
-        0.23 * 2.04 * _spread(cut, grid, position, layer) / count
+        0.23 * 2.04 * spread_of_points(cut, grid, position, layer) / count
     )
     return position, layer, amplitude * complex_noise(rng, count)
 
