@@ -154,7 +154,7 @@ def _make_clip(
         grid, pose, shape = place_freely(rng, heart, view, varied_size(rng, settings.size))
         scanner, kind = varied_scanner(rng, quality), VariedRenderer
         # The valve is still open in some first frames, and the leaflets then stand in the cavity.
-        open_at_first = rng.uniform(0, 0.8) if rng.random() < 0.3 else 0.0
+        open_at_first = rng.uniform(0, 1.0) if rng.random() < 0.5 else 0.0
         valves = np.maximum(timing.valve, open_at_first * (1 - timing.contraction) ** 6)
     else:
         grid, pose = _place(rng, heart, view, settings)

@@ -68,7 +68,7 @@ def place_freely(
         tilt = ease * np.deg2rad(rng.normal(5 if view == "A4C" else 2, 10))
         depth = rng.uniform(3, 32)
         x = ease * (rng.normal(0, 5) - 0.35 * np.sin(tilt) * (state.c + state.h))
-        bottom = depth + state.c + state.apical_wall + state.h + state.atrium_length * rng.uniform(0.1, 1.6)
+        bottom = depth + state.c + state.apical_wall + state.h + state.atrium_length * rng.uniform(0.0, 1.6)
         grid = _varied_sector(rng, size, bottom)
         pose = Pose(x, depth + grid.near_mm, tilt, 0.0, heart.side)
         if _share_seen(Cut(state, view, pose, shape), grid) > (0.9 if trial < 50 else 0.75):

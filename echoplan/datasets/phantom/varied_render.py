@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -20,6 +22,9 @@ class VariedRenderer(Renderer):
         self.right_heart = {"width": rng.uniform(0.6, 1.6), "length": rng.uniform(0.7, 1.2),
                             "atrium": rng.uniform(0.7, 1.6)}  # fmt: skip
         self.right_blood_db = rng.uniform(0, 7) * np.clip(self._smooth_field(8.0), 0, None)
+        # Leaflets that close far above the ring, as in dilated hearts, are not where the cavity ends.
+        loudness = decibel(rng.uniform(-9, 3))
+        self.valve = replace(self.valve, tenting=rng.uniform(0.5, 13), amplitude=self.valve.amplitude * loudness)
         self.wall = _varied_wall(rng, self.wall, end_diastole, grid)
         self.coarser = rng.uniform(1.1, 2.4) if rng.random() < 0.25 else 1.0
         self.smoothing = rng.uniform(0.3, 0.9) if rng.random() < 0.2 else 0.0
@@ -113,7 +118,7 @@ def _varied_wall(rng: np.random.Generator, wall: WallPoints, cut: Cut, grid: Pol
     amplitude = wall.amplitude * decibel(loudness)
     parts = [(wall.position, wall.layer, amplitude)]
     for side in (-1, 1):
-        if rng.random() < 0.55:
+        if rng.random() < 0.65:
             parts.append(_papillary_muscle(rng, side, cut, grid))
     return WallPoints(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
@@ -125,7 +130,7 @@ def _papillary_muscle(
     count = 400
     along = rng.uniform(0, 1, count)
     start, reach = rng.uniform(0.25, 0.5), rng.uniform(0.12, 0.35)
-    deep, thick = rng.uniform(0.2, 1.3), rng.uniform(0.08, 0.22)
+    deep, thick = rng.uniform(0.2, 1.6), rng.uniform(0.08, 0.22)
     position = side * (start + reach * along) + 0.02 * rng.standard_normal(count)
     layer = -0.1 - deep * along + thick * rng.standard_normal(count) * (1 - 0.6 * along)
     covered = 4 * thick * reach
