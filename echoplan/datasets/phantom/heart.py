@@ -7,7 +7,7 @@ across it is shifted as a whole, so that neither the volume, nor the area of a c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Heart:
         ef_percent: ejection fraction of the true volumes.
         shortening: share of the axis' length lost at end-systole.
         asymmetry: how much less the A4C diameter shrinks than the A2C diameter; the slices' areas do not depend on it.
-        width: of both cuts' `Shape`, where they have one.
+        width: of both cuts' `Shape`; without shapes it is not used.
         side: of both cuts' `Pose`.
     """
 
@@ -78,7 +78,7 @@ class Heart:
     ef_percent: float
     shortening: float
     asymmetry: float
-    width: np.ndarray | None = None
+    width: np.ndarray = field(default_factory=lambda: Shape().width)
     side: int = 1
 
     def state(self, contraction: float, valve: float = 0.0) -> HeartState:
