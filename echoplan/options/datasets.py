@@ -79,7 +79,7 @@ def make_phantom() -> Parser:
                       help="raw format, or as a public release lies")  # fmt: skip
     made.also(add_output(made, "folder for the layouts camus and echonet_dynamic", required=False), "--out")
     made.add_argument("--frames", type=int, metavar="T",
-                      help="frames of a clip, 2 for end-diastole and end-systole alone; as recorded if not given")  # fmt: skip
+                      help="frames of a clip, 2: end-diastole and end-systole; as recorded if not given")  # fmt: skip
     made.add_argument("--randomised", action="store_true",
                       help="hearts, sectors, scanners and artefacts of far more kinds, sides of 112 pixels up to "
                       "--size: to learn from phantoms alone")  # fmt: skip
