@@ -18,7 +18,7 @@ from echoplan.errors import EchoPlanError, printable
 from echoplan.files import read_json, write_json
 from echoplan.multi_dataset import MultiDataset
 from echoplan.paths import Folders
-from echoplan.plans import Configuration, Decision, Plan
+from echoplan.plans import Configuration, Decision, Plan, ResolvedPlan
 
 from ..preprocessing.commands import preprocess_planned
 from ..training.methods import Method, find_method, method_registry
@@ -30,6 +30,7 @@ from .planner import plan_experiment as make_plan
 from .splits import Splits, joint_splits, paper_split, write_fixed_splits, write_splits
 
 logger = logging.getLogger(__name__)
+_MOST_LINES = 9  # of a plan at a glance; the tenth says where the rest is
 
 
 def extract_fingerprint(chosen: argparse.Namespace) -> int:
@@ -134,8 +135,8 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     write_json(home / layout.DATASET_FILE, dataset.description.to_dict())
     _write_folds(where, dataset, name)
     _write_paper_splits(home, dataset, plan)
-    print(describe_plan(plan))
-    print(f"\nwritten: {file}")
+    print(describe_plan(plan) if chosen.verbose else summarise_plan(plan))
+    print(f"{'' if chosen.verbose else 'all decisions, and why: --verbose, or the file; '}written: {file}")
     return 0
 
 
@@ -195,6 +196,35 @@ def _write_splits(path: Path, dataset: EchoDataset, fingerprint: dict[str, Any])
 def _named(trainers: Sequence[str]) -> dict[str, Method[Any]]:
     """The methods that -tr names, by their own names."""
     return {method.name: method for method in map(find_method, trainers)}
+
+
+def summarise_plan(plan: Plan) -> str:
+    """The plan at a glance, in nine lines at most: what holds for all, then trainers with their batch."""
+    hardware = {name: _value(decision.value) for name, decision in plan.hardware.items()}
+    common = plan.resolve("", configuration="frame")
+    lines = [
+        f"Plan {plan.plans_name} of {plan.dataset} for {hardware.get('gpu_memory_target_gb', '?')} GB of GPU memory "
+        f"(GPU here: {hardware.get('device', 'unknown')})",
+        f"crop {_of_each(common, 'crop')}, {_of_each(common, 'normalisation')}, flips "
+        f"{_of_each(common, 'mirror_axes')}, rotations to {_of_each(common, 'rotation_degrees')} degrees, protocol "
+        f"{_of_each(common, 'protocol')}",
+        f"{'trainer':20} {'input':>11} {'frames':>6} {'stride':>6} {'batch':>5}  learning rate",
+    ]
+    rows = []
+    for trainer in plan.trainers:
+        own = plan.resolve(trainer)
+        names = ("size", "frames", "frame_stride", "batch_size", "learning_rate")
+        size, frames, stride, batch, rate = (_of_each(own, name) for name in names)
+        rows.append(f"{trainer:20} {size:>11} {frames:>6} {stride:>6} {batch:>5}  {rate}")
+    most = _MOST_LINES - len(lines)
+    if len(rows) > most:
+        rows = [*rows[: most - 1], f"and {len(rows) - most + 1} trainers more"]
+    return "\n".join([*lines, *rows])
+
+
+def _of_each(plan: ResolvedPlan, name: str) -> str:
+    """A decision's value, or those of several datasets where they differ."""
+    return " / ".join(dict.fromkeys(_value(own.value(name)) for own in plan.each().values()))
 
 
 def describe_plan(plan: Plan) -> str:

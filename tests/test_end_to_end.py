@@ -92,7 +92,7 @@ def test_steps_one_by_one_and_the_other_trainers(trained: Any, project: Any, tmp
     trainers = ("UNet2DtTrainer", "PKEchoNetR18Trainer")
     planned = project.run("echoplan_plan_experiment", "-d", "Dataset001_Phantom", "--gpu_memory_target", 8,
                           "--size", 64, "-tr", *trainers)  # fmt: skip
-    assert "because" in planned.stdout
+    assert "learning rate" in planned.stdout
     project.run("echoplan_preprocess", "-d", "Phantom", "-tr", *trainers, "-np", 0)
     own = tmp_path / "mine.py"
     own.write_text(

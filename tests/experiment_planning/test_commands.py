@@ -30,7 +30,7 @@ def test_from_raw_to_store_in_one_go(planned, capsys):
     options = ["-d", "TINY", "--verify_dataset_integrity", "-tr", "UNetTrainer", "-np", "0", "--gpu_memory_target", "8"]
     assert plan_and_preprocess(options) == 0
     shown = capsys.readouterr().out
-    assert "no problem found in 6 cases" in shown and "  size: " in shown and ", because: " in shown
+    assert "no problem found in 6 cases" in shown and "learning rate" in shown and ", because: " not in shown
     plan = Plan.read(planned / "EchoPlans.json")
     resolved = plan.resolve("UNetTrainer")
     store = ClipStore(planned / resolved.store)

@@ -7,7 +7,7 @@ import pytest
 from echoplan.dataset import Case, DatasetDescription, EchoDataset
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import plan_experiment
-from echoplan.experiment_planning.commands import describe_plan
+from echoplan.experiment_planning.commands import describe_plan, summarise_plan
 from echoplan.experiment_planning.fingerprint import balanced, current_fingerprint, joint_fingerprint, summarise
 from echoplan.experiment_planning.splits import joint_splits, write_fixed_splits
 from echoplan.files import plain, write_json
@@ -77,6 +77,7 @@ def test_a_joint_plan_survives_its_file_and_can_be_read(joint_plan, tmp_path):
     assert plain(again.to_dict()) == plain(plan.to_dict())
     assert type(resolved).from_dict(resolved.to_dict()) == resolved
     assert again.with_trainers_of(plan).trainers.keys() == plan.trainers.keys()
+    assert "crop no, zscore_sector" in summarise_plan(plan) and "FakeClipTrainer" in summarise_plan(plan)
     text = describe_plan(plan)
     assert "  of camus:\n    crop: " in text and "the mean of their medians" in text
 

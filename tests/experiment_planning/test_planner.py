@@ -2,14 +2,14 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.experiment_planning import plan_experiment, rules
-from echoplan.experiment_planning.commands import describe_plan
+from echoplan.experiment_planning.commands import describe_plan, summarise_plan
 from echoplan.experiment_planning.fingerprint import summarise
 from echoplan.files import plain, write_json
 from echoplan.plans import KINDS, Plan
@@ -177,6 +177,18 @@ def test_the_real_networks_are_simulated_by_default(trainers):
     fingerprint, description = load("camus")
     plan = plan_experiment(fingerprint, description, trainers=trainers, gpu_memory_gb=8)
     assert plan.resolve("FakeFrameTrainer").batch_size == 32
+
+
+def test_a_plan_at_a_glance_has_nine_lines_and_all_trainers_that_fit(plan_of):
+    plan = plan_of("camus")
+    lines = summarise_plan(plan).split("\n")
+    assert len(lines) == 3 + len(plan.trainers) and "for 8 GB" in lines[0] and "rotations to 20 degrees" in lines[1]
+    assert lines[4].split() == ["FakeClipTrainer", "320", "x", "320", "10", "2", "5", "0.001"]
+    many = replace(
+        plan, trainers={f"{number}{name}": own for number in range(3) for name, own in plan.trainers.items()}
+    )
+    lines = summarise_plan(many).split("\n")
+    assert len(lines) == 9 and lines[-1] == "and 4 trainers more"
 
 
 def test_the_plan_in_words(plan_of):
