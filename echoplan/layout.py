@@ -33,6 +33,7 @@ BEST_CONFIGURATION_FILE = "best_configuration.json"
 VALIDATION, TEST = "validation", "test"
 METRICS_FILE = "metrics.jsonl"
 PROGRESS_FILE = "progress.png"
+STOP_FILE = "stop"  # put there by who wants the training to stop
 DEBUG_FILE = "debug.json"
 
 # What predicting, validating and judging leave

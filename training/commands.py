@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import mean, stdev
 from typing import Any
 
 from torch import nn
@@ -33,10 +35,13 @@ def train(options: argparse.Namespace) -> int:
         settings["epochs"] = options.epochs
     if options.augmentation is not None:
         settings["augmentation"] = options.augmentation
-    where = folders()
+    where, stop_at = folders(), None
+    if options.stop_after is not None:
+        stop_at = time.time() + 3600 * options.stop_after
     if options.engine:
         return _train_on_cluster(options, _jobs(options, settings, where), where)
     with joined(os.environ, choose_device(options.device)) as (world, device):
+        found: dict[str, list[float]] = {}
         for job in _jobs(options, settings, where):
             setup = job.setup(where)
             summary = train_fold(
@@ -47,13 +52,21 @@ def train(options: argparse.Namespace) -> int:
                 resume=options.resume,
                 validate=options.val,
                 overwrite=options.overwrite,
+                stop_at=stop_at,
             )
             if world.is_main:
                 target = setup.description.target
                 each = [f", {name} {dice:.4f}" for name, dice in dice_by_dataset(summary, target).items()]
                 dice = validation_dice(summary, target)
                 print(f"fold {job.fold}: validation Dice {dice:.4f} ({target}{''.join(each)}), {setup.folder}")
+                found.setdefault(setup.model_folder.name, []).append(dice)
+        print("".join(f"{name}: {over_folds(dices)}\n" for name, dices in found.items() if len(dices) > 1), end="")
     return 0
+
+
+def over_folds(dices: Sequence[float]) -> str:
+    """Several folds' validation Dice in a line."""
+    return f"validation Dice {mean(dices):.4f} ± {stdev(dices):.4f} (mean ± SD of {len(dices)} folds)"
 
 
 def compare_prompts(options: argparse.Namespace) -> int:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from echoplan import layout
-from echoplan.files import atomic_path, plain, write_text
+from echoplan.files import plain, write_text
 from echoplan.labels import IGNORE
+
+from .progress_picture import draw_progress
 
 logger = logging.getLogger("echoplan.training")
 _SMOOTHING = 0.9  # of the validation Dice over the epochs
@@ -69,33 +71,25 @@ class TrainingLog:
 
     def draw(self) -> None:
         """Draw progress.png: loss, Dice, learning rate and seconds over the epochs; nothing where there are none."""
-        if not self.history:
-            return
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self._drawn = time.monotonic()
-        epochs = [entry["epoch"] for entry in self.history]
-        figure = Figure(figsize=(8, 8), layout="constrained")
-        loss, dice, rate = figure.subplots(3, 1, sharex=True)
-        loss.plot(epochs, [entry["train_loss"] for entry in self.history], color="#0072B2", label="training loss")
-        dice.plot(
-            epochs, [_number(entry["val_dice"]) for entry in self.history], color="#D55E00", label="validation Dice"
-        )
-        dice.plot(epochs, [_number(entry["val_dice_smooth"]) for entry in self.history], "k:", label="smoothed")
-        rate.plot(epochs, [entry["learning_rate"] for entry in self.history], color="#009E73", label="learning rate")
-        seconds = rate.twinx()
-        seconds.plot(epochs, [entry["seconds"] for entry in self.history], color="#CC79A7", label="seconds an epoch")
-        for axes in (loss, dice, rate, seconds):
-            axes.legend(loc="upper right" if axes is not seconds else "lower left")
-        rate.set_xlabel("epoch")
-        with atomic_path(self.folder / layout.PROGRESS_FILE) as temporary:
-            FigureCanvasAgg(figure).print_png(str(temporary))
+        if self.history:
+            self._drawn = time.monotonic()
+            draw_progress(self.folder, self.history)
 
     def close(self) -> None:
         """Close the file."""
         logger.removeHandler(self._handler)
         self._handler.close()
+
+
+def epochs_since_best(history: Sequence[Mapping[str, Any]], keep: str) -> int:
+    """How many epochs ended since the best one, by the measure of a recipe's `keep_epoch`.
+
+    An epoch that cannot be judged counts as none better. Where none can be judged, none has been waited for.
+    """
+    name, sign = {"lowest_loss": ("val_loss", -1), "best_dice": ("val_dice", 1)}.get(keep, ("val_dice_smooth", 1))
+    scores = [-math.inf if entry.get(name) is None else sign * entry[name] for entry in history]
+    best = max(scores, default=-math.inf)
+    return 0 if best == -math.inf else len(scores) - 1 - scores.index(best)
 
 
 class MetricAverager:
@@ -231,7 +225,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return entries
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

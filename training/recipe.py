@@ -100,6 +100,8 @@ class Recipe:
             semi-supervised protocol on densely labelled clips. Cases without known phases keep theirs.
         keep_epoch: which epoch's weights the fold ends with: "last", "best_dice" (highest validation Dice) or
             "lowest_loss" (lowest validation loss, see `Method.validation_loss`). Of equal ones the first is kept.
+        patience: epochs without a better validation (by `keep_epoch`'s measure; with "last" the smoothed Dice) after
+            which the training ends before its last epoch; 0: never.
         normalisation: of intensities: "zscore_sector", "unit" or "grey", see `preprocessing.clip.normalise`; None takes
             the plan's.
         drop_last: whether an epoch leaves out the samples that do not fill a batch; a single batch is never left out.
@@ -128,6 +130,7 @@ class Recipe:
     deterministic: bool = False
     supervision: str = "all"
     keep_epoch: str = "last"
+    patience: int = 0
     normalisation: str | None = None
     drop_last: bool = False
     balance: str = "datasets"
@@ -138,8 +141,9 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise EchoPlanError(f"the setting {name} must be more than 0, not {value}")
-        if self.warmup_iterations < 0:
-            raise EchoPlanError(f"the setting warmup_iterations must be at least 0, not {self.warmup_iterations}")
+        for name in ("warmup_iterations", "patience"):
+            if getattr(self, name) < 0:
+                raise EchoPlanError(f"the setting {name} must be at least 0, not {getattr(self, name)}")
         choices = {
             "optimiser": ("sgd", "adam", "adamw"),
             "precision": ("auto", "float32", "bfloat16", "float16"),

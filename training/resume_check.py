@@ -158,6 +158,15 @@ def folds_of_other_plans(model_folder: Path, plan: ResolvedPlan) -> dict[int, st
     return {fold: ", ".join(changed) for fold, changed in changes.items() if changed}
 
 
+def warnings_of_other_plans(model_folder: Path, plan: ResolvedPlan) -> list[str]:
+    """The same in words, for who trains a fold on `plan`."""
+    return [
+        f"warning: fold {fold} was trained on another plan ({difference}) and cannot be used together with this one; "
+        "train it again with --overwrite"
+        for fold, difference in folds_of_other_plans(model_folder, plan).items()
+    ]
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{words} ({_difference(before[name], now[name])})"

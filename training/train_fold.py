@@ -114,6 +114,7 @@ def train_fold(
     resume: bool = False,
     validate: bool = False,
     overwrite: bool = False,
+    stop_at: float | None = None,
 ) -> Path:
     """Train a fold to its end and validate it, doing only what is not done yet.
 
@@ -125,6 +126,7 @@ def train_fold(
         resume: go on with a training that was started; a finished one is left as it is.
         validate: only validate a finished training again.
         overwrite: throw away what is there, and start again.
+        stop_at: when to stop, as `time.time` counts, with what is done saved; None: at the end.
 
     Returns:
         validation/summary.json of the fold; where a paper's split has test cases, test/summary.json lies beside it.
@@ -133,7 +135,7 @@ def train_fold(
         EchoPlanError: something is there, and nothing was said of what to do with it; it was started with other
             settings than the job's; another process trains the fold just now; or the method cannot train on this
             dataset.
-        Terminated: SIGTERM came; what was done is saved.
+        Terminated: SIGTERM came, the time was up, or a file asked to stop; what was done is saved.
     """
     world, method, seed = world or World(), job.method(setup.plan), job.seed or 0
     method.check_dataset(setup.description)
@@ -155,6 +157,7 @@ def train_fold(
                 source=job.trainer,
                 world=world,
                 resume=started,
+                stop_at=stop_at,
             )
             trainer.run_training()
         if world.is_main and (validate or not setup.summary.exists()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,22 +14,32 @@ from torch import Tensor
 
 from echoplan import layout
 from echoplan.device import channels_last, prepare_device, reproducible
-from echoplan.errors import EchoPlanError, Terminated
+from echoplan.errors import Terminated
 from echoplan.networks.complexity import describe_learning
 from echoplan.parallel_map import progress
 from echoplan.termination import Termination
 
 from .checkpoint import EpochProgress, ModelState, TrainingState, plain_settings, random_state, restore_random_state
 from .compilation import CompiledModel
-from .data import Batch, BatchLoader, SampleReader, build_augmentation, to_device, visible_frames
+from .data import Batch, to_device, visible_frames
 from .distributed import World
 from .features import FeatureStore, with_features
 from .fold import FoldSetup
+from .fold_batches import fold_batches
 from .initialization import describe_start, initial_network
 from .methods import Method
-from .metrics import BestEpoch, MetricAverager, OnlineDice, TrainingLog, as_numbers, mean_over_datasets
+from .metrics import (
+    BestEpoch,
+    MetricAverager,
+    OnlineDice,
+    TrainingLog,
+    as_numbers,
+    epochs_since_best,
+    mean_over_datasets,
+)
 from .model_folder import write_model_files
-from .resume_check import check_resume, folds_of_other_plans, plan_basis, training_basis
+from .pace import Pace
+from .resume_check import check_resume, plan_basis, training_basis, warnings_of_other_plans
 from .room_check import RoomCheck
 from .step import TrainStep
 
@@ -48,6 +57,7 @@ class Trainer:
         source: how `-tr` named the method, for finding it again.
         world: the processes that train together.
         resume: go on from the last checkpoint, instead of from the fold's start.
+        stop_at: when to stop, as `time.time` counts; None: at the end.
 
     Raises:
         EchoPlanError: the method cannot train on this dataset, or the weights to start from cannot be had.
@@ -65,6 +75,7 @@ class Trainer:
         source: str | None = None,
         world: World | None = None,
         resume: bool = False,
+        stop_at: float | None = None,
     ) -> None:
         method.check_dataset(setup.description)
         self.method, self.recipe, self.setup = method, method.recipe, setup
@@ -72,7 +83,7 @@ class Trainer:
         self.seed, self.processes, self.resume = seed, processes, resume
         self.source, self.world = source or method.name, world or World()
         self.classes = setup.description.classes
-        self.first_epoch = self.epoch = 0
+        self.first_epoch = self.epoch = self.epochs_done = 0
         self.best, self.progress = BestEpoch(self.recipe.keep_epoch), EpochProgress()
         self.metrics, self.termination = MetricAverager(), Termination()
         self.log = TrainingLog(setup.folder, writes=self.world.is_main)
@@ -89,8 +100,10 @@ class Trainer:
             channels_last(self.network)
         parallel = self.world.wrap(self.network, self.device)
         self.model: Callable[..., Any] = CompiledModel(parallel, self.log.say) if self.recipe.compile else parallel
-        self.training_batches = self.build_loader(setup.train, training=True)
-        self.validation_batches = self.build_loader(setup.val, training=False)
+        self.training_batches, self.validation_batches = (
+            fold_batches(method, setup, seed=seed, processes=processes, world=self.world, training=training)
+            for training in (True, False)
+        )
         self.step = TrainStep(
             self.network,
             self.recipe,
@@ -102,6 +115,10 @@ class Trainer:
             model=parallel,
             say=self.log.say,
         )
+        iterations, stop_file = len(self.training_batches), setup.folder / layout.STOP_FILE
+        self.pace = Pace(
+            self.recipe.epochs, iterations, device=self.device, stop_file=stop_file, stop_at=stop_at, say=self.log.say
+        )
         self.check_room = RoomCheck(self.step, self.metrics)
         self.features = FeatureStore.of_training(method, self.step, setup.preprocessed)
 
@@ -111,6 +128,8 @@ class Trainer:
             self.on_train_start()
             with self.termination, reproducible(self.device, exact=self.recipe.deterministic):
                 for epoch in range(self.first_epoch, self.recipe.epochs):
+                    if self.on_plateau():
+                        break
                     self.on_epoch_start(epoch)
                     self.train_epoch()
                     self.on_epoch_end(self.validate_epoch())
@@ -128,11 +147,8 @@ class Trainer:
         self.log.open(first_epoch=self.first_epoch)
         if self.world.is_main:
             write_model_files(setup, self.describe())
-            for fold, difference in folds_of_other_plans(setup.model_folder, plan).items():
-                self.log.say(
-                    f"warning: fold {fold} was trained on another plan ({difference}) and cannot be used together with "
-                    "this one; train it again with --overwrite"
-                )
+            for warning in warnings_of_other_plans(setup.model_folder, plan):
+                self.log.say(warning)
         self.log.say(f"{describe_start(self.started_from)}; {describe_learning(self.network)}")
         self.log.say(
             f"{self.method.name}, fold {setup.fold}: {len(setup.train)} cases to train on "
@@ -168,16 +184,33 @@ class Trainer:
             batch = self.on_device(batch, training=True)
             arrived = time.perf_counter()
             loss = self.train_step(batch)
-            loss, terminate = self.world.all_reduce(loss, float(self.termination.requested), device=self.device)
+            stop = self.stop_reason()
+            loss, terminate = self.world.all_reduce(loss, float(bool(stop)), device=self.device)
             self.progress.losses.append(loss)
             self.progress.batches += 1
             finished = time.perf_counter()
             self.progress.spend(
                 data_seconds=arrived - waited_since, step_seconds=finished - arrived, seconds=finished - waited_since
             )
+            self.pace.batch(self.epoch, self.progress.batches, finished - waited_since)
             waited_since = finished
             if terminate:
-                self.save_terminated()
+                self.save_terminated(stop)
+
+    def stop_reason(self) -> str:
+        """Why to stop before the end; empty where nothing asks for it. Of several processes one asks for all."""
+        if self.termination.requested:
+            return "terminated"
+        return self.pace.stop_reason if self.world.is_main else ""
+
+    def on_plateau(self) -> bool:
+        """Whether the validation has got no better for as many epochs as the recipe has patience."""
+        patience = self.recipe.patience
+        waited = self.world.broadcast(epochs_since_best(self.log.history, self.recipe.keep_epoch))
+        if not 0 < patience <= waited:
+            return False
+        self.log.say(f"no better validation for {waited} epochs (patience {patience}): the training ends here")
+        return True
 
     def train_step(self, batch: Batch) -> float:
         """Move the weights by the epoch's next batch; this process's part of its mean loss."""
@@ -208,8 +241,8 @@ class Trainer:
         self.network.eval()
         score, losses = OnlineDice(self.classes), []
         for batch in self.validation_batches.epoch(self.epoch) if self.world.is_main else ():
-            if self.termination.requested and self.world.size == 1:  # several must stop at the same step
-                self.save_terminated()
+            if self.world.size == 1 and (stop := self.stop_reason()):  # several must stop at the same step
+                self.save_terminated(stop)
             batch = self.on_device(batch, training=False)
             with self.step.autocast():
                 logits = self.method.answer(self.network, batch)
@@ -237,23 +270,25 @@ class Trainer:
             learning_rate=self.step.rate,
             **recorded,
             **seconds,
+            gpu_memory_gb=self.pace.memory_gb(),
         )
         shown = "no validation labels" if dice is None else f"validation Dice {dice:.4f}"
-        self.log.say(f"epoch {self.epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s")
-        self.progress = EpochProgress()
+        told = self.pace.epoch(self.epoch, seconds["seconds"])
+        self.log.say(f"epoch {self.epoch}: loss {loss:.4f}, {shown}, {seconds['seconds']:.1f} s{told}")
+        self.progress, self.epochs_done = EpochProgress(), self.epoch + 1
         if is_best:  # before "latest", which says that it is there
-            self.save("best", self.model_state(self.epoch + 1))
-        self.save("latest", self.training_state(self.epoch + 1))
+            self.save("best", self.model_state(self.epochs_done))
+        self.save("latest", self.training_state(self.epochs_done))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint: the last epoch's, or that of the epoch that `keep_epoch` asks for."""
-        state = self.model_state(self.recipe.epochs)
+        state = self.model_state(self.epochs_done)
         if self.recipe.keep_epoch != "last" and self.best.found and self.world.is_main:
             state = ModelState.read(self.setup.folder / layout.checkpoint_file("best"))
         self.save("final", state)
         self.log.draw()
         self.log.say(
-            f"trained {self.recipe.epochs} epochs; {self.best}; the final weights are epoch {state.epochs - 1}'s"
+            f"trained {self.epochs_done} epochs; {self.best}; the final weights are epoch {state.epochs - 1}'s"
         )
 
     def close(self) -> None:
@@ -269,11 +304,11 @@ class Trainer:
         if self.world.is_main:
             state.write(self.setup.folder / layout.checkpoint_file(kind))
 
-    def save_terminated(self) -> None:
+    def save_terminated(self, reason: str) -> None:
         """Save what is done of an epoch, and end."""
         self.save("latest", self.training_state(self.epoch))
         done = f"{self.progress.batches} of {len(self.training_batches)} batches of epoch {self.epoch}"
-        self.log.say(f"terminated after {done}; saved, --c goes on from there")
+        self.log.say(f"{reason or 'terminated'} after {done}; saved, --c goes on from there")
         raise Terminated
 
     def model_state(self, epochs: int) -> ModelState:
@@ -327,7 +362,7 @@ class Trainer:
         )
         self.step.accumulation = state.accumulation
         self.started_from = state.started_from or self.started_from
-        self.first_epoch = state.epochs
+        self.first_epoch = self.epochs_done = state.epochs
         self.best.score, self.best.smooth_dice = state.best_score, state.smooth_dice
         self.progress = state.progress
         self.metrics.restore(state.metrics)
@@ -349,49 +384,6 @@ class Trainer:
             "val": self.setup.val,
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
         }
-
-    # Batches --------------------------------------------------------------------------------------------------------
-
-    def build_loader(self, cases: tuple[str, ...], *, training: bool) -> BatchLoader:
-        """The batches of the fold's training or validation cases."""
-        plan, recipe, setup = self.setup.plan, self.recipe, self.setup
-        stored = setup.stored_cases(cases)
-        if training:
-            stored = [replace(case, labelled_frames=visible_frames(case, recipe.supervision)) for case in stored]
-        samples = self.method.samples(stored, plan, training=training)
-        if training and not samples:
-            raise EchoPlanError("no training case has a labelled frame", file=setup.store.folder)
-        augmentation = {
-            dataset: build_augmentation(
-                recipe.augmentation,
-                rotation_degrees=each.rotation_degrees,
-                mirror="horizontal" in each.mirror_axes,
-            )
-            for dataset, each in plan.each().items()
-        }
-        reader = SampleReader(
-            setup.store,
-            plan,
-            self.classes,
-            augmentation=augmentation if training else None,
-            finish=self.method.extra_targets(self.classes) if training else None,
-            supervision=recipe.supervision if training else "all",
-            normalisation=recipe.input_normalisation,
-        )
-        return BatchLoader(
-            samples,
-            reader,
-            batch_size=(recipe.batch_size or plan.batch_size) * (1 if training else self.method.validation_batches),
-            batches_per_epoch=recipe.iterations_per_epoch if training else None,
-            drop_last=recipe.drop_last and training,
-            epochs=recipe.epochs,  # validation's workers stay from epoch to epoch, too
-            shuffle=training,
-            groups=setup.datasets_of(samples) if recipe.balance == "datasets" else None,
-            seed=self.seed,
-            processes=self.processes,
-            rank=self.world.rank if training else 0,
-            ranks=self.world.size if training else 1,
-        )
 
     def on_device(self, batch: Batch, *, training: bool) -> Batch:
         """A loader's batch on the device, with "prompts" where the method tells its network any."""

@@ -20,6 +20,7 @@ from echoplan.options.shared import (
     add_settings,
     add_trainer,
     add_trainers,
+    positive_amount,
     positive_count,
     weights_file,
 )
@@ -49,6 +50,9 @@ def train() -> Parser:
     add_settings(made, "change a setting of the recipe")
     made.add_argument("--seed", type=int, help="of weights, order and augmentation; 0 if not given")
     add_continue(made, "go on where the training stopped, with its settings")
+    made.add_argument("--stop_after", type=positive_amount, metavar="HOURS", help="stop after so many hours with what "
+                      "is done saved, and exit code 75; --c goes on. A file named stop in the fold's folder does so at "
+                      "once")  # fmt: skip
     made.add_argument("--val", action="store_true", help="only validate a finished training again")
     add_overwrite(made, "throw away a training that is there and start again")
     weights = made.add_argument("--weights", type=weights_file, metavar="FILE", help="weights to start from: published "
@@ -64,6 +68,12 @@ def train() -> Parser:
     made.add_argument("--cpus_per_fold", type=positive_count, metavar="N", help="with --engine: not given: by -np")
     made.add_argument("--processes_per_fold", type=positive_count, metavar="N",
                       help="with --engine: processes that train a fold together; not given: one a GPU")  # fmt: skip
+
+    def settle(chosen: argparse.Namespace) -> None:
+        if chosen.engine and chosen.stop_after:
+            made.error("--stop_after is for trainings of this process, not for --engine")
+
+    made.checks.append(settle)
     return made
 
 
