@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,11 +75,9 @@ class OpenVINO:
 
     def __init__(self, file: Path, device: torch.device) -> None:
         require("openvino", "openvino")
-        import openvino
-
         if device.type != "cpu":
             raise EchoPlanError(f"OpenVINO runs on the CPU here, not on {device}", remedy="use --device cpu")
-        self._core = openvino.Core()
+        self._core = _core()
         self._model = self._core.read_model(file)
         self._compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
@@ -105,6 +104,18 @@ class OpenVINO:
         }
         self._compiled[key] = self._core.compile_model(fixed, "CPU", settings)
         return self._compiled[key]
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's one core of this process, which is never let go.
+
+    Each core changes the stack on which this thread handles signals. Of several that are let go the last one leaves the
+    thread one that is freed: the next signal, Ctrl-C's too, would end the process by a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 RUNTIMES: dict[str, type[OnnxRuntime] | type[OpenVINO]] = {"onnx": OnnxRuntime, "openvino": OpenVINO}

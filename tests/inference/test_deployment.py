@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +79,36 @@ def test_other_runtimes_predict_what_pytorch_does(backend, unet, heart):
     expected, found = ours.predict(heart.clip), theirs.predict(heart.clip)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
     assert 0.01 < expected.mask.mean() < 0.99 and (found.mask != expected.mask).mean() < 1e-4
+
+
+SIGNALLED = """
+import signal, sys
+import openvino, torch
+from openvino import opset13
+from pathlib import Path
+from echoplan.inference.deployment.runtimes import OpenVINO
+
+value = opset13.parameter([1, 4], openvino.Type.f32, name="frames")
+file = Path(sys.argv[1]) / "model.xml"
+openvino.save_model(openvino.Model([opset13.relu(value)], [value]), file)
+used = [OpenVINO(file, torch.device("cpu")) for _ in range(3)]
+for runtime in used:
+    runtime._for_shapes({"frames": (1, 4)}, False)
+del runtime
+while used:
+    del used[0]
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_no_crash_once_openvino_is_let_go(tmp_path):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    words = [sys.executable, "-X", "faulthandler", "-c", SIGNALLED, str(tmp_path)]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
 
 
 def test_a_file_of_an_earlier_checkpoint_is_made_anew_and_one_that_fits_is_not(unet, save_unet):

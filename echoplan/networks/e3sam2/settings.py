@@ -37,8 +37,8 @@ class SAM2Settings(NetworkSettings):
             attention of the trunk's last stage) or "all"; or "adapted": all but the mask decoder, the prompt encoder
             and those blocks of the trunk that no adapter feeds, which is what E3SAM2's authors train. "auto" is all but
             the trunk (E3SAM2: "adapted"), and everything in a training from random weights.
-        windows: of the trunk's attention: "sam2", or "light", which pads less at 256 x 256 and so saves a quarter of
-            the encoder's work; both take the same weights.
+        windows: of the trunk's attention: "sam2", or "light", which divide the grids of 256 x 256 without a rest; both
+            take the same weights, and as long, since padding is not computed.
         multimask: "always" takes the best of three masks in every frame, "never" the single mask; "sam2" has the single
             mask for a prompt that leaves no doubt, a box: what weights that were never fine-tuned expect.
         coarse_detached: whether the coarse head only looks on, so that its loss does not teach the encoder.
