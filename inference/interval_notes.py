@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.conformal import EF, QUANTITIES, Interval, coverage_range, two_sided_sample
+from ..evaluation.report.formats import method
 from ..evaluation.report_notes import counted
 from .conformal import phases_of
 from .uncertainty import Assessment, TrustSettings
@@ -82,7 +83,7 @@ def _basis(item: Assessment, quantity: str, interval: Interval) -> Basis:
 
 
 def _on_basis(basis: Basis, coverage: float) -> str:
-    way = f"{basis.method.replace('_', ' ')}, phases {basis.phases}"
+    way = f"{method(basis.method)}, phases {basis.phases}"
     words = f"{100 * coverage:g} % intervals of EF ({way}) rest on {basis.patients} cross-validated patients"
     if abs(basis.median_error) < _NO_BIAS:
         words += f", whose EF was measured without bias (median {basis.median_error:+.1f} points)"

@@ -31,6 +31,9 @@ _SHARP = 2  # pixels of a density for one of the figure
 _CURVE_POINTS = 400  # of an area curve, which is 470 pixels wide
 _EF_BIN = 5.0  # points of EF
 _DASHED = (0, (4, 3))
+# Names of the page's style for what is drawn; without them, as in a notebook, the colours are as they are here.
+_PAGE_COLOURS = {"ink": INK, "soft": SOFT, "pale": PALE, "grid": LINE, "ed": ED_COLOUR, "es": ES_COLOUR,
+                 "panel": "#ffffff"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def scatter(
                   label=f"regression: {slope:.2f} x {intercept:+.1f}")  # fmt: skip
     known = [(place, *interval) for place, interval in zip(x, intervals, strict=False) if interval is not None]
     if known and len(x) <= POINTS:
-        axes.vlines(*zip(*known, strict=True), color=ED_COLOUR, alpha=0.35, linewidth=1, capstyle="projecting")
+        axes.vlines(*zip(*known, strict=True), color=ED_COLOUR, alpha=0.35, linewidth=1, capstyle="projecting",
+                    label="a patient's interval")  # fmt: skip
     _draw_points(axes, x, y)
     axes.set(xlim=ends, ylim=ends, xlabel=f"reference {name}, {unit}", ylabel=f"predicted {name}, {unit}")
     axes.set_aspect("equal")
@@ -142,19 +146,22 @@ def bland_altman(predicted: ArrayLike, reference: ArrayLike, *, name: str, unit:
     x, y = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     difference, mean = y - x, (x + y) / 2
     figure, axes = _square()
-    axes.axhline(0, color=PALE, linewidth=0.9)
+    axes.axhline(0, color=PALE, linewidth=0.9, label="no difference")
     bias = float(difference.mean())
     lines: list[tuple[float, str, Any]] = [(bias, "bias", "-")]
     if len(x) > 1:
         spread = 1.96 * float(difference.std(ddof=1))
         lines += [(bias + spread, "+1.96 SD", _DASHED), (bias - spread, "−1.96 SD", _DASHED)]
     for level, words, style in lines:
-        axes.axhline(level, color=ES_COLOUR, linewidth=1.4, linestyle=style)
+        label = {"bias": "bias", "+1.96 SD": "limits of agreement"}.get(words)
+        axes.axhline(level, color=ES_COLOUR, linewidth=1.4, linestyle=style, label=label)
         words = f"{words}\n{round(level, 1) + 0.0:.1f}".replace("-", "−")
         axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
                       textcoords="offset points", va="center", fontsize=9, color=ES_COLOUR)  # fmt: skip
     _draw_points(axes, mean, difference)
     axes.margins(y=0.18)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, labelcolor=INK,
+                handlelength=1.6, columnspacing=1.2)  # fmt: skip
     axes.set(xlabel=f"mean of both {name}s, {unit}", ylabel=f"predicted − reference, {unit}")
     return _plot(figure, axes, f"Bland-Altman plot of {name}")
 
@@ -172,7 +179,7 @@ def ef_distribution(predicted: ArrayLike, reference: ArrayLike = ()) -> Plot:
         there = counts > 0  # an empty bar would leave a line on the axis
         axes.bar(edges[:-1][there] + _EF_BIN / 2, counts[there], 0.6 * _EF_BIN, fill=False, edgecolor=ES_COLOUR,
                  linewidth=1.4, linestyle=_DASHED, label="reference")  # fmt: skip
-        axes.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
     axes.margins(y=0.2)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set(xlabel=f"EF, % (bars of {_EF_BIN:g} points)", ylabel="patients")
@@ -221,7 +228,7 @@ def _plot(figure: Figure, axes: Axes, name: str, *, x_step: float = 1.0) -> Plot
 def _for_a_page(svg: str) -> str:
     """Without what would act on the whole page (style, ids that nothing points at), and in the page's own font.
 
-    Groups named class-... get a class in their place.
+    Groups named class-... get a class in their place, and the page may give its own colours, as in the dark.
     """
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(base64,)\s+", r"\1", svg)
@@ -230,4 +237,6 @@ def _for_a_page(svg: str) -> str:
     svg = re.sub(r' id="class-([\w-]+)"', r' class="\1"', svg)
     svg = re.sub(r' id="([\w.-]+)"', lambda found: found.group() if found.group(1) in used else "", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", svg)
+    for name, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(colour.lower(), f"var(--{name}, {colour.lower()})")
     return re.sub(r"\n\s*", " ", svg)

@@ -69,6 +69,18 @@ def frames(numbers: str | None) -> str:
     return (numbers or "–").replace(";", " · ")
 
 
+def unsaid(note: str | None, reasons: str | None) -> str:
+    """The parts of a note that reasons beside it do not say already."""
+    return "; ".join(part for part in (note or "").split("; ") if part not in (reasons or ""))
+
+
+def reasons_of(row: PatientRow, case: str) -> str:
+    """Why to look at a row again, without what is said of the patient's other clips."""
+    others = tuple(f"{name}: " for name in row.cases.split(";") if name != case)
+    parts = [part for part in (row.quality_reasons or "").split("; ") if not part.startswith(others)]
+    return "; ".join(part.removeprefix(f"{case}: ") for part in parts)
+
+
 def brief(words: str | None) -> str:
     """A note without what makes it longer than a page can bear; the whole is in ef_report.csv."""
     words = words or ""

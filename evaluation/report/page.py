@@ -28,6 +28,7 @@ from . import formats
 from .thumbnails import PICTURES, Film, Marks, Sheet, Still, marked_beats
 
 CASES_A_PAGE = 100
+_FEWEST_PAIRS, _FEWEST_OF_A_DISTRIBUTION = 3, 5  # patients; of fewer the table says more than a plot
 TABLE_ROWS = 1000  # of more patients the table shows a part at a time
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEASURES = {"ef_percent": ("EF", "%"), "edv_ml": ("EDV", "mL"), "esv_ml": ("ESV", "mL")}
@@ -189,7 +190,7 @@ def page_template(name: str) -> Template:
     )
     made.filters |= {
         name: getattr(formats, name)
-        for name in ("number", "interval", "method", "flag", "frames", "brief", "difference")
+        for name in ("number", "interval", "method", "flag", "frames", "brief", "difference", "unsaid", "reasons_of")
     } | {"data_uri": _data_uri, "line": _line}
     made.tests["to_check"] = formats.to_check
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
@@ -253,19 +254,20 @@ def _tiles(rows: Sequence[PatientRow], agreement: Mapping[str, Mapping[str, Any]
     tiles = [(str(len(rows)), "patient" if len(rows) == 1 else "patients", words)]
     if ef:
         small = f"SD {stdev(ef):.1f}, range {min(ef):.0f} to {max(ef):.0f}" if len(ef) > 1 else ""
-        tiles.append((f"{fmean(ef):.1f} %", "mean ejection fraction", small))
+        tiles.append((f"{fmean(ef):.1f} %", "mean ejection fraction" if len(ef) > 1 else "ejection fraction", small))
     failed = sum(1 for row in rows if row.failure)
     tiles.append((str(failed), "not measurable", "reasons in the table" if failed else ""))
     if any(row.quality for row in rows):
         doubtful = sum(1 for row in rows if row.quality == CHECK)
         unknown = sum(1 for row in rows if row.quality == NOT_JUDGED)
-        words = "reasons in the table" if doubtful else "nothing stood out"
+        words = "reasons below" if doubtful else "nothing stood out"
         tiles.append((str(doubtful), "to check by eye", f"{words}; {unknown} not judged" if unknown else words))
     statistics = (agreement or {}).get("ef_percent")
     if statistics and statistics["mae"] is not None:
         found = (agreement or {}).get("ef_found_phases_percent")
         words = "" if found is None or found["mae"] is None else f", given ED and ES; {found['mae']:.1f} at those found"
-        tiles.append((f"{statistics['mae']:.1f}", "mean absolute error, EF points", f"n = {statistics['n']}{words}"))
+        error = "mean absolute error, EF points" if statistics["n"] > 1 else "absolute error, EF points"
+        tiles.append((f"{statistics['mae']:.1f}", error, f"n = {statistics['n']}{words}"))
         if statistics["pearson_r"] is not None:
             tiles.append(
                 (f"{statistics['pearson_r']:.3f}", "Pearson r, EF", formats.bootstrap(statistics, "pearson_r", 3))
@@ -308,7 +310,7 @@ def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
     figures = []
     for key, (name, unit) in _MEASURES.items():
         pairs = [row for row in rows if None not in (row.measured(key), getattr(row, f"reference_{key}"))]
-        if pairs:
+        if len(pairs) >= _FEWEST_PAIRS:
             predicted, reference = ([getattr(row, column) for row in pairs] for column in (key, f"reference_{key}"))
             bounds = [formats.bounds(row, key) for row in pairs]
             patients = [row.patient for row in pairs] if len(pairs) <= POINTS else []
@@ -318,7 +320,7 @@ def _figures(rows: Sequence[PatientRow]) -> list[dict[str, Any]]:
             ):
                 figures.append(_figure(plot.svg, key, patients))
     ef = [row.ef_percent for row in rows if row.ef_percent is not None]
-    if ef:
+    if len(ef) >= _FEWEST_OF_A_DISTRIBUTION:
         known = [row.reference_ef_percent for row in rows if row.reference_ef_percent is not None]
         place = 2 if figures and figures[0]["measure"] == "ef_percent" else 0
         figures.insert(place, _figure(ef_distribution(ef, known).svg, "ef_percent", []))
@@ -347,7 +349,7 @@ def _table(rows: Sequence[PatientRow], links: Mapping[str, str], *, with_referen
         cells += [cell(row, "edv_ml"), cell(row, "esv_ml"), formats.method(row.method), str(row.beats or "–")]
         cells += [formats.frames(row.ed_frames), formats.frames(row.es_frames)]
         _, flag, reason = formats.flag(row)
-        last = (flag, formats.brief(reason), formats.brief(row.note))
+        last = (flag, formats.brief(reason), formats.brief(formats.unsaid(row.note, reason)))
         lines.append((row.patient, row.cases, int(formats.to_check(row)), *cells, last))
     return {"links": links, "rows": lines}
 
