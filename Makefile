@@ -4,10 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # What setup.cfg offers beyond the core. Tests of what is not installed are skipped, with the reason.
 EXTRAS ?= test
+# Where PyTorch comes from, if not from where all else does: https://download.pytorch.org/whl/cpu has it without CUDA.
+TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 DEMO ?= build/demo
 
-.PHONY: help install demo test coverage lint types fuzz bench bench-gpu clean
+.PHONY: help install demo test coverage lint types docs fuzz bench bench-gpu release clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -18,7 +20,7 @@ install: $(INSTALLED)  ## virtual environment with EchoPlan in it
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation 'sam2>=1.1.0'
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
@@ -39,6 +41,14 @@ lint: $(INSTALLED) types  ## ruff and mypy
 types: $(INSTALLED)  ## mypy alone
 	$(BIN)/python -m mypy
 
+# In an environment of its own: the site needs neither PyTorch nor EchoPlan. The extra `docs` names the same packages.
+docs:  ## the documentation as a site in build/site; fails on a broken link
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5'
+	rm -rf build/site-source && mkdir -p build/site-source
+	tar -cf - *.md CITATION.cff LICENSE docs echoplan/models/*/*.md echoplan/models/*/LICENSE | tar -xf - -C build/site-source
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
+
 fuzz: $(INSTALLED)  ## 200,000 damaged files to the readers, about 20 minutes; what they find lies in build/fuzz
 	$(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --workers 2 --keep build/fuzz
 
@@ -51,5 +61,8 @@ bench: $(INSTALLED)  ## speed and memory beside peers, a table each
 bench-gpu: $(INSTALLED)  ## all that only a GPU can tell, in under 10 minutes; the table lies in build/bench-gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py
 
+release:  ## wheel and sdist in dist/, tried in an empty environment; TAG=1 also tags the version
+	PYTHON=$(PYTHON) TAG=$(TAG) .ci/release
+
 clean:  ## remove what was built here
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

@@ -6,6 +6,8 @@ import fcntl
 import io
 import logging
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -138,6 +140,39 @@ def _train(project: Project) -> Project:
                 "-np", 0)  # fmt: skip
     project.run("echoplan_train", "Phantom", "all", "-tr", "UNetTrainer", *project.quick)
     return project
+
+
+TOY = {"--patients": 3, "--test_patients": 1, "--size": 64, "--epochs": 1, "iterations_per_epoch": 2, "batch_size": 2,
+       "base_features": 4}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The commands of docs/tutorial.md, word for word but for the numbers in `TOY`, and without worker processes.
+
+    What each of them printed is in said/<number>.txt, the command in its first line.
+    """
+    page = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    project = Project(tmp_path_factory.mktemp("tutorial"))
+    (project.root / "said").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        for number, line in enumerate(re.findall(r"^    (echoplan_(?:.*\\\n)*.*)$", page, re.M)):
+            words = shlex.split(line.replace("\\\n", "").replace("$ECHOPLAN_ROOT", str(project.root)))
+            done = project.run(*_toy(words), *(() if words[0] in WITHOUT_WORKERS else ("-np", 0)))
+            (project.root / "said" / f"{number}.txt").write_text(f"{line}\n{done.stdout}\n{done.stderr}")
+    return project
+
+
+WITHOUT_WORKERS = ("echoplan_compare", "echoplan_doctor")
+
+
+def _toy(words: list[str]) -> list[str]:
+    """A command line at toy size."""
+    made = [str(TOY.get(before, word)) for before, word in zip(["", *words], words, strict=False)]
+    return [
+        re.sub(r"^(\w+)=.*", lambda set: f"{set[1]}={TOY[set[1]]}" if set[1] in TOY else set[0], word) for word in made
+    ]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from echoplan.evaluation import make_film, measure_patients, subgroup_agreement,
 from echoplan.evaluation.report import formats
 from echoplan.evaluation.report import page as report
 from echoplan.evaluation.report.figures import area_curve, bland_altman, ef_distribution, scatter
+from echoplan.evaluation.report.formats import reasons_of
 
 SPACING = (0.8, 0.8)
 VOID = {"meta", "img", "br", "input", "line", "circle", "polyline", "path", "use", "rect", "link"}
@@ -116,11 +117,35 @@ def test_ids_are_unique_and_what_is_pointed_at_is_there(page):
 
 def test_without_references_and_without_patients(cases, measurements, write):
     (row,) = measure_patients(measurements[:1])
-    page = write(1, rows=[replace(row, reference_ef_percent=None, reference_edv_ml=None)])
+    alone = replace(row, reference_ef_percent=None, reference_edv_ml=None)
+    page = write(1, rows=[alone])
     assert "Agreement" not in page
     assert "Ref. EF" not in page
-    assert page.count('<figure class="panel"') == 1  # the distribution of EF
+    assert '<figure class="panel"' not in page and "mean ejection fraction" not in page  # of one value
+    page = write(1, rows=[replace(alone, patient=str(number)) for number in range(5)])
+    assert page.count('<figure class="panel"') == 1 and "distribution of EF" in page
+    page = write(1, rows=[row])
+    assert "Agreement" not in page and "Ref. EF" in page
     assert "Patients" in write(0)
+
+
+def test_what_is_said_of_one_clip_stands_beside_it_alone(measurements, write):
+    (row,) = measure_patients(measurements[:1])
+    doubts = f"{row.cases}: the base is cut off; two views differ"
+    rows = [replace(row, quality="check", quality_reasons=doubts, note="the base is cut off; irregular rhythm")]
+    page = write(1, rows=rows)
+    assert page.count("the base is cut off") == 1 and "Look closer: the base is cut off; two views differ" in page
+    assert "This clip, single plane" not in page and "Patient, single plane" in page
+    other = replace(measurements[0], case=replace(measurements[0].case, case="other"))
+    assert reasons_of(replace(rows[0], cases=f"{row.cases};other"), other.name) == "two views differ"
+
+
+def test_the_page_gives_its_plots_their_colours(page):
+    styled = re.search(r"<style>(.*?)</style>", page, re.S).group(1)
+    dark = styled[styled.index("prefers-color-scheme: dark") :].partition("\n}")[0]
+    names = set(re.findall(r"var\(--(\w+), #", page))
+    assert {"ink", "soft", "ed", "es"} <= names
+    assert [name for name in names if f"--{name}:" not in dark] == []
 
 
 def test_doubts_and_intervals_are_said_in_words(cases, measurements, write, page):
