@@ -171,7 +171,8 @@ def _toy(words: list[str]) -> list[str]:
     """A command line at toy size."""
     made = [str(TOY.get(before, word)) for before, word in zip(["", *words], words, strict=False)]
     return [
-        re.sub(r"^(\w+)=.*", lambda set: f"{set[1]}={TOY[set[1]]}" if set[1] in TOY else set[0], word) for word in made
+        re.sub(r"^(\w+)=.*", lambda found: f"{found[1]}={TOY[found[1]]}" if found[1] in TOY else found[0], word)
+        for word in made
     ]
 
 
