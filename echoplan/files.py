@@ -70,7 +70,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with naming_full_disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with open(temporary, "rb") as stream:
+            with open(temporary, "rb+") as stream:  # Windows flushes no file that is open for reading alone
                 os.fsync(stream.fileno())  # a crash after the move must not leave an empty file under the final name
             os.replace(temporary, target)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .geometry import Geometry
 _KNOWN_OF_CLIP = ("patient", "view", "ed_frame", "es_frame", "frame_time_ms", "ef_percent", "edv_ml", "esv_ml")
 _KNOWN_OF_FEW = ("exam", "scale_note")  # written where there is something to say
 _FRAMES, _LABELS = ".b2nd", "_seg.b2nd"  # how the files of a case end
+_MAPPED = None if os.name == "nt" else "r"  # Windows replaces no file that is mapped
 _NO_FILTERS = [blosc2.Filter.NOFILTER] * 6
 _CHUNK_FRAMES = 256  # putting chunks together takes time; but a chunk is in memory three times meanwhile
 
@@ -190,7 +192,7 @@ class ClipStore:
             if not 0 <= index < count:
                 raise IndexError(f"frame {index} of {count} in {path.name}")
         try:
-            array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+            array = blosc2.open(str(path), mode="r", mmap_mode=_MAPPED, dparams={"nthreads": 1})
             if list(array.shape) != written["shape"] or array.dtype.name != written["dtype"]:
                 raise ValueError(f"it holds {array.dtype.name} {array.shape}")
             out = array[:] if indices is None else np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)

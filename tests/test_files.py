@@ -114,6 +114,19 @@ def test_a_disk_that_is_full_at_the_last_step(tmp_path, monkeypatch, number, cal
     assert not target.parent.exists() or list(target.parent.iterdir()) == []
 
 
+def test_files_are_flushed_as_windows_wants_it(tmp_path, monkeypatch):
+    fcntl, fsync = pytest.importorskip("fcntl"), os.fsync
+
+    def flush(number):
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "open for reading alone")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_text(tmp_path / "report.json", "new")
+    assert (tmp_path / "report.json").read_text() == "new"
+
+
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
     with pytest.raises(PermissionError), atomic_path(tmp_path / "a.json") as temporary:
         temporary.write_text("x")

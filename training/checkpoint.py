@@ -277,12 +277,16 @@ def random_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         # This process's GPU alone: asking the others would take memory on each of them, for each process.
         state["cuda"] = [torch.cuda.get_rng_state()]
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Put back what `random_state` took."""
     torch.set_rng_state(state["cpu"].cpu())
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(state["mps"].cpu())
     if torch.cuda.is_available() and "cuda" in state:
         generators = [item.cpu() for item in state["cuda"]]
         if len(generators) == 1:

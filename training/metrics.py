@@ -49,7 +49,8 @@ class TrainingLog:
         self.history = [entry for entry in read_metrics(self.folder) if entry["epoch"] < first_epoch]
         if self.history or file.exists():
             write_text(file, "".join(json.dumps(plain(entry)) + "\n" for entry in self.history))
-        self._handler = logging.FileHandler(self.folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt")
+        log = self.folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt"
+        self._handler = logging.FileHandler(log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)

@@ -90,4 +90,4 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         # At once, without a last checkpoint: somebody else may be about to go on with the fold.
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows, where both end it at once

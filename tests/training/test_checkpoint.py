@@ -29,6 +29,15 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
     assert torch.equal(load_checkpoint(file)["network"]["w"], torch.ones(3))
 
 
+def test_the_random_state_of_apples_gpus_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, put_back = torch.tensor([1], dtype=torch.uint8), []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: own)
+    monkeypatch.setattr(torch.mps, "set_rng_state", put_back.append)
+    restore_random_state(random_state())
+    assert put_back == [own]
+
+
 def test_a_process_keeps_the_random_state_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     own, all_of_them = torch.tensor([1], dtype=torch.uint8), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
