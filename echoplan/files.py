@@ -28,6 +28,7 @@ _PARTIAL = ".partial-"
 _LONG_NAME = 120  # bytes; with the prefix of a partial file it still is a name
 # What spreadsheets calculate or run, and cells that only look like that: numbers, or lists of them.
 _FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")
+_NUMBERS_IN_LINES = re.compile(r"\[\n[-+.,\w\s]*\]")  # a list of numbers in JSON; a text has no line's end in it
 _NUMBERS = re.compile(r"[-+]?\d+(\.\d+)?(;([-+]?\d+(\.\d+)?)?)*")
 
 
@@ -132,8 +133,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write `content` as indented JSON; NumPy scalars and paths are converted, NaN and infinity become null."""
-    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `content` as JSON, indented, a list of numbers in one line; NumPy scalars and paths are converted, NaN and
+    infinity become null."""
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, _NUMBERS_IN_LINES.sub(lambda match: f"[{' '.join(match[0][1:-1].split())}]", text) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

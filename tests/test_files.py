@@ -187,3 +187,10 @@ def test_missing_json_names_the_file(tmp_path):
     with pytest.raises(EchoPlanError, match="missing") as caught:
         read_json(tmp_path / "a.json")
     assert caught.value.file == str(tmp_path / "a.json")
+
+
+def test_numbers_stand_in_a_line(tmp_path):
+    content = {"a": [1, None, -1e-9], "b": [[True], []], "c": ["x", 1], "d": "[\n1, 2]"}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert '"a": [1, null, -1e-09],\n' in (tmp_path / "a.json").read_text()
