@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from echoplan.cli import command
 from echoplan.errors import EchoPlanError
+from echoplan.options.completion import SHELLS, completion
 from echoplan.options.parser import Parser, parser
 
 
@@ -146,13 +147,32 @@ def umbrella() -> Parser:
     made = parser(
         "echoplan",
         "EchoPlan's commands. Each has --help; `echoplan predict` is `echoplan_predict`.",
-        examples=["echoplan predict -i clip.dcm -o out", "echoplan train --help"],
+        examples=["echoplan predict -i clip.dcm -o out", "echoplan train --help", "source <(echoplan completion bash)"],
         more="commands:\n"
         + "\n".join(f"  echoplan_{name:{widest}}  {each.summary}" for name, each in COMMANDS.items()),
         docs="README.md",
     )
     made.add_argument("command", nargs="?", metavar="COMMAND", help="which to run; its own options follow")
     return made
+
+
+def completion_options() -> Parser:
+    """The parser of `echoplan completion`."""
+    made = parser(
+        "echoplan completion",
+        "Print a script with which the shell completes commands, options and their values by the tab key.",
+        examples=[
+            "echoplan completion bash > ~/.local/share/bash-completion/completions/echoplan.bash",
+            "source <(echoplan completion zsh)",
+        ],
+    )
+    made.add_argument("shell", choices=SHELLS, help="for which shell")
+    return made
+
+
+def _completion(chosen: argparse.Namespace) -> int:
+    print(completion(chosen.shell, {name: parser_of(name) for name in COMMANDS}), end="")
+    return 0
 
 
 def _umbrella(chosen: argparse.Namespace) -> int:
@@ -171,4 +191,6 @@ def echoplan(given: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         status: int = globals()[name](arguments[1:])
         return status
+    if name == "completion":
+        return command(completion_options, _completion)(arguments[1:])
     return command(umbrella, _umbrella)(arguments[:1])
