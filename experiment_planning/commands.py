@@ -136,7 +136,7 @@ def _plan(where: Folders, name: str, chosen: argparse.Namespace) -> int:
     _write_folds(where, dataset, name)
     _write_paper_splits(home, dataset, plan)
     print(describe_plan(plan) if chosen.verbose else summarise_plan(plan))
-    print(f"{'' if chosen.verbose else 'all decisions, and why: --verbose, or the file; '}written: {file}")
+    print(f"written: {file}{'' if chosen.verbose else ' (all decisions, and why; --verbose prints them)'}")
     return 0
 
 

@@ -51,7 +51,9 @@ def completion(shell: str, parsers: Mapping[str, Parser]) -> str:
         shell: one of `SHELLS`.
         parsers: command -> its parser.
     """
-    options, several, single = [], [], []
+    options: list[str] = []
+    several: list[str] = []
+    single: list[str] = []
     for name, made in parsers.items():
         shown = [spelling for action in made._actions for spelling in action.option_strings]
         options.append(f'        echoplan_{name}) options="{" ".join(shown)}" ;;')
