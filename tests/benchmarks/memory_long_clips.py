@@ -81,7 +81,7 @@ def _frames(count: int, shape: tuple[int, int]) -> np.ndarray:
 def _peak(model: Path, clips: Path, out: Path, more: list[str]) -> int:
     """Bytes that the command had in memory at most."""
     words = [str(Path(sys.executable).parent / "echoplan_predict"), "-i", str(clips), "-o", str(out), "-m", str(model),
-             "-np", "0", "--device", "cpu", *more]  # fmt: skip
+             "-np", "0", "--device", "cpu", "--trust_code", *more]  # fmt: skip
     log = out.with_suffix(".log")
     with open(log, "w") as stream:
         process = subprocess.Popen(words, stdout=stream, stderr=stream)
