@@ -93,6 +93,26 @@ def test_its_folder_holds_card_and_licence_and_no_patient():
     assert shipped_model("../models/default") is None and shipped_model("nobody") is None
 
 
+def test_the_one_from_phantoms_has_a_licence_without_strings(root, tmp_path, capsys):
+    model = shipped_model("phantom")
+    home = model.parent
+    assert "Apache License" in (home / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache-2.0" in card_of(model).read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in home.rglob("*")) < LARGEST_MB * 2**20
+    for path in home.rglob("*"):
+        if path.is_file():
+            assert not re.search(rb"patient\d{4}", path.read_bytes()), path
+    raw = phantom(root)
+    out = tmp_path / "out"
+    command = ["-i", str(raw / "imagesTr"), "-o", str(out), "-m", "phantom", "--device", "cpu", "-np", "0"]
+    assert scripts.predict(command) == 0
+    said = capsys.readouterr().out
+    assert str(card_of(model)) in said and "CAMUS" not in said
+    for file in sorted((raw / "labelsTr").glob("*.nii.gz")):
+        true, found = load_mask(file)[0] == 1, load_mask(out / file.name)[0] == 1
+        assert 2 * np.count_nonzero(true & found) / (np.count_nonzero(true) + np.count_nonzero(found)) > 0.8
+
+
 def test_its_intervals_are_calibrated(capsys):
     predictor = EchoPredictor.from_model_folder(shipped_model(), device="cpu")
     assert predictor.trust.calibration is not None, predictor.trust.why_none
