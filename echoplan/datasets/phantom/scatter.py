@@ -18,21 +18,15 @@ class WallPoints:
     Attributes:
         position, layer: material coordinates of `Cut.wall_point`, each (N,).
         amplitude: complex reflectivity (N,), the spread of the points in the polar grid already allowed for.
-        recesses_db: how much fainter each is at end-diastole, (N,); as the heart contracts, the blood between the
-            trabeculae is pressed out, and a fifth of this is left at end-systole. None: nothing.
     """
 
     position: np.ndarray
     layer: np.ndarray
     amplitude: np.ndarray
-    recesses_db: np.ndarray | None = None
 
     def splat(self, cut: Cut, grid: PolarGrid) -> np.ndarray:
         """The points' reflectivity on the polar grid at this moment, complex64 (R, B)."""
-        amplitude = self.amplitude
-        if self.recesses_db is not None:
-            amplitude = amplitude * decibel(-self.recesses_db * (1 - 0.8 * cut.state.contraction))
-        return splat(*cut.to_image(*cut.wall_point(self.position, self.layer)), amplitude, grid)
+        return splat(*cut.to_image(*cut.wall_point(self.position, self.layer)), self.amplitude, grid)
 
 
 def splat(x: np.ndarray, y: np.ndarray, amplitude: np.ndarray, grid: PolarGrid) -> np.ndarray:

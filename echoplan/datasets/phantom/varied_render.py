@@ -112,15 +112,14 @@ def _varied_wall(rng: np.random.Generator, wall: WallPoints, cut: Cut, grid: Pol
         wall.position, places, np.clip(rng.uniform(0, 0.4) + 0.15 * smooth_curve(rng, 300, 25), 0.02, 0.6)
     )
     share = np.clip(share + rng.uniform(0, 0.3) * np.exp(-((wall.position / 0.3) ** 2)), 0, 0.7)
-    recesses = rng.uniform(2, 14) * np.clip(1 - wall.layer / share, 0, 1)
+    loudness -= rng.uniform(2, 14) * np.clip(1 - wall.layer / share, 0, 1)
     loudness[wall.layer < 0] += rng.uniform(-10, 2)  # specks of the trabeculae
     loudness[wall.layer > 1] += rng.uniform(-14, 2)  # pericardium
     amplitude = wall.amplitude * decibel(loudness)
-    parts = [(wall.position, wall.layer, amplitude, recesses)]
+    parts = [(wall.position, wall.layer, amplitude)]
     for side in (-1, 1):
         if rng.random() < 0.65:
-            muscle = _papillary_muscle(rng, side, cut, grid)
-            parts.append((*muscle, np.zeros(len(muscle[0]))))
+            parts.append(_papillary_muscle(rng, side, cut, grid))
     return WallPoints(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
