@@ -171,7 +171,7 @@ def completion_options() -> Parser:
 
 
 def _completion(chosen: argparse.Namespace) -> int:
-    print(completion(chosen.shell, {name: parser_of(name) for name in COMMANDS}), end="")
+    sys.stdout.write(completion(chosen.shell, {name: parser_of(name) for name in COMMANDS}))
     return 0
 
 
