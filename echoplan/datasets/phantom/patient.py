@@ -152,18 +152,18 @@ def _make_clip(
     quality = float(np.clip(quality + rng.normal(0, 0.1), *settings.quality))
     if settings.randomised:
         grid, pose, shape = place_freely(rng, heart, view, varied_size(rng, settings.size))
-        scanner, kind = varied_scanner(rng, quality), VariedRenderer
+        scanner = varied_scanner(rng, quality)
         # The valve is still open in some first frames, and the leaflets then stand in the cavity.
         open_at_first = rng.uniform(0, 1.0) if rng.random() < 0.5 else 0.0
         valves = np.maximum(timing.valve, open_at_first * (1 - timing.contraction) ** 6)
     else:
         grid, pose = _place(rng, heart, view, settings)
-        scanner, kind, shape, valves = Scanner.random(rng, quality), Renderer, None, timing.valve
+        scanner, shape, valves = Scanner.random(rng, quality), None, timing.valve
     cuts = tuple(
         Cut(heart.state(float(contraction), float(valve)), view, pose, shape)
         for contraction, valve in zip(timing.contraction, valves, strict=True)
     )
-    renderer = kind(rng, grid, cuts[timing.ed_frame], scanner)
+    renderer = (VariedRenderer if settings.randomised else Renderer)(rng, grid, cuts[timing.ed_frame], scanner)
     frames = renderer.to_grey(np.stack([renderer.frame(cut) for cut in cuts]))
     local = pose.to_local(*grid.pixel_xy)
     return PhantomClip(
