@@ -142,6 +142,6 @@ def test_command(tmp_path, monkeypatch, capsys):
     dataset = EchoDataset.read(tmp_path / "raw" / "Dataset001_TINY")
     assert len(dataset.cases) == 4 and dataset.load_clip(dataset.cases[0]).frame_shape == (72, 72)
     assert make_phantom([*common, "--layout", "camus"]) == 1  # where to is not said
-    assert "--out" in capsys.readouterr().err
+    assert "-o FOLDER" in capsys.readouterr().err
     assert make_phantom([*common, "--layout", "camus", "--out", str(tmp_path / "camus")]) == 0
     assert (tmp_path / "camus" / "patient0001").is_dir()
