@@ -22,6 +22,7 @@ from echoplan.termination import undisturbed
 
 logger = logging.getLogger(__name__)
 _END_SECONDS = 1.0  # for a process to end that is told to
+_GIVEN_UP = "the work was given up"
 _CHUNK = 2**20  # bytes of an array that are on their way at once: what receives them needs no second copy of it all
 _Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -37,7 +38,9 @@ class WorkerPool:
     """
 
     def __init__(self, count: int) -> None:
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # None: there will be no more
+        self._changing = threading.Lock()  # the workers that there are
+        self._count = count
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="echoplan-worker")
         self._workers: list[_Worker] = []
         self._ending = self._proven = False  # proven: that workers start here
@@ -57,26 +60,39 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers, whatever they are at; files that they were writing are removed."""
-        self._ending = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         with undisturbed():
+            with self._changing:
+                self._ending = True
+            for _ in range(self._count):
+                self._idle.put(None)
             for worker in list(self._workers):
                 worker.process.terminate()
             for worker in list(self._workers):
                 worker.end()
 
     def _start(self) -> None:
-        worker = _Worker()
-        self._workers.append(worker)
+        with self._changing:
+            if self._ending:
+                return
+            worker = _Worker()
+            self._workers.append(worker)
         self._idle.put(worker)
+
+    def _take(self) -> _Worker:
+        """A worker that has nothing to do: there are as many as threads, until the end."""
+        worker = self._idle.get()
+        if worker is None:
+            raise EchoPlanError(_GIVEN_UP, fatal=True)
+        return worker
 
     def _do(self, name: str, task: _Task) -> Any:
         """In a thread: have a worker do a task."""
-        worker = self._idle.get()  # there are as many as threads
+        worker = self._take()
         if worker.ready and not worker.process.is_alive():  # killed while it had nothing to do
             self._workers.remove(worker)
             self._start()
-            worker = self._idle.get()
+            worker = self._take()
         try:
             done, value = worker.ask(task)
         except (EOFError, OSError) as error:
@@ -91,7 +107,7 @@ class WorkerPool:
 
     def _died(self, worker: _Worker, name: str) -> EchoPlanError:
         if self._ending:
-            return EchoPlanError("the work was given up", fatal=True)
+            return EchoPlanError(_GIVEN_UP, fatal=True)
         why = how_it_ended(worker.process)
         if not (worker.ready or self._proven):
             return EchoPlanError(

@@ -272,6 +272,8 @@ def pretended_gpu() -> Iterator[Waits]:
         mock.patch.object(F, "one_hot", _one_hot),
         mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda **_: True),
+        mock.patch.object(torch.cuda, "reset_peak_memory_stats", lambda *_: None),
+        mock.patch.object(torch.cuda, "max_memory_allocated", lambda *_: 0),
         _Everywhere(),
     ):
         torch._C._set_only_lift_cpu_tensors(True)

@@ -12,6 +12,7 @@ import pytest
 
 from echoplan.errors import EchoPlanError
 from echoplan.parallel_map import run_cases
+from echoplan.workers import WorkerPool
 
 # Worker processes import functions by name, and pytest's importlib mode gives test modules no name they could use.
 WORKERS = """
@@ -166,6 +167,16 @@ def test_ctrl_c_does_not_wait_for_the_workers(workers, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_cases(workers.die_if, {"a": (600,), "b": (600,)}, processes=2, trial=False)
     assert time.monotonic() - started < 500
+
+
+def test_nobody_waits_for_a_worker_that_will_not_come():
+    pool = WorkerPool(1)
+    worker = pool._idle.get()  # as if a task had it that ends with it
+    waits = pool.submit("a", math.sqrt, 4)
+    pool.close()
+    with pytest.raises(EchoPlanError, match="given up"):
+        waits.result(timeout=60)
+    assert not worker.process.is_alive()
 
 
 def test_workers_start_only_where_they_pay(monkeypatch):

@@ -13,13 +13,15 @@ import pytest
 import SimpleITK as sitk
 
 from echoplan.errors import EchoPlanError
-from echoplan.evaluation import commands as evaluation_commands
 from echoplan.imageio import probe_clip, read_clip, read_mask, write_clip
 from echoplan.inference import EchoPredictor, find_inputs, predict_folder
 from echoplan.inference.predict_folder import Part
 from echoplan.preprocessing.probabilities import load_probabilities
 from echoplan.scripts import apply_postprocessing as apply_postprocessing_command
+from echoplan.scripts import compare as compare_command
 from echoplan.scripts import ensemble
+from echoplan.scripts import evaluate_folder as evaluate_folder_command
+from echoplan.scripts import report as report_command
 
 from .conftest import make_heart
 
@@ -88,8 +90,8 @@ def test_a_mask_that_nifti_cannot_hold_is_found_everywhere(tmp_path, heart, pred
     post = ["-i", str(out), "-o", str(tmp_path / "post"), "--pp", str(tmp_path / "pp.json")]
     report = ["-i", str(clips), "-m", str(tmp_path / "ensemble"), "-o", str(tmp_path / "report")]
     assert ensemble(["-i", str(out), str(out), "-o", str(tmp_path / "ensemble")]) == 0
-    assert apply_postprocessing_command(post) == evaluation_commands.report_command(report) == 0
-    assert evaluation_commands.evaluate_folder_command([str(tmp_path / "post"), str(tmp_path / "ensemble")]) == 0
+    assert apply_postprocessing_command(post) == report_command(report) == 0
+    assert evaluate_folder_command([str(tmp_path / "post"), str(tmp_path / "ensemble")]) == 0
     for folder in ("post", "ensemble"):
         sitk.Mask(image, sitk.ReadImage(str(tmp_path / folder / "p1_A4C.mha")))
     shutil.copy(clips / "p1_A4C.mha", out / "p2_A4C.mha")
@@ -230,7 +232,7 @@ def test_a_name_that_is_no_utf8_passes_through_every_command(tmp_path, predictor
     recorded = json.loads((out / "prediction_args.json").read_text(encoding="utf-8"))["inputs"]
     assert all(os.path.exists(item["path"]) for item in recorded)
     report = ["-i", str(clips), "-m", str(out), "-o", str(tmp_path / "again"), "-np", "0"]
-    assert evaluation_commands.report_command(report) == 0
+    assert report_command(report) == 0
     first, anew = rows_by_patient(out), rows_by_patient(tmp_path / "again")
     assert [(name, row["method"], row["ef_percent"]) for name, row in first.items()] == [
         (name, row["method"], row["ef_percent"]) for name, row in anew.items()
@@ -238,9 +240,9 @@ def test_a_name_that_is_no_utf8_passes_through_every_command(tmp_path, predictor
     odd = out.with_name(os.fsdecode(b"o\xfct"))
     shutil.copytree(out, odd)
     (odd / "M%FCller_A2C.nii.gz").rename(odd / os.fsdecode(b"M\xfcller_A2C.nii.gz"))
-    assert evaluation_commands.evaluate_folder_command([str(odd), str(out), "-np", "0"]) == 0
+    assert evaluate_folder_command([str(odd), str(out), "-np", "0"]) == 0
     methods = ["--predictions", f"a={odd}", f"b={out}", "--references", str(out), "-o", str(tmp_path / "c"), "-np", "0"]
-    assert evaluation_commands.compare_command(methods) == 0
+    assert compare_command(methods) == 0
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
 
