@@ -216,13 +216,20 @@ def test_the_keyboard_steps_and_plays(page):
 
 def test_playing_keeps_the_clips_own_time(page):
     stage = page.stage()
-    frames, milliseconds = page.run(
-        "const stage = arguments[0], begun = performance.now();"
-        "stage.dispatchEvent(new KeyboardEvent('keydown', {key: ' ', bubbles: true}));"
-        "return new Promise(done => setTimeout(() => done([+stage.ariaValueNow, performance.now() - begun]), 430))",
-        stage,
-    )
-    assert frames == pytest.approx(milliseconds / 50, abs=3)  # a busy machine draws late
+
+    def played():
+        """Frames that passed, less those of the time that passed."""
+        return page.run(
+            "const stage = arguments[0], begun = performance.now(), from = +stage.ariaValueNow;"
+            "const space = () => stage.dispatchEvent(new KeyboardEvent('keydown', {key: ' ', bubbles: true}));"
+            "const all = +stage.ariaValueMax - +stage.ariaValueMin + 1; space();"
+            "return new Promise(done => setTimeout(() => { const now = +stage.ariaValueNow, end = performance.now();"
+            " space(); done((now - from + all) % all - (end - begun) / 50) }, 430))",
+            stage,
+        )
+
+    # A busy machine draws late, which says nothing of the player; one of another pace never has the clip's.
+    assert any(-1.3 < played() < 0.3 for _ in range(30))
 
 
 def test_the_curve_scrubs_and_its_cursor_follows(page):
