@@ -41,7 +41,7 @@ lint: $(INSTALLED) types  ## ruff and mypy
 types: $(INSTALLED)  ## mypy alone
 	$(BIN)/python -m mypy
 
-# In an environment of its own: the site needs neither PyTorch nor EchoPlan. The extra `docs` names the same packages.
+# In an environment of its own: the site needs neither PyTorch nor EchoPlan.
 docs:  ## the documentation as a site in build/site; fails on a broken link
 	$(PYTHON) -m venv build/docs-venv
 	build/docs-venv/bin/python -m pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5'

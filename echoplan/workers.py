@@ -62,7 +62,7 @@ class WorkerPool:
         """End the workers, whatever they are at; files that they were writing are removed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with undisturbed():
-            with self._changing:
+            with self._changing:  # none starts any more that would not be seen below
                 self._ending = True
             for _ in range(self._count):
                 self._idle.put(None)

@@ -222,15 +222,26 @@ class Cut:
         return labels
 
 
+def semi_axes(edv_ml: float, truncation: float, slenderness: float, ratio: float) -> tuple[float, float, float, float]:
+    """Semi-axes a, b and c, and the mean of the first two, in mm, of an ellipsoid cut off at its mitral plane.
+
+    Args:
+        edv_ml: its volume.
+        truncation: height of the mitral plane as a share of c.
+        slenderness: length from apex to mitral plane, of the mean diameter.
+        ratio: a to b.
+    """
+    slice_share = truncation + 2 / 3 - truncation**3 / 3
+    length = (edv_ml * 1000 * 4 * slenderness**2 * (1 + truncation) / (np.pi * slice_share)) ** (1 / 3)
+    c, mean_radius = length / (1 + truncation), length / (2 * slenderness)
+    return mean_radius * np.sqrt(ratio), mean_radius / np.sqrt(ratio), c, mean_radius
+
+
 def random_heart(rng: np.random.Generator, *, ef_percent: float) -> Heart:
     """A heart of plausible size: EDV about 60 to 220 mL, larger where the ejection fraction is low."""
     edv = float(np.clip(rng.lognormal(np.log(118 - 0.5 * (ef_percent - 50)), 0.24), 55, 240))
     truncation, slenderness = rng.uniform(0.25, 0.55), rng.uniform(1.6, 2.05)
-    ratio = rng.uniform(0.86, 1.16)
-    slice_share = truncation + 2 / 3 - truncation**3 / 3
-    length = (edv * 1000 * 4 * slenderness**2 * (1 + truncation) / (np.pi * slice_share)) ** (1 / 3)
-    c, mean_radius = length / (1 + truncation), length / (2 * slenderness)
-    a, b = mean_radius * np.sqrt(ratio), mean_radius / np.sqrt(ratio)
+    a, b, c, mean_radius = semi_axes(edv, truncation, slenderness, rng.uniform(0.86, 1.16))
     wall = rng.uniform(7.5, 11.5)
     state = HeartState(
         a, b, c, truncation * c, wall, wall * rng.uniform(0.65, 0.9), rng.uniform(30, 46),

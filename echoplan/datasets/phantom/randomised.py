@@ -12,7 +12,7 @@ import numpy as np
 
 from echoplan.errors import EchoPlanError
 
-from .heart import Cut, Heart, HeartState, Pose
+from .heart import Cut, Heart, HeartState, Pose, semi_axes
 from .polar_grid import PolarGrid
 from .render import Scanner
 from .shape import Shape, balanced_width
@@ -24,11 +24,7 @@ def varied_heart(rng: np.random.Generator, *, ef_percent: float) -> Heart:
     """A heart from small to dilated (EDV 30 to 300 mL), with walls from thin to hypertrophied (6 to 19 mm)."""
     edv = float(np.clip(rng.lognormal(np.log(98 - 0.8 * (ef_percent - 50)), 0.42), 30, 300))
     truncation, slenderness = rng.uniform(0.15, 0.6), rng.uniform(1.35, 2.2)
-    ratio = rng.uniform(0.75, 1.3)
-    slice_share = truncation + 2 / 3 - truncation**3 / 3
-    length = (edv * 1000 * 4 * slenderness**2 * (1 + truncation) / (np.pi * slice_share)) ** (1 / 3)
-    c, mean_radius = length / (1 + truncation), length / (2 * slenderness)
-    a, b = mean_radius * np.sqrt(ratio), mean_radius / np.sqrt(ratio)
+    a, b, c, mean_radius = semi_axes(edv, truncation, slenderness, rng.uniform(0.75, 1.3))
     wall = float(np.clip(rng.lognormal(np.log(11), 0.22), 6, 19))
     state = HeartState(
         a, b, c, truncation * c, wall, wall * rng.uniform(0.75, 1.6), rng.uniform(25, 62),
