@@ -49,7 +49,7 @@ docs:  ## the documentation as a site in build/site; fails on a broken link
 	tar -cf - *.md CITATION.cff LICENSE docs echoplan/models/*/*.md echoplan/models/*/LICENSE | tar -xf - -C build/site-source
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
 
-fuzz: $(INSTALLED)  ## 200,000 damaged files to the readers, about 20 minutes; what they find lies in build/fuzz
+fuzz: $(INSTALLED)  ## 200,000 damaged files to the readers, 4 to 30 minutes; what they find lies in build/fuzz
 	$(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --workers 2 --keep build/fuzz
 
 bench: $(INSTALLED)  ## speed and memory beside peers, a table each
